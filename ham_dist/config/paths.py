@@ -1,0 +1,32 @@
+"""Every path that a user gives goes through one iopath PathManager, so that a handler registered once (s3://, hdfs://) works everywhere."""
+
+from functools import cache
+from pathlib import Path
+from typing import IO, Any
+
+
+@cache
+def path_manager() -> Any:
+    """The one PathManager of this process. Register further handlers on it: `path_manager().register_handler(MyHandler())`."""
+    from iopath.common.file_io import HTTPURLHandler, PathManager
+
+    manager = PathManager()
+    manager.register_handler(HTTPURLHandler())
+    return manager
+
+
+def open_file(path: str | Path, mode: str = "r", **options: Any) -> IO[Any]:
+    """Open `path` (any scheme that the PathManager knows); text files are UTF-8."""
+    if "b" not in mode:
+        options.setdefault("encoding", "utf-8")
+    return path_manager().open(str(path), mode, **options)
+
+
+def local_path(path: str | Path) -> Path:
+    """A local file or folder that holds `path`; a remote one is fetched first (cached by its handler)."""
+    return Path(path_manager().get_local_path(str(path)))
+
+
+def exists(path: str | Path) -> bool:
+    """Whether `path` is there."""
+    return bool(path_manager().exists(str(path)))

@@ -1,0 +1,193 @@
+"""The settings of a run. Every default lives here and nowhere else; `ham-dist train` writes them all to the run folder's run.toml."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+class Settings(BaseModel):
+    """Base of all sections: an unknown key is an error, and a loaded run does not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class SyntheticSettings(Settings):
+    """Generated data with planted truth: which fields matter, and how many columns each needs, is known."""
+
+    rows: PositiveInt = 200_000
+    """Rows of all three splits together."""
+    planted_ranks: tuple[Annotated[int, Field(ge=0)], ...] = (6, 4, 3, 2, 1, 0, 0, 0)
+    """Columns that each field truly needs; 0 makes a field pure noise. One entry a field."""
+    cardinalities: tuple[Annotated[int, Field(ge=2)], ...] = (600, 400, 300, 200, 100, 500, 200, 50)
+    """Rows C_j of each field's table, the unknown row 0 included."""
+    skew: Annotated[float, Field(ge=0)] = 0.6
+    """Zipf exponent of how often the values of a field occur; 0 is uniform."""
+    signal: PositiveFloat = 2.0
+    """Standard deviation of the true logit over the rows: how far the labels can be predicted."""
+    seed: int = 0
+    """Seed of the data; apart from the run's seed, so that runs of several seeds can share one data set."""
+
+    @model_validator(mode="after")
+    def _one_entry_a_field(self) -> "SyntheticSettings":
+        if len(self.planted_ranks) != len(self.cardinalities):
+            raise ValueError(f"planted_ranks has {len(self.planted_ranks)} entries and cardinalities {len(self.cardinalities)}; give one of each a field")
+        return self
+
+
+class DataSettings(Settings):
+    """Where the samples come from and how they are cut into batches."""
+
+    path: str | None = None
+    """Folder that `ham-dist prepare` wrote; without one the run generates the `synthetic` set into its own run folder."""
+    synthetic: SyntheticSettings = SyntheticSettings()
+    """The generated set; used where `path` is not given."""
+    batch_size: Annotated[int, Field(ge=2)] = 2048
+    """Samples of a global training batch, spread over all ranks (HAM paper, section 4.3)."""
+    evaluation_batch_size: Annotated[int, Field(ge=2)] = 16_384
+    """Samples of a global batch where only scores are wanted."""
+
+
+class ModelSettings(Settings):
+    """The CTR model over the field embeddings."""
+
+    name: Literal["fm", "deepfm", "autoint", "dcnv2"] = "dcnv2"
+    """The interaction: fm, deepfm, autoint or dcnv2."""
+    base_width: PositiveInt = 16
+    """Width of every table of the supernet, capped by its rows: d_j = min(base_width, C_j)."""
+    lift_width: PositiveInt = 16
+    """Width that fm, deepfm and autoint lift each field to by a linear map without bias (HAM paper, section 4.3)."""
+    first_order: Literal["linear", "table"] = "linear"
+    """First-order term of fm and deepfm: `linear` in the masked embedding, so that a field can leave the model, or a `table` of width 1 a field."""
+    mlp: tuple[PositiveInt, ...] = (16, 16)
+    """Widths of the deep part of deepfm and dcnv2; each layer is linear, BatchNorm, ReLU."""
+    cross_layers: PositiveInt = 3
+    """Full-rank cross layers of dcnv2."""
+    attention_layers: PositiveInt = 3
+    """Self-attention layers of autoint."""
+    attention_heads: PositiveInt = 2
+    """Heads of each autoint layer; divides `lift_width`."""
+    table_start: PositiveFloat = 0.01
+    """Standard deviation of the tables' start."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "ModelSettings":
+        if self.lift_width % self.attention_heads:
+            raise ValueError(f"attention_heads = {self.attention_heads} does not divide lift_width = {self.lift_width}")
+        return self
+
+
+class OptimizerSettings(Settings):
+    """How weights move in all three stages."""
+
+    tables: Literal["adam", "rowwise_adagrad"] = "adam"
+    """Rule of the tables: `adam` exactly as in the paper (on CPU by the dense kernel), or `rowwise_adagrad` fused into the backward pass."""
+    tables_learning_rate: PositiveFloat = 1e-3
+    """Learning rate of the tables."""
+    learning_rate: PositiveFloat = 1e-3
+    """Learning rate of Adam on the dense weights."""
+
+
+class OrthogonalitySettings(Settings):
+    """Soft orthogonality of table columns (HAM paper, Eq. 1)."""
+
+    form: Literal["gram", "cosine", "none"] = "gram"
+    """`gram`: Eq. 1; `cosine`: Eq. 1 of the columns at unit length; `none`: off."""
+    weight: PositiveFloat = 1e-3
+    """lambda: 1e-3 on MovieLens-1M, 1e-6 with `cosine` on Avazu in the paper."""
+    application: Literal["coupled", "decoupled"] = "coupled"
+    """`coupled`: added to the gradient before the optimizer's rule, as the paper does; `decoupled`: V <- V - step * every * dR/dV beside the optimizer."""
+    every: PositiveInt = 10
+    """Decoupled only: steps from one application to the next."""
+    step: PositiveFloat = 1e-3
+    """Decoupled only: length of the step, per training step; `weight` is not used there."""
+
+
+class PretrainSettings(Settings):
+    """Stage 1: train the wide supernet."""
+
+    max_epochs: PositiveInt = 30
+    """Upper bound on epochs."""
+    patience: PositiveInt = 2
+    """Epochs without a better validation AUC before the stage stops; the best epoch's weights are kept."""
+
+
+class Target(Settings):
+    """What a search must bring the tables down to: a number of columns, or of bytes."""
+
+    columns: PositiveInt | None = None
+    """Columns left in all tables together."""
+    bytes: PositiveInt | None = None
+    """Bytes of all tables together, at 4 bytes a number and searched widths."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "Target":
+        if (self.columns is None) == (self.bytes is None):
+            raise ValueError("give a target either `columns` or `bytes`")
+        return self
+
+    @property
+    def label(self) -> str:
+        """`columns-28` or `bytes-1000000`: names the target in folders and logs."""
+        return f"columns-{self.columns}" if self.columns is not None else f"bytes-{self.bytes}"
+
+
+class SearchSettings(Settings):
+    """Stage 2: find the columns to keep."""
+
+    method: Literal["ham", "uniform", "random", "magnitude"] = "ham"
+    """The size-search method; `uniform`, `random` and `magnitude` are controls that choose without a search."""
+    targets: Annotated[tuple[Target, ...], Field(min_length=1)] = (Target(columns=16),)
+    """One search, and one narrow model, for each target; all start from the one pretrained supernet."""
+    epochs: PositiveInt = 10
+    """Upper bound on epochs of alternating steps."""
+    patience: PositiveInt = 3
+    """Epochs without a better validation AUC, the column count being near the target, before the search stops early."""
+    alpha_start: PositiveFloat = 0.01
+    """eps: start of every alpha (HAM paper, section 4.3)."""
+    alpha_learning_rate: PositiveFloat = 1e-3
+    """eta of Eq. 3 (HAM paper, section 4.3)."""
+    push: PositiveFloat = 5e-5
+    """mu of Eq. 3: how hard the count is pushed to the target (HAM paper, section 4.3)."""
+
+
+class RetrainSettings(Settings):
+    """Stage 3: go on training the narrow model from the searched weights."""
+
+    max_epochs: PositiveInt = 30
+    """Upper bound on epochs."""
+    patience: PositiveInt = 2
+    """Epochs without a better validation AUC before the stage stops; the best epoch's weights are kept."""
+
+
+class ShardingSettings(Settings):
+    """How tables lie on ranks."""
+
+    kind: Literal["table_wise"] = "table_wise"
+    """`table_wise`: each table whole on one rank, ranks balanced by bytes."""
+
+
+class RunSettings(Settings):
+    """One whole run."""
+
+    seed: int = 0
+    """Seed of weights, of the order of samples and of methods that draw."""
+    data: DataSettings = DataSettings()
+    model: ModelSettings = ModelSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    orthogonality: OrthogonalitySettings = OrthogonalitySettings()
+    pretrain: PretrainSettings = PretrainSettings()
+    search: SearchSettings = SearchSettings()
+    retrain: RetrainSettings = RetrainSettings()
+    sharding: ShardingSettings = ShardingSettings()
+
+    @model_validator(mode="after")
+    def _coupled_needs_the_whole_gradient(self) -> "RunSettings":
+        if self.optimizer.tables == "rowwise_adagrad" and self.orthogonality.form != "none" and self.orthogonality.application == "coupled":
+            raise ValueError(
+                'orthogonality.application = "coupled" adds to the gradient of whole tables, which optimizer.tables = "rowwise_adagrad" never forms '
+                '(it steps inside the backward pass); set orthogonality.application = "decoupled", or optimizer.tables = "adam"'
+            )
+        return self

@@ -1,0 +1,63 @@
+"""What all interactions share: they read the columns of all fields, and say which of their weights read which columns.
+
+    B rows, F fields, d_j columns of field j, D = sum of d_j
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What one dimension of a weight runs over: the columns of some fields one after the other, or a fixed block of entries for each field.
+
+    fields: the fields in the order in which the dimension holds them.
+    block:  entries for each field where the dimension does not run over columns (a lifted field); None: it runs over the field's columns.
+    """
+
+    fields: tuple[str, ...]
+    block: int | None = None
+
+    def kept(self, widths: Mapping[str, int], columns: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Indices of this dimension that stay when only `columns` of each field stay.
+
+        widths:   d_j before the cut.
+        columns:  kept column numbers of each field, ascending, int64; an empty tensor for a field that leaves.
+        returns:  int64 indices, ascending.
+        """
+        kept, start = [], 0
+        for field in self.fields:
+            if self.block is None:
+                kept.append(columns[field] + start)
+                start += widths[field]
+            else:
+                if len(columns[field]):
+                    kept.append(torch.arange(start, start + self.block))
+                start += self.block
+        return torch.cat(kept) if kept else torch.empty(0, dtype=torch.int64)
+
+
+class Interaction(nn.Module, ABC):
+    """The part of a CTR model above the tables, plain torch.
+
+    widths: d_j by field, in the order in which forward's columns stand; 0 for a field that has left the model but still has a slot.
+    """
+
+    def __init__(self, widths: Mapping[str, int]) -> None:
+        super().__init__()
+        self.widths = dict(widths)
+
+    @abstractmethod
+    def forward(self, columns: torch.Tensor) -> torch.Tensor:
+        """Logits (B,) of the columns of all fields, (B, D), fields in the order of `widths`."""
+
+    @abstractmethod
+    def axes(self) -> dict[str, dict[int, Axis]]:
+        """For each weight that reads columns, by its name in `named_parameters()`: which of its dimensions run over columns.
+
+        A weight (or a dimension) that is not named does not change when columns are cut. A weight whose kept size is 0 leaves the model.
+        """
