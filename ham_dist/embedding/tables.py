@@ -1,0 +1,77 @@
+"""The tables of a model: which there are, how wide, and how TorchRec is told of them."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+
+KERNEL_WIDTH = 4
+"""Fused kernels need the width of a table to be a multiple of this (fbgemm-gpu, on CPU too)."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One embedding table.
+
+    field:        the field that reads it; also the table's name.
+    rows:         C_j, row 0 for unknown values.
+    width:        columns in use.
+    stored_width: columns that lie in memory: `width`, or `width` filled up with columns that stay zero where a kernel needs it.
+    """
+
+    field: str
+    rows: int
+    width: int
+    stored_width: int
+
+
+@dataclass(frozen=True)
+class TableChunk:
+    """Some rows of one table, all its columns in use.
+
+    values: (rows, width), the rows from `first_row` on.
+    """
+
+    field: str
+    first_row: int
+    values: torch.Tensor
+
+
+def stored_width(width: int, *, fused: bool) -> int:
+    """`width`, raised to what the kernel can hold."""
+    return -(-width // KERNEL_WIDTH) * KERNEL_WIDTH if fused else width
+
+
+def base_tables(cardinalities: Mapping[str, int], base_width: int, *, fused: bool) -> tuple[Table, ...]:
+    """The supernet's tables: d_j = min(base_width, C_j), so that no table has more columns than rows (HAM paper, section 3.3)."""
+    return tuple(
+        Table(field, rows, width := min(base_width, rows), stored_width(width, fused=fused)) for field, rows in cardinalities.items()
+    )
+
+
+def narrow_tables(tables: Iterable[Table], columns: Mapping[str, torch.Tensor], *, fused: bool) -> tuple[Table, ...]:
+    """The tables with only `columns` of each; a table without any is left out."""
+    return tuple(
+        replace(table, width=len(kept), stored_width=stored_width(len(kept), fused=fused))
+        for table in tables
+        if len(kept := columns[table.field])
+    )
+
+
+def embedding_bags(tables: Iterable[Table], device: torch.device | str = "meta") -> EmbeddingBagCollection:
+    """TorchRec's module for `tables`, mean pooling (a field with one value a row gives just its row), without memory of its own by default."""
+    return EmbeddingBagCollection(
+        tables=[
+            EmbeddingBagConfig(
+                name=table.field,
+                embedding_dim=table.stored_width,
+                num_embeddings=table.rows,
+                feature_names=[table.field],
+                pooling=PoolingType.MEAN,
+            )
+            for table in tables
+        ],
+        device=torch.device(device),
+    )
