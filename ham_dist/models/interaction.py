@@ -1,14 +1,17 @@
 """What all interactions share: they read the columns of all fields, and say which of their weights read which columns.
 
-    B rows, F fields, d_j columns of field j, D = sum of d_j
+B rows, F fields, d_j columns of field j, D = sum of d_j
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
+
+from ham_dist.errors import TargetError
 
 
 @dataclass(frozen=True)
@@ -17,10 +20,12 @@ class Axis:
 
     fields: the fields in the order in which the dimension holds them.
     block:  entries for each field where the dimension does not run over columns (a lifted field); None: it runs over the field's columns.
+    tail:   entries after those of the fields, which no cut touches (a linear over [cross, deep] reads the deep units there).
     """
 
     fields: tuple[str, ...]
     block: int | None = None
+    tail: int = 0
 
     def kept(self, widths: Mapping[str, int], columns: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Indices of this dimension that stay when only `columns` of each field stay.
@@ -38,7 +43,8 @@ class Axis:
                 if len(columns[field]):
                     kept.append(torch.arange(start, start + self.block))
                 start += self.block
-        return torch.cat(kept) if kept else torch.empty(0, dtype=torch.int64)
+        kept.append(torch.arange(start, start + self.tail))
+        return torch.cat(kept)
 
 
 class Interaction(nn.Module, ABC):
@@ -47,9 +53,16 @@ class Interaction(nn.Module, ABC):
     widths: d_j by field, in the order in which forward's columns stand; 0 for a field that has left the model but still has a slot.
     """
 
+    keeps_slots: ClassVar[bool] = False
+    """Whether a field without columns still stands in the model, as a vector of zeros; elsewhere it is dropped from `widths`."""
+    adds_first_order: ClassVar[bool] = False
+    """Whether the model has a first-order term, which `model.first_order` places in the interaction or in tables of width 1."""
+
     def __init__(self, widths: Mapping[str, int]) -> None:
         super().__init__()
-        self.widths = dict(widths)
+        self.widths = {field: width for field, width in widths.items() if width or self.keeps_slots}
+        if not any(self.widths.values()):
+            raise TargetError(f"{type(self).__name__}: no field has a column left; a model needs at least 1. Raise the target.")
 
     @abstractmethod
     def forward(self, columns: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,217 @@
+"""Settings from a TOML file and `--set a.b=c`, and back to TOML. Every mistake is reported at once, each with its place and its mend."""
+
+import difflib
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import tomlkit
+from pydantic import BaseModel, ValidationError
+from tomlkit.items import Table
+
+from ham_dist.config.paths import open_file
+from ham_dist.config.schema import RunSettings
+from ham_dist.errors import ConfigError
+
+SET = "--set"
+
+
+def load_run(path: str | None, overrides: Sequence[str] = ()) -> RunSettings:
+    """The settings of a run.
+
+    path:      TOML file, by any scheme that config/paths.py knows; None takes every default.
+    overrides: `key=value` each, later ones win; the key is dotted, the value TOML (`3`, `true`, `[16, 16]`) or a bare word, which is a string.
+    raises:    ConfigError that lists every mistake of the file and of the overrides.
+    """
+    tree = _read(path) if path is not None else {}
+    mistakes: list[str] = []
+    overridden: set[tuple[str, ...]] = set()
+    for override in overrides:
+        try:
+            key, value = _parse_override(override)
+            _put(tree, key, value)
+        except ConfigError as error:
+            mistakes.append(str(error))
+        else:
+            overridden.add(key)
+    try:
+        # Through JSON, because only there does pydantic's strict mode (no "3" for 3) take a list where the schema says tuple.
+        settings = RunSettings.model_validate_json(json.dumps(tree, default=str), strict=True)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        for problem in problems:
+            place = tuple(str(part) for part in problem["loc"])
+            if any(len(other["loc"]) > len(place) and tuple(map(str, other["loc"][: len(place)])) == place for other in problems):
+                continue  # Says of a list only that too few entries are right, and each wrong entry has its own line.
+            from_override = any(place[: len(key)] == key or key[: len(place)] == place for key in overridden)
+            whole_run = f"{path} with {SET}" if path is not None and not place else SET
+            mistakes.append(f"{whole_run if from_override or path is None else path}: {_describe(problem)}")
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return settings
+
+
+def dump_run(settings: RunSettings) -> str:
+    """TOML with every key of `settings`, each under its description; `load_run` of it gives equal settings. Keys that are None are left out."""
+    document = tomlkit.document()
+    _fill(document, settings)
+    return tomlkit.dumps(document)
+
+
+def differences(old: RunSettings, new: RunSettings) -> list[str]:
+    """One line for every key whose value is not the same: `search.epochs: 10, not 12`."""
+    before, after = dict(_leaves(old)), dict(_leaves(new))
+    return [f"{key}: {_show(before[key])}, not {_show(after[key])}" for key in before if before[key] != after[key]]
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        with open_file(path, "rb") as file:
+            return tomllib.loads(file.read().decode("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not TOML: {error}") from error
+
+
+def _parse_override(override: str) -> tuple[tuple[str, ...], Any]:
+    name, equals, text = override.partition("=")
+    key = tuple(part.strip() for part in name.split("."))
+    if not equals or not text.strip() or not all(key):
+        raise ConfigError(f"{SET} {override}: wants key=value, such as {SET} search.epochs=5")
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return key, text.strip()
+    # More than one key: a line break inside the value started another one.
+    return key, parsed["value"] if len(parsed) == 1 else text.strip()
+
+
+def _put(tree: dict[str, Any], key: tuple[str, ...], value: Any) -> None:
+    section = tree
+    for depth, part in enumerate(key[:-1], start=1):
+        section = section.setdefault(part, {})
+        if not isinstance(section, dict):
+            where = ".".join(key[:depth])
+            raise ConfigError(f"{SET} {'.'.join(key)}: {where} is no section. Give it whole: {SET} '{where}=...'")
+    section[key[-1]] = value
+
+
+def _describe(problem: Mapping[str, Any]) -> str:
+    """One mistake that pydantic found, as `key = value: what is wanted`."""
+    place: tuple[str | int, ...] = problem["loc"]
+    key = _dotted(place)
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: no such key.{_suggest_key(place)}"
+    wanted = problem["msg"].removeprefix("Value error, ").replace("Input should", "must").replace("an object", "a section with keys of its own")
+    if problem["type"] == "value_error":
+        return f"{key}: {wanted}" if key else wanted
+    described = f"{key} = {_show(problem['input'])}: {wanted}"
+    if problem["type"] == "literal_error":
+        choices = [part for part in problem["ctx"]["expected"].split("'") if part.isidentifier() and part != "or"]
+        described += "." + _did_you_mean(difflib.get_close_matches(str(problem["input"]), choices, n=1))
+    return described + (f"\n  {description}" if (description := _description(place)) else "")
+
+
+def _suggest_key(place: tuple[str | int, ...]) -> str:
+    """The nearest key of the same section, else the nearest name anywhere, else the keys that the section has."""
+    *parents, name = place
+    section = _model_at(parents)
+    if section is None:
+        return ""
+    siblings = difflib.get_close_matches(str(name), section.model_fields, n=1)
+    if siblings:
+        return _did_you_mean([_dotted((*parents, siblings[0]))])
+    everywhere = {key.rsplit(".", 1)[-1]: key for key, _ in _leaves(RunSettings())}
+    elsewhere = difflib.get_close_matches(str(name), everywhere, n=1)
+    if elsewhere:
+        return _did_you_mean([everywhere[elsewhere[0]]])
+    return f" {_dotted(parents) or 'A run'} has: {', '.join(section.model_fields)}."
+
+
+def _did_you_mean(matches: list[str]) -> str:
+    return f" Did you mean {matches[0]}?" if matches else ""
+
+
+def _description(place: Sequence[str | int]) -> str:
+    names = [part for part in place if isinstance(part, str)]
+    section = _model_at(place[: place.index(names[-1])]) if names else None
+    field = section.model_fields.get(names[-1]) if section else None
+    return (field.description or "") if field else ""
+
+
+def _model_at(place: Sequence[str | int]) -> type[BaseModel] | None:
+    """The section of the schema that `place` leads to; a number in it steps into a list of sections."""
+    model: type[BaseModel] = RunSettings
+    for part in place:
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(part)
+        found = list(_models_in(field.annotation)) if field else []
+        if not found:
+            return None
+        model = found[0]
+    return model
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in typing.get_args(annotation):
+        yield from _models_in(argument)
+
+
+def _leaves(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _fill(container: tomlkit.TOMLDocument | Table, section: BaseModel) -> None:
+    """Put the keys of `section` into `container`: plain ones first, since in TOML a key after a sub-section would belong to that one."""
+    subsections: dict[str, BaseModel] = {}
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            subsections[name] = value
+        elif value is not None:
+            if field.description:
+                container.add(tomlkit.comment(field.description))
+            container.add(name, _item(value))
+    for name, subsection in subsections.items():
+        container.add(tomlkit.nl())
+        table = tomlkit.table()
+        if type(subsection).__doc__:
+            table.comment(str(type(subsection).__doc__))
+        _fill(table, subsection)
+        container.add(name, table)
+
+
+def _item(value: Any) -> Any:
+    """The TOML item of a plain value; a list of sections becomes a list of inline tables."""
+    if isinstance(value, BaseModel):
+        inline = tomlkit.inline_table()
+        inline.update({name: _item(entry) for name, entry in value if entry is not None})
+        return inline
+    if isinstance(value, tuple):
+        array = tomlkit.array()
+        array.extend(_item(entry) for entry in value)
+        return array
+    return tomlkit.item(value)
+
+
+def _show(value: Any) -> str:
+    """A value as the user wrote it, cut where it is long."""
+    text = "nothing" if value is None else json.dumps(value, default=lambda other: other.model_dump(exclude_none=True), ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _dotted(place: Sequence[str | int]) -> str:
+    """`search.targets[0].columns` of ("search", "targets", 0, "columns")."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")

@@ -1,0 +1,49 @@
+"""BatchNorm over the global batch. torch's SyncBatchNorm exists on CUDA only; this one runs on every backend.
+
+    B rows here, N rows of all ranks, n features
+"""
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.nn.functional import all_reduce
+
+from ham_dist.distributed import process_group
+
+
+class GlobalBatchNorm1d(nn.BatchNorm1d):
+    """nn.BatchNorm1d whose statistics in training are those of the global batch: one all-reduce of 2 n + 1 numbers each way."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Normalized `input`, (B, n)."""
+        if not self.training or process_group.world_size() == 1:
+            return super().forward(input)
+        count = input.new_full((1,), input.shape[0])
+        # Shifting by the running mean, the same on every rank, keeps the sum of squares from cancelling where the mean is far from zero.
+        shift = self.running_mean.detach().clone() if self.running_mean is not None else input.new_zeros(input.shape[1])
+        centred = input - shift
+        sums = all_reduce(torch.cat([centred.sum(dim=0), centred.square().sum(dim=0), count]), op=dist.ReduceOp.SUM)
+        features = input.shape[1]
+        rows = sums[-1].detach()
+        mean = sums[:features] / rows
+        variance = (sums[features:-1] / rows - mean.square()).clamp(min=0.0)
+        self._move_running_statistics(mean.detach() + shift, variance.detach(), rows)
+        normalized = (centred - mean) * torch.rsqrt(variance + self.eps)
+        return normalized * self.weight + self.bias if self.affine else normalized
+
+    @torch.no_grad()
+    def _move_running_statistics(self, mean: torch.Tensor, variance: torch.Tensor, rows: torch.Tensor) -> None:
+        if not self.track_running_stats or self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked += 1
+        momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(variance * rows / (rows - 1.0), momentum)
+
+
+def synchronize_batch_norm(module: nn.Module) -> None:
+    """Give every nn.BatchNorm1d inside `module` the statistics of the global batch, in place."""
+    for child in module.modules():
+        if type(child) is nn.BatchNorm1d:
+            # The subclass adds no state, so that the same parameters, buffers and names stay.
+            child.__class__ = GlobalBatchNorm1d

@@ -1,0 +1,59 @@
+"""Which rank holds which table."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.sharding_plan import construct_module_sharding_plan, table_wise
+from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+
+from ham_dist.embedding.tables import Table
+
+BYTES_PER_NUMBER = 4
+
+
+def spread_tables(tables: Iterable[Table], ranks: int) -> dict[str, int]:
+    """The rank of each table: largest first, each to the rank with the fewest bytes so far (ties to the lower rank)."""
+    load = [0] * ranks
+    owner = {}
+    for table in sorted(tables, key=lambda table: (-table.rows * table.stored_width, table.field)):
+        owner[table.field] = rank = load.index(min(load))
+        load[rank] += table.rows * table.stored_width * BYTES_PER_NUMBER
+    return owner
+
+
+def sharding_plan(
+    bags: Mapping[str, EmbeddingBagCollection], owners: Mapping[str, Mapping[str, int]], *, fused: bool, device: torch.device, ranks: int
+) -> ShardingPlan:
+    """TorchRec's plan for `bags`, by module path, with each table whole on its owner.
+
+    fused: whether the tables step inside the backward pass. The planner itself refuses the dense kernel outside data-parallel, so the plan is written by hand.
+    """
+    kernel = EmbeddingComputeKernel.FUSED if fused else EmbeddingComputeKernel.DENSE
+    sharder: Any = EmbeddingBagCollectionSharder()
+    plan: dict[str, EmbeddingModuleShardingPlan] = {}
+    for path, ebc in bags.items():
+        per_table = {config.name: table_wise(rank=owners[path][config.name], compute_kernel=kernel.value) for config in ebc.embedding_bag_configs()}
+        plan[path] = construct_module_sharding_plan(
+            ebc, per_table, sharder=sharder, world_size=ranks, local_size=ranks, device_type=device.type
+        )
+    return ShardingPlan(plan)  # type: ignore[arg-type]
+
+
+def describe(tables: Iterable[Table], owner: Mapping[str, int], *, fused: bool) -> list[dict[str, Any]]:
+    """The plan as plain data, for the run folder's plan.json."""
+    return [
+        {
+            "table": table.field,
+            "kind": "table_wise",
+            "kernel": "fused" if fused else "dense",
+            "rank": owner[table.field],
+            "rows": table.rows,
+            "stored_width": table.stored_width,
+            "bytes": table.rows * table.stored_width * BYTES_PER_NUMBER,
+        }
+        for table in tables
+    ]

@@ -1,0 +1,132 @@
+"""A 0/1 number for each column of each table, multiplied into what a lookup returns.
+
+    B rows, S columns under search
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+
+Columns = Mapping[str, torch.Tensor]
+"""Kept column numbers by table name, ascending, int64; empty for a table that leaves."""
+
+
+class ColumnLayout:
+    """Where each table's columns stand in a vector of S numbers.
+
+    widths:     columns under search, by table name.
+    table_of:   the table behind each key of the looked-up KeyedTensor; each key its own table by default.
+    """
+
+    def __init__(self, widths: Mapping[str, int], table_of: Mapping[str, str] | None = None) -> None:
+        self.widths = dict(widths)
+        self.table_of = dict(table_of) if table_of is not None else {table: table for table in self.widths}
+        self.slices: dict[str, slice] = {}
+        start = 0
+        for table, width in self.widths.items():
+            self.slices[table] = slice(start, start + width)
+            start += width
+        self.size = start
+
+    @classmethod
+    def of(cls, ebc: EmbeddingBagCollection) -> "ColumnLayout":
+        """The layout of any EmbeddingBagCollection, tables shared by several features among them."""
+        configs = ebc.embedding_bag_configs()
+        features = [feature for config in configs for feature in config.feature_names]
+        table_of = {
+            # TorchRec names the output of a feature that several tables read "feature@table".
+            (feature if features.count(feature) == 1 else f"{feature}@{config.name}"): config.name
+            for config in configs
+            for feature in config.feature_names
+        }
+        return cls({config.name: config.embedding_dim for config in configs}, table_of)
+
+    def split(self, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The columns that a (S,) mask leaves open, by table."""
+        return {table: torch.nonzero(mask[part] > 0).flatten().cpu() for table, part in self.slices.items()}
+
+    def join(self, columns: Columns) -> torch.Tensor:
+        """The (S,) float32 mask that leaves just `columns` open; the inverse of `split`."""
+        mask = torch.zeros(self.size)
+        for table, kept in columns.items():
+            mask[self.slices[table]][kept] = 1.0
+        return mask
+
+
+class ColumnMask:
+    """The mask in force. Not a Module: it must stay out of DDP, of optimizers and of state dicts.
+
+    values: (S,) float32 in the layout's order, or None while every column is open (then nothing is multiplied at all).
+    """
+
+    def __init__(self, layout: ColumnLayout) -> None:
+        self.layout = layout
+        self.values: torch.Tensor | None = None
+        self._detached = False
+
+    def set(self, values: torch.Tensor | None) -> None:
+        """Multiply by `values` from the next lookup on; None opens every column."""
+        self.values = values
+
+    @contextmanager
+    def differentiable(self, values: torch.Tensor) -> Iterator[None]:
+        """Inside, lookups are multiplied by `values` with a gradient to `values` alone.
+
+        The looked-up vectors are cut off the graph: fused tables step inside backward(), so any gradient that reached them
+        would train the tables on validation data.
+        """
+        before = self.values
+        self.values, self._detached = values, True
+        try:
+            yield
+        finally:
+            self.values, self._detached = before, False
+
+    def __call__(self, looked_up: KeyedTensor) -> KeyedTensor:
+        """`looked_up` with closed columns at zero: by key, as the order of keys depends on how tables are sharded."""
+        if self.values is None:
+            return looked_up
+        values = looked_up.values()
+        if self._detached:
+            values = values.detach()
+        keys, lengths = looked_up.keys(), looked_up.length_per_key()
+        return KeyedTensor(keys, lengths, values * self._in_order_of(keys, lengths))
+
+    def _in_order_of(self, keys: Sequence[str], lengths: Sequence[int]) -> torch.Tensor:
+        assert self.values is not None
+        parts = []
+        for key, stored_width in zip(keys, lengths, strict=True):
+            table = self.layout.table_of[key]
+            parts.append(self.values[self.layout.slices[table]])
+            if padding := stored_width - self.layout.widths[table]:
+                parts.append(self.values.new_zeros(padding))
+        return torch.cat(parts)
+
+
+class MaskedEmbeddingBagCollection(nn.Module):
+    """An EmbeddingBagCollection (sharded or not) whose output has its closed columns at zero. Takes the place of `ebc` in any TorchRec model.
+
+    ebc:  the tables.
+    mask: shared with the search that moves it.
+    """
+
+    def __init__(self, ebc: nn.Module, mask: ColumnMask) -> None:
+        super().__init__()
+        self.ebc = ebc
+        self.mask = mask
+
+    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
+        """Vectors of all keys, values (B, sum of stored widths)."""
+        return self.mask(self.ebc(features))
+
+
+def ordered_columns(looked_up: KeyedTensor, widths: Mapping[str, int]) -> torch.Tensor:
+    """The columns in use, (B, D), keys in the order of `widths`, whatever the order and the padding in `looked_up`."""
+    keys, lengths = looked_up.keys(), looked_up.length_per_key()
+    if list(keys) == list(widths) and list(lengths) == list(widths.values()):
+        return looked_up.values()
+    return torch.cat([looked_up[key][:, :width] for key, width in widths.items()], dim=1)

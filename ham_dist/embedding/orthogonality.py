@@ -1,0 +1,55 @@
+"""Soft orthogonality of a table's columns (HAM paper, Eq. 1), in closed form.
+
+    V (C, d) a table, G = V'V (d, d) its Gram matrix
+
+Both forms of R and their gradients depend on the rows only through G, and the gradient is V times a d x d matrix. So nothing of the size of the
+table is kept for a backward pass, and tables spread over ranks need one all-reduce of d x d numbers.
+"""
+
+from typing import Literal
+
+import torch
+
+Form = Literal["gram", "cosine"]
+
+SMALLEST_NORM = 1e-12
+"""A column shorter than this (padding, or a column that has died) has no direction: `cosine` leaves it out."""
+
+
+def penalty(gram: torch.Tensor, form: Form) -> torch.Tensor:
+    """R of one table, a scalar.
+
+    gram:   G, (d, d).
+    form:   "gram": ||G - I||_F^2 / d^2 (Eq. 1). "cosine": the same of the columns at unit length, so its diagonal counts nothing.
+    """
+    return _difference(gram, form).square().sum() / gram.shape[0] ** 2
+
+
+def gradient_matrix(gram: torch.Tensor, form: Form) -> torch.Tensor:
+    """The (d, d) matrix M with dR/dV = V M.
+
+    "gram":   M = 4 (G - I) / d^2.
+    "cosine": with N = diag(column norms), C = N^-1 G N^-1 and A = C - I, the gradient of unit columns U = V N^-1 is 4 U A / d^2, and the way back
+              through u = v / |v| takes off its part along u: M = 4 N^-1 (A - diag(C A)) N^-1 / d^2.
+    """
+    difference = _difference(gram, form)
+    scale = 4.0 / gram.shape[0] ** 2
+    if form == "gram":
+        return scale * difference
+    inverse = _inverse_norms(gram)
+    cosines = inverse[:, None] * gram * inverse[None, :]
+    along = (cosines * difference.T).sum(dim=1)
+    return scale * inverse[:, None] * (difference - torch.diag(along)) * inverse[None, :]
+
+
+def _difference(gram: torch.Tensor, form: Form) -> torch.Tensor:
+    identity = torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
+    if form == "gram":
+        return gram - identity
+    inverse = _inverse_norms(gram)
+    return (inverse[:, None] * gram * inverse[None, :]) * (1.0 - identity)
+
+
+def _inverse_norms(gram: torch.Tensor) -> torch.Tensor:
+    norms = gram.diagonal().clamp(min=0.0).sqrt()
+    return torch.where(norms > SMALLEST_NORM, 1.0 / norms.clamp(min=SMALLEST_NORM), 0.0)

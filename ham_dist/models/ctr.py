@@ -1,0 +1,62 @@
+"""A CTR model over TorchRec tables: lookup, mask, interaction."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from ham_dist.embedding.mask import ColumnLayout, ColumnMask, MaskedEmbeddingBagCollection, ordered_columns
+from ham_dist.embedding.tables import Table, embedding_bags
+from ham_dist.models.interaction import Interaction
+
+
+class CTRModel(nn.Module):
+    """Logits of a batch: the masked columns of all fields through one interaction.
+
+    tables:             the embedding tables, with the mask over their columns.
+    interaction:        reads the columns of all fields, in the order of its `widths`.
+    first_order_tables: tables of width 1 (FM's and DeepFM's usual first-order term), added up into the logit; None where the term is part of the interaction.
+    """
+
+    def __init__(
+        self, tables: MaskedEmbeddingBagCollection, interaction: Interaction, first_order_tables: EmbeddingBagCollection | None = None
+    ) -> None:
+        super().__init__()
+        self.tables = tables
+        self.interaction = interaction
+        self.first_order_tables = first_order_tables
+        self._widths = {field: width for field, width in interaction.widths.items() if width}
+
+    def forward(self, sparse_features: KeyedJaggedTensor) -> torch.Tensor:
+        """Logits (B,)."""
+        logits = self.interaction(ordered_columns(self.tables(sparse_features), self._widths))
+        if self.first_order_tables is not None:
+            terms = self.first_order_tables(sparse_features)
+            # Only the first column of each table is the term; where a kernel needs padding, the rest must get no gradient.
+            logits = logits + terms.values()[:, :: terms.length_per_key()[0]].sum(dim=1)
+        return logits
+
+    @property
+    def mask(self) -> ColumnMask:
+        """The mask over this model's columns."""
+        return self.tables.mask
+
+
+def ctr_model(tables: Sequence[Table], interaction: Interaction, first_order: Sequence[Table] = ()) -> CTRModel:
+    """A model whose tables have no memory yet: sharding gives each rank its own."""
+    layout = ColumnLayout({table.field: table.width for table in tables})
+    masked = MaskedEmbeddingBagCollection(embedding_bags(tables), ColumnMask(layout))
+    return CTRModel(masked, interaction, embedding_bags(first_order) if first_order else None)
+
+
+def dense_parameters(model: CTRModel) -> int:
+    """Numbers in the dense part."""
+    return sum(parameter.numel() for parameter in model.interaction.parameters())
+
+
+def widths_of(tables: Sequence[Table], fields: Sequence[str], *, keep_slots: bool) -> Mapping[str, int]:
+    """Widths by field as an interaction wants them: a field without a table has width 0 where the model keeps its slot, and is left out elsewhere."""
+    widths = {table.field: table.width for table in tables}
+    return {field: widths.get(field, 0) for field in fields if field in widths or keep_slots}

@@ -1,0 +1,67 @@
+"""DCN-V2, parallel: full-rank cross layers beside an MLP.
+
+B rows, D columns
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from ham_dist.config.schema import ModelSettings
+from ham_dist.models.interaction import Axis, Interaction
+from ham_dist.models.mlp import hidden_layers
+
+
+class CrossNet(nn.Module):
+    """Cross layers x_{l+1} = x_0 * (W_l x_l + b_l) + x_l: (B, D) -> (B, D).
+
+    A column of zeros in x_0 stays zero in every layer, so cutting it (row, column and bias entry of each W_l) changes nothing else.
+
+    source: Wang et al., "DCN V2" (2021), Eq. 1. The start (Xavier normal, zero biases) is that of torchrec.modules.crossnet.CrossNet.
+    """
+
+    def __init__(self, columns: int, layers: int) -> None:
+        super().__init__()
+        linears = [nn.Linear(columns, columns) for _ in range(layers)]
+        for linear in linears:
+            nn.init.xavier_normal_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        self.layers = nn.ModuleList(linears)
+
+    def forward(self, start: torch.Tensor) -> torch.Tensor:
+        """All cross layers over the columns x_0 (B, D)."""
+        crossed = start
+        for layer in self.layers:
+            crossed = torch.addcmul(crossed, start, layer(crossed))
+        return crossed
+
+
+class DCNV2(Interaction):
+    """Logit = linear([cross layers (B, D), MLP (B, last of mlp)]), reading the columns as they are, without a lift.
+
+    widths:   d_j by field; fields of width 0 are left out.
+    settings: reads cross_layers and mlp; without an mlp the linear reads the cross layers alone.
+    source:   Wang et al. (2021), section 3.3, parallel structure; HAM paper, section 4.5: 3 D^2 + 20 D + 369 weights with 3 layers and mlp (16, 16).
+    """
+
+    def __init__(self, widths: Mapping[str, int], settings: ModelSettings) -> None:
+        super().__init__(widths)
+        columns = sum(self.widths.values())
+        self.deep_width = settings.mlp[-1] if settings.mlp else 0
+        self.cross = CrossNet(columns, settings.cross_layers)
+        self.deep = nn.Sequential(*hidden_layers(columns, settings.mlp))
+        self.last = nn.Linear(columns + self.deep_width, 1)
+
+    def forward(self, columns: torch.Tensor) -> torch.Tensor:
+        parts = [self.cross(columns)]
+        if self.deep_width:
+            parts.append(self.deep(columns))
+        return self.last(torch.cat(parts, dim=1)).squeeze(1)
+
+    def axes(self) -> dict[str, dict[int, Axis]]:
+        columns = Axis(tuple(self.widths))
+        axes: dict[str, dict[int, Axis]] = {"last.weight": {1: Axis(columns.fields, tail=self.deep_width)}}
+        for layer in range(len(self.cross.layers)):
+            axes |= {f"cross.layers.{layer}.weight": {0: columns, 1: columns}, f"cross.layers.{layer}.bias": {0: columns}}
+        return axes | {"deep.0.weight": {1: columns}} if self.deep_width else axes

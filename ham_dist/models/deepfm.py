@@ -1,0 +1,38 @@
+"""DeepFM: a factorization machine and an MLP over the same lifted fields.
+
+B rows, F fields, L = lift_width
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from ham_dist.config.schema import ModelSettings
+from ham_dist.models.fm import FM
+from ham_dist.models.interaction import Axis
+from ham_dist.models.mlp import hidden_layers
+
+
+class DeepFM(FM):
+    """Logit = FM + MLP(lifted fields side by side, (B, F * L)).
+
+    widths:   d_j by field; fields of width 0 are left out, so the MLP reads L inputs less for each.
+    settings: reads lift_width, first_order and mlp.
+    source:   Guo et al., "DeepFM" (2017), Eq. 1 to 4.
+    """
+
+    def __init__(self, widths: Mapping[str, int], settings: ModelSettings) -> None:
+        super().__init__(widths, settings)
+        inputs = len(self.widths) * settings.lift_width
+        self.lift_width = settings.lift_width
+        # FM holds the bias of the logit.
+        last = nn.Linear(settings.mlp[-1] if settings.mlp else inputs, 1, bias=False)
+        self.deep = nn.Sequential(*hidden_layers(inputs, settings.mlp), last)
+
+    def forward(self, columns: torch.Tensor) -> torch.Tensor:
+        lifted = self.lift(columns)
+        return self.logits(columns, lifted) + self.deep(lifted.flatten(1)).squeeze(1)
+
+    def axes(self) -> dict[str, dict[int, Axis]]:
+        return super().axes() | {"deep.0.weight": {1: Axis(tuple(self.widths), block=self.lift_width)}}

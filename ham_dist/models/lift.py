@@ -1,0 +1,51 @@
+"""One linear map for each field, without bias, that brings fields of different widths to one width.
+
+B rows, F fields, d_j columns of field j, D = sum of d_j, L = lift_width
+"""
+
+from collections.abc import Mapping
+from itertools import accumulate
+
+import torch
+from torch import nn
+
+
+class Lift(nn.Module):
+    """Columns (B, D) -> lifted fields (B, F, L): slot j holds x_j W_j, with x_j the d_j columns of field j and W_j of shape (d_j, L).
+
+    source: HAM paper, section 4.3, after Ginart et al., "Mixed dimension embeddings" (2019).
+
+    All W_j lie in one weight (D, L), a row for each column, so that cutting a column cuts a row. Fields of unequal width are filled up to the widest
+    with zero weights and multiplied in one batched product: with 39 fields of up to 16 columns that is faster than 39 products, and than one
+    block-diagonal one (which multiplies F times as many numbers).
+
+    widths: d_j by field; a field of width 0 gives a slot of zeros.
+    """
+
+    padded_columns: torch.Tensor
+    padded_rows: torch.Tensor
+
+    def __init__(self, widths: Mapping[str, int], lift_width: int) -> None:
+        super().__init__()
+        self.widths = tuple(widths.values())
+        self.widest = max(self.widths)
+        total = sum(self.widths)
+        self.weight = nn.Parameter(torch.empty(total, lift_width))
+        for width, block in zip(self.widths, self.weight.detach().split(self.widths), strict=True):
+            if width:
+                nn.init.uniform_(block, -(width**-0.5), width**-0.5)  # as nn.Linear(d_j, L) starts
+        self.is_even = all(width == self.widest for width in self.widths)
+        starts = list(accumulate(self.widths, initial=0))[:-1]
+        slots = [(start + i, i < width) for start, width in zip(starts, self.widths, strict=True) for i in range(self.widest)]
+        # A place without a column reads column 0 times the row of zeros that forward puts after the weight's last.
+        self.register_buffer("padded_columns", torch.tensor([column if is_real else 0 for column, is_real in slots]), persistent=False)
+        self.register_buffer("padded_rows", torch.tensor([column if is_real else total for column, is_real in slots]), persistent=False)
+
+    def forward(self, columns: torch.Tensor) -> torch.Tensor:
+        """Lifted fields (B, F, L) of the columns of all fields (B, D)."""
+        weight: torch.Tensor = self.weight
+        if not self.is_even:
+            columns = columns.index_select(1, self.padded_columns)
+            weight = torch.cat([weight, weight.new_zeros(1, weight.shape[1])]).index_select(0, self.padded_rows)
+        fields = len(self.widths)
+        return torch.einsum("bfd,fdl->bfl", columns.unflatten(1, (fields, self.widest)), weight.unflatten(0, (fields, self.widest)))

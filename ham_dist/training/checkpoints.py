@@ -1,0 +1,109 @@
+"""The checkpoints of a run: one at the end of each epoch of each stage; the newest and the best of a stage are kept."""
+
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ham_dist.distributed import checkpoint, process_group
+from ham_dist.errors import CheckpointError
+from ham_dist.training.state import TrainingState
+from ham_dist.training.stopping import EarlyStopper
+
+EPOCH = re.compile(r"epoch-(\d{4})$")
+
+
+@dataclass
+class StageProgress:
+    """How far one stage has come; what a resumed stage goes on from.
+
+    stopper: watches validation AUC.
+    epochs:  epochs done.
+    samples: training samples seen.
+    seconds: time spent, over all starts of the run.
+    notes:   further plain values that the stage keeps.
+    """
+
+    stopper: EarlyStopper
+    epochs: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    notes: dict[str, Any] = field(default_factory=dict)
+    _since: float = field(default_factory=time.perf_counter, repr=False)
+
+    def tick(self) -> None:
+        """Count the time since the last call."""
+        now = time.perf_counter()
+        self.seconds += now - self._since
+        self._since = now
+
+    def values(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        values = asdict(self)
+        del values["_since"]
+        return values
+
+    def take(self, values: Mapping[str, Any]) -> None:
+        """The inverse of `values`."""
+        self.stopper = EarlyStopper(**values["stopper"])
+        self.epochs, self.samples, self.seconds, self.notes = values["epochs"], values["samples"], values["seconds"], dict(values["notes"])
+        self._since = time.perf_counter()
+
+
+class StageCheckpoints:
+    """The checkpoints of one stage, in a folder of its own.
+
+    folder: `checkpoints/<stage>` of the run folder.
+    extra:  tensors beside the training state (a method's alpha), by name; alike on every rank.
+    """
+
+    def __init__(self, folder: Path, state: TrainingState, extra: Callable[[], Mapping[str, Any]] = dict) -> None:
+        self.folder = folder
+        self.state = state
+        self._extra = extra
+
+    def save(self, progress: StageProgress) -> None:
+        """Keep the end of an epoch; older checkpoints that are neither the newest nor the best go."""
+        progress.tick()
+        checkpoint.save(self._path(progress.epochs - 1), self._tensors(), {**progress.values(), "optimizer_steps": self.state.optimizers.steps})
+        keep = {progress.epochs - 1, progress.stopper.best_epoch}
+        process_group.on_first_rank(lambda: [shutil.rmtree(self._path(epoch)) for epoch in self._epochs() if epoch not in keep] and None)
+
+    def resume(self, progress: StageProgress) -> bool:
+        """Load the newest checkpoint, if there is one, into the state and `progress`; says whether there was."""
+        epochs = process_group.on_first_rank(self._epochs)
+        if not epochs:
+            return False
+        progress.take(self._load(max(epochs)))
+        return True
+
+    def restore_best(self, progress: StageProgress) -> None:
+        """Load the epoch with the best validation AUC into the state."""
+        self._load(progress.stopper.best_epoch)
+
+    def load_best(self) -> None:
+        """Load the best epoch without knowing which it is, as export does."""
+        epochs = process_group.on_first_rank(self._epochs)
+        if not epochs:
+            raise CheckpointError(f"{self.folder}: holds no checkpoint; `ham-dist train --resume` brings the run to its end")
+        self._load(checkpoint.read_values(self._path(max(epochs)))["stopper"]["best_epoch"])
+
+    def _load(self, epoch: int) -> dict[str, Any]:
+        values = checkpoint.load(self._path(epoch), self._tensors())
+        self.state.load_steps(values["optimizer_steps"])
+        return values
+
+    def _tensors(self) -> dict[str, Any]:
+        return {**self.state.tensors(), **{f"extra/{name}": values for name, values in self._extra().items()}}
+
+    def _epochs(self) -> list[int]:
+        if not self.folder.exists():
+            return []
+        found = (EPOCH.match(path.name) for path in self.folder.iterdir() if (path / checkpoint.VALUES).exists())
+        return sorted(int(match.group(1)) for match in found if match)
+
+    def _path(self, epoch: int) -> Path:
+        return self.folder / f"epoch-{epoch:04d}"

@@ -1,0 +1,59 @@
+"""The steps that all stages are made of.
+
+    B rows here, S columns under search
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ham_dist.data.batch import Batch
+from ham_dist.distributed import process_group
+from ham_dist.training.state import TrainingState
+
+
+def log_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """This rank's share of the mean log loss over the global batch; the shares of all ranks add up to that mean."""
+    return functional.binary_cross_entropy_with_logits(logits, batch.labels, reduction="sum") / batch.global_rows
+
+
+def weight_step(state: TrainingState, batch: Batch) -> torch.Tensor:
+    """Move tables and dense weights by one step on a training batch, under the mask in force; returns this rank's share of the loss."""
+    state.optimizers.zero_grad()
+    loss = log_loss(state.sharded.parallel(batch.sparse_features), batch)
+    # DDP and TorchRec both take the mean over ranks of what each rank gives them; the shares are to be added up.
+    (loss * process_group.world_size()).backward()
+    state.regularizer.before_step(state.sharded)
+    state.optimizers.step()
+    state.regularizer.after_step(state.sharded, state.optimizers.steps)
+    return loss.detach()
+
+
+def mask_gradient(state: TrainingState, batch: Batch, mask: torch.Tensor) -> torch.Tensor:
+    """dL/dm on a validation batch, at `mask`: what Eq. 2 takes for the gradient of alpha.
+
+    mask:    (S,) float32.
+    returns: (S,), over the global batch, the same on every rank. Tables, dense weights, their optimizers and BatchNorm's running statistics stay
+             bit for bit what they were: only the mask's gradient is asked for, past DDP and past the fused kernels.
+    """
+    values = mask.detach().clone().requires_grad_()
+    with state.sharded.model.mask.differentiable(values), _frozen_statistics(state.interaction):
+        loss = log_loss(state.sharded.model(batch.sparse_features), batch)
+    (gradient,) = torch.autograd.grad(loss, values)
+    return process_group.sum_over_ranks(gradient)
+
+
+@contextmanager
+def _frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Inside, BatchNorm goes on normalizing by the batch, as in training, but leaves its running statistics alone."""
+    norms = [child for child in module.modules() if isinstance(child, nn.BatchNorm1d)]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

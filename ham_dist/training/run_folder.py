@@ -1,0 +1,177 @@
+"""A run folder is the whole truth of a run: what is in it, under which names, and who may write to it."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import ham_dist
+from ham_dist.config.load import differences, dump_run, load_run
+from ham_dist.config.schema import RunSettings
+from ham_dist.errors import CheckpointError
+
+PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy", "pyarrow", "duckdb")
+"""Packages whose versions can change a run's numbers."""
+
+
+class RunFolder:
+    """The files of one run. The properties are names: nothing is created or read by asking for one."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+    @property
+    def settings(self) -> Path:
+        """run.toml: the run's settings with every default filled in."""
+        return self.path / "run.toml"
+
+    @property
+    def environment(self) -> Path:
+        """environment.json: versions, machine and command of each start of the run."""
+        return self.path / "environment.json"
+
+    @property
+    def log(self) -> Path:
+        """log.txt: what the run said, with times."""
+        return self.path / "log.txt"
+
+    @property
+    def metrics(self) -> Path:
+        """metrics.jsonl: one object a line with stage, epoch, step and values."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """tensorboard/: the values of metrics.jsonl as TensorBoard events."""
+        return self.path / "tensorboard"
+
+    @property
+    def plan(self) -> Path:
+        """plan.json: which rank holds which table."""
+        return self.path / "plan.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """checkpoints/: where a run goes on from."""
+        return self.path / "checkpoints"
+
+    @property
+    def sizes(self) -> Path:
+        """sizes.json: each table before and after the search."""
+        return self.path / "sizes.json"
+
+    @property
+    def bundle(self) -> Path:
+        """bundle/: what serving gets."""
+        return self.path / "bundle"
+
+    @property
+    def result(self) -> Path:
+        """result.json: the run's final numbers; there once the run is done."""
+        return self.path / "result.json"
+
+    @property
+    def data(self) -> Path:
+        """data/: the generated data set of a run that names no data."""
+        return self.path / "data"
+
+    def start(self, settings: RunSettings, *, resume: bool, world_size: int, device: str) -> bool:
+        """Claim the folder for a run, or go on with the run that it holds; call it on one rank only.
+
+        With `resume` and no run in the folder the run starts from the beginning, so that a scheduler can repeat one command.
+
+        returns: whether the folder already held this run.
+        raises:  CheckpointError if the folder holds a run and `resume` is false, a run of other settings, or files that are no run's.
+        """
+        held = self.settings.exists()
+        if held:
+            self._check_same_run(settings, resume)
+        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise CheckpointError(f"{self.path}: is in use, and not by a run. Give another --run-dir")
+        self.path.mkdir(parents=True, exist_ok=True)
+        starts = json.loads(self.environment.read_text(encoding="utf-8")) if self.environment.exists() else []
+        write_json(self.environment, [*starts, environment(world_size, device)])
+        if not held:
+            # The last thing written, since run.toml is what makes a folder a run.
+            write_text(self.settings, dump_run(settings))
+        return held
+
+    def _check_same_run(self, settings: RunSettings, resume: bool) -> None:
+        if not resume:
+            raise CheckpointError(f"{self.path}: already holds a run. Go on with it by --resume, or give another --run-dir")
+        if changed := differences(load_run(str(self.settings)), settings):
+            listed = "\n  ".join(changed)
+            raise CheckpointError(
+                f"{self.path}: --resume needs the settings that the run began with, and these are others:\n  {listed}\n"
+                f"  `ham-dist train --resume --run-dir {self.path}` takes them from its run.toml; for other settings give another --run-dir"
+            )
+
+
+def default_run_dir(settings: RunSettings) -> Path:
+    """runs/<dataset>-<model>-<time>, for a run that was given no folder."""
+    dataset = Path(settings.data.path).name if settings.data.path else "synthetic"
+    return Path("runs") / f"{dataset}-{settings.model.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def environment(world_size: int, device: str) -> dict[str, Any]:
+    """What the numbers of a run may depend on besides its settings.
+
+    world_size: ranks; device: `cpu` or the name of the GPU.
+    """
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "ham_dist": ham_dist.__version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "versions": {name: version for name in PACKAGES if (version := _version(name)) is not None},
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "device": device,
+        "world_size": world_size,
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` so that a reader, or a run that was killed half-way, sees the old file or the whole new one."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """As `write_json`, for text."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Commit of the source tree that runs, `-dirty` where it was changed since; None where ham_dist is not run from its repository."""
+    source = Path(ham_dist.__file__).parent
+    git = ["git", "-C", str(source)]
+    try:
+        # An installed copy may lie in a folder of another repository: ask whether git keeps this very file.
+        subprocess.run([*git, "ls-files", "--error-unmatch", "__init__.py"], check=True, capture_output=True, timeout=10)
+        described = subprocess.run(
+            [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], check=True, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip()

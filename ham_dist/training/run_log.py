@@ -1,0 +1,196 @@
+"""What a run says while it runs: metrics.jsonl and TensorBoard for programs, log.txt and the terminal for people."""
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ham_dist.training.run_folder import RunFolder, write_text
+
+SECONDS_BETWEEN_LINES = 10.0
+"""Where there is no terminal to draw a bar on: how often a line says how far an epoch is."""
+
+
+class Steps(Protocol):
+    """What `RunLog.progress` gives: told of every step that is done."""
+
+    def step(self, samples: int) -> None:
+        """One more step is done, over `samples` rows of the global batch."""
+
+
+class RunLog:
+    """The log of one run. All ranks call it alike; only the first one writes.
+
+    folder:   where metrics.jsonl, log.txt and tensorboard/ lie; appended to, so that a resumed run goes on in the same files.
+    is_first: whether this is rank 0.
+    console:  where people read along; standard error by default, so that standard output holds the run's result alone.
+    """
+
+    def __init__(self, folder: RunFolder, *, is_first: bool, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.lines = 0
+        self._folder = folder
+        self._is_first = is_first
+        self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self._clock = clock
+        self._events: Any = None
+        if is_first:
+            self._metrics = open(folder.metrics, "a", encoding="utf-8")
+            self._text = open(folder.log, "a", encoding="utf-8")
+            self.lines = len(_complete_lines(folder))
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Write out what is buffered. The log cannot be used afterwards."""
+        if self._is_first:
+            self._metrics.close()
+            self._text.close()
+            if self._events is not None:
+                self._events.close()
+
+    def metrics(self, stage: str, epoch: int, step: int, **values: Any) -> None:
+        """One line of metrics.jsonl, and its numbers as TensorBoard scalars `<stage>/<name>` at `step`.
+
+        values: numbers (tensors of one element too), strings, or lists of them; a number that is not finite is written as null.
+        """
+        entry = {"stage": stage, "epoch": epoch, "step": step, **{name: _plain(value) for name, value in values.items()}}
+        self.lines += 1
+        if self._is_first:
+            self._metrics.write(json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n")
+            self._metrics.flush()
+            self._to_tensorboard(entry)
+
+    def say(self, text: str) -> None:
+        """A line for people: into log.txt with the time, and on the terminal."""
+        if self._is_first:
+            self._text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            self._text.flush()
+            self._console.print(text, markup=False)
+
+    def truncate(self, lines: int) -> None:
+        """Go back to when metrics.jsonl had `lines` lines, so that steps that a resumed run repeats are not in it twice.
+
+        lines: `RunLog.lines` at the time of the checkpoint. TensorBoard's events are written again from the lines that stay.
+        """
+        self.lines = lines
+        if not self._is_first:
+            return
+        self._metrics.close()
+        kept = _complete_lines(self._folder)[:lines]
+        write_text(self._folder.metrics, "".join(line + "\n" for line in kept))
+        self._metrics = open(self._folder.metrics, "a", encoding="utf-8")
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+        shutil.rmtree(self._folder.tensorboard, ignore_errors=True)
+        for line in kept:
+            self._to_tensorboard(json.loads(line))
+
+    @contextmanager
+    def progress(self, stage: str, epoch: int, total_steps: int) -> Iterator[Steps]:
+        """How far an epoch is, with samples a second and the time left: a bar on a terminal, else a line now and then and one at the end.
+
+            with log.progress("pretrain", epoch, len(batches)) as progress:
+                for batch in batches:
+                    ...
+                    progress.step(samples)
+        """
+        title = f"{stage} epoch {epoch}"
+        if not self._is_first:
+            yield _Silent()
+        elif self._console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"), TimeRemainingColumn())
+            with Progress(*columns, console=self._console, transient=True) as progress:
+                yield _Bar(progress, title, total_steps, self._clock)
+        else:
+            steps = _Lines(self._console, title, total_steps, self._clock)
+            yield steps
+            steps.end()
+
+    def _to_tensorboard(self, entry: dict[str, Any]) -> None:
+        if self._events is None:
+            # TensorBoard takes a second to import and is needed on one rank only.
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._events = SummaryWriter(str(self._folder.tensorboard))
+        for name, value in entry.items():
+            if name not in ("stage", "epoch", "step") and isinstance(value, int | float):
+                self._events.add_scalar(f"{entry['stage']}/{name}", value, entry["step"])
+
+
+class _Silent:
+    def step(self, samples: int) -> None:
+        pass
+
+
+class _Speed:
+    """Samples a second since it was made."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.began = clock()
+        self.samples = 0
+
+    def __str__(self) -> str:
+        seconds = self.clock() - self.began
+        return f"{self.samples / seconds:,.0f} samples/s" if seconds > 0 else ""
+
+
+class _Bar:
+    def __init__(self, progress: Progress, title: str, total_steps: int, clock: Callable[[], float]) -> None:
+        self._progress = progress
+        self._speed = _Speed(clock)
+        self._task = progress.add_task(title, total=total_steps, speed="")
+
+    def step(self, samples: int) -> None:
+        self._speed.samples += samples
+        self._progress.update(self._task, advance=1, speed=str(self._speed))
+
+
+class _Lines:
+    def __init__(self, console: Console, title: str, total_steps: int, clock: Callable[[], float]) -> None:
+        self._console = console
+        self._title = title
+        self._total = total_steps
+        self._done = 0
+        self._speed = _Speed(clock)
+        self._last_line = self._speed.began
+
+    def step(self, samples: int) -> None:
+        self._done += 1
+        self._speed.samples += samples
+        now = self._speed.clock()
+        if now - self._last_line >= SECONDS_BETWEEN_LINES and self._done < self._total:
+            self._last_line = now
+            left = (now - self._speed.began) / self._done * (self._total - self._done)
+            self._console.print(f"{self._title}: {self._done}/{self._total} steps, {self._speed}, {left:.0f} s left", markup=False)
+
+    def end(self) -> None:
+        seconds = self._speed.clock() - self._speed.began
+        self._console.print(f"{self._title}: {self._done} steps in {seconds:.1f} s, {self._speed}", markup=False)
+
+
+def _complete_lines(folder: RunFolder) -> list[str]:
+    """The lines of metrics.jsonl; one that a killed run left half-written does not count."""
+    text = folder.metrics.read_text(encoding="utf-8")
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON has it: a tensor or numpy number as a plain one, what is not finite as None."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
