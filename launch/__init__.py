@@ -1,0 +1,1 @@
+"""How runs are launched: the torchx component, and one TOML file a run."""

@@ -131,8 +131,8 @@ def _rank(rank: int, world_size: int, pipe: Connection, folder: str) -> None:
             try:
                 answer = pickle.dumps((time.monotonic(), False, _work(rank, world_size, job)))
             except BaseException as error:
-                pipe.send_bytes(_failure(rank, world_size, error))
-                signal.pause()  # Leaving would make peers fail too, with an error that hides this one; the parent ends all.
+                # The group is not left: that would make peers fail too, with errors that hide this one. The parent ends all ranks.
+                answer = _failure(rank, world_size, error)
             pipe.send_bytes(answer)
 
 
@@ -143,9 +143,7 @@ def _work(rank: int, world_size: int, job: bytes) -> Any:
     torch.set_num_threads(1)
     function, args, store, timeout = pickle.loads(job)
     torch.manual_seed(0)
-    dist.init_process_group(
-        "gloo", store=dist.FileStore(store, world_size), rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout)
-    )
+    dist.init_process_group("gloo", store=dist.FileStore(store, world_size), rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout))
     result = function(*args)
     dist.destroy_process_group()
     return result

@@ -106,9 +106,9 @@ class Recipe(_Part):
             raise PydanticCustomError("columns", "{text}", {"text": "\n".join(mistakes)})
         return self
 
-    def multi_valued(self, field: str) -> bool:
-        """Whether a sample can have several values of `field`."""
-        return isinstance(self.fields[field], MultiValued)
+    def separators(self) -> dict[str, str | None]:
+        """The fields in order, each with what separates its values; None for a field of one value."""
+        return {name: field.separator if isinstance(field, MultiValued) else None for name, field in self.fields.items()}
 
 
 def _column_mistakes(recipe: Recipe) -> list[str]:
@@ -160,7 +160,9 @@ def load_recipe(name: str) -> Recipe:
         if path.is_file():
             return _read(path)
     names = recipe_names()
-    raise DataError(f"recipe {name!r}: there is none of that name{_nearest(name, names)}\n  Give one of: {', '.join(names)}; or the path of a TOML file.")
+    raise DataError(
+        f"recipe {name!r}: there is none of that name{_nearest(name, names)}\n  Give one of: {', '.join(names)}; or the path of a TOML file."
+    )
 
 
 def recipe_names() -> list[str]:
@@ -193,7 +195,14 @@ def parse_recipe(settings: dict[str, Any], where: str) -> Recipe:
 
 
 # Keys of each part, for the suggestion beside an unknown key; the last part of a place that is no number or field name tells which part it is.
-_PARTS = {"format": Format, "samples": Samples, "joins": Join, "label": Label, "categorical": Categorical, "multi_valued": MultiValued}
+_PARTS: dict[str, type[_Part]] = {
+    "format": Format,
+    "samples": Samples,
+    "joins": Join,
+    "label": Label,
+    "categorical": Categorical,
+    "multi_valued": MultiValued,
+}
 
 
 def _explain(item: Any) -> str:
@@ -202,7 +211,7 @@ def _explain(item: Any) -> str:
     # A discriminated union puts the kind behind the field's name; it is not a key of the file.
     shown = ".".join(part for number, part in enumerate(place) if not (number == 2 and place[0] == "fields"))
     if item["type"] == "extra_forbidden":
-        part: type[_Part] = next((_PARTS[name] for name in reversed(place[:-1]) if name in _PARTS), Recipe)
+        part = next((_PARTS[name] for name in reversed(place[:-1]) if name in _PARTS), Recipe)
         keys = list(part.model_fields)
         return f"{shown}: unknown key{_nearest(place[-1], keys) or '; the keys here are ' + ', '.join(keys)}"
     if item["type"] == "missing":

@@ -24,14 +24,12 @@ class StageProgress:
     epochs:  epochs done.
     samples: training samples seen.
     seconds: time spent, over all starts of the run.
-    notes:   further plain values that the stage keeps.
     """
 
     stopper: EarlyStopper
     epochs: int = 0
     samples: int = 0
     seconds: float = 0.0
-    notes: dict[str, Any] = field(default_factory=dict)
     _since: float = field(default_factory=time.perf_counter, repr=False)
 
     def tick(self) -> None:
@@ -39,6 +37,18 @@ class StageProgress:
         now = time.perf_counter()
         self.seconds += now - self._since
         self._since = now
+
+    def finish_epoch(self, auc: float, *, counts: bool = True) -> None:
+        """One more epoch is done.
+
+        counts: whether its AUC is one to compare with. A search whose column count is far from its target is a model of another size:
+                the stopper starts anew there.
+        """
+        if counts:
+            self.stopper.saw(auc, self.epochs)
+        else:
+            self.stopper = EarlyStopper(self.stopper.patience)
+        self.epochs += 1
 
     def values(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -49,7 +59,7 @@ class StageProgress:
     def take(self, values: Mapping[str, Any]) -> None:
         """The inverse of `values`."""
         self.stopper = EarlyStopper(**values["stopper"])
-        self.epochs, self.samples, self.seconds, self.notes = values["epochs"], values["samples"], values["seconds"], dict(values["notes"])
+        self.epochs, self.samples, self.seconds = values["epochs"], values["samples"], values["seconds"]
         self._since = time.perf_counter()
 
 
@@ -68,17 +78,15 @@ class StageCheckpoints:
     def save(self, progress: StageProgress) -> None:
         """Keep the end of an epoch; older checkpoints that are neither the newest nor the best go."""
         progress.tick()
-        checkpoint.save(self._path(progress.epochs - 1), self._tensors(), {**progress.values(), "optimizer_steps": self.state.optimizers.steps})
+        values = {**progress.values(), "optimizer_steps": self.state.optimizers.steps}
+        checkpoint.save(self._path(progress.epochs - 1), self._tensors(), values)
         keep = {progress.epochs - 1, progress.stopper.best_epoch}
         process_group.on_first_rank(lambda: [shutil.rmtree(self._path(epoch)) for epoch in self._epochs() if epoch not in keep] and None)
 
-    def resume(self, progress: StageProgress) -> bool:
-        """Load the newest checkpoint, if there is one, into the state and `progress`; says whether there was."""
-        epochs = process_group.on_first_rank(self._epochs)
-        if not epochs:
-            return False
-        progress.take(self._load(max(epochs)))
-        return True
+    def resume(self, progress: StageProgress) -> None:
+        """Load the newest checkpoint, if there is one, into the state and `progress`."""
+        if epochs := process_group.on_first_rank(self._epochs):
+            progress.take(self._load(max(epochs)))
 
     def restore_best(self, progress: StageProgress) -> None:
         """Load the epoch with the best validation AUC into the state."""

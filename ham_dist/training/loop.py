@@ -3,7 +3,8 @@
     B rows here, S columns under search
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -12,6 +13,10 @@ from torch.nn import functional
 
 from ham_dist.data.batch import Batch
 from ham_dist.distributed import process_group
+from ham_dist.errors import DivergedError
+from ham_dist.training.checkpoints import StageProgress
+from ham_dist.training.run_log import RunLog
+from ham_dist.training.samples import Samples, StageName
 from ham_dist.training.state import TrainingState
 
 
@@ -57,3 +62,25 @@ def _frozen_statistics(module: nn.Module) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.track_running_stats = True
+
+
+def train_epoch(
+    stage: StageName, epoch: int, samples: Samples, log: RunLog, progress: StageProgress, step: Callable[[Batch], torch.Tensor]
+) -> float:
+    """`step` on every training batch of an epoch; returns the mean log loss over it, the same on every rank.
+
+    raises: DivergedError if that is no finite number.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=samples.device)
+    with log.progress(stage, epoch, samples.steps) as steps:
+        for batch in samples.training(stage, epoch):
+            total += step(batch)
+            progress.samples += batch.global_rows
+            steps.step(batch.global_rows)
+    loss = float(process_group.sum_over_ranks(total)) / samples.steps
+    if not math.isfinite(loss):
+        raise DivergedError(
+            f"{stage} epoch {epoch}: the training loss is {loss}. Lower optimizer.learning_rate or optimizer.tables_learning_rate, "
+            "and look for values out of the ordinary in the data by `ham-dist inspect`"
+        )
+    return loss

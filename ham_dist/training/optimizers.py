@@ -34,6 +34,7 @@ class Optimizers:
         if tables:
             groups.append({"params": tables, "lr": settings.tables_learning_rate})
         self.adam = torch.optim.Adam(groups, fused=True)
+        self._steps = 0
 
     def zero_grad(self) -> None:
         """Forget the gradients of the step before."""
@@ -42,6 +43,7 @@ class Optimizers:
     def step(self) -> None:
         """Move every weight that the backward pass has not moved yet."""
         self.adam.step()
+        self._steps += 1
 
     def open_state(self) -> None:
         """Make the state that a first step would make (zeros), so that a checkpoint or a wider model's state can be loaded into it."""
@@ -58,11 +60,12 @@ class Optimizers:
 
     @property
     def steps(self) -> int:
-        """Steps taken; the same for every weight."""
-        return max((int(state["step"]) for state in self.adam.state.values()), default=0)
+        """Steps taken; the same for every weight. Setting it needs `open_state` first."""
+        return self._steps
 
     @steps.setter
     def steps(self, count: int) -> None:
+        self._steps = count
         for state in self.adam.state.values():
             state["step"].fill_(count)
 

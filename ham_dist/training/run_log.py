@@ -6,8 +6,9 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -34,16 +35,15 @@ class RunLog:
     """
 
     def __init__(self, folder: RunFolder, *, is_first: bool, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self.lines = 0
         self._folder = folder
         self._is_first = is_first
         self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self._clock = clock
         self._events: Any = None
         if is_first:
-            self._metrics = open(folder.metrics, "a", encoding="utf-8")
-            self._text = open(folder.log, "a", encoding="utf-8")
-            self.lines = len(_complete_lines(folder))
+            _keep_lines(folder.metrics, lambda entry: True)
+            self._metrics = _appending(folder.metrics)
+            self._text = _appending(folder.log)
 
     def __enter__(self) -> "RunLog":
         return self
@@ -65,7 +65,6 @@ class RunLog:
         values: numbers (tensors of one element too), strings, or lists of them; a number that is not finite is written as null.
         """
         entry = {"stage": stage, "epoch": epoch, "step": step, **{name: _plain(value) for name, value in values.items()}}
-        self.lines += 1
         if self._is_first:
             self._metrics.write(json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n")
             self._metrics.flush()
@@ -78,33 +77,32 @@ class RunLog:
             self._text.flush()
             self._console.print(text, markup=False)
 
-    def truncate(self, lines: int) -> None:
-        """Go back to when metrics.jsonl had `lines` lines, so that steps that a resumed run repeats are not in it twice.
+    def truncate_after(self, stage: str, epoch: int) -> None:
+        """Forget what `stage` wrote to metrics.jsonl after `epoch`, so that epochs that a resumed run repeats are not in it twice.
 
-        lines: `RunLog.lines` at the time of the checkpoint. TensorBoard's events are written again from the lines that stay.
+        epoch: the last one that the checkpoint holds; -1 where it holds none. TensorBoard's events are written again from the lines that stay.
         """
-        self.lines = lines
         if not self._is_first:
             return
         self._metrics.close()
-        kept = _complete_lines(self._folder)[:lines]
-        write_text(self._folder.metrics, "".join(line + "\n" for line in kept))
-        self._metrics = open(self._folder.metrics, "a", encoding="utf-8")
-        if self._events is not None:
-            self._events.close()
-            self._events = None
-        shutil.rmtree(self._folder.tensorboard, ignore_errors=True)
-        for line in kept:
-            self._to_tensorboard(json.loads(line))
+        dropped, kept = _keep_lines(self._folder.metrics, lambda entry: entry["stage"] != stage or entry["epoch"] <= epoch)
+        self._metrics = _appending(self._folder.metrics)
+        if dropped:
+            if self._events is not None:
+                self._events.close()
+                self._events = None
+            shutil.rmtree(self._folder.tensorboard, ignore_errors=True)
+            for entry in kept:
+                self._to_tensorboard(entry)
 
     @contextmanager
     def progress(self, stage: str, epoch: int, total_steps: int) -> Iterator[Steps]:
         """How far an epoch is, with samples a second and the time left: a bar on a terminal, else a line now and then and one at the end.
 
-            with log.progress("pretrain", epoch, len(batches)) as progress:
-                for batch in batches:
-                    ...
-                    progress.step(samples)
+        with log.progress("pretrain", epoch, len(batches)) as progress:
+            for batch in batches:
+                ...
+                progress.step(samples)
         """
         title = f"{stage} epoch {epoch}"
         if not self._is_first:
@@ -181,10 +179,18 @@ class _Lines:
         self._console.print(f"{self._title}: {self._done} steps in {seconds:.1f} s, {self._speed}", markup=False)
 
 
-def _complete_lines(folder: RunFolder) -> list[str]:
-    """The lines of metrics.jsonl; one that a killed run left half-written does not count."""
-    text = folder.metrics.read_text(encoding="utf-8")
-    return text[: text.rfind("\n") + 1].splitlines()
+def _appending(path: Path) -> TextIO:
+    return open(path, "a", encoding="utf-8")
+
+
+def _keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> tuple[int, list[dict[str, Any]]]:
+    """Leave only the lines that `keep` wants; gives how many went, and those that stay. One that a killed run left half-written goes too."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    lines = text.split("\n")[:-1]
+    kept = [(line, entry) for line in lines if keep(entry := json.loads(line))]
+    if text != (whole := "".join(f"{line}\n" for line, _ in kept)):
+        write_text(path, whole)
+    return len(lines) - len(kept), [entry for _, entry in kept]
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,147 @@
+"""Opening a bundle: every file is checked before anything of it is used."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ham_dist.config.paths import local_path
+from ham_dist.errors import BundleError
+from ham_dist.export.compact import CompactModel
+from ham_dist.export.manifest import DENSE, MEND, BundleManifest, TableEntry, read_manifest
+from ham_dist.models.interaction import Interaction
+from ham_dist.models.registry import INTERACTIONS, build_interaction
+
+VALUES = "values"
+"""Name of the one tensor in a table's piece."""
+_TYPES = {"float32": ("F32", torch.float32), "float16": ("F16", torch.float16)}
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A checked bundle; `open_bundle` gives one.
+
+    root:     its folder on this machine.
+    manifest: what it holds.
+    """
+
+    root: Path
+    manifest: BundleManifest
+
+    def tables(self) -> dict[str, torch.Tensor]:
+        """The tables by field, (C_j, d_j), in the precision of the bundle."""
+        return {table.field: self._table(table) for table in self.manifest.tables}
+
+    def first_order(self) -> dict[str, torch.Tensor]:
+        """The first-order tables by field, (C_j, 1); none for most models."""
+        return {table.field: self._table(table) for table in self.manifest.first_order}
+
+    def dense(self) -> dict[str, torch.Tensor]:
+        """State dict of the model above the tables."""
+        with safe_open(self.root / DENSE, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (safe_open is no mapping)
+
+    def model(self) -> CompactModel:
+        """The exported model, on CPU.
+
+        raises: BundleError for a `custom` bundle, whose dense part only its owner can build.
+        """
+        with torch.random.fork_rng(devices=[]):  # The start that load_state_dict overwrites must not move the caller's random numbers.
+            interaction = interaction_of(self.manifest, where=str(self.root))
+        interaction.load_state_dict(self.dense())
+        return CompactModel(self.tables(), interaction, self.first_order())
+
+    def _table(self, table: TableEntry) -> torch.Tensor:
+        values = torch.empty(table.rows, table.width, dtype=_TYPES[table.type][1])
+        for piece in table.files:
+            with safe_open(self.root / piece.file, framework="pt") as file:
+                values[piece.first_row : piece.first_row + piece.rows] = file.get_tensor(VALUES)
+        return values
+
+
+def interaction_of(manifest: BundleManifest, where: str) -> Interaction:
+    """A freshly started interaction of the manifest's model.
+
+    raises: BundleError for a `custom` bundle; `where` names it.
+    """
+    if manifest.model is None:
+        raise BundleError(
+            f"{where}: kind = 'custom': its dense part is a module of your own, which a bundle does not hold.\n"
+            "  `bundle = ham_dist.export.bundle.open_bundle(path)` gives bundle.tables(), a dict of tensors by field, and bundle.dense(), a state dict;\n"
+            "  load both into your module."
+        )
+    return build_interaction(manifest.model, {field.name: field.width for field in manifest.fields if field.width or field.keeps_slot})
+
+
+def open_bundle(path: str | Path) -> Bundle:
+    """Open the bundle in the folder `path` (any scheme that the PathManager knows) and check all of it.
+
+    raises: BundleError that names the file if one is missing, outside of the folder, of another size or content than manifest.json says, or does
+            not hold the tensors that the model needs; and whatever `read_manifest` refuses.
+    """
+    root = local_path(path)
+    manifest = read_manifest(root)
+    for file, entry in manifest.files.items():
+        found = root / file
+        if not found.resolve().is_relative_to(root.resolve()):
+            raise BundleError(f"{found}: leads out of the bundle, to {found.resolve()}. Put the file itself there.")
+        if not found.is_file():
+            raise BundleError(f"{found}: missing. {MEND}")
+        if (size := found.stat().st_size) != entry.size:
+            raise BundleError(f"{found}: {size} bytes, wanted {entry.size}. {MEND}")
+        if sha256_of(found) != entry.sha256:
+            raise BundleError(f"{found}: damaged: its sha256 is not the one in manifest.json. {MEND}")
+    for table in (*manifest.tables, *manifest.first_order):
+        for piece in table.files:
+            _check_tensors(root / piece.file, {VALUES: (_TYPES[table.type][0], [piece.rows, table.width])})
+    if manifest.model is None:
+        _tensors_of(root / DENSE)
+    else:
+        _check_model(root, manifest)
+    return Bundle(root, manifest)
+
+
+def _check_model(root: Path, manifest: BundleManifest) -> None:
+    """Whether dense weights and first-order tables are those of the model."""
+    assert manifest.model is not None
+    with torch.device("meta"):  # Names and shapes are wanted, not memory.
+        interaction = interaction_of(manifest, where=str(root))
+    state = interaction.state_dict()
+    _check_tensors(root / DENSE, {name: ("I64" if values.dtype == torch.int64 else "F32", list(values.shape)) for name, values in state.items()})
+    needs_first_order = INTERACTIONS[manifest.model.name].adds_first_order and manifest.model.first_order == "table"
+    _same_names(root, "first-order tables", (table.field for table in manifest.first_order), [f.name for f in manifest.fields if needs_first_order])
+
+
+def _tensors_of(path: Path) -> dict[str, tuple[str, list[int]]]:
+    """Type and shape of each tensor in a safetensors file, by name."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (safe_open is no mapping)
+            return {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
+    except SafetensorError as error:
+        raise BundleError(f"{path}: no safetensors file: {error}. {MEND}") from None
+
+
+def _check_tensors(path: Path, wanted: Mapping[str, tuple[str, list[int]]]) -> None:
+    found = _tensors_of(path)
+    _same_names(path, "tensors", found, wanted)
+    for name, expected in wanted.items():
+        if found[name] != expected:
+            raise BundleError(f"{path}: {name} is {found[name][0]} {found[name][1]}, wanted {expected[0]} {expected[1]}. {MEND}")
+
+
+def _same_names(path: Path, what: str, found: Iterable[str], wanted: Iterable[str]) -> None:
+    found, wanted = set(found), set(wanted)
+    if found != wanted:
+        parts = {"missing": wanted - found, "not known": found - wanted}
+        text = "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind, names in parts.items() if names)
+        raise BundleError(f"{path}: {what} of another model ({text}). {MEND}")
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,47 @@
+"""Whether a bundle is the live model: the same records through both."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+
+from ham_dist.errors import BundleError
+from ham_dist.export.bundle import open_bundle
+from ham_dist.export.compact import CompactModel, Ids
+from ham_dist.export.manifest import Precision
+
+TOLERANCE: dict[Precision, float] = {"fp32": 1e-6, "fp16": 2e-3}
+"""Largest difference of a probability. fp32 tables are copied, so only the order of sums is left; fp16 keeps 11 bits of each number."""
+
+
+@torch.inference_mode()
+def probabilities(model: CompactModel, batches: Iterable[Mapping[str, Ids]]) -> torch.Tensor:
+    """Probabilities of all batches, one after the other, float32 on CPU."""
+    parts = [torch.sigmoid(model(batch)).cpu() for batch in batches]
+    return torch.cat(parts) if parts else torch.empty(0)
+
+
+def verify_bundle(path: Path, batches: Iterable[Mapping[str, Ids]], live: torch.Tensor, device: torch.device | str = "cpu") -> dict[str, float | int]:
+    """Compare the bundle at `path` with the model that it was written from.
+
+    batches: held records, ids by field; on `device`.
+    live:    what the live model gave for the same records in the same order, (n,).
+    device:  where the bundle's model runs: best where the live one did, as two devices add up in different orders.
+    returns: rows, max_difference (of a probability) and tolerance.
+    raises:  BundleError if the bundle cannot be opened, if a probability differs by more than the tolerance or is not a number, or without records.
+    """
+    bundle = open_bundle(path)
+    tolerance = TOLERANCE[bundle.manifest.precision]
+    found = probabilities(bundle.model().to(device), batches)
+    if len(found) != len(live) or not len(found):
+        raise BundleError(
+            f"{path}: {len(found)} records to verify with, and {len(live)} probabilities of the live model. Give as many of both, at least 1."
+        )
+    difference = (found.double() - live.detach().cpu().double()).abs().max().item()
+    if not difference <= tolerance:  # also true of NaN
+        raise BundleError(
+            f"{path}: probabilities differ from the live model's by up to {difference:.3g}, more than {tolerance:g}, over {len(found)} records.\n"
+            "  Export from the checkpoint that the live model was loaded from"
+            + (", or with precision fp32." if bundle.manifest.precision == "fp16" else ".")
+        )
+    return {"rows": len(found), "max_difference": difference, "tolerance": tolerance}

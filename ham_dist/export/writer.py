@@ -1,0 +1,232 @@
+"""Writing a bundle from all ranks: each streams the table rows it holds, none ever holds a whole table of another, and the folder gets its name last.
+
+C_j rows of table j, d_j columns
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from pydantic import ValidationError
+from safetensors.torch import save
+
+from ham_dist.config.schema import ModelSettings
+from ham_dist.distributed.process_group import gather_objects, on_first_rank, rank, together
+from ham_dist.errors import BundleError
+from ham_dist.export.bundle import VALUES, open_bundle, sha256_of
+from ham_dist.export.manifest import DENSE, BundleManifest, FieldEntry, FileEntry, Piece, Precision, TableEntry, mistakes, piece_path, write_manifest
+
+if TYPE_CHECKING:  # `tables` imports TorchRec, which writing does not need.
+    from ham_dist.embedding.tables import TableChunk
+
+PIECE_NUMBERS = 1 << 24
+"""Most numbers in one file of a table (64 MiB of fp32), which bounds what a rank holds besides its shards."""
+
+_TYPES = {"fp32": ("float32", torch.float32), "fp16": ("float16", torch.float16)}
+
+
+class _Written(NamedTuple):
+    """One piece that a rank has written."""
+
+    folder: str
+    field: str
+    width: int
+    piece: Piece
+    entry: FileEntry
+
+
+class Description(NamedTuple):
+    """What a bundle says of itself besides its tensors; the same on every rank.
+
+    fields:    those that the model reads or holds a slot for, in the order of its columns.
+    model:     settings of the interaction; None for a dense part that is not one of this package's (`kind` custom).
+    precision: of the tables.
+    recipe:    how raw records are read, as JSON; None where there are none.
+    run:       where the bundle comes from, as JSON.
+    """
+
+    fields: Sequence[FieldEntry]
+    model: ModelSettings | None
+    precision: Precision = "fp32"
+    recipe: Mapping[str, Any] | None = None
+    run: Mapping[str, Any] = {}
+
+
+def write_bundle(
+    out: Path,
+    description: Description,
+    *,
+    chunks: Iterable["TableChunk"],
+    dense: Mapping[str, torch.Tensor],
+    first_order_chunks: Iterable["TableChunk"] = (),
+    vocabulary: Path | None = None,
+    verify: Callable[[Path], Mapping[str, Any]] | None = None,
+    piece_numbers: int = PIECE_NUMBERS,
+) -> dict[str, Any]:
+    """Write the bundle `out`; every rank calls it. The folder is called `<out>.partial` until all is written and `verify` has passed.
+
+    out:           a folder that does not exist yet, on storage that all ranks see.
+    chunks:        table rows of this rank, each row on one rank only; only the chunk at hand is in use. Going through them must hold no collective.
+    dense:         state dict of the model above the tables; rank 0's is written.
+    first_order_chunks: the same for the first-order tables of width 1.
+    vocabulary:    folder with <field>.parquet for each field; None where values are ids already. Read on rank 0.
+    verify:        called on rank 0 with the finished folder, before it gets its name; it opens the bundle, raises if that is not the live model,
+                   and what it returns (JSON) goes into the manifest. It must hold no collective. None: the bundle is opened, which checks its files.
+    piece_numbers: most numbers in one file.
+    returns:       what `verify` gave, on every rank.
+    raises:        BundleError on all ranks if it fails on any: `out` exists, a rank cannot write, a value does not fit `precision` or is not finite, or
+                   the ranks' rows do not make the tables. Nothing is left on the disk then.
+    """
+    partial = out.with_name(out.name + ".partial")
+    on_first_rank(lambda: _open_folder(out, partial))
+    try:
+        together(lambda: _require_seen(partial))
+        written = together(lambda: list(_write_tables(partial, description, chunks, first_order_chunks, piece_numbers)))
+        pieces = [piece for of_rank in gather_objects(written) for piece in of_rank]
+        return on_first_rank(lambda: _finish(partial, out, description, pieces, dense, vocabulary, verify))
+    except BaseException:
+        # All ranks come here together, so none still writes into what goes away.
+        if rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _open_folder(out: Path, partial: Path) -> None:
+    if out.exists():
+        raise BundleError(f"{out}: is there already; a bundle is never written over. Delete it, or give another folder.")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a writer that was killed
+    with _writing(partial):
+        partial.mkdir(parents=True)
+
+
+def _require_seen(partial: Path) -> None:
+    if not partial.is_dir():
+        raise BundleError(f"{partial}: rank 0 made this folder, but rank {rank()} does not see it. Give a folder on storage that all ranks share.")
+
+
+class _writing:
+    """Turns what the disk refuses into an error that says what to do."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise BundleError(f"{self.path}: cannot be written: {error.strerror or error}. Make room there, or give another folder.") from error
+
+
+def _write_tables(
+    partial: Path, description: Description, chunks: Iterable["TableChunk"], first_order_chunks: Iterable["TableChunk"], piece_numbers: int
+) -> Iterator[_Written]:
+    """Write this rank's rows, a piece at a time."""
+    known = {field.name for field in description.fields}
+    for folder, of_folder in (("tables", chunks), ("first_order", first_order_chunks)):
+        for chunk in of_folder:
+            if chunk.field not in known:
+                raise BundleError(f"{folder}: rows of {chunk.field!r}, which is not one of the fields {', '.join(sorted(known))}")
+            rows_of_piece = max(1, piece_numbers // max(1, chunk.values.shape[1]))
+            for start in range(0, chunk.values.shape[0], rows_of_piece):
+                values = chunk.values[start : start + rows_of_piece]
+                yield _write_piece(partial, folder, chunk.field, chunk.first_row + start, values, description.precision)
+
+
+def _write_piece(partial: Path, folder: str, field: str, first_row: int, values: torch.Tensor, precision: Precision) -> _Written:
+    kind = _TYPES[precision][1]
+    values = values.detach().to("cpu", torch.float32)
+    largest = values.abs().max().item() if values.numel() else 0.0
+    if not largest <= torch.finfo(kind).max:  # also true of NaN
+        if values.isfinite().all():
+            raise BundleError(f"table {field!r}: holds {largest:g}, and fp16 ends at {torch.finfo(kind).max:g}. Export it with precision fp32.")
+        raise BundleError(
+            f"table {field!r}: holds numbers that are not finite, in rows {first_row} to {first_row + len(values) - 1}. Train it again."
+        )
+    path = piece_path(folder, field, first_row)
+    entry = _write_file(partial, path, save({VALUES: values.to(kind).contiguous()}))
+    return _Written(folder, field, values.shape[1], Piece(file=path, first_row=first_row, rows=len(values)), entry)
+
+
+def _write_file(partial: Path, path: str, content: bytes) -> FileEntry:
+    with _writing(partial / path):
+        (partial / path).parent.mkdir(parents=True, exist_ok=True)
+        (partial / path).write_bytes(content)
+    return FileEntry(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+def _finish(
+    partial: Path,
+    out: Path,
+    description: Description,
+    written: Sequence[_Written],
+    dense: Mapping[str, torch.Tensor],
+    vocabulary: Path | None,
+    verify: Callable[[Path], Mapping[str, Any]] | None,
+) -> dict[str, Any]:
+    """What rank 0 does when all tables are there: dense weights, vocabulary, manifest, the check, and the name."""
+    files = {written_piece.piece.file: written_piece.entry for written_piece in written}
+    files[DENSE] = _write_file(partial, DENSE, save({name: values.detach().cpu().contiguous().clone() for name, values in dense.items()}))
+    vocabularies = _copy_vocabulary(partial, description.fields, vocabulary, files) if vocabulary else {}
+    try:
+        manifest = BundleManifest(
+            kind="custom" if description.model is None else "ctr",
+            model=description.model,
+            precision=description.precision,
+            fields=tuple(description.fields),
+            tables=_entries("tables", description, written),
+            first_order=_entries("first_order", description, written),
+            vocabulary=vocabularies,
+            files=files,
+            recipe=None if description.recipe is None else dict(description.recipe),
+            run=dict(description.run),
+        )
+    except ValidationError as error:
+        raise BundleError(f"{out}: what the ranks wrote does not make a bundle: {mistakes(error)}") from None
+    with _writing(partial):
+        write_manifest(partial, manifest)
+    if verify is None:
+        open_bundle(partial)
+        report = {}
+    else:
+        report = dict(verify(partial))
+    with _writing(out):
+        write_manifest(partial, manifest.model_copy(update={"verified": report or None}))
+        if out.exists():
+            raise BundleError(f"{out}: came up while the bundle was written. Delete it, or give another folder.")
+        os.replace(partial, out)
+    return report
+
+
+def _entries(folder: str, description: Description, written: Sequence[_Written]) -> tuple[TableEntry, ...]:
+    """Tables of one folder, in the order of the fields, each with its pieces in the order of their rows."""
+    tables = []
+    for field in description.fields:
+        of_field = sorted((item for item in written if (item.folder, item.field) == (folder, field.name)), key=lambda item: item.piece.first_row)
+        if not of_field:
+            continue
+        widths = {item.width for item in of_field}
+        if len(widths) > 1:
+            raise BundleError(f"table {field.name!r}: its rows have {' and '.join(map(str, sorted(widths)))} columns on different ranks")
+        pieces = tuple(item.piece for item in of_field)
+        tables.append(TableEntry(field=field.name, rows=field.rows, width=widths.pop(), type=_TYPES[description.precision][0], files=pieces))
+    return tuple(tables)
+
+
+def _copy_vocabulary(partial: Path, fields: Sequence[FieldEntry], folder: Path, files: dict[str, FileEntry]) -> dict[str, str]:
+    """Copy <field>.parquet of each field; adds to `files`, and gives the copies' paths by field."""
+    copies = {}
+    for field in fields:
+        source, path = folder / f"{field.name}.parquet", f"vocabulary/{field.name}.parquet"
+        if not source.is_file():
+            raise BundleError(f"{source}: missing: the vocabulary of {field.name!r}. Give the folder that `ham-dist prepare` wrote.")
+        with _writing(partial / path):
+            (partial / path).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source, partial / path)
+        files[path] = FileEntry(size=source.stat().st_size, sha256=sha256_of(source))
+        copies[field.name] = path
+    return copies

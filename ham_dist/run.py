@@ -1,0 +1,207 @@
+"""A whole run: pretrain once, then for each target search, slice, retrain and export."""
+
+import resource
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ham_dist.config.schema import RunSettings, Target
+from ham_dist.data.manifest import Manifest
+from ham_dist.data.synthetic import generate
+from ham_dist.distributed import gram, process_group
+from ham_dist.embedding.mask import Columns
+from ham_dist.embedding.sizes import TableSize, table_sizes
+from ham_dist.export.package import export_state
+from ham_dist.methods.budget import Budget
+from ham_dist.methods.method import Method, SearchSpace
+from ham_dist.methods.registry import METHODS
+from ham_dist.stages.pretrain import pretrain
+from ham_dist.stages.retrain import retrain
+from ham_dist.stages.search import search
+from ham_dist.stages.slice import slice_columns
+from ham_dist.training.checkpoints import StageCheckpoints, StageProgress
+from ham_dist.training.evaluation import evaluate
+from ham_dist.training.run_folder import RunFolder, default_run_dir, read_json, write_json
+from ham_dist.training.run_log import RunLog
+from ham_dist.training.samples import Samples
+from ham_dist.training.state import TrainingState, open_supernet
+from ham_dist.training.summary import ModelResult, print_summary
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all parts of a run share."""
+
+    settings: RunSettings
+    folder: RunFolder
+    manifest: Manifest
+    samples: Samples
+    device: torch.device
+    log: RunLog
+
+
+def run_stages(settings: RunSettings, run_dir: Path | None, *, resume: bool) -> None:
+    """Do, or go on with, the run that `settings` describe; see ham_dist.train.run."""
+    with process_group.process_group() as device:
+        folder = RunFolder(process_group.on_first_rank(lambda: run_dir or default_run_dir(settings)))
+        process_group.on_first_rank(
+            lambda: folder.start(settings, resume=resume, world_size=process_group.world_size(), device=_device_name(device))
+        )
+        with RunLog(folder, is_first=process_group.rank() == 0) as log:
+            data = _data_folder(settings, folder, log)
+            manifest = process_group.together(lambda: Manifest.load(data))
+            process_group.on_first_rank(lambda: manifest.check(data, deep=False))
+            samples = process_group.together(lambda: Samples(data, manifest, settings, device))
+            _all_stages(Run(settings, folder, manifest, samples, device, log))
+
+
+def _data_folder(settings: RunSettings, folder: RunFolder, log: RunLog) -> Path:
+    if settings.data.path is not None:
+        return Path(settings.data.path)
+
+    def make() -> None:
+        if not (folder.data / "manifest.json").exists():
+            log.say(f"data: generating {settings.data.synthetic.rows:,} rows with planted truth")
+            generate(settings.data.synthetic, folder.data)
+
+    process_group.on_first_rank(make)
+    return folder.data
+
+
+def _all_stages(run: Run) -> None:
+    """Algorithm 1, once for each target, from one pretrained supernet."""
+    wide = open_supernet(run.settings, {field.name: field.rows for field in run.manifest.fields}, run.device)
+    spaces = {target: _search_space(run, wide, target) for target in run.settings.search.targets}  # a target out of reach is said before any training
+    checkpoints = StageCheckpoints(run.folder.checkpoints / "pretrain", wide)
+    pretrained = pretrain(wide, run.samples, checkpoints, run.log)
+    before = _model_result(run, wide)
+    for target, space in spaces.items():
+        folder = _target_folder(run, target)
+        if not process_group.on_first_rank(folder.result.exists):
+            checkpoints.restore_best(pretrained)
+            wide.sharded.model.mask.set(None)
+            method = METHODS[run.settings.search.method](space, run.settings.search)
+            with RunLog(folder, is_first=process_group.rank() == 0) if folder is not run.folder else nullcontext(run.log) as log:
+                _one_target(replace(run, folder=folder, log=log), target, wide, method, pretrained, before)
+        process_group.on_first_rank(lambda: _print_result(folder))
+
+
+def _one_target(run: Run, target: Target, wide: TrainingState, method: Method, pretrained: StageProgress, before: ModelResult) -> None:
+    """Search, slice, retrain and export for one target; `result.json` comes last, as the mark of a finished target."""
+    folder = run.folder
+    run.log.say(f"target {target.label}: search by {run.settings.search.method}")
+    columns, searched = search(wide, method, run.samples, StageCheckpoints(folder.checkpoints / "search", wide, method.tensors), run.log)
+    sliced = slice_columns(wide, columns, run.samples, run.log)
+    retrained = retrain(sliced, run.samples, StageCheckpoints(folder.checkpoints / "retrain", sliced), run.log)
+    after = _model_result(run, sliced)
+    sizes = table_sizes(wide.sharded.tables, sliced.sharded.tables, columns)
+    plan = {"supernet": wide.sharded.plan, "narrow": sliced.sharded.plan}
+    process_group.on_first_rank(lambda: [write_json(folder.plan, plan), write_json(folder.sizes, [asdict(size) for size in sizes])] and None)
+    if not process_group.on_first_rank(folder.bundle.exists):
+        export_state(sliced, run.manifest, run.samples, folder.bundle, precision="fp32", run=_origin(run, target), log=run.log)
+    result = _result(run, target, before, after, columns, {"pretrain": pretrained, "search": searched, "retrain": retrained})
+    run.log.metrics("result", 0, sliced.optimizers.steps, test_auc=after.auc, test_logloss=after.logloss, kept_columns=result["kept_columns"])
+    process_group.on_first_rank(lambda: write_json(folder.result, result))
+
+
+def _search_space(run: Run, wide: TrainingState, target: Target) -> SearchSpace:
+    layout = wide.sharded.model.mask.layout
+    rows = {table.field: table.rows for table in wide.sharded.tables}
+    return SearchSpace(
+        layout=layout,
+        rows=rows,
+        budget=Budget(target, layout, rows),
+        column_norms=lambda: gram.column_norms(wide.sharded),
+        seed=run.settings.seed,
+        device=run.device,
+    )
+
+
+def _target_folder(run: Run, target: Target) -> RunFolder:
+    """The run folder itself for a run of one target; for several, a run folder within it for each."""
+    targets = run.settings.search.targets
+    if len(targets) == 1:
+        return run.folder
+    folder = RunFolder(run.folder.path / target.label)
+    search_settings = run.settings.search.model_copy(update={"targets": (target,)})
+    settings = run.settings.model_copy(update={"search": search_settings})
+    process_group.on_first_rank(
+        lambda: folder.start(settings, resume=True, world_size=process_group.world_size(), device=_device_name(run.device))
+    )
+    return folder
+
+
+def _model_result(run: Run, state: TrainingState) -> ModelResult:
+    quality = evaluate(state, run.samples.evaluation("test"))
+    numbers = sum(table.rows * table.width for table in (*state.sharded.tables, *state.sharded.first_order_tables))
+    return ModelResult(
+        auc=quality.auc,
+        logloss=quality.log_loss,
+        embedding_parameters=numbers,
+        embedding_bytes=numbers * 4,
+        dense_parameters=sum(parameter.numel() for parameter in state.interaction.parameters()),
+    )
+
+
+def _result(
+    run: Run, target: Target, before: ModelResult, after: ModelResult, columns: Columns, stages: dict[str, StageProgress]
+) -> dict[str, Any]:
+    return {
+        "model": run.settings.model.name,
+        "method": run.settings.search.method,
+        "dataset": run.manifest.name,
+        "seed": run.settings.seed,
+        "target": target.model_dump(exclude_none=True),
+        "kept_columns": {table: len(kept) for table, kept in columns.items()},
+        "test_auc": after.auc,
+        "test_logloss": after.logloss,
+        "validation_auc": stages["retrain"].stopper.best,
+        "embedding_parameters": after.embedding_parameters,
+        "embedding_bytes": after.embedding_bytes,
+        "dense_parameters": after.dense_parameters,
+        "supernet": {**asdict(before), "validation_auc": stages["pretrain"].stopper.best},
+        "epochs": {stage: progress.epochs for stage, progress in stages.items()},
+        "seconds": {stage: progress.seconds for stage, progress in stages.items()},
+        "samples_per_second": {stage: progress.samples / progress.seconds if progress.samples else None for stage, progress in stages.items()},
+        "peak_memory_bytes": max(process_group.gather_objects(_peak_memory(run.device))),
+        "world_size": process_group.world_size(),
+        "device": _device_name(run.device),
+    }
+
+
+def _print_result(folder: RunFolder) -> None:
+    result = read_json(folder.result)
+    names = tuple(ModelResult.__dataclass_fields__)
+    before = ModelResult(**{name: result["supernet"][name] for name in names})
+    after = ModelResult(
+        auc=result["test_auc"],
+        logloss=result["test_logloss"],
+        **{name: result[name] for name in ("embedding_parameters", "embedding_bytes", "dense_parameters")},
+    )
+    print_summary([TableSize(**size) for size in read_json(folder.sizes)], before, after)
+
+
+def _origin(run: Run, target: Target) -> dict[str, Any]:
+    """What a bundle says of the run that it came from."""
+    return {
+        "dataset": run.manifest.name,
+        "model": run.settings.model.name,
+        "method": run.settings.search.method,
+        "seed": run.settings.seed,
+        "target": target.model_dump(exclude_none=True),
+    }
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Most bytes in use at once by this rank: on its GPU, or resident in the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -1,0 +1,38 @@
+"""Train until validation AUC stops rising: what pretraining and retraining share."""
+
+from ham_dist.config.schema import PretrainSettings, RetrainSettings
+from ham_dist.training.checkpoints import StageCheckpoints, StageProgress
+from ham_dist.training.evaluation import evaluate
+from ham_dist.training.loop import train_epoch, weight_step
+from ham_dist.training.run_log import RunLog
+from ham_dist.training.samples import Samples, StageName
+from ham_dist.training.state import TrainingState
+from ham_dist.training.stopping import EarlyStopper
+
+
+def fit(
+    stage: StageName,
+    state: TrainingState,
+    samples: Samples,
+    settings: PretrainSettings | RetrainSettings,
+    checkpoints: StageCheckpoints,
+    log: RunLog,
+) -> StageProgress:
+    """Epochs of weight steps with early stopping; leaves the best epoch's weights in `state`."""
+    progress = StageProgress(EarlyStopper(settings.patience))
+    checkpoints.resume(progress)
+    log.truncate_after(stage, progress.epochs - 1)
+    while progress.epochs < settings.max_epochs and not progress.stopper.done:
+        epoch = progress.epochs
+        loss = train_epoch(stage, epoch, samples, log, progress, lambda batch: weight_step(state, batch))
+        quality = evaluate(state, samples.evaluation("validation"))
+        progress.finish_epoch(quality.auc)
+        log.metrics(
+            stage, epoch, state.optimizers.steps,
+            train_loss=loss, validation_auc=quality.auc, validation_logloss=quality.log_loss, orthogonality=state.regularizer.penalty(state.sharded),
+        )  # fmt: skip
+        log.say(f"{stage} epoch {epoch}: train log loss {loss:.5f}, validation AUC {quality.auc:.5f}, log loss {quality.log_loss:.5f}")
+        checkpoints.save(progress)
+    checkpoints.restore_best(progress)
+    log.say(f"{stage}: best epoch {progress.stopper.best_epoch}, validation AUC {progress.stopper.best:.5f}")
+    return progress

@@ -1,0 +1,12 @@
+"""Stage 3: go on training the narrow model (HAM paper, section 3.3)."""
+
+from ham_dist.stages.fit import fit
+from ham_dist.training.checkpoints import StageCheckpoints, StageProgress
+from ham_dist.training.run_log import RunLog
+from ham_dist.training.samples import Samples
+from ham_dist.training.state import TrainingState
+
+
+def retrain(state: TrainingState, samples: Samples, checkpoints: StageCheckpoints, log: RunLog) -> StageProgress:
+    """Algorithm 1, 'Retrain': from the searched V and Theta, cut to the kept columns, until validation AUC stops rising."""
+    return fit("retrain", state, samples, state.settings.retrain, checkpoints, log)

@@ -1,0 +1,74 @@
+"""Stage 2: find the columns to keep (HAM paper, Algorithm 1 and Eq. 3)."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+
+from ham_dist.data.batch import Batch
+from ham_dist.embedding.mask import Columns
+from ham_dist.methods.method import Method
+from ham_dist.training.checkpoints import StageCheckpoints, StageProgress
+from ham_dist.training.evaluation import evaluate
+from ham_dist.training.loop import mask_gradient, train_epoch, weight_step
+from ham_dist.training.run_log import RunLog
+from ham_dist.training.samples import Samples
+from ham_dist.training.state import TrainingState
+from ham_dist.training.stopping import EarlyStopper
+
+
+def search(state: TrainingState, method: Method, samples: Samples, checkpoints: StageCheckpoints, log: RunLog) -> tuple[Columns, StageProgress]:
+    """Algorithm 1, 'Search': alternate a step on alpha (validation batch) with a step on the weights (training batch).
+
+    Leaves the searched weights in `state`, under the mask that the returned columns make.
+    """
+    settings, budget = state.settings.search, method.space.budget
+    progress = StageProgress(EarlyStopper(settings.patience))
+    checkpoints.resume(progress)
+    log.truncate_after("search", progress.epochs - 1)
+    while method.searches and progress.epochs < settings.epochs and not progress.stopper.done:
+        epoch = progress.epochs
+        validation = samples.validation_forever(start=epoch * samples.steps)
+        counts: list[int] = []
+        loss = train_epoch("search", epoch, samples, log, progress, partial(_alternate, state, method, validation, counts))
+        state.sharded.model.mask.set(method.mask())
+        quality = evaluate(state, samples.evaluation("validation"))
+        progress.finish_epoch(quality.auc, counts=budget.near(method.mask()))
+        log.metrics(
+            "search", epoch, state.optimizers.steps,
+            train_loss=loss, validation_auc=quality.auc, validation_logloss=quality.log_loss,
+            used=counts[-1], used_lowest=min(counts), used_highest=max(counts), target=budget.limit,
+            **{name: values.tolist() for name, values in method.tensors().items()},
+        )  # fmt: skip
+        log.say(
+            f"search epoch {epoch}: {budget.unit} in use {counts[-1]:,} (this epoch {min(counts):,} to {max(counts):,}, target {budget.limit:,}), "
+            f"validation AUC {quality.auc:.5f}"
+        )
+        checkpoints.save(progress)
+    return _close(state, method, log), progress
+
+
+def _alternate(state: TrainingState, method: Method, validation: Iterator[Batch], counts: list[int], train_batch: Batch) -> torch.Tensor:
+    """One step on alpha, then one on the weights under the mask that it gives."""
+    validation_batch = next(validation)
+    method.step(partial(mask_gradient, state, validation_batch))  # Eq. 3
+    mask = method.mask()
+    counts.append(method.space.budget.used(mask))
+    state.sharded.model.mask.set(mask)
+    return weight_step(state, train_batch)
+
+
+def _close(state: TrainingState, method: Method, log: RunLog) -> Columns:
+    """End with a mask of just the target's size, and say how it came about."""
+    budget, last, choice = method.space.budget, method.mask(), method.choice()
+    if method.searches:
+        closed = int(((last > 0) & (choice.to(last.device) == 0)).sum())
+        opened = int(((last <= 0) & (choice.to(last.device) > 0)).sum())
+        log.say(
+            f"search: ended with {budget.used(last):,} {budget.unit} in use for a target of {budget.limit:,}; "
+            f"by the method's order of columns {closed} more were closed and {opened} opened: {budget.used(choice):,} stay"
+        )
+    else:
+        log.say(f"search: {state.settings.search.method} keeps {budget.used(choice):,} {budget.unit} of the pretrained tables")
+    state.sharded.model.mask.set(choice.to(state.sharded.device))
+    return method.space.layout.split(choice)

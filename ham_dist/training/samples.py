@@ -1,0 +1,66 @@
+"""The three splits of a data set, as the stages ask for them."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ham_dist.config.schema import RunSettings
+from ham_dist.data.batch import Batch
+from ham_dist.data.manifest import Manifest
+from ham_dist.data.reader import open_split
+from ham_dist.distributed import process_group
+
+StageName = Literal["pretrain", "search", "retrain"]
+
+ORDER_OF = {"pretrain": 0, "search": 1, "retrain": 2, "validation": 3}
+"""Sets the orders of samples of the stages apart, though all come from the run's one seed."""
+
+
+class Samples:
+    """This rank's part of every batch; the global batches do not depend on the number of ranks."""
+
+    def __init__(self, folder: Path, manifest: Manifest, settings: RunSettings, device: torch.device) -> None:
+        self._splits = {name: open_split(folder, manifest, name) for name in ("train", "validation", "test")}
+        self._settings = settings
+        self.device = device
+        self.steps = self._splits["train"].steps(settings.data.batch_size, keep_last=False)
+
+    def training(self, stage: StageName, epoch: int) -> Iterator[Batch]:
+        """One epoch of training batches, in an order of its own; an incomplete last batch is left out."""
+        return self._batches("train", order=self._order(stage, epoch))
+
+    def validation_forever(self, start: int) -> Iterator[Batch]:
+        """Validation batches without end, each pass in another order, from number `start` on: what steps on alpha take."""
+        steps = self._splits["validation"].steps(self._validation_batch, keep_last=False)
+        for epoch in itertools.count(start // steps):
+            yield from self._batches("validation", order=self._order("validation", epoch), start=start % steps, size=self._validation_batch)
+            start = 0
+
+    def evaluation(self, split: Literal["validation", "test"]) -> Iterator[Batch]:
+        """Every row of a split once, in file order."""
+        size = self._settings.data.evaluation_batch_size
+        for batch in self._splits[split].batches(size, rank=process_group.rank(), world_size=process_group.world_size(), order=None, keep_last=True):
+            yield batch.to(self.device)
+
+    @property
+    def _validation_batch(self) -> int:
+        """Rows of a global batch for alpha: a training batch's, or the whole split where that is smaller."""
+        return min(self._settings.data.batch_size, self._splits["validation"].rows)
+
+    def _batches(self, split: str, order: tuple[int, int], start: int = 0, size: int | None = None) -> Iterator[Batch]:
+        batches = self._splits[split].batches(
+            size or self._settings.data.batch_size,
+            rank=process_group.rank(),
+            world_size=process_group.world_size(),
+            order=order,
+            keep_last=False,
+            start=start,
+        )
+        for batch in batches:
+            yield batch.to(self.device, non_blocking=True)
+
+    def _order(self, stage: str, epoch: int) -> tuple[int, int]:
+        return self._settings.seed, epoch * len(ORDER_OF) + ORDER_OF[stage]

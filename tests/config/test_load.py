@@ -1,0 +1,156 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ham_dist.config.load import differences, dump_run, load_run
+from ham_dist.config.schema import (
+    DataSettings,
+    ModelSettings,
+    OptimizerSettings,
+    OrthogonalitySettings,
+    RunSettings,
+    SearchSettings,
+    SyntheticSettings,
+    Target,
+)
+from ham_dist.errors import ConfigError
+
+positive = st.integers(1, 2**63 - 1)
+positive_floats = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
+targets = st.one_of(st.builds(Target, columns=positive), st.builds(Target, bytes=positive))
+entries = st.lists(st.tuples(st.integers(0, 64), st.integers(2, 10**6)), max_size=5)
+
+
+def _synthetic(fields: list[tuple[int, int]], **values: Any) -> SyntheticSettings:
+    return SyntheticSettings(planted_ranks=tuple(ranks for ranks, _ in fields), cardinalities=tuple(rows for _, rows in fields), **values)
+
+
+runs = st.builds(
+    RunSettings,
+    seed=st.integers(-(2**63), 2**63 - 1),
+    data=st.builds(
+        DataSettings,
+        path=st.none() | st.text(st.characters(exclude_categories=["Cs"])),
+        synthetic=st.builds(_synthetic, entries, skew=st.floats(0, 5), signal=positive_floats),
+    ),
+    model=st.builds(
+        ModelSettings, name=st.sampled_from(["fm", "deepfm", "autoint", "dcnv2"]), mlp=st.lists(positive).map(tuple), table_start=positive_floats
+    ),
+    optimizer=st.builds(OptimizerSettings, tables=st.just("adam"), learning_rate=positive_floats),
+    orthogonality=st.builds(OrthogonalitySettings, form=st.sampled_from(["gram", "cosine", "none"]), weight=positive_floats),
+    search=st.builds(SearchSettings, targets=st.lists(targets, min_size=1, max_size=4).map(tuple), push=positive_floats),
+)
+
+
+def _toml(folder: Path, text: str) -> str:
+    path = folder / "run.toml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def _mistakes(path: str | None, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_run(path, overrides)
+    return str(caught.value)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(run=runs)
+def test_load_of_dump_is_the_same(tmp_path: Path, run: RunSettings) -> None:
+    assert load_run(_toml(tmp_path, dump_run(run))) == run
+
+
+def test_dump_names_every_key_with_its_description() -> None:
+    text = dump_run(RunSettings())
+    assert "# Upper bound on epochs of alternating steps.\nepochs = 10\n" in text
+    assert "[data.synthetic]" in text
+    assert "path" not in text
+
+
+def test_nothing_given_is_every_default() -> None:
+    assert load_run(None) == RunSettings()
+
+
+def test_overrides_are_toml_or_a_bare_word_and_later_ones_win(tmp_path: Path) -> None:
+    path = _toml(tmp_path, "seed = 1\n[search]\nepochs = 3\n")
+    run = load_run(path, ["data.path=2025-12-31", "search.targets=[{columns = 14}, {bytes = 99}]", "seed=5", "model.mlp=[8]", "seed = 6"])
+    assert run.seed == 6
+    assert run.data.path == "2025-12-31"
+    assert run.search.targets == (Target(columns=14), Target(bytes=99))
+    assert run.search.epochs == 3
+    assert run.model.mlp == (8,)
+
+
+def test_every_mistake_is_reported_at_once(tmp_path: Path) -> None:
+    path = _toml(
+        tmp_path,
+        """
+        sed = 3
+        [model]
+        name = "dcn2"
+        learning_rate = 1
+        [search]
+        epochs = 0
+        targets = [{columns = 14}, {}]
+        [no_such]
+        key = 1
+        """,
+    )
+    lines = _mistakes(path, "data.batch_size=many", "data", "seed.deep=1", "seed.deeper=2").splitlines()
+    assert lines == [
+        f"{'--set data'}: wants key=value, such as --set search.epochs=5",
+        '--set: seed = {"deep": 1, "deeper": 2}: must be a valid integer',
+        "  Seed of weights, of the order of samples and of methods that draw.",
+        '--set: data.batch_size = "many": must be a valid integer',
+        "  Samples of a global training batch, spread over all ranks (HAM paper, section 4.3).",
+        f"{path}: model.name = \"dcn2\": must be 'fm', 'deepfm', 'autoint' or 'dcnv2'. Did you mean dcnv2?",
+        "  The interaction: fm, deepfm, autoint or dcnv2.",
+        f"{path}: model.learning_rate: no such key. Did you mean optimizer.learning_rate?",
+        f"{path}: search.targets[1]: give a target either `columns` or `bytes`",
+        f"{path}: search.epochs = 0: must be greater than 0",
+        "  Upper bound on epochs of alternating steps.",
+        f"{path}: sed: no such key. Did you mean seed?",
+        f"{path}: no_such: no such key. A run has: {', '.join(RunSettings.model_fields)}.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("seed = \n", "is not TOML: Invalid value (at line 1, column 8)"),
+        ('seed = "3"\n', 'seed = "3": must be a valid integer'),
+        ("seed = true\n", "seed = true: must be a valid integer"),
+        ("model = 3\n", "model = 3: must be a section with keys of its own"),
+        ("[optimizer]\nlearning_rate = nan\n", "optimizer.learning_rate = NaN: must be a finite number"),
+        ("[search]\ntargets = []\n", "search.targets = []: Tuple should have at least 1 item"),
+        ("[model]\nattention_heads = 3\n", "model: attention_heads = 3 does not divide lift_width = 16"),
+    ],
+)
+def test_mistake_names_file_and_key(tmp_path: Path, text: str, complaint: str) -> None:
+    path = _toml(tmp_path, text)
+    assert _mistakes(path).startswith(f"{path}: {complaint}")
+
+
+def test_override_into_a_list_says_to_give_it_whole(tmp_path: Path) -> None:
+    path = _toml(tmp_path, "[search]\ntargets = [{columns = 3}]\n")
+    assert _mistakes(path, "search.targets.0.columns=4").startswith("--set search.targets.0.columns: search.targets is no section. Give it whole")
+
+
+def test_mistake_of_several_keys_names_where_they_come_from(tmp_path: Path) -> None:
+    assert _mistakes(None, "optimizer.tables=rowwise_adagrad").startswith("--set: orthogonality.application")
+    path = _toml(tmp_path, "[optimizer]\ntables = 'rowwise_adagrad'\n")
+    assert _mistakes(path).startswith(f"{path}: orthogonality.application")
+    assert _mistakes(path, "seed=1").startswith(f"{path} with --set: orthogonality.application")
+
+
+def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
+    assert _mistakes(str(tmp_path / "none.toml")) == f"{tmp_path}/none.toml: cannot be read: No such file or directory"
+    assert _mistakes(str(tmp_path)) == f"{tmp_path}: cannot be read: Is a directory"
+
+
+def test_differences_name_the_keys() -> None:
+    other = load_run(None, ["search.epochs=12", "data.path=a"])
+    assert differences(RunSettings(), other) == ['data.path: nothing, not "a"', "search.epochs: 10, not 12"]

@@ -1,0 +1,62 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from ham_dist.config.load import load_run
+from ham_dist.config.schema import RunSettings
+from ham_dist.errors import CheckpointError
+from ham_dist.training.run_folder import RunFolder, default_run_dir, write_json
+
+
+def _start(folder: RunFolder, *overrides: str, resume: bool = False) -> bool:
+    return folder.start(load_run(None, overrides), resume=resume, world_size=2, device="cpu")
+
+
+def test_start_writes_settings_and_environment(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "deep" / "run")
+    assert not _start(folder, "seed=4")
+    assert load_run(str(folder.settings)) == load_run(None, ["seed=4"])
+    (environment,) = json.loads(folder.environment.read_text())
+    assert environment["world_size"] == 2
+    assert "torch" in environment["versions"]
+
+
+def test_folder_with_a_run_is_refused_without_resume(tmp_path: Path) -> None:
+    _start(RunFolder(tmp_path))
+    with pytest.raises(CheckpointError, match="already holds a run"):
+        _start(RunFolder(tmp_path))
+
+
+def test_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(CheckpointError, match="is in use, and not by a run"):
+        _start(RunFolder(tmp_path), resume=True)
+
+
+def test_resume_goes_on_and_notes_each_start(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert not _start(folder, resume=True)
+    assert _start(folder, resume=True)
+    assert len(json.loads(folder.environment.read_text())) == 2
+
+
+def test_resume_with_other_settings_names_them(tmp_path: Path) -> None:
+    _start(RunFolder(tmp_path))
+    with pytest.raises(CheckpointError) as caught:
+        _start(RunFolder(tmp_path), "seed=1", "search.epochs=3", resume=True)
+    assert "\n  seed: 0, not 1\n  search.epochs: 10, not 3\n" in str(caught.value)
+
+
+def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    write_json(path, {"auc": 0.5})
+    with pytest.raises(ValueError, match="Out of range float"):
+        write_json(path, {"auc": float("nan")})
+    assert json.loads(path.read_text()) == {"auc": 0.5}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_default_folder_names_data_and_model() -> None:
+    assert default_run_dir(RunSettings()).name.startswith("synthetic-dcnv2-")
+    assert default_run_dir(load_run(None, ["data.path=data/movielens-1m", "model.name=fm"])).name.startswith("movielens-1m-fm-")
