@@ -15,7 +15,7 @@ from ham_dist.data.synthetic import generate
 from ham_dist.distributed import gram, process_group
 from ham_dist.embedding.mask import Columns
 from ham_dist.embedding.sizes import TableSize, table_sizes
-from ham_dist.export.package import export_state
+from ham_dist.export.package import export_state, origin
 from ham_dist.methods.budget import Budget
 from ham_dist.methods.method import Method, SearchSpace
 from ham_dist.methods.registry import METHODS
@@ -102,7 +102,8 @@ def _one_target(run: Run, target: Target, wide: TrainingState, method: Method, p
     plan = {"supernet": wide.sharded.plan, "narrow": sliced.sharded.plan}
     process_group.on_first_rank(lambda: [write_json(folder.plan, plan), write_json(folder.sizes, [asdict(size) for size in sizes])] and None)
     if not process_group.on_first_rank(folder.bundle.exists):
-        export_state(sliced, run.manifest, run.samples, folder.bundle, precision="fp32", run=_origin(run, target), log=run.log)
+        verified = export_state(sliced, run.samples, folder.bundle, precision="fp32", run=origin(run.settings, run.manifest))
+        run.log.say(f"bundle: {folder.bundle}: probabilities of {verified['rows']:,} records differ from the live model's by at most {verified['max_difference']:.1e}")
     result = _result(run, target, before, after, columns, {"pretrain": pretrained, "search": searched, "retrain": retrained})
     run.log.metrics("result", 0, sliced.optimizers.steps, test_auc=after.auc, test_logloss=after.logloss, kept_columns=result["kept_columns"])
     process_group.on_first_rank(lambda: write_json(folder.result, result))
@@ -128,7 +129,8 @@ def _target_folder(run: Run, target: Target) -> RunFolder:
         return run.folder
     folder = RunFolder(run.folder.path / target.label)
     search_settings = run.settings.search.model_copy(update={"targets": (target,)})
-    settings = run.settings.model_copy(update={"search": search_settings})
+    data = run.settings.data.model_copy(update={"path": str(run.samples.folder)})
+    settings = run.settings.model_copy(update={"search": search_settings, "data": data})
     process_group.on_first_rank(
         lambda: folder.start(settings, resume=True, world_size=process_group.world_size(), device=_device_name(run.device))
     )
@@ -183,17 +185,6 @@ def _print_result(folder: RunFolder) -> None:
         **{name: result[name] for name in ("embedding_parameters", "embedding_bytes", "dense_parameters")},
     )
     print_summary([TableSize(**size) for size in read_json(folder.sizes)], before, after)
-
-
-def _origin(run: Run, target: Target) -> dict[str, Any]:
-    """What a bundle says of the run that it came from."""
-    return {
-        "dataset": run.manifest.name,
-        "model": run.settings.model.name,
-        "method": run.settings.search.method,
-        "seed": run.settings.seed,
-        "target": target.model_dump(exclude_none=True),
-    }
 
 
 def _peak_memory(device: torch.device) -> int:

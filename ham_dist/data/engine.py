@@ -1,5 +1,7 @@
 """DuckDB as the engine that runs the expressions: reading raw files with the line of every mistake, and keeping intermediate tables."""
 
+import gzip
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,7 @@ class DuckDB:
             raise DataError(f"{path}: not a Parquet file that can be read ({_first_line(error)})") from None
 
     def _read(self, path: Path, **options: Any) -> ibis.Table:
+        _refuse_cut_short(path)
         self._tables += 1
         rejects = f"rejects_{self._tables}"
         compression = "gzip" if path.suffix == ".gz" else "none"
@@ -124,6 +127,18 @@ class DuckDB:
             more = len(by_line) - _SHOWN
             lines.append(f"{path}: and {'at least ' if len(rows) >= _REMEMBERED else ''}{more:,} more such line{'s' if more > 1 else ''}")
         raise DataError("\n".join(lines) + "\n  Mend or delete these lines, and check that it is the file that the recipe means.")
+
+
+def _refuse_cut_short(path: Path) -> None:
+    """DuckDB reads the part of a gzipped file that is there, without a word."""
+    if path.suffix != ".gz":
+        return
+    try:
+        with gzip.open(path) as text:
+            while text.read(1 << 20):
+                pass
+    except (EOFError, OSError, zlib.error) as error:
+        raise DataError(f"{path}: not a whole gzip file ({error})\n  Download it again.") from None
 
 
 def _reason(row: dict[str, Any]) -> str:

@@ -53,7 +53,7 @@ def _write(engine: DuckDB, recipe: Recipe, files: dict[str, Path], folder: Path,
     samples = engine.keep(read_samples(engine, recipe, files, with_label=True))
     rows_in = samples.count().to_pyarrow().as_py()
     labelled = samples.mutate(**{LABEL: label_of(samples[recipe.label.column], recipe.label), _SPLIT: split_of(samples[ROW], planned["seed"])})
-    labelled = engine.keep(labelled.filter(labelled[LABEL].notnull()).select(ROW, _SPLIT, LABEL, *(f for f in recipe.fields if f != LABEL)))
+    labelled = engine.keep(labelled.filter(labelled[LABEL].notnull()).select(ROW, _SPLIT, LABEL, *recipe.fields))
     vocabularies, entries = _vocabularies(engine, recipe, labelled, folder)
     ids = engine.keep(encoded(labelled, vocabularies, recipe.separators(), keep=[ROW, _SPLIT, LABEL]))
     splits = {}
@@ -87,5 +87,10 @@ def _vocabularies(engine: DuckDB, recipe: Recipe, labelled: ibis.Table, folder: 
         values = single_values(train, field) if separator is None else several_values(train, field, separator)
         tables[field] = engine.keep(vocabulary_of(values, recipe.min_count))
         stored = write_vocabulary(folder, field, tables[field].order_by("id").to_pyarrow())
+        if stored.rows == 0:
+            raise DataError(
+                f"field {field}: none of its values is there {recipe.min_count} times or more in the training split, so all would be unknown\n"
+                "  Check that the side files have the samples' keys, and the recipe's min_count."
+            )
         entries.append(FieldEntry(name=field, rows=stored.rows + 1, multi_valued=separator is not None, vocabulary=stored))
     return tables, entries

@@ -87,12 +87,10 @@ class Split:
         if not 0 <= rank < world_size:
             raise DataError(f"rank {rank} of {world_size} ranks: must be from 0 to {world_size - 1}")
         if world_size > batch_size:
-            raise DataError(
-                f"batch_size = {batch_size}: fewer rows than the {world_size} ranks that share them\n  Set data.batch_size to at least {world_size}."
-            )
+            raise DataError(f"batch size {batch_size}: fewer rows than the {world_size} ranks that share them\n  Set it to at least {world_size}.")
         steps = self.steps(batch_size, keep_last)
         if steps == 0:
-            raise DataError(f"batch_size = {batch_size}: more rows than the {self.rows} of this split\n  Set data.batch_size to at most {self.rows}.")
+            raise DataError(f"batch size {batch_size}: more rows than the {self.rows} of this split\n  Set it to at most {self.rows}.")
         return self._generate(batch_size, rank, world_size, order, range(start, steps))
 
     def _generate(self, batch_size: int, rank: int, world_size: int, order: tuple[int, int] | None, steps: range) -> Iterator[Batch]:
@@ -116,7 +114,7 @@ class Split:
 
 def _permutation(rows: int, seed: int, epoch: int) -> np.ndarray[Any, Any]:
     """An order of `rows` rows that (seed, epoch) determine, the same on every rank and every machine."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch]))).permutation(rows)
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed % 2**64, epoch]))).permutation(rows)
 
 
 def open_split(folder: str | Path, manifest: Manifest, split: str) -> Split:
@@ -150,13 +148,9 @@ def _read_shard(path: str, manifest: Manifest, rows: int) -> pa.Table:
         with open_file(path, "rb") as file:
             table = pq.read_table(file)
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror or error})\n  Prepare the data again, or copy it again from where it came."
-        ) from None
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})\n  {REDO}") from None
     except pa.ArrowException as error:
-        raise DataError(
-            f"{path}: is damaged ({str(error).splitlines()[0]})\n  Prepare the data again, or copy it again from where it came."
-        ) from None
+        raise DataError(f"{path}: is damaged ({str(error).splitlines()[0]})\n  {REDO}") from None
     for column in wanted:
         if column.name not in table.column_names:
             raise DataError(f"{path}: has no column {column.name}; it has {', '.join(table.column_names)}")

@@ -2,6 +2,7 @@
 
 import tomllib
 from difflib import get_close_matches
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -126,6 +127,8 @@ def _column_mistakes(recipe: Recipe) -> list[str]:
             fresh = [column for column in part.columns if column != part.key]
         mistakes += [f"{where}.columns: {column} is a column of an earlier file too; rename one" for column in fresh if column in columns]
         columns += fresh
+    # DuckDB takes User and user for one column, and some file systems for one file.
+    mistakes += [f"columns {other} and {column} differ in capitals only; rename one" for other, column in _same_but_for_capitals(columns)]
     if recipe.label.column not in recipe.samples.columns:
         mistakes.append(f"label.column = {recipe.label.column!r}: not a column of samples{_nearest(recipe.label.column, recipe.samples.columns)}")
     for where, used in (("fields", recipe.fields), ("ignored", recipe.ignored)):
@@ -138,6 +141,10 @@ def _column_mistakes(recipe: Recipe) -> list[str]:
     if "label" in recipe.fields:
         mistakes.append("fields.label: that name is taken by the label itself; rename the column")
     return mistakes
+
+
+def _same_but_for_capitals(columns: list[str]) -> list[tuple[str, str]]:
+    return [(a, b) for a, b in combinations(dict.fromkeys(columns), 2) if a.casefold() == b.casefold()]
 
 
 def _nearest(word: str, words: Any) -> str:

@@ -1,7 +1,9 @@
 """Each table before and after the search: what sizes.json holds."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ham_dist.embedding.mask import Columns
 from ham_dist.embedding.tables import Table
@@ -51,3 +53,8 @@ def table_sizes(before: Sequence[Table], after: Sequence[Table], columns: Column
         )
         for table in before
     ]
+
+
+def read_sizes(path: Path) -> list[TableSize]:
+    """What a run folder's sizes.json holds."""
+    return [TableSize(**size) for size in json.loads(path.read_text(encoding="utf-8"))]

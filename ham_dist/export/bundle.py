@@ -1,6 +1,5 @@
 """Opening a bundle: every file is checked before anything of it is used."""
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from ham_dist.config.paths import local_path
 from ham_dist.errors import BundleError
 from ham_dist.export.compact import CompactModel
+from ham_dist.export.files import sha256_of
 from ham_dist.export.manifest import DENSE, MEND, BundleManifest, TableEntry, read_manifest
 from ham_dist.models.interaction import Interaction
 from ham_dist.models.registry import INTERACTIONS, build_interaction
@@ -69,9 +69,8 @@ def interaction_of(manifest: BundleManifest, where: str) -> Interaction:
     """
     if manifest.model is None:
         raise BundleError(
-            f"{where}: kind = 'custom': its dense part is a module of your own, which a bundle does not hold.\n"
-            "  `bundle = ham_dist.export.bundle.open_bundle(path)` gives bundle.tables(), a dict of tensors by field, and bundle.dense(), a state dict;\n"
-            "  load both into your module."
+            f"{where}: kind = 'custom': its dense part is a module of your own, which a bundle does not hold, so `ham-dist score` cannot run it.\n"
+            "  In Python, ham_dist.export.bundle.open_bundle(path) gives .tables() (tensors by field) and .dense() (a state dict) to load into it."
         )
     return build_interaction(manifest.model, {field.name: field.width for field in manifest.fields if field.width or field.keeps_slot})
 
@@ -139,9 +138,3 @@ def _same_names(path: Path, what: str, found: Iterable[str], wanted: Iterable[st
         parts = {"missing": wanted - found, "not known": found - wanted}
         text = "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind, names in parts.items() if names)
         raise BundleError(f"{path}: {what} of another model ({text}). {MEND}")
-
-
-def sha256_of(path: Path) -> str:
-    """sha256 of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

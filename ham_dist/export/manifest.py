@@ -23,13 +23,14 @@ MEND = "Copy the bundle again from where it was written, or export the run again
 Precision = Literal["fp32", "fp16"]
 
 
-def _inside(path: str) -> str:
+def inside(path: str) -> str:
+    """`path`; raises: ValueError unless it is one of forward slashes that stays inside the folder it starts from."""
     if not re.fullmatch(r"[^/\\:\0]+(/[^/\\:\0]+)*", path) or {".", ".."} & set(path.split("/")):
         raise ValueError(f"{path!r} does not stay inside the bundle")
     return path
 
 
-InsidePath = Annotated[str, AfterValidator(_inside)]
+InsidePath = Annotated[str, AfterValidator(inside)]
 Count = Annotated[int, Field(ge=0, strict=True)]
 PositiveCount = Annotated[int, Field(gt=0, strict=True)]
 Name = Annotated[str, Field(min_length=1)]
@@ -104,7 +105,7 @@ class BundleManifest(_Entry):
     format: Literal["ham_dist bundle"] = "ham_dist bundle"
     format_version: PositiveCount = FORMAT_VERSION
     kind: Literal["ctr", "custom"]
-    """`ctr`: one of this package's models, which `ham-dist score` runs; `custom`: tables, and weights of a dense part that only its owner can build."""
+    """`ctr`: one of this package's models, which `ham-dist score` runs; `custom`: tables, and weights of a dense part that its owner builds."""
     model: ModelSettings | None
     """Settings of the interaction; null for `custom`."""
     precision: Precision

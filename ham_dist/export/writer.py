@@ -3,6 +3,7 @@
 C_j rows of table j, d_j columns
 """
 
+import dataclasses
 import hashlib
 import os
 import shutil
@@ -17,8 +18,21 @@ from safetensors.torch import save
 from ham_dist.config.schema import ModelSettings
 from ham_dist.distributed.process_group import gather_objects, on_first_rank, rank, together
 from ham_dist.errors import BundleError
-from ham_dist.export.bundle import VALUES, open_bundle, sha256_of
-from ham_dist.export.manifest import DENSE, BundleManifest, FieldEntry, FileEntry, Piece, Precision, TableEntry, mistakes, piece_path, write_manifest
+from ham_dist.export.bundle import VALUES, open_bundle
+from ham_dist.export.files import sha256_of, writing
+from ham_dist.export.manifest import (
+    DENSE,
+    BundleManifest,
+    FieldEntry,
+    FileEntry,
+    Piece,
+    Precision,
+    TableEntry,
+    inside,
+    mistakes,
+    piece_path,
+    write_manifest,
+)
 
 if TYPE_CHECKING:  # `tables` imports TorchRec, which writing does not need.
     from ham_dist.embedding.tables import TableChunk
@@ -39,7 +53,8 @@ class _Written(NamedTuple):
     entry: FileEntry
 
 
-class Description(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Description:
     """What a bundle says of itself besides its tensors; the same on every rank.
 
     fields:    those that the model reads or holds a slot for, in the order of its columns.
@@ -53,7 +68,7 @@ class Description(NamedTuple):
     model: ModelSettings | None
     precision: Precision = "fp32"
     recipe: Mapping[str, Any] | None = None
-    run: Mapping[str, Any] = {}
+    run: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def write_bundle(
@@ -73,13 +88,13 @@ def write_bundle(
     chunks:        table rows of this rank, each row on one rank only; only the chunk at hand is in use. Going through them must hold no collective.
     dense:         state dict of the model above the tables; rank 0's is written.
     first_order_chunks: the same for the first-order tables of width 1.
-    vocabulary:    folder with <field>.parquet for each field; None where values are ids already. Read on rank 0.
+    vocabulary:    folder with <field>.parquet of each field that the model reads; None where values are ids already. Read on rank 0.
     verify:        called on rank 0 with the finished folder, before it gets its name; it opens the bundle, raises if that is not the live model,
                    and what it returns (JSON) goes into the manifest. It must hold no collective. None: the bundle is opened, which checks its files.
     piece_numbers: most numbers in one file.
     returns:       what `verify` gave, on every rank.
-    raises:        BundleError on all ranks if it fails on any: `out` exists, a rank cannot write, a value does not fit `precision` or is not finite, or
-                   the ranks' rows do not make the tables. Nothing is left on the disk then.
+    raises:        BundleError on the failing rank and HamError on the others, if `out` exists, a rank cannot write, a value does not fit `precision`
+                   or is not finite, or the ranks' rows do not make the tables. Nothing is left on the disk then.
     """
     partial = out.with_name(out.name + ".partial")
     on_first_rank(lambda: _open_folder(out, partial))
@@ -99,27 +114,13 @@ def _open_folder(out: Path, partial: Path) -> None:
     if out.exists():
         raise BundleError(f"{out}: is there already; a bundle is never written over. Delete it, or give another folder.")
     shutil.rmtree(partial, ignore_errors=True)  # left by a writer that was killed
-    with _writing(partial):
+    with writing(partial):
         partial.mkdir(parents=True)
 
 
 def _require_seen(partial: Path) -> None:
     if not partial.is_dir():
         raise BundleError(f"{partial}: rank 0 made this folder, but rank {rank()} does not see it. Give a folder on storage that all ranks share.")
-
-
-class _writing:
-    """Turns what the disk refuses into an error that says what to do."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
-            raise BundleError(f"{self.path}: cannot be written: {error.strerror or error}. Make room there, or give another folder.") from error
 
 
 def _write_tables(
@@ -153,7 +154,7 @@ def _write_piece(partial: Path, folder: str, field: str, first_row: int, values:
 
 
 def _write_file(partial: Path, path: str, content: bytes) -> FileEntry:
-    with _writing(partial / path):
+    with writing(partial / path):
         (partial / path).parent.mkdir(parents=True, exist_ok=True)
         (partial / path).write_bytes(content)
     return FileEntry(size=len(content), sha256=hashlib.sha256(content).hexdigest())
@@ -171,15 +172,17 @@ def _finish(
     """What rank 0 does when all tables are there: dense weights, vocabulary, manifest, the check, and the name."""
     files = {written_piece.piece.file: written_piece.entry for written_piece in written}
     files[DENSE] = _write_file(partial, DENSE, save({name: values.detach().cpu().contiguous().clone() for name, values in dense.items()}))
-    vocabularies = _copy_vocabulary(partial, description.fields, vocabulary, files) if vocabulary else {}
     try:
+        tables, first_order = _entries("tables", description, written), _entries("first_order", description, written)
+        read = dict.fromkeys(table.field for table in (*tables, *first_order))
+        vocabularies = _copy_vocabulary(partial, read, vocabulary, files) if vocabulary else {}
         manifest = BundleManifest(
             kind="custom" if description.model is None else "ctr",
             model=description.model,
             precision=description.precision,
             fields=tuple(description.fields),
-            tables=_entries("tables", description, written),
-            first_order=_entries("first_order", description, written),
+            tables=tables,
+            first_order=first_order,
             vocabulary=vocabularies,
             files=files,
             recipe=None if description.recipe is None else dict(description.recipe),
@@ -187,14 +190,14 @@ def _finish(
         )
     except ValidationError as error:
         raise BundleError(f"{out}: what the ranks wrote does not make a bundle: {mistakes(error)}") from None
-    with _writing(partial):
+    with writing(partial):
         write_manifest(partial, manifest)
     if verify is None:
         open_bundle(partial)
         report = {}
     else:
         report = dict(verify(partial))
-    with _writing(out):
+    with writing(out):
         write_manifest(partial, manifest.model_copy(update={"verified": report or None}))
         if out.exists():
             raise BundleError(f"{out}: came up while the bundle was written. Delete it, or give another folder.")
@@ -217,16 +220,16 @@ def _entries(folder: str, description: Description, written: Sequence[_Written])
     return tuple(tables)
 
 
-def _copy_vocabulary(partial: Path, fields: Sequence[FieldEntry], folder: Path, files: dict[str, FileEntry]) -> dict[str, str]:
-    """Copy <field>.parquet of each field; adds to `files`, and gives the copies' paths by field."""
+def _copy_vocabulary(partial: Path, fields: Iterable[str], folder: Path, files: dict[str, FileEntry]) -> dict[str, str]:
+    """Copy <field>.parquet of each field that the model reads; adds to `files`, and gives the copies' paths by field."""
     copies = {}
     for field in fields:
-        source, path = folder / f"{field.name}.parquet", f"vocabulary/{field.name}.parquet"
+        source, path = folder / f"{field}.parquet", inside(f"vocabulary/{field}.parquet")
         if not source.is_file():
-            raise BundleError(f"{source}: missing: the vocabulary of {field.name!r}. Give the folder that `ham-dist prepare` wrote.")
-        with _writing(partial / path):
-            (partial / path).parent.mkdir(exist_ok=True)
+            raise BundleError(f"{source}: missing: the vocabulary of {field!r}. Give the folder `vocabulary` that `ham-dist prepare` wrote.")
+        with writing(partial / path):
+            (partial / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, partial / path)
         files[path] = FileEntry(size=source.stat().st_size, sha256=sha256_of(source))
-        copies[field.name] = path
+        copies[field] = path
     return copies

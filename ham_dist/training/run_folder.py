@@ -96,12 +96,12 @@ class RunFolder:
             self._check_same_run(settings, resume)
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise CheckpointError(f"{self.path}: is in use, and not by a run. Give another --run-dir")
-        self.path.mkdir(parents=True, exist_ok=True)
-        starts = json.loads(self.environment.read_text(encoding="utf-8")) if self.environment.exists() else []
-        write_json(self.environment, [*starts, environment(world_size, device)])
         if not held:
-            # The last thing written, since run.toml is what makes a folder a run.
+            # The first thing written, since run.toml is what makes a folder a run: one that is killed here can be resumed.
+            self.path.mkdir(parents=True, exist_ok=True)
             write_text(self.settings, dump_run(settings))
+        starts = read_json(self.environment) if self.environment.exists() else []
+        write_json(self.environment, [*starts, environment(world_size, device)])
         return held
 
     def _check_same_run(self, settings: RunSettings, resume: bool) -> None:
@@ -140,6 +140,11 @@ def environment(world_size: int, device: str) -> dict[str, Any]:
     }
 
 
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` so that a reader, or a run that was killed half-way, sees the old file or the whole new one."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
@@ -175,8 +180,3 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return described.stdout.strip()
-
-
-def read_json(path: Path) -> Any:
-    """What `write_json` wrote."""
-    return json.loads(path.read_text(encoding="utf-8"))

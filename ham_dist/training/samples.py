@@ -20,9 +20,16 @@ ORDER_OF = {"pretrain": 0, "search": 1, "retrain": 2, "validation": 3}
 
 
 class Samples:
-    """This rank's part of every batch; the global batches do not depend on the number of ranks."""
+    """This rank's part of every batch; the global batches do not depend on the number of ranks.
+
+    folder:   a prepared data folder.
+    manifest: what it holds.
+    steps:    training batches of an epoch.
+    """
 
     def __init__(self, folder: Path, manifest: Manifest, settings: RunSettings, device: torch.device) -> None:
+        self.folder = folder
+        self.manifest = manifest
         self._splits = {name: open_split(folder, manifest, name) for name in ("train", "validation", "test")}
         self._settings = settings
         self.device = device
@@ -44,6 +51,16 @@ class Samples:
         size = self._settings.data.evaluation_batch_size
         for batch in self._splits[split].batches(size, rank=process_group.rank(), world_size=process_group.world_size(), order=None, keep_last=True):
             yield batch.to(self.device)
+
+    def part(self, split: Literal["validation", "test"], rows: int) -> Batch:
+        """This rank's part of the first `rows` rows of a split, or of all where there are fewer."""
+        size = min(rows, self._splits[split].rows)
+        batches = self._splits[split].batches(size, rank=process_group.rank(), world_size=process_group.world_size(), order=None, keep_last=True)
+        return next(batches).to(self.device)
+
+    def whole(self, split: Literal["validation", "test"], rows: int) -> Batch:
+        """The same rows, all of them on this rank."""
+        return self._splits[split].take(rows).to(self.device)
 
     @property
     def _validation_batch(self) -> int:

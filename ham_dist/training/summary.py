@@ -7,29 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-
-@dataclass(frozen=True)
-class TableSize:
-    """One embedding table before and after the search; an entry of sizes.json.
-
-    field:          the field that reads it.
-    rows:           C_j.
-    base_width:     columns in the supernet.
-    kept_columns:   numbers of the supernet's columns that stay, ascending.
-    searched_width: how many those are; 0 where the field leaves the model.
-    stored_width:   columns that lie in memory: `searched_width`, or more where a kernel needs it.
-    bytes_before:   of the supernet's table.
-    bytes_after:    of the narrow table as it is stored.
-    """
-
-    field: str
-    rows: int
-    base_width: int
-    kept_columns: tuple[int, ...]
-    searched_width: int
-    stored_width: int
-    bytes_before: int
-    bytes_after: int
+from ham_dist.embedding.sizes import TableSize
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@ import io
 
 from rich.console import Console
 
-from ham_dist.training.summary import ModelResult, TableSize, print_summary
+from ham_dist.embedding.sizes import TableSize
+from ham_dist.training.summary import ModelResult, print_summary
 
 
 def _printed() -> list[list[str]]:
     sizes = [
-        TableSize("user", 6041, 16, (0, 3, 7), 3, 4, 386_624, 96_656),
-        TableSize("gender", 3, 3, (), 0, 0, 36, 0),
+        TableSize("user", 6041, 16, [0, 3, 7], 3, 4, 386_624, 96_656),
+        TableSize("gender", 3, 3, [], 0, 0, 36, 0),
     ]
     before = ModelResult(0.8911, 0.3571, 96_665, 386_660, 40_241)
     after = ModelResult(0.8930, 0.3502, 18_123, 96_656, 3_281)

@@ -1,0 +1,110 @@
+"""From a trained model to a bundle: describe it, write it from all ranks, and hold it against the live model."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ham_dist.config.load import load_run
+from ham_dist.config.schema import RunSettings
+from ham_dist.data.batch import Batch
+from ham_dist.data.manifest import Manifest
+from ham_dist.distributed import process_group
+from ham_dist.embedding.sizes import read_sizes
+from ham_dist.errors import BundleError, CheckpointError
+from ham_dist.export.compact import Ids
+from ham_dist.export.manifest import FieldEntry, Precision
+from ham_dist.export.verify import verify_bundle
+from ham_dist.export.writer import Description, write_bundle
+from ham_dist.training.checkpoints import StageCheckpoints
+from ham_dist.training.evaluation import predict
+from ham_dist.training.run_folder import RunFolder
+from ham_dist.training.samples import Samples
+from ham_dist.training.state import TrainingState, narrow, open_supernet
+
+HELD_ROWS = 4096
+"""Records of the test split that a bundle is compared with the live model on."""
+
+
+def export_state(state: TrainingState, samples: Samples, out: Path, *, precision: Precision, run: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the model in `state` as a bundle; every rank calls it, and each writes the rows that it holds.
+
+    run:     what the bundle says of where it comes from.
+    returns: rows compared, the largest difference of a probability from the live model's, and the tolerance; the same on every rank.
+    raises:  BundleError if the bundle cannot be written or is not the live model; then nothing is left on the disk.
+    """
+    manifest = samples.manifest
+    logits, _ = predict(state, [samples.part("test", HELD_ROWS)])
+    live = torch.sigmoid(logits)
+    held = _ids(samples.whole("test", HELD_ROWS))
+    return write_bundle(
+        out,
+        Description(_fields(state, manifest), state.settings.model, precision, manifest.recipe, run),
+        chunks=state.sharded.chunks(state.sharded.local),
+        first_order_chunks=state.sharded.chunks(state.sharded.first_order),
+        dense=state.interaction.state_dict(),
+        vocabulary=samples.folder / "vocabulary" if manifest.recipe is not None else None,
+        verify=lambda partial: verify_bundle(partial, [held], live, state.sharded.device),
+    )
+
+
+def export_run(run_dir: Path, out: Path, precision: Precision) -> dict[str, Any]:
+    """Write the narrow model of a finished run as a bundle, from its best retraining checkpoint; alone or as one of many ranks.
+
+    raises: CheckpointError if `run_dir` holds no finished run.
+    """
+    folder = RunFolder(run_dir)
+    if not folder.settings.exists():
+        raise CheckpointError(f"{run_dir}: is no run folder (it has no run.toml). `ham-dist train --run-dir {run_dir}` makes one")
+    if not folder.sizes.exists():
+        within = sorted(str(path.parent) for path in run_dir.glob(f"*/{folder.sizes.name}"))
+        mend = (
+            f"It holds a run for each target: export one of {', '.join(within)}"
+            if within
+            else f"`ham-dist train --resume --run-dir {run_dir}` finishes it"
+        )
+        raise CheckpointError(f"{run_dir}: no narrow model here yet. {mend}")
+    if out.exists():
+        raise BundleError(f"{out}: is there already; a bundle is never written over. Delete it, or give another folder")
+    settings = load_run(str(folder.settings))
+    with process_group.process_group() as device:
+        data = Path(settings.data.path) if settings.data.path else folder.data
+        manifest = process_group.together(lambda: Manifest.load(data))
+        samples = process_group.together(lambda: Samples(data, manifest, settings, device))
+        wide = open_supernet(settings, {field.name: field.rows for field in manifest.fields}, device)
+        columns = {size.field: torch.tensor(size.kept_columns, dtype=torch.int64) for size in read_sizes(folder.sizes)}
+        state = narrow(wide, columns)
+        del wide
+        StageCheckpoints(folder.checkpoints / "retrain", state).load_best()
+        return export_state(state, samples, out, precision=precision, run=origin(settings, manifest))
+
+
+def origin(settings: RunSettings, manifest: Manifest) -> dict[str, Any]:
+    """What a bundle says of the run that it comes from."""
+    return {
+        "dataset": manifest.name,
+        "method": settings.search.method,
+        "seed": settings.seed,
+        "targets": [target.model_dump(exclude_none=True) for target in settings.search.targets],
+    }
+
+
+def _fields(state: TrainingState, manifest: Manifest) -> list[FieldEntry]:
+    widths = state.interaction.widths
+    first_order = {table.field for table in state.sharded.first_order_tables}
+    return [
+        FieldEntry(
+            name=field.name,
+            rows=field.rows,
+            width=widths.get(field.name, 0),
+            multi_valued=field.multi_valued,
+            keeps_slot=widths.get(field.name) == 0,
+        )
+        for field in manifest.fields
+        if field.name in widths or field.name in first_order
+    ]
+
+
+def _ids(batch: Batch) -> dict[str, Ids]:
+    return {field: (values.values().long(), values.offsets().long()) for field, values in batch.sparse_features.to_dict().items()}
