@@ -15,13 +15,12 @@ from typer.core import TyperGroup
 import ham_dist
 from ham_dist.errors import ConfigError, HamError
 
-EXIT_OURS = 1
 EXIT_USERS = 2
 EXIT_INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
 
 GRACE_SECONDS = 1.0
-"""How long a rank other than the first waits before it tells of its mistake: where all ranks made it, rank 0 has told, and torchrun ends the others."""
+"""How long a rank that is not the first of its machine waits before it tells of its mistake: where all made it, torchrun ends it in that time."""
 
 # What the machine or its owner refuses; any other OSError is a bug of ours.
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -31,7 +30,7 @@ class Commands(TyperGroup):
     """All commands, with one way to fail."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a command; what the user can mend becomes a short paragraph and exit code 2, and the rest keeps its traceback and exits with 1."""
+        """Run a command. What the user can mend becomes a short paragraph and exit code 2; the rest keeps its traceback and exits with 1."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -42,10 +41,10 @@ class Commands(TyperGroup):
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except Exception as error:
             message = _message(error)
-            if message is None or ctx.params["debug"]:
-                traceback.print_exc()
             if message is None:
-                raise typer.Exit(EXIT_OURS) from None
+                raise
+            if ctx.params["debug"]:
+                traceback.print_exc()
             _tell(message)
             raise typer.Exit(EXIT_USERS) from None
 
@@ -113,7 +112,7 @@ def prepare(
 
 @app.command()
 def train(
-    run: Annotated[str | None, typer.Argument(metavar="[RUN.toml]", help="Settings of the run; without them, every default.")] = None,
+    run: Annotated[str | None, typer.Argument(metavar="RUN.toml", help="Settings of the run; without them, every default.")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting, over the file's; once for each.")] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Folder of the run; without one, a new one under runs/.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir; starts it where there is none.")] = False,
@@ -127,6 +126,7 @@ def train(
       ham-dist train launch/runs/movielens_dcnv2.toml --set seed=1 --run-dir runs/first
       ham-dist train --run-dir runs/first --resume
       torchx run dist.ddp -j 1x8 ham_dist/train.py -- launch/runs/movielens_dcnv2.toml --set=seed=1 --set=search.epochs=5
+
     torchx refuses an option that it sees twice, so several settings are written --set=KEY=VALUE there.
     """
     from ham_dist.config.load import load_run
@@ -146,7 +146,9 @@ def export(
     out: Annotated[Path, typer.Option(help="New folder for the bundle.")],
     precision: Annotated[Literal["fp32", "fp16"], typer.Option(help="Type of the tables.")] = "fp32",
 ) -> None:
-    """Write the narrow model of a run as a bundle for serving, and check that it gives the model's logits.
+    """Write the narrow model of a run as a bundle for serving.
+
+    The bundle is compared with the model before it gets its name.
 
     \b
     Example:
@@ -198,7 +200,9 @@ def inspect(path: Annotated[Path, typer.Argument(help="Folder of prepared data, 
 
 @app.command()
 def doctor() -> None:
-    """Check versions, devices and backends, and say how to mend what is wrong.
+    """Check versions, devices and backends.
+
+    Each thing that is wrong comes with its mend.
 
     \b
     Example:
@@ -219,7 +223,8 @@ def _message(error: Exception) -> str | None:
         mend = "Make room, or give a folder on another disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Give another place"
         return f"{where}{error.strerror}. {mend}"
     if isinstance(error, MemoryError) or _out_of_torch_memory(error):
-        return f"out of memory ({str(error).splitlines()[0] if str(error) else 'no more could be had'})\n  Lower data.batch_size, or spread the tables over more ranks"
+        detail = str(error).partition("\n")[0]
+        return f"out of memory{f' ({detail})' if detail else ''}\n  Lower data.batch_size, or spread the tables over more ranks"
     return None
 
 

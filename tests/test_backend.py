@@ -40,7 +40,7 @@ def test_supported_trios_pass(monkeypatch: pytest.MonkeyPatch, packages: dict[st
             {"torch": "1.9.0", "torchrec": "1.8.0", "fbgemm-gpu": "1.8.0", "fbgemm-gpu-cpu": "1.8.0"},
             False,
             "fbgemm-gpu and fbgemm-gpu-cpu are both installed",
-            "pip uninstall -y fbgemm-gpu && pip install torch==2.13.* && pip install --no-deps --force-reinstall torchrec==1.8.* fbgemm-gpu-cpu==1.8.*",
+            "pip uninstall -y fbgemm-gpu && pip install torch==2.13.* && pip install --no-deps --force-reinstall torchrec==1.8.*",
         ),
         ({}, False, "torch and torchrec and fbgemm-gpu are not installed", "pip install torch==2.13.* && pip install --no-deps"),
     ],

@@ -15,6 +15,8 @@ from ham_dist.data.recipe import Format
 from ham_dist.errors import DataError
 
 ROWS_PER_BATCH = 65_536
+# ASCII's unit separator, which text does not hold: lines are then read whole.
+_NO_SEPARATOR = "\x1f"
 # Mistakes of one file that a message shows, and that DuckDB remembers.
 _SHOWN, _REMEMBERED = 5, 1000
 
@@ -85,25 +87,20 @@ class DuckDB:
 
     def _read(self, path: Path, **options: Any) -> ibis.Table:
         _refuse_cut_short(path)
-        self._tables += 1
         rejects = f"rejects_{self._tables}"
-        compression = "gzip" if path.suffix == ".gz" else "none"
         try:
-            table = self._connection.read_csv(
-                _literal(path),
-                table_name=f"text_{self._tables}",
-                compression=compression,
-                store_rejects=True,
-                rejects_table=rejects,
-                rejects_scan=f"scans_{self._tables}",
-                rejects_limit=_REMEMBERED,
-                **options,
-            )
-            table = self._numbered(table)
+            names = {"rejects_table": rejects, "rejects_scan": f"scans_{self._tables}"}
+            table = self._numbered(self._scan(path, store_rejects=True, rejects_limit=_REMEMBERED, **names, **options))
         except duckdb.Error as error:
             raise DataError(f"{path}: cannot be read: {_first_line(error)}") from None
         self._refuse_rejected(path, self._connection.table(rejects))
         return table
+
+    def _scan(self, path: Path, **options: Any) -> ibis.Table:
+        """The lines of a text file, not read yet."""
+        self._tables += 1
+        compression = "gzip" if path.suffix == ".gz" else "none"
+        return self._connection.read_csv(_literal(path), table_name=f"text_{self._tables}", compression=compression, **options)
 
     def _numbered(self, table: ibis.Table) -> ibis.Table:
         """`table` kept, and numbered: DuckDB keeps the order of the file whatever its threads, and numbers the rows of a kept table in it."""
@@ -111,15 +108,18 @@ class DuckDB:
         return kept.mutate(**{ROW: kept.rowid()})
 
     def _check_header(self, path: Path, wanted: list[str], format: Format) -> None:
-        plain = Format(separator=format.separator, encoding=format.encoding)
-        first = self.read_text(path, dict.fromkeys(wanted, "string"), plain).filter(lambda t: t[ROW] == 0).to_pyarrow().to_pylist()
-        found = [first[0][name] for name in wanted] if first else []
+        lines = self._scan(
+            path, delim=_NO_SEPARATOR, quote="", escape="", header=False, encoding=format.encoding, auto_detect=False, columns={"line": "VARCHAR"}
+        )
+        first = lines.limit(1).to_pyarrow().to_pylist()
+        found = first[0]["line"].split(format.separator) if first else []
         if found != wanted:
-            raise DataError(f"{path}: line 1: names the columns {', '.join(map(str, found))}; the recipe says {', '.join(wanted)}")
+            raise DataError(f"{path}: line 1: names the columns {', '.join(found)}; the recipe says {', '.join(wanted)}")
 
     def _refuse_rejected(self, path: Path, rejects: ibis.Table) -> None:
         rows = rejects.order_by("line", "column_idx").to_pyarrow().to_pylist()
-        by_line = {row["line"]: row for row in reversed(rows)}
+        # A line with too few columns lacks each of them, and often has no number in the right place either: the last reason taken here is the first.
+        by_line = {row["line"]: row for row in sorted(rows, key=lambda row: row["error_type"] == "CAST")[::-1]}
         if not by_line:
             return
         lines = [f"{path}: line {line}: {_reason(by_line[line])}" for line in sorted(by_line)[:_SHOWN]]

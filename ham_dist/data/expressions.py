@@ -88,7 +88,7 @@ def encoded(table: ibis.Table, vocabularies: dict[str, ibis.Table], separators: 
             lookup = _encoded_cells(table, field, vocabulary, separator).rename({key: "whole", code: "ids"})
             nothing = ibis.array([ibis.literal(0)])
         table = table.left_join(lookup, table[field] == lookup[key])
-        ids[field] = table[code].coalesce(nothing.cast(table[code].type())).name(field)
+        ids[field] = table[code].coalesce(nothing.cast(table[code].type()))
     return table.select(*keep, **ids)
 
 

@@ -54,6 +54,10 @@ def _write(engine: DuckDB, recipe: Recipe, files: dict[str, Path], folder: Path,
     rows_in = samples.count().to_pyarrow().as_py()
     labelled = samples.mutate(**{LABEL: label_of(samples[recipe.label.column], recipe.label), _SPLIT: split_of(samples[ROW], planned["seed"])})
     labelled = engine.keep(labelled.filter(labelled[LABEL].notnull()).select(ROW, _SPLIT, LABEL, *recipe.fields))
+    empty = set(SPLITS) - set(labelled.select(_SPLIT).distinct().to_pyarrow()[_SPLIT].to_pylist())
+    if empty:
+        where = f"{files[recipe.samples.file]}: of its {rows_in:,} samples none that has a label"
+        raise DataError(f"{where} falls into {', '.join(sorted(empty))}\n  Give more samples.")
     vocabularies, entries = _vocabularies(engine, recipe, labelled, folder)
     ids = engine.keep(encoded(labelled, vocabularies, recipe.separators(), keep=[ROW, _SPLIT, LABEL]))
     splits = {}
@@ -61,8 +65,6 @@ def _write(engine: DuckDB, recipe: Recipe, files: dict[str, Path], folder: Path,
     for split in SPLITS:
         rows = ids.filter(ids[_SPLIT] == split).order_by(ROW).select(*schema.names)
         splits[split] = write_split(folder, split, engine.batches(rows), schema, planned["rows_per_shard"])
-        if splits[split].rows == 0:
-            raise DataError(f"{files[recipe.samples.file]}: no sample for the split {split} ({rows_in:,} samples in the file)\n  Give more samples.")
     return Manifest(
         format_version=FORMAT_VERSION,
         fields=tuple(entries),

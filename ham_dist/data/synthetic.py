@@ -99,9 +99,7 @@ class Planted:
         else:
             for name, rank, count in zip(self.names, ranks, rows, strict=True):
                 if rank > sum(ranks) - rank:
-                    mistakes.append(
-                        f"planted_ranks: {name} has {rank}, more than the {sum(ranks) - rank} of all others together, which so many cannot show"
-                    )
+                    mistakes.append(f"planted_ranks: {name} has {rank}, and the others only {sum(ranks) - rank} together, which cannot show so many")
                 if rank > count - 2:
                     mistakes.append(f"cardinalities: {name} has {count}; {rank} centred columns need at least {rank + 2}")
         if mistakes:

@@ -3,12 +3,24 @@
     B rows here, N rows of all ranks, n features
 """
 
+from typing import Any
+
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.distributed.nn.functional import all_reduce
 
 from ham_dist.distributed import process_group
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """The sum of a tensor over all ranks; its gradient is the sum of the ranks' gradients, since each rank's loss reads every rank's tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
+        return process_group.sum_over_ranks(values.clone())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return process_group.sum_over_ranks(gradients[0].clone())
 
 
 class GlobalBatchNorm1d(nn.BatchNorm1d):
@@ -22,7 +34,7 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
         # Shifting by the running mean, the same on every rank, keeps the sum of squares from cancelling where the mean is far from zero.
         shift = self.running_mean.detach().clone() if self.running_mean is not None else input.new_zeros(input.shape[1])
         centred = input - shift
-        sums = all_reduce(torch.cat([centred.sum(dim=0), centred.square().sum(dim=0), count]), op=dist.ReduceOp.SUM)
+        sums: torch.Tensor = _SumOverRanks.apply(torch.cat([centred.sum(dim=0), centred.square().sum(dim=0), count]))
         features = input.shape[1]
         rows = sums[-1].detach()
         mean = sums[:features] / rows

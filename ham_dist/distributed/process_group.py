@@ -1,6 +1,8 @@
 """The ranks of this run: joining them, and the few exchanges that other rooms need. Without a process group each function acts as on one rank."""
 
+import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -25,9 +27,14 @@ def launched() -> bool:
 def process_group() -> Iterator[torch.device]:
     """Join the ranks that torchrun started, or be the only one; gives this rank's device.
 
-    NCCL where every rank has a GPU, gloo elsewhere. The group is left on the way out, whatever happened inside.
+    NCCL where every rank has a GPU, gloo elsewhere. The group is left on the way out, whatever happened inside; a group that the caller has joined
+    already is used as it is and stays.
     """
     device = _device()
+    _quiet()
+    if dist.is_initialized():
+        yield device
+        return
     cores = os.cpu_count() or 1
     # Ranks that each start as many threads as the machine has cores slow one another down to a tenth.
     torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
@@ -40,6 +47,18 @@ def process_group() -> Iterator[torch.device]:
         yield device
     finally:
         dist.destroy_process_group()
+
+
+def _quiet() -> None:
+    """Keep back what torch and TorchRec say on every start, that a user of ours can do nothing about."""
+    # DDP on behalf of TorchRec's DistributedModelParallel, which passes an argument that torch 2.13 renamed.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+    # fbgemm registers the gradient of its dense lookup in a way that torch does not recognize; tests hold it against plain torch.
+    warnings.filterwarnings("ignore", message="fbgemm::dense_embedding_codegen_lookup_function: an autograd kernel was not registered")
+    # TorchRec asks whether it is being traced by a function that torch is renaming.
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    # A warning for each table that caching does not apply to the dense kernel; nobody here asked for caching.
+    logging.getLogger("torchrec.distributed.utils").setLevel(logging.ERROR)
 
 
 def _device() -> torch.device:

@@ -3,7 +3,6 @@
     C rows and d columns of one table; a rank holds some rows of it, all columns
 """
 
-import logging
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -81,7 +80,6 @@ class ShardedModel:
         fused: FusedRule | None,
         owners: Mapping[str, Mapping[str, int]] | None = None,
     ) -> None:
-        _quiet_torchrec()
         self.device = device
         self.fused = fused is not None
         self.tables = tuple(tables)
@@ -175,7 +173,3 @@ def _fill(local: LocalTable, name: str, seed: int, deviation: float) -> None:
         start, stop = max(first, block_first), min(last, block_first + rows)
         local.columns[start - first : stop - first] = values[start - block_first : stop - block_first].to(local.values.device)
 
-
-def _quiet_torchrec() -> None:
-    """TorchRec warns for each table that caching does not apply to the dense kernel; nobody here asked for caching."""
-    logging.getLogger("torchrec.distributed.utils").setLevel(logging.ERROR)

@@ -106,11 +106,14 @@ def open_bundle(path: str | Path) -> Bundle:
 def _check_model(root: Path, manifest: BundleManifest) -> None:
     """Whether dense weights and first-order tables are those of the model."""
     assert manifest.model is not None
+    kind = INTERACTIONS[manifest.model.name]
+    if not kind.keeps_slots and (slots := [field.name for field in manifest.fields if field.keeps_slot]):
+        raise BundleError(f"{root}: {manifest.model.name} keeps no slot for a field without columns, but {', '.join(slots)} has one. {MEND}")
     with torch.device("meta"):  # Names and shapes are wanted, not memory.
         interaction = interaction_of(manifest, where=str(root))
     state = interaction.state_dict()
     _check_tensors(root / DENSE, {name: ("I64" if values.dtype == torch.int64 else "F32", list(values.shape)) for name, values in state.items()})
-    needs_first_order = INTERACTIONS[manifest.model.name].adds_first_order and manifest.model.first_order == "table"
+    needs_first_order = kind.adds_first_order and manifest.model.first_order == "table"
     _same_names(root, "first-order tables", (table.field for table in manifest.first_order), [f.name for f in manifest.fields if needs_first_order])
 
 

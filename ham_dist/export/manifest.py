@@ -161,6 +161,10 @@ def _checksum(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
 
 
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
 def write_manifest(root: Path, manifest: BundleManifest) -> None:
     """Write manifest.json with a checksum over all the rest of it, as no other file vouches for it."""
     content = manifest.model_dump(mode="json")
@@ -176,8 +180,8 @@ def read_manifest(root: Path) -> BundleManifest:
     if not path.is_file():
         raise BundleError(f"{path}: there is no such file, so {root} is no bundle. `ham-dist export RUN_DIR --out {root}` writes one.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: damaged: {error}. {MEND}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__

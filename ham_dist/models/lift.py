@@ -16,8 +16,8 @@ class Lift(nn.Module):
     source: HAM paper, section 4.3, after Ginart et al., "Mixed dimension embeddings" (2019).
 
     All W_j lie in one weight (D, L), a row for each column, so that cutting a column cuts a row. Fields of unequal width are filled up to the widest
-    with zero weights and multiplied in one batched product: with 39 fields of up to 16 columns that is faster than 39 products, and than one
-    block-diagonal one (which multiplies F times as many numbers).
+    with zero weights, so that one batched product does for all: F products would start F kernels, and a block-diagonal matrix multiplies F times as
+    many numbers.
 
     widths: d_j by field; a field of width 0 gives a slot of zeros.
     """

@@ -1,0 +1,32 @@
+# Each target works from a fresh clone: it makes .venv first, and again after pyproject.toml or this file has changed.
+#   make demo PYTHON=python3.12    another Python, before .venv is there
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+# torchrec asks for the CUDA build of fbgemm-gpu even where there is no GPU; --no-deps lets the build that fits stand beside it.
+FBGEMM := $(if $(shell nvidia-smi >/dev/null 2>&1 && echo yes),fbgemm-gpu,fbgemm-gpu-cpu)
+
+.PHONY: demo test lint bench
+
+demo: $(INSTALLED)
+	rm -rf runs/demo
+	$(BIN)/ham-dist train --run-dir runs/demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)
+	@set -e; for bench in $(wildcard perf/bench_*.py); do echo "$$bench"; $(BIN)/python $$bench; done
+
+$(INSTALLED): pyproject.toml Makefile
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps torchrec==1.8.0 $(FBGEMM)==1.8.0
+	touch $@

@@ -1,0 +1,107 @@
+"""What a folder holds, as tables to print: prepared data, a run, or a bundle."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+
+from ham_dist.config.load import load_run
+from ham_dist.data.manifest import Manifest
+from ham_dist.errors import DataError
+from ham_dist.export.manifest import FORMAT as BUNDLE_FORMAT
+from ham_dist.export.manifest import BundleManifest, read_manifest
+from ham_dist.training.run_folder import RunFolder, read_json
+
+MANIFEST = "manifest.json"
+
+
+def describe(path: Path) -> Iterator[RenderableType]:
+    """What `path` holds, to be printed part by part.
+
+    raises: DataError if it is no folder of ours; DataError, BundleError or ConfigError if it is a damaged one.
+    """
+    if RunFolder(path).settings.exists():
+        yield from _run(RunFolder(path))
+    elif not (path / MANIFEST).exists():
+        what = "holds neither a manifest.json (prepared data, a bundle) nor a run.toml (a run)" if path.exists() else "there is no such folder"
+        raise DataError(f"{path}: {what}")
+    elif _is_bundle(path / MANIFEST):
+        yield from _bundle(path, read_manifest(path))
+    else:
+        yield from _data(path, Manifest.load(path))
+
+
+def _is_bundle(manifest: Path) -> bool:
+    try:
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{manifest}: is damaged: {error}. Copy the folder again from where it came") from error
+    return isinstance(content, dict) and content.get("format") == BUNDLE_FORMAT
+
+
+def _data(path: Path, manifest: Manifest) -> Iterator[RenderableType]:
+    yield f"{path}: prepared data, {manifest.name}, seed {manifest.seed}"
+    yield _table(
+        ("split", "rows", "positive", "shards"),
+        (
+            (name, f"{split.rows:,}", f"{split.positives / split.rows:.1%}" if split.rows else "", str(len(split.shards)))
+            for name, split in manifest.splits.items()
+        ),
+    )
+    planted = manifest.truth.planted_ranks if manifest.truth else None
+    names = ("field", "table rows", "values a sample", *(["planted columns"] if planted else []))
+    yield _table(
+        names,
+        (
+            (field.name, f"{field.rows:,}", "several" if field.multi_valued else "one", *([str(planted[field.name])] if planted else []))
+            for field in manifest.fields
+        ),
+    )
+
+
+def _run(folder: RunFolder) -> Iterator[RenderableType]:
+    settings = load_run(str(folder.settings))
+    dataset = settings.data.path or "generated data"
+    yield f"{folder.path}: a run, {settings.model.name} on {dataset}, seed {settings.seed}, {settings.search.method}"
+    targets = {
+        target.label: folder if len(settings.search.targets) == 1 else RunFolder(folder.path / target.label) for target in settings.search.targets
+    }
+    yield _table(
+        ("target", "state", "test AUC", "test log loss", "embedding bytes", "dense parameters"),
+        ((label, *_result(target)) for label, target in targets.items()),
+    )
+
+
+def _result(folder: RunFolder) -> tuple[str, ...]:
+    if not folder.result.exists():
+        return ("not done", "", "", "", "")
+    result: dict[str, Any] = read_json(folder.result)
+    numbers = f"{result['test_auc']:.4f}", f"{result['test_logloss']:.4f}", f"{result['embedding_bytes']:,}", f"{result['dense_parameters']:,}"
+    return ("done", *numbers)
+
+
+def _bundle(path: Path, manifest: BundleManifest) -> Iterator[RenderableType]:
+    model = manifest.model.name if manifest.model else "tables for a model of your own"
+    size = sum(file.size for file in manifest.files.values())
+    yield f"{path}: a bundle, {model}, {manifest.precision}, {size:,} bytes in {len(manifest.files)} files"
+    pieces = {table.field: len(table.files) for table in manifest.tables}
+    yield _table(
+        ("field", "table rows", "columns", "files"),
+        ((field.name, f"{field.rows:,}", str(field.width), str(pieces.get(field.name, 0))) for field in manifest.fields),
+    )
+    if manifest.run:
+        yield "from the run " + ", ".join(f"{name} {value}" for name, value in manifest.run.items())
+
+
+def _table(names: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+    """A table whose first column is text and whose others are numbers."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for number, name in enumerate(names):
+        table.add_column(name, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table

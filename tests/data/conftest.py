@@ -1,0 +1,49 @@
+"""Prepared data that the tests of this room share; nothing writes into it."""
+
+from pathlib import Path
+
+import pytest
+
+import ham_dist
+from ham_dist.data.manifest import Manifest
+from ham_dist.data.prepare import prepare
+from ham_dist.data.recipe import Recipe, load_recipe
+from tests.data.raw_movielens import write_raw_movielens
+
+ROOT = Path(ham_dist.__file__).parents[1]
+# The real MovieLens-1M may not be handed on, so it lies beside the repository where somebody has put it.
+REAL = ROOT.parent / "shared" / "data" / "ml-1m"
+
+
+@pytest.fixture(scope="session")
+def recipe() -> Recipe:
+    return load_recipe("movielens-1m")
+
+
+@pytest.fixture(scope="session")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Raw files of the small MovieLens."""
+    return write_raw_movielens(tmp_path_factory.mktemp("raw"))
+
+
+@pytest.fixture(scope="session")
+def prepared(raw: Path, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small MovieLens, prepared in several shards."""
+    out = tmp_path_factory.mktemp("prepared") / "small"
+    prepare(recipe, raw, out, rows_per_shard=700)
+    return out
+
+
+@pytest.fixture(scope="session")
+def manifest(prepared: Path) -> Manifest:
+    return Manifest.load(prepared)
+
+
+@pytest.fixture(scope="session")
+def real(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real MovieLens-1M, prepared."""
+    if not REAL.is_dir():
+        pytest.skip(f"no MovieLens-1M in {REAL}")
+    out = tmp_path_factory.mktemp("real") / "movielens-1m"
+    prepare(recipe, REAL, out)
+    return out

@@ -1,0 +1,193 @@
+"""A model spread over ranks against the same model in plain torch on one: losses, gradients, weights, and what an alpha step leaves alone."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from ham_dist.config.schema import RunSettings
+from ham_dist.data.batch import Batch
+from ham_dist.distributed import gram, process_group
+from ham_dist.distributed.gather import gather_rows
+from ham_dist.embedding.orthogonality import penalty
+from ham_dist.training.loop import mask_gradient, weight_step
+from ham_dist.training.state import TrainingState, open_supernet
+from tests.distributed.reference import FIELDS, PlainModel, global_batch
+from tests.multiprocess import run_on_ranks
+
+MODELS = ["fm", "deepfm", "autoint", "dcnv2"]
+ROWS = 31  # not a multiple of the ranks, so that they hold batches of different sizes
+
+
+def settings(model: str, **sections: Any) -> RunSettings:
+    return RunSettings.model_validate({"model": {"name": model, "table_start": 0.3, "base_width": 8}, **sections})
+
+
+def local_batch(seed: int) -> Batch:
+    """This rank's part of a global batch."""
+    ids, labels = global_batch(ROWS, seed)
+    rank, ranks = process_group.rank(), process_group.world_size()
+    low, high = ROWS * rank // ranks, ROWS * (rank + 1) // ranks
+    values, lengths = [], []
+    for field_values, field_lengths in ids:
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), field_lengths.cumsum(0)])
+        values.append(field_values[offsets[low] : offsets[high]])
+        lengths.append(field_lengths[low:high])
+    features = KeyedJaggedTensor(list(FIELDS), torch.cat(values), lengths=torch.cat(lengths), stride=high - low)
+    return Batch(features, labels[low:high], ROWS)
+
+
+def plain_batch(seed: int) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
+    ids, labels = global_batch(ROWS, seed)
+    return [(values, lengths.cumsum(0) - lengths) for values, lengths in ids], labels
+
+
+def whole_tables(state: TrainingState) -> dict[str, torch.Tensor]:
+    """Every table, gathered on every rank."""
+    tables = {}
+    for table in state.sharded.tables:
+        local = state.sharded.local.get(table.field)
+        tables[table.field] = gather_rows(local.columns.detach().clone() if local else torch.empty(0, table.width))
+    return tables
+
+
+def dense_weights(state: TrainingState) -> dict[str, torch.Tensor]:
+    return {name: values.detach().clone() for name, values in state.interaction.state_dict().items()}
+
+
+def three_steps(run: RunSettings) -> dict[str, Any]:
+    """On each rank: the start, three weight steps, one gradient of the mask, and everything at the end."""
+    state = open_supernet(run, FIELDS, torch.device("cpu"))
+    start = whole_tables(state)
+    losses = [float(process_group.sum_over_ranks(weight_step(state, local_batch(seed)))) for seed in range(3)]
+    size = state.sharded.model.mask.layout.size
+    mask = (torch.arange(size) % 3 > 0).float()
+    gradient = mask_gradient(state, local_batch(7), mask)
+    regularizer = gram.sum_over_tables(state.sharded, lambda matrix: penalty(matrix, "gram"))
+    return {
+        "start": start, "losses": losses, "gradient": gradient, "tables": whole_tables(state), "dense": dense_weights(state),
+        "regularizer": regularizer, "norms": gram.column_norms(state.sharded), "owners": {entry["rank"] for entry in state.sharded.plan},
+    }  # fmt: skip
+
+
+def plain_three_steps(run: RunSettings, start: dict[str, torch.Tensor]) -> dict[str, Any]:
+    model = PlainModel(run, start)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    losses = []
+    for seed in range(3):
+        optimizer.zero_grad()
+        loss = model.loss(*plain_batch(seed))
+        (loss + run.orthogonality.weight * model.regularizer()).backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    dense = {name: values.clone() for name, values in model.interaction.state_dict().items()}  # the forward below moves BatchNorm's statistics
+    mask = (torch.arange(sum(table.shape[1] for table in start.values())) % 3 > 0).float().requires_grad_()
+    (gradient,) = torch.autograd.grad(model.loss(*plain_batch(7), mask), mask)
+    return {"losses": losses, "gradient": gradient, "model": model, "dense": dense}
+
+
+def feeds_batch_norm(interaction: nn.Module) -> set[str]:
+    """Biases that BatchNorm takes away again, and the running means that hold them: their true gradient is 0, and Adam makes full steps of its rounding."""
+    names, before = set(), ""
+    for name, module in interaction.named_modules():
+        if isinstance(module, nn.BatchNorm1d):
+            names |= {f"{before}.bias", f"{name}.running_mean"}
+        before = name
+    return names
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("model", MODELS)
+def test_steps_equal_plain_torch(model: str, ranks: int) -> None:
+    """To 1e-5: the sums over a batch run in another order, and Adam divides small gradients by their own size."""
+    run = settings(model)
+    results = run_on_ranks(ranks, three_steps, run)
+    first = results[0]
+    plain = plain_three_steps(run, first["start"])
+    assert first["owners"] == set(range(ranks))
+    torch.testing.assert_close(torch.tensor(first["losses"]), torch.tensor(plain["losses"]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(first["gradient"], plain["gradient"], rtol=1e-4, atol=1e-6)
+    for (field, table), module in zip(first["tables"].items(), plain["model"].tables, strict=True):
+        torch.testing.assert_close(table, module.weight.detach(), rtol=0, atol=1e-5, msg=lambda text, field=field: f"{field}: {text}")
+        assert not torch.equal(table, first["start"][field])
+    for name, values in plain["dense"].items():
+        if name in feeds_batch_norm(plain["model"].interaction):
+            continue
+        torch.testing.assert_close(first["dense"][name], values, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+    assert first["regularizer"] == pytest.approx(float(plain["model"].regularizer().detach()), rel=1e-5)
+    torch.testing.assert_close(first["norms"], torch.cat([module.weight.detach().norm(dim=0) for module in plain["model"].tables]))
+    for other in results[1:]:
+        assert other["losses"] == first["losses"]
+        assert torch.equal(other["gradient"], first["gradient"])
+        assert all(torch.equal(other["dense"][name], values) for name, values in first["dense"].items())
+
+
+def test_a_table_starts_alike_on_any_number_of_ranks() -> None:
+    starts = [run_on_ranks(ranks, three_steps, settings("fm"))[0]["start"] for ranks in (1, 3)]
+    assert all(torch.equal(starts[0][field], starts[1][field]) for field in FIELDS)
+
+
+def everything(state: TrainingState) -> dict[str, torch.Tensor]:
+    """All numbers that a step on the weights would move, as they lie on this rank."""
+    found = {}
+    for name, values in state.tensors().items():
+        parts = values.local_shards() if hasattr(values, "local_shards") else None
+        for number, part in enumerate([values] if parts is None else [shard.tensor for shard in parts]):
+            found[f"{name}/{number}"] = part.detach().clone()
+    return found
+
+
+def alpha_steps(run: RunSettings) -> list[str]:
+    """Names of what five gradients of the mask have changed."""
+    state = open_supernet(run, FIELDS, torch.device("cpu"))
+    weight_step(state, local_batch(0))
+    before, steps = everything(state), state.optimizers.steps
+    for seed in range(5):
+        mask_gradient(state, local_batch(seed), torch.ones(state.sharded.model.mask.layout.size))
+    after = everything(state)
+    assert state.optimizers.steps == steps
+    return [name for name, values in before.items() if not torch.equal(values, after[name])]
+
+
+@pytest.mark.parametrize("tables", ["adam", "rowwise_adagrad"])
+@pytest.mark.parametrize("model", ["dcnv2", "autoint"])
+def test_an_alpha_step_leaves_every_bit_as_it_was(model: str, tables: str) -> None:
+    run = settings(model, optimizer={"tables": tables}, orthogonality={"application": "decoupled"})
+    assert run_on_ranks(2, alpha_steps, run) == [[], []]
+
+
+def fused_steps(run: RunSettings) -> dict[str, Any]:
+    state = open_supernet(run, FIELDS, torch.device("cpu"))
+    start = whole_tables(state)
+    losses = [float(process_group.sum_over_ranks(weight_step(state, local_batch(seed)))) for seed in range(3)]
+    return {"start": start, "losses": losses, "tables": whole_tables(state), "padding": [local.values[:, local.table.width :].abs().sum() for local in state.sharded.local.values()]}
+
+
+def test_fused_rowwise_adagrad_equals_its_formula_and_leaves_padding_at_zero() -> None:
+    """Each row's step is lr / sqrt(mean over the stored width of squared gradients, summed over steps)."""
+    run = settings("dcnv2", optimizer={"tables": "rowwise_adagrad", "tables_learning_rate": 0.05}, orthogonality={"form": "none"})
+    results = {ranks: run_on_ranks(ranks, fused_steps, run) for ranks in (1, 2)}
+    first = results[1][0]
+    model = PlainModel(run, first["start"])
+    dense = torch.optim.Adam(model.interaction.parameters(), lr=1e-3)
+    history = [torch.zeros(table.weight.shape[0]) for table in model.tables]
+    losses = []
+    for seed in range(3):
+        model.zero_grad()
+        loss = model.loss(*plain_batch(seed))
+        loss.backward()
+        dense.step()
+        for table, sums in zip(model.tables, history, strict=True):
+            gradient = table.weight.grad
+            stored = -(-gradient.shape[1] // 4) * 4
+            sums += gradient.square().sum(dim=1) / stored
+            with torch.no_grad():
+                table.weight -= 0.05 * gradient / (sums.sqrt() + 1e-8)[:, None]
+        losses.append(float(loss.detach()))
+    for ranks, ranks_results in results.items():
+        torch.testing.assert_close(torch.tensor(ranks_results[0]["losses"]), torch.tensor(losses), rtol=0, atol=2e-6)
+        for (field, table), module in zip(ranks_results[0]["tables"].items(), model.tables, strict=True):
+            torch.testing.assert_close(table, module.weight.detach(), rtol=0, atol=2e-5, msg=lambda text, field=field, ranks=ranks: f"{ranks} {field}: {text}")
+        assert all(float(padding) == 0.0 for result in ranks_results for padding in result["padding"])

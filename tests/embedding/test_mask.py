@@ -1,0 +1,87 @@
+"""Masks go by name, whatever the order of keys; their gradient reaches nothing but themselves."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+
+from ham_dist.embedding.mask import ColumnLayout, ColumnMask, MaskedEmbeddingBagCollection, ordered_columns
+
+WIDTHS = {"user": 3, "item": 2, "hour": 1}
+
+
+def looked_up(order: list[str], stored: dict[str, int]) -> KeyedTensor:
+    """Four rows; the values of key k are 100 * its place in WIDTHS + the column number."""
+    values = [
+        torch.full((4, stored[key]), 100.0 * list(WIDTHS).index(key)) + torch.arange(stored[key]) for key in order
+    ]
+    return KeyedTensor(order, [stored[key] for key in order], torch.cat(values, dim=1))
+
+
+@given(order=st.permutations(list(WIDTHS)), padding=st.integers(0, 3), open_columns=st.lists(st.booleans(), min_size=6, max_size=6))
+def test_mask_goes_by_name_in_any_order_and_under_padding(order: list[str], padding: int, open_columns: list[bool]) -> None:
+    mask = ColumnMask(ColumnLayout(WIDTHS))
+    mask.set(torch.tensor(open_columns).float())
+    stored = {key: width + padding for key, width in WIDTHS.items()}
+    masked = ordered_columns(mask(looked_up(order, stored)), WIDTHS)
+    unmasked = ordered_columns(looked_up(order, stored), WIDTHS)
+    assert torch.equal(masked, unmasked * torch.tensor(open_columns).float())
+    assert unmasked[0].tolist() == [0, 1, 2, 100, 101, 200]
+
+
+@given(open_columns=st.lists(st.booleans(), min_size=6, max_size=6))
+def test_join_is_the_inverse_of_split(open_columns: list[bool]) -> None:
+    layout = ColumnLayout(WIDTHS)
+    mask = torch.tensor(open_columns).float()
+    assert torch.equal(layout.join(layout.split(mask)), mask)
+
+
+def test_without_a_mask_nothing_is_multiplied() -> None:
+    values = looked_up(["hour", "user", "item"], WIDTHS)
+    assert ColumnMask(ColumnLayout(WIDTHS))(values) is values
+
+
+def ebc() -> EmbeddingBagCollection:
+    return EmbeddingBagCollection(
+        tables=[
+            EmbeddingBagConfig(name="t_item", embedding_dim=4, num_embeddings=10, feature_names=["clicked", "bought"]),
+            EmbeddingBagConfig(name="t_user", embedding_dim=3, num_embeddings=5, feature_names=["user"]),
+        ]
+    )
+
+
+def features() -> KeyedJaggedTensor:
+    return KeyedJaggedTensor(["clicked", "bought", "user"], torch.tensor([1, 2, 3, 4, 5, 0, 1]), lengths=torch.tensor([2, 1, 1, 1, 1, 1]))
+
+
+def test_a_shared_table_is_masked_in_all_its_features() -> None:
+    tables = ebc()
+    mask = ColumnMask(ColumnLayout.of(tables))
+    mask.set(torch.tensor([1.0, 0, 1, 1, 0, 1, 1]))
+    masked, plain = MaskedEmbeddingBagCollection(tables, mask)(features()), tables(features())
+    expected = {"clicked": [1.0, 0, 1, 1], "bought": [1.0, 0, 1, 1], "user": [0.0, 1, 1]}
+    for key in plain.keys():  # noqa: SIM118  a KeyedTensor is no mapping
+        assert torch.equal(masked[key], plain[key] * torch.tensor(expected[key]))
+
+
+def test_gradient_reaches_the_mask_alone() -> None:
+    tables = ebc()
+    module = MaskedEmbeddingBagCollection(tables, ColumnMask(ColumnLayout.of(tables)))
+    values = torch.ones(7, requires_grad=True)
+    with module.mask.differentiable(values):
+        output = module(features())
+    output.values().square().sum().backward()
+    plain = tables(features())
+    wanted = torch.cat([2 * (plain["clicked"].square() + plain["bought"].square()).sum(0), 2 * plain["user"].square().sum(0)])
+    assert values.grad is not None
+    torch.testing.assert_close(values.grad, wanted)
+    assert all(parameter.grad is None for parameter in tables.parameters())
+    assert module.mask.values is None
+
+
+def test_a_mask_is_no_state() -> None:
+    module = MaskedEmbeddingBagCollection(ebc(), ColumnMask(ColumnLayout(WIDTHS)))
+    module.mask.set(torch.ones(6))
+    assert list(module.state_dict()) == ["ebc.embedding_bags.t_item.weight", "ebc.embedding_bags.t_user.weight"]

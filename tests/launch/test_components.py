@@ -1,0 +1,63 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torchx.specs import AppDef
+from torchx.specs.builders import materialize_appdef
+from torchx.specs.finder import get_component, get_components
+
+ROOT = Path(__file__).parents[2]
+
+
+def _command(*arguments: str) -> str:
+    app: AppDef = materialize_appdef(get_component("dist.ddp").fn, list(arguments))
+    (role,) = app.roles
+    return str(role.args[1])
+
+
+def test_script_is_the_first_argument() -> None:
+    command = _command("-j", "1x8", "ham_dist/train.py")
+    assert "--nproc_per_node 8" in command
+    assert command.endswith(" ham_dist/train.py")
+
+
+@pytest.mark.parametrize("between", [[], ["--"]])
+def test_arguments_are_passed_on(between: list[str]) -> None:
+    command = _command("-j", "1x8", "ham_dist/train.py", *between, "launch/runs/movielens_dcnv2.toml", "--set", "seed=1")
+    assert command.endswith(" ham_dist/train.py launch/runs/movielens_dcnv2.toml --set seed=1")
+
+
+def test_stock_spellings_work() -> None:
+    assert _command("-j", "1x2", "--script", "ham_dist/train.py", "--", "run.toml").endswith(" ham_dist/train.py run.toml")
+    assert _command("-j", "1x2", "-m", "ham_dist.train", "--", "run.toml").endswith(" -m ham_dist.train run.toml")
+
+
+def test_several_hosts_and_retries() -> None:
+    app = materialize_appdef(get_component("dist.ddp").fn, ["-j", "2x4", "--max_retries", "3", "--env", "A=1", "ham_dist/train.py", "--resume"])
+    (role,) = app.roles
+    assert (role.num_replicas, role.max_retries, role.env["A"]) == (2, 3, "1")
+    assert "--nnodes 2 --nproc_per_node 4" in role.args[1]
+    assert role.args[1].endswith(" ham_dist/train.py --resume")
+
+
+def test_without_a_script_the_stock_component_says_what_is_missing() -> None:
+    with pytest.raises(ValueError, match="exactly one of --script and -m"):
+        _command("-j", "1x2")
+
+
+def test_our_component_stands_beside_the_stock_ones() -> None:
+    components = get_components()
+    assert components["dist.ddp"].fn.__module__ == "launch.components"
+    assert {"dist.spmd", "utils.echo", "utils.python"} <= components.keys()
+
+
+def test_torchx_takes_several_settings(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("import sys\nprint('arguments', sys.argv[1:])\n")
+    torchx = Path(sys.executable).with_name("torchx")
+    path = f"{torchx.parent}{os.pathsep}{os.environ['PATH']}"
+    command = [torchx, "run", "dist.ddp", "-j", "1x2", f"{tmp_path}/script.py", "--", "run.toml", "--set=seed=1", "--set=search.epochs=2"]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("arguments ['run.toml', '--set=seed=1', '--set=search.epochs=2']") == 2
