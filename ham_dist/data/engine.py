@@ -1,6 +1,7 @@
 """DuckDB as the engine that runs the expressions: reading raw files with the line of every mistake, and keeping intermediate tables."""
 
 import gzip
+import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ class DuckDB:
         options: dict[str, Any] = {} if threads is None else {"threads": threads}
         if spill is not None:
             options["temp_directory"] = str(spill)
+        self._spill = spill
         self._connection = ibis.duckdb.connect(**options)
         self._tables = 0
 
@@ -36,6 +38,8 @@ class DuckDB:
 
     def __exit__(self, *_: object) -> None:
         self._connection.disconnect()
+        if self._spill is not None:
+            shutil.rmtree(self._spill, ignore_errors=True)
 
     @property
     def versions(self) -> dict[str, str]:
@@ -56,7 +60,6 @@ class DuckDB:
         """The lines of a text file without quoting: `columns` (name to type: string or float64) and ROW.
 
         An empty cell is null where text is wanted, and a mistake where a number is.
-
         raises: DataError with file, line and reason of the first bad lines.
         """
         if format.header:
@@ -117,11 +120,15 @@ class DuckDB:
             raise DataError(f"{path}: line 1: names the columns {', '.join(found)}; the recipe says {', '.join(wanted)}")
 
     def _refuse_rejected(self, path: Path, rejects: ibis.Table) -> None:
-        rows = rejects.order_by("line", "column_idx").to_pyarrow().to_pylist()
-        # A line with too few columns lacks each of them, and often has no number in the right place either: the last reason taken here is the first.
-        by_line = {row["line"]: row for row in sorted(rows, key=lambda row: row["error_type"] == "CAST")[::-1]}
-        if not by_line:
+        rows = rejects.to_pyarrow().to_pylist()
+        if not rows:
             return
+        # A short line is told of once for each column that it lacks, and often once more because its number is not where it should be: the first of the
+        # columns says it best.
+        rows.sort(key=lambda row: (row["error_type"] == "CAST", row["column_idx"] or 0))
+        by_line: dict[int, dict[str, Any]] = {}
+        for row in rows:
+            by_line.setdefault(row["line"], row)
         lines = [f"{path}: line {line}: {_reason(by_line[line])}" for line in sorted(by_line)[:_SHOWN]]
         if len(by_line) > _SHOWN:
             more = len(by_line) - _SHOWN

@@ -26,10 +26,14 @@ def mix(number: Any) -> Any:
     return number ^ (number >> 15)
 
 
+def seed_key(seed: int) -> int:
+    """32 bits that depend on the lower 64 of `seed`."""
+    return int(mix(mix(seed & _LOW_32) ^ ((seed >> 32) & _LOW_32)))
+
+
 def split_of(row: Any, seed: int) -> Any:
-    """`train`, `validation` or `test` (80, 10 and 10 %) for the sample at position `row` of its file."""
-    key = mix(mix(seed & _LOW_32) ^ ((seed >> 32) & _LOW_32))
-    tenth = mix(mix((row & _LOW_32) ^ key) ^ (row >> 32)) % 10
+    """`train`, `validation` or `test` (80, 10 and 10 %) for the sample at position `row` of its file. Samples 2^32 apart go together."""
+    tenth = mix((row & _LOW_32) ^ seed_key(seed)) % 10
     return ibis.cases((tenth < 8, "train"), (tenth == 8, "validation"), else_="test")
 
 
@@ -46,26 +50,24 @@ def joined(samples: ibis.Table, joins: list[tuple[Join, ibis.Table]]) -> ibis.Ta
     return samples
 
 
-def vocabulary_of(values: ibis.Table, min_count: int) -> ibis.Table:
-    """value, id, count of the values (column `value`) seen at least `min_count` times: ids from 1 by descending count, then by value."""
-    counted = values.filter(values.value.notnull()).group_by("value").aggregate(count=lambda t: t.count())
+def vocabulary_of(table: ibis.Table, field: str, separator: str | None, min_count: int) -> ibis.Table:
+    """value, id, count of the values of `field` seen at least `min_count` times: ids from 1 by descending count, then by value.
+
+    `separator` stands between the values of a multi-valued field, and is None for a field of one value.
+    """
+    cells = table.select(whole=table[field]).filter(lambda t: t.whole.notnull()).group_by("whole").aggregate(count=lambda t: t.count())
+    if separator is None:
+        counted = cells.select(value=cells.whole, count=cells["count"])
+    else:
+        # Cells repeat, so they are counted before they are cut.
+        counted = _pieces(cells, separator).group_by("value").aggregate(count=lambda t: t["count"].sum())
     counted = counted.filter(counted["count"] >= min_count)
     place = ibis.row_number().over(order_by=[counted["count"].desc(), counted.value.asc()])
     return counted.select("value", id=(place + 1).cast("int32"), count=counted["count"].cast("int64")).order_by("id")
 
 
-def single_values(table: ibis.Table, field: str) -> ibis.Table:
-    """One row a sample: `value`."""
-    return table.select(value=table[field])
-
-
-def several_values(table: ibis.Table, field: str, separator: str) -> ibis.Table:
-    """One row for each value of each sample: `value`."""
-    return _pieces(table.select(whole=table[field]), separator).select("value")
-
-
 def _pieces(table: ibis.Table, separator: str) -> ibis.Table:
-    """One row for each value in the column `whole` (text, or a list): whole, value, position. Empty pieces are left out."""
+    """One row for each value in the column `whole` (text, or a list), with `value` and `position` beside the other columns; no empty pieces."""
     values = table.whole if table.whole.type().is_array() else table.whole.split(separator)
     pieces = table.mutate(value=values).unnest("value", offset="position")
     pieces = pieces.mutate(value=pieces.value.cast("string"))
@@ -98,5 +100,7 @@ def _encoded_cells(table: ibis.Table, field: str, vocabulary: ibis.Table, separa
     pieces = _pieces(cells.filter(cells.whole.notnull()), separator)
     lookup = vocabulary.select(_value=vocabulary.value, _id=vocabulary.id)
     pieces = pieces.left_join(lookup, pieces.value == lookup._value)
-    pieces = pieces.mutate(_id=pieces._id.coalesce(ibis.literal(0).cast("int32")))
-    return pieces.group_by("whole").aggregate(ids=pieces._id.collect(order_by=pieces.position))
+    placed = ibis.struct({"position": pieces.position, "id": pieces._id.coalesce(ibis.literal(0).cast("int32"))})
+    # Not collect(order_by=...), which Spark cannot do; structs sort by their first entry.
+    cells = pieces.select("whole", placed=placed).group_by("whole").aggregate(placed=lambda t: t.placed.collect())
+    return cells.select("whole", ids=cells.placed.sort().map(lambda item: item["id"]))

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from ham_dist.config.paths import local_path
 from ham_dist.data.engine import DuckDB
-from ham_dist.data.expressions import ROW, encoded, label_of, several_values, single_values, split_of, vocabulary_of
+from ham_dist.data.expressions import ROW, encoded, label_of, split_of, vocabulary_of
 from ham_dist.data.folder import already_there, staged
 from ham_dist.data.manifest import FORMAT_VERSION, SPLITS, FieldEntry, Manifest
 from ham_dist.data.raw import find_raw, read_samples, stamp
@@ -50,7 +50,7 @@ def prepare(
 
 
 def _write(engine: DuckDB, recipe: Recipe, files: dict[str, Path], folder: Path, planned: dict[str, Any]) -> Manifest:
-    samples = engine.keep(read_samples(engine, recipe, files, with_label=True))
+    samples = read_samples(engine, recipe, files, with_label=True)
     rows_in = samples.count().to_pyarrow().as_py()
     labelled = samples.mutate(**{LABEL: label_of(samples[recipe.label.column], recipe.label), _SPLIT: split_of(samples[ROW], planned["seed"])})
     labelled = engine.keep(labelled.filter(labelled[LABEL].notnull()).select(ROW, _SPLIT, LABEL, *recipe.fields))
@@ -86,8 +86,7 @@ def _vocabularies(engine: DuckDB, recipe: Recipe, labelled: ibis.Table, folder: 
     train = labelled.filter(labelled[_SPLIT] == "train")
     tables, entries = {}, []
     for field, separator in recipe.separators().items():
-        values = single_values(train, field) if separator is None else several_values(train, field, separator)
-        tables[field] = engine.keep(vocabulary_of(values, recipe.min_count))
+        tables[field] = engine.keep(vocabulary_of(train, field, separator, recipe.min_count))
         stored = write_vocabulary(folder, field, tables[field].order_by("id").to_pyarrow())
         if stored.rows == 0:
             raise DataError(

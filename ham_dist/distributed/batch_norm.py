@@ -24,23 +24,23 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 class GlobalBatchNorm1d(nn.BatchNorm1d):
-    """nn.BatchNorm1d whose statistics in training are those of the global batch: one all-reduce of 2 n + 1 numbers each way."""
+    """nn.BatchNorm1d whose statistics in training are those of the global batch: one all-reduce of 2 n + 1 numbers each way.
+
+    Sums are taken in float64, on one rank too, so that the statistics do not depend on how the batch is spread over ranks.
+    """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Normalized `input`, (B, n)."""
-        if not self.training or process_group.world_size() == 1:
+        if not self.training:
             return super().forward(input)
-        count = input.new_full((1,), input.shape[0])
-        # Shifting by the running mean, the same on every rank, keeps the sum of squares from cancelling where the mean is far from zero.
-        shift = self.running_mean.detach().clone() if self.running_mean is not None else input.new_zeros(input.shape[1])
-        centred = input - shift
-        sums: torch.Tensor = _SumOverRanks.apply(torch.cat([centred.sum(dim=0), centred.square().sum(dim=0), count]))
-        features = input.shape[1]
+        values, features = input.double(), input.shape[1]
+        count = values.new_full((1,), input.shape[0])
+        sums: torch.Tensor = _SumOverRanks.apply(torch.cat([values.sum(dim=0), values.square().sum(dim=0), count]))
         rows = sums[-1].detach()
         mean = sums[:features] / rows
         variance = (sums[features:-1] / rows - mean.square()).clamp(min=0.0)
-        self._move_running_statistics(mean.detach() + shift, variance.detach(), rows)
-        normalized = (centred - mean) * torch.rsqrt(variance + self.eps)
+        self._move_running_statistics(mean.detach(), variance.detach(), rows)
+        normalized = ((values - mean) * torch.rsqrt(variance + self.eps)).to(input.dtype)
         return normalized * self.weight + self.bias if self.affine else normalized
 
     @torch.no_grad()
@@ -49,8 +49,8 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
             return
         self.num_batches_tracked += 1
         momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
-        self.running_mean.lerp_(mean, momentum)
-        self.running_var.lerp_(variance * rows / (rows - 1.0), momentum)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_((variance * rows / (rows - 1.0)).to(self.running_var.dtype), momentum)
 
 
 def synchronize_batch_norm(module: nn.Module) -> None:

@@ -8,14 +8,14 @@ import numpy as np
 
 GENRES = ("Action", "Children's", "Comedy", "Drama", "Film-Noir", "Sci-Fi")
 AGES = (1, 18, 25, 35, 45, 50, 56)
-USERS, MOVIES = 60, 40
+USERS, MOVIES = 60, 60
 
 
 def write_raw_movielens(folder: Path, ratings: int = 3000, seed: int = 0, zipped: bool = False) -> Path:
     """Write ratings.dat, users.dat and movies.dat (`zipped`: with .gz behind) into `folder`; gives `folder`.
 
-    As in the real files, movie numbers have gaps, some movies have no rating, zip codes repeat, and one title is no ASCII. Five movies are rated once, so
-    that validation and test can hold values that training never saw.
+    As in the real files, movie numbers have gaps, some movies have no rating, zip codes repeat, and one title is no ASCII. Thirty movies are rated
+    once, so that validation and test hold values that training never saw.
     """
     random = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -28,8 +28,8 @@ def write_raw_movielens(folder: Path, ratings: int = 3000, seed: int = 0, zipped
     users = [f"{user + 1}::{genders[user]}::{ages[user]}::{jobs[user]}::{48000 + zips[user]}" for user in range(USERS)]
     numbers = [3 * movie + 1 for movie in range(MOVIES)]
     movies = [f"{number}::{_title(number)}::{'|'.join(random.permutation(GENRES)[: random.integers(1, 4)])}" for number in numbers]
-    # The last five movies have no rating among these, the five before one each.
-    rated = random.choice(numbers[:30], size=ratings - 5).tolist() + numbers[30:35]
+    # Of the last 35 movies thirty have one rating each and five none.
+    rated = random.choice(numbers[:25], size=ratings - 30).tolist() + numbers[25:55]
     lines = [
         f"{random.integers(1, USERS + 1)}::{movie}::{rating}::{978300000 + line}"
         for line, (movie, rating) in enumerate(zip(rated, random.choice([1, 2, 3, 4, 5], size=ratings), strict=True))

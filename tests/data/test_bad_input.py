@@ -162,7 +162,7 @@ def test_header_must_name_the_recipes_columns(raw: Path, recipe: Recipe, tmp_pat
 
 
 def test_a_path_with_signs_of_patterns(recipe: Recipe, tmp_path: Path) -> None:
-    raw = write_raw_movielens(tmp_path / "[raw] *?", ratings=300)
+    raw = write_raw_movielens(tmp_path / "[it's] *?", ratings=300)
     assert prepare(recipe, raw, tmp_path / "o'ut [1]").rows_in == 300
 
 

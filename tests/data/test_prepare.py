@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ham_dist.data.expressions import mix, split_of
+from ham_dist.data.expressions import mix, seed_key, split_of
 from ham_dist.data.manifest import SPLITS, Manifest
 from ham_dist.data.prepare import prepare
 from ham_dist.data.recipe import Recipe, parse_recipe
@@ -22,8 +22,7 @@ def folder_bytes(folder: Path) -> dict[str, str]:
 
 def tenth(row: int, seed: int) -> int:
     """What split_of does, for one row, in plain Python."""
-    low = 0xFFFFFFFF
-    return mix(mix((row & low) ^ mix(mix(seed & low) ^ (seed >> 32 & low))) ^ (row >> 32)) % 10
+    return mix((row & 0xFFFFFFFF) ^ seed_key(seed)) % 10
 
 
 def plain_python(raw: Path, seed: int) -> tuple[dict[str, list[dict[str, Any]]], dict[str, list[tuple[str, int]]]]:
@@ -72,11 +71,8 @@ def test_values_that_training_never_saw_are_unknown(raw: Path, prepared: Path, m
     seen = {value for value, _ in vocabularies["movie"]}
     unseen = [row["movie"] for split in ("validation", "test") for row in splits[split] if row["movie"] not in seen]
     assert unseen, "the small MovieLens should have such a movie"
-    zeros = sum(
-        pq.read_table(prepared / shard.file)["movie"].to_pylist().count(0)
-        for split in ("validation", "test")
-        for shard in manifest.splits[split].shards
-    )
+    stored = [shard.file for split in ("validation", "test") for shard in manifest.splits[split].shards]
+    zeros = sum(pq.read_table(prepared / file)["movie"].to_pylist().count(0) for file in stored)
     assert zeros == len(unseen)
 
 
@@ -86,8 +82,10 @@ def test_shards_and_row_groups_have_their_sizes(prepared: Path, manifest: Manife
     assert sum(rows) == manifest.splits["train"].rows
     schema = pq.read_schema(prepared / "train/part-00000.parquet")
     assert [f"{column.name}: {column.type}" for column in schema] == [
-        "label: int8", "user: int32", "movie: int32", "gender: int32", "age: int32", "occupation: int32", "zip: int32", "genres: list<element: int32>",
-    ]  # fmt: skip
+        "label: int8",
+        *(f"{field}: int32" for field in ("user", "movie", "gender", "age", "occupation", "zip")),
+        "genres: list<element: int32>",
+    ]
     raw = write_raw_movielens(tmp_path / "raw", ratings=110_000)
     big = prepare(recipe, raw, tmp_path / "out").splits["train"].shards[0]
     parquet = pq.ParquetFile(tmp_path / "out" / big.file)
@@ -187,6 +185,13 @@ def test_values_stand_as_they_are_written(recipe: Recipe, tmp_path: Path) -> Non
     write_lines(raw / "users.dat", ("::".join(line) for line in users))
     prepare(recipe, raw, tmp_path / "out")
     assert {" 007", '"48"', "M\xfcnchen"} <= set(pq.read_table(tmp_path / "out/vocabulary/zip.parquet")["value"].to_pylist())
+
+
+def test_line_ends_of_windows_change_nothing(raw: Path, manifest: Manifest, recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    for path in raw.iterdir():
+        (tmp_path / "raw" / path.name).write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert prepare(recipe, tmp_path / "raw", tmp_path / "out", rows_per_shard=700).files() == manifest.files()
 
 
 class TestRealMovieLens:

@@ -57,7 +57,7 @@ def test_torchx_takes_several_settings(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text("import sys\nprint('arguments', sys.argv[1:])\n")
     torchx = Path(sys.executable).with_name("torchx")
     path = f"{torchx.parent}{os.pathsep}{os.environ['PATH']}"
-    command = [torchx, "run", "dist.ddp", "-j", "1x2", f"{tmp_path}/script.py", "--", "run.toml", "--set=seed=1", "--set=search.epochs=2"]
+    command = [str(torchx), "run", "dist.ddp", "-j", "1x2", f"{tmp_path}/script.py", "--", "run.toml", "--set=seed=1", "--set=search.epochs=2"]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("arguments ['run.toml', '--set=seed=1', '--set=search.epochs=2']") == 2
