@@ -123,8 +123,8 @@ class DuckDB:
         rows = rejects.to_pyarrow().to_pylist()
         if not rows:
             return
-        # A short line is told of once for each column that it lacks, and often once more because its number is not where it should be: the first of the
-        # columns says it best.
+        # A short line is there once for each column that it lacks, and often once more because its number is not in its place: the first column that
+        # it lacks says it best.
         rows.sort(key=lambda row: (row["error_type"] == "CAST", row["column_idx"] or 0))
         by_line: dict[int, dict[str, Any]] = {}
         for row in rows:

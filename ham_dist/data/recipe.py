@@ -160,16 +160,15 @@ def load_recipe(name: str) -> Recipe:
     if name.endswith(".toml"):
         path = Path(name)
         if not path.is_file():
-            raise DataError(f"{name}: no such recipe file. Give a TOML file that is there, or one of the names: {', '.join(recipe_names())}.")
+            raise DataError(f"{name}: no such recipe file\n  Give a TOML file that is there, or one of the names: {', '.join(recipe_names())}.")
         return _read(path)
     for folder in _folders():
         path = folder / f"{name}.toml"
         if path.is_file():
             return _read(path)
     names = recipe_names()
-    raise DataError(
-        f"recipe {name!r}: there is none of that name{_nearest(name, names)}\n  Give one of: {', '.join(names)}; or the path of a TOML file."
-    )
+    mend = f"Give {'one of: ' + ', '.join(names) + '; or ' if names else ''}the path of a TOML file."
+    raise DataError(f"recipe {name!r}: there is none of that name{_nearest(name, names)}\n  {mend}")
 
 
 def recipe_names() -> list[str]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
-from torchmetrics.functional.classification import binary_auroc
 
 from ham_dist.data.batch import Batch
 from ham_dist.distributed.gather import gather_rows
@@ -41,4 +40,20 @@ def evaluate(state: TrainingState, batches: Iterable[Batch]) -> Quality:
     """AUC and log loss over the whole split; the same on every rank."""
     logits, labels = predict(state, batches)
     loss = functional.binary_cross_entropy_with_logits(logits.double(), labels.double())
-    return Quality(float(binary_auroc(logits, labels.long(), validate_args=False)), float(loss))
+    return Quality(area_under_roc(logits, labels), float(loss))
+
+
+def area_under_roc(scores: torch.Tensor, labels: torch.Tensor) -> float:
+    """The share of (positive, negative) pairs in which the positive has the higher score, a tie counting half; exact.
+
+    scores: (N,), any real numbers. Logits are better than probabilities, of which float32 rounds many to the same number near 0 and 1 (torchmetrics'
+            binary_auroc takes the sigmoid of what it is given, and so makes such ties of its own).
+    labels: (N,), 0 or 1.
+    returns: 0.5 where one of the two kinds is missing: no order is right or wrong then.
+    """
+    _, place, counts = torch.unique(scores, return_inverse=True, return_counts=True)
+    positives = torch.zeros(len(counts), dtype=torch.float64, device=scores.device).index_add_(0, place, labels.double())
+    negatives = counts - positives
+    below = negatives.cumsum(0) - negatives / 2
+    pairs = float(positives.sum() * negatives.sum())
+    return float((positives * below).sum()) / pairs if pairs else 0.5

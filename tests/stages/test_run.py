@@ -1,0 +1,168 @@
+"""Whole runs: what they leave, that they can be cut off and go on, and that ranks and repeats agree."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ham_dist.config.load import load_run
+from ham_dist.config.schema import RunSettings
+from ham_dist.errors import CheckpointError, TargetError
+from ham_dist.run import run_stages
+from ham_dist.training.checkpoints import StageCheckpoints, StageProgress
+from tests.multiprocess import run_on_ranks
+from tests.stages.small_run import small_run
+
+TIMES = {"seconds", "samples_per_second", "peak_memory_bytes"}
+
+
+def do_run(settings: RunSettings, folder: Path, resume: bool = False, stop_after: int | None = None) -> None:
+    """A run in this process or on this rank; with `stop_after`, cut off right after that many checkpoints."""
+    torch.set_num_threads(1)
+    saved = 0
+    save = StageCheckpoints.save
+
+    def save_and_count(self: StageCheckpoints, progress: StageProgress) -> None:
+        nonlocal saved
+        save(self, progress)
+        saved += 1
+        if saved == stop_after:
+            raise KeyboardInterrupt
+
+    StageCheckpoints.save = save_and_count  # type: ignore[method-assign]
+    try:
+        run_stages(settings, folder, resume=resume)
+    except KeyboardInterrupt:
+        if stop_after is None:
+            raise
+    finally:
+        StageCheckpoints.save = save  # type: ignore[method-assign]
+
+
+def result(folder: Path) -> dict[str, Any]:
+    """result.json without what depends on the clock."""
+    return {name: value for name, value in json.loads((folder / "result.json").read_text()).items() if name not in TIMES}
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    do_run(small_run(), folder)
+    return folder
+
+
+def test_a_run_leaves_its_whole_truth(unbroken: Path) -> None:
+    found = result(unbroken)
+    wanted = {"model", "method", "dataset", "seed", "target", "kept_columns", "test_auc", "test_logloss", "validation_auc"}
+    wanted |= {"embedding_parameters", "embedding_bytes", "dense_parameters", "world_size", "device"}
+    assert wanted <= found.keys()
+    assert json.loads((unbroken / "result.json").read_text()).keys() >= TIMES
+    assert sum(found["kept_columns"].values()) == 6
+    for name in ("run.toml", "environment.json", "log.txt", "plan.json", "checkpoints", "tensorboard", "bundle/manifest.json"):
+        assert (unbroken / name).exists(), name
+    sizes = json.loads((unbroken / "sizes.json").read_text())
+    assert [size["base_width"] for size in sizes] == [6, 6, 6, 6]
+    assert {size["field"]: size["searched_width"] for size in sizes} == found["kept_columns"]
+    assert sum(size["bytes_after"] for size in sizes) == found["embedding_bytes"]
+    stages = [entry["stage"] for entry in metrics(unbroken)]
+    assert stages == sorted(stages, key=["pretrain", "search", "retrain", "result"].index)
+    assert set(stages) == {"pretrain", "search", "retrain", "result"}
+
+
+def test_run_toml_repeats_the_run_bit_for_bit(unbroken: Path, tmp_path: Path) -> None:
+    do_run(load_run(str(unbroken / "run.toml")), tmp_path / "again")
+    assert result(tmp_path / "again") == result(unbroken)
+    assert metrics(tmp_path / "again") == metrics(unbroken)
+
+
+@pytest.mark.parametrize("stop_after", [2, 5, 8])
+def test_a_run_cut_off_in_any_stage_goes_on_to_the_same_bits(unbroken: Path, tmp_path: Path, stop_after: int) -> None:
+    folder = tmp_path / "run"
+    do_run(small_run(), folder, stop_after=stop_after)
+    assert not (folder / "result.json").exists()
+    do_run(small_run(), folder, resume=True)
+    assert result(folder) == result(unbroken)
+    assert metrics(folder) == metrics(unbroken)
+
+
+def test_a_finished_run_is_left_alone(unbroken: Path) -> None:
+    before = (unbroken / "result.json").read_bytes()
+    do_run(small_run(), unbroken, resume=True)
+    assert (unbroken / "result.json").read_bytes() == before
+
+
+def test_another_runs_folder_is_refused(unbroken: Path) -> None:
+    with pytest.raises(CheckpointError, match="--resume"):
+        do_run(small_run(), unbroken)
+    with pytest.raises(CheckpointError, match="seed"):
+        do_run(small_run().model_copy(update={"seed": 5}), unbroken, resume=True)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (3, 1)])
+def test_a_run_goes_on_with_another_number_of_ranks(unbroken: Path, tmp_path: Path, before: int, after: int) -> None:
+    """To 1e-5: from the resumed epoch on, sums over the global batch run in another order."""
+    folder = tmp_path / "run"
+    run_on_ranks(before, do_run, small_run(), folder, False, 5)
+    run_on_ranks(after, do_run, small_run(), folder, True)
+    found, wanted = result(folder), result(unbroken)
+    assert found["kept_columns"] == wanted["kept_columns"]
+    assert found["test_auc"] == pytest.approx(wanted["test_auc"], abs=1e-5)
+    assert found["test_logloss"] == pytest.approx(wanted["test_logloss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_agree_with_one_process(unbroken: Path, tmp_path: Path, ranks: int) -> None:
+    run_on_ranks(ranks, do_run, small_run(), tmp_path / "run")
+    found, wanted = result(tmp_path / "run"), result(unbroken)
+    assert found["kept_columns"] == wanted["kept_columns"]
+    assert found["test_auc"] == pytest.approx(wanted["test_auc"], abs=1e-5)
+    for ours, theirs in zip(metrics(tmp_path / "run"), metrics(unbroken), strict=True):
+        for name in ("train_loss", "validation_logloss"):
+            if name in theirs:
+                assert ours[name] == pytest.approx(theirs[name], abs=1e-5), (theirs["stage"], theirs["epoch"], name)
+
+
+def test_one_supernet_serves_several_targets(tmp_path: Path) -> None:
+    settings = small_run(search={"targets": [{"columns": 3}, {"columns": 9}, {"bytes": 1_000}]})
+    do_run(settings, tmp_path / "run")
+    narrow = {label: result(tmp_path / "run" / label) for label in ("columns-3", "columns-9", "bytes-1000")}
+    assert [sum(narrow[label]["kept_columns"].values()) for label in ("columns-3", "columns-9")] == [3, 9]
+    assert 0 < narrow["bytes-1000"]["embedding_bytes"] <= 1_000
+    assert len({json.dumps(found["supernet"]) for found in narrow.values()}) == 1
+    alone = small_run(search={"targets": [{"columns": 9}]})
+    do_run(alone, tmp_path / "alone")
+    assert result(tmp_path / "alone") == narrow["columns-9"], "a search starts from the pretrained supernet, not from the search before it"
+
+
+@pytest.mark.parametrize("method", ["uniform", "random", "magnitude"])
+def test_controls_go_the_same_way(tmp_path: Path, method: str) -> None:
+    do_run(small_run(search={"method": method}), tmp_path / "run")
+    found = result(tmp_path / "run")
+    assert sum(found["kept_columns"].values()) == 6
+    assert found["epochs"]["search"] == 0
+
+
+@pytest.mark.parametrize("model", ["fm", "deepfm", "autoint"])
+@pytest.mark.parametrize("tables", ["adam", "rowwise_adagrad"])
+def test_every_model_on_two_ranks(tmp_path: Path, model: str, tables: str) -> None:
+    settings = small_run(
+        model,
+        model={"name": model, "base_width": 6, "first_order": "table" if tables == "adam" else "linear"},
+        optimizer={"tables": tables, "tables_learning_rate": 0.02 if tables == "rowwise_adagrad" else 3e-3},
+        orthogonality={"application": "decoupled" if tables == "rowwise_adagrad" else "coupled"},
+        search={"targets": [{"columns": 3}], "method": "magnitude"},
+    )
+    run_on_ranks(2, do_run, settings, tmp_path / "run")
+    assert sum(result(tmp_path / "run")["kept_columns"].values()) == 3
+
+
+def test_a_target_out_of_reach_is_said_before_any_training(tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match=r"columns = 25: more columns than the 24"):
+        do_run(small_run(search={"targets": [{"columns": 25}]}), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
