@@ -5,7 +5,7 @@ from typing import Any
 from ham_dist.config.schema import RunSettings
 
 
-def small_run(model: str = "dcnv2", **sections: dict[str, Any]) -> RunSettings:
+def small_run(name: str = "dcnv2", **sections: dict[str, Any]) -> RunSettings:
     """Four fields, one of them noise; every stage takes several epochs. `sections` change single keys."""
     base: dict[str, dict[str, Any]] = {
         "data": {
@@ -13,12 +13,12 @@ def small_run(model: str = "dcnv2", **sections: dict[str, Any]) -> RunSettings:
             "batch_size": 256,
             "evaluation_batch_size": 500,
         },
-        "model": {"name": model, "base_width": 6},
+        "model": {"name": name, "base_width": 6},
         "optimizer": {"learning_rate": 3e-3, "tables_learning_rate": 3e-3},
         "pretrain": {"max_epochs": 4},
         "search": {"targets": [{"columns": 6}], "epochs": 3, "alpha_learning_rate": 1e-2, "push": 5e-4},
         "retrain": {"max_epochs": 3},
     }
-    for name, section in sections.items():
-        base[name] = {**base.get(name, {}), **section}
+    for key, section in sections.items():
+        base[key] = {**base.get(key, {}), **section}
     return RunSettings.model_validate(base)
