@@ -1,0 +1,108 @@
+"""Pretraining against the same model in plain torch, on the same samples in the same order: seconds of an epoch, and test AUC after early stopping.
+
+    python perf/bench_pretrain.py data/movielens-1m --rounds 5 --seeds 3
+
+Epochs of the programs alternate, so that a machine that slows down slows all of them; figures are medians, the ratio is taken round by round.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from plain import PlainModel, plain_auc, plain_epoch
+
+from ham_dist.config.load import load_run
+from ham_dist.config.schema import RunSettings
+from ham_dist.data.manifest import Manifest
+from ham_dist.distributed.process_group import process_group
+from ham_dist.training.evaluation import evaluate
+from ham_dist.training.loop import weight_step
+from ham_dist.training.samples import Samples
+from ham_dist.training.state import TrainingState, open_supernet
+from ham_dist.training.stopping import EarlyStopper
+
+
+def ham_epoch(state: TrainingState, samples: Samples, epoch: int) -> None:
+    """One epoch of pretraining by ham_dist, without its log and checkpoints, as the plain program has none."""
+    for batch in samples.training("pretrain", epoch):
+        weight_step(state, batch)
+
+
+def timed(work, *arguments) -> float:
+    start = time.perf_counter()
+    work(*arguments)
+    return time.perf_counter() - start
+
+
+def epoch_seconds(settings: RunSettings, samples: Samples, cardinalities: dict[str, int], rounds: int) -> None:
+    state = open_supernet(settings, cardinalities, torch.device("cpu"))
+    plain = {fused: PlainModel(settings, cardinalities) for fused in (False, True)}
+    adam = {fused: torch.optim.Adam(model.parameters(), lr=settings.optimizer.learning_rate, fused=fused) for fused, model in plain.items()}
+    seconds = {"ham_dist": [], "plain, Adam": [], "plain, Adam(fused=True)": []}
+    for epoch in range(rounds + 1):
+        taken = {
+            "ham_dist": timed(ham_epoch, state, samples, epoch),
+            "plain, Adam": timed(plain_epoch, plain[False], adam[False], settings, samples, epoch),
+            "plain, Adam(fused=True)": timed(plain_epoch, plain[True], adam[True], settings, samples, epoch),
+        }
+        if epoch:  # the first round warms up
+            for name, value in taken.items():
+                seconds[name].append(value)
+    print("| program | seconds an epoch: median (lowest..highest) | ham_dist takes, of its time |")
+    print("|---|---|---|")
+    for name, values in seconds.items():
+        ratio = statistics.median(ours / theirs for ours, theirs in zip(seconds["ham_dist"], values, strict=True))
+        print(f"| {name} | {statistics.median(values):.2f} ({min(values):.2f}..{max(values):.2f}) | {ratio:.2f} |")
+
+
+def test_auc(settings: RunSettings, samples: Samples, cardinalities: dict[str, int]) -> tuple[float, float]:
+    """Test AUC of ham_dist's supernet and of the plain one, each at its epoch of best validation AUC; chosen on validation alone."""
+    found = []
+    state = open_supernet(settings, cardinalities, torch.device("cpu"))
+    plain = PlainModel(settings, cardinalities)
+    adam = torch.optim.Adam(plain.parameters(), lr=settings.optimizer.learning_rate)
+    programs = [
+        (lambda epoch: ham_epoch(state, samples, epoch), lambda split: evaluate(state, samples.evaluation(split)).auc),
+        (lambda epoch: plain_epoch(plain, adam, settings, samples, epoch), lambda split: plain_auc(plain, samples, split)),
+    ]
+    for train, auc in programs:
+        stopper, best, epoch = EarlyStopper(settings.pretrain.patience), 0.0, 0
+        while epoch < settings.pretrain.max_epochs and not stopper.done:
+            train(epoch)
+            if stopper.saw(auc("validation"), epoch):
+                best = auc("test")
+            epoch += 1
+        found.append(best)
+    return found[0], found[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="folder that `ham-dist prepare` wrote")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
+    options = parser.parse_args()
+    with process_group() as device:
+        settings = load_run(None, options.overrides)
+        manifest = Manifest.load(options.data)
+        cardinalities = {field.name: field.rows for field in manifest.fields}
+        print(f"{manifest.name}, {settings.model.name}, batch {settings.data.batch_size}, {torch.get_num_threads()} thread(s)\n")
+        if options.rounds:
+            epoch_seconds(settings, Samples(options.data, manifest, settings, device), cardinalities, options.rounds)
+        if options.seeds:
+            print("\n| seed | ham_dist, test AUC | plain, test AUC | difference |\n|---|---|---|---|")
+        differences = []
+        for seed in range(options.seeds):
+            of_seed = settings.model_copy(update={"seed": seed})
+            ours, theirs = test_auc(of_seed, Samples(options.data, manifest, of_seed, device), cardinalities)
+            differences.append(ours - theirs)
+            print(f"| {seed} | {ours:.4f} | {theirs:.4f} | {ours - theirs:+.4f} |")
+        if differences:
+            print(f"| mean | | | {statistics.mean(differences):+.4f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""The supernet as a plain program has it: nn.EmbeddingBag tables, torch.optim.Adam, Eq. 1 by autograd through whole tables, one process.
+
+It shares the dense part, the samples and their order with ham_dist, so that a difference in time or AUC is that of everything else.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ham_dist.config.schema import RunSettings
+from ham_dist.data.batch import Batch
+from ham_dist.models.registry import build_interaction
+from ham_dist.training.evaluation import area_under_roc
+from ham_dist.training.samples import Samples
+
+
+class PlainModel(nn.Module):
+    """Logits of a batch."""
+
+    def __init__(self, settings: RunSettings, cardinalities: dict[str, int]) -> None:
+        super().__init__()
+        torch.manual_seed(settings.seed)
+        widths = {field: min(settings.model.base_width, rows) for field, rows in cardinalities.items()}
+        self.fields = list(widths)
+        self.interaction = build_interaction(settings.model, widths)
+        self.tables = nn.ModuleList(nn.EmbeddingBag(rows, widths[field], mode="mean") for field, rows in cardinalities.items())
+        for table in self.tables:
+            nn.init.normal_(table.weight, std=settings.model.table_start)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """(B,)"""
+        by_field = batch.sparse_features.to_dict()
+        columns = [table(by_field[field].values(), by_field[field].offsets()[:-1]) for field, table in zip(self.fields, self.tables, strict=True)]
+        return self.interaction(torch.cat(columns, dim=1))
+
+    def regularizer(self) -> torch.Tensor:
+        """R(V) as Eq. 1 is written."""
+        weights = [table.weight for table in self.tables]
+        return sum(((v.T @ v - torch.eye(v.shape[1])).square().sum() / v.shape[1] ** 2 for v in weights), torch.zeros(()))
+
+
+def plain_epoch(model: PlainModel, optimizer: torch.optim.Optimizer, settings: RunSettings, samples: Samples, epoch: int) -> None:
+    """One epoch of pretraining."""
+    model.train()
+    for batch in samples.training("pretrain", epoch):
+        optimizer.zero_grad()
+        loss = functional.binary_cross_entropy_with_logits(model(batch), batch.labels)
+        if settings.orthogonality.form == "gram":
+            loss = loss + settings.orthogonality.weight * model.regularizer()
+        loss.backward()
+        optimizer.step()
+
+
+@torch.no_grad()
+def plain_auc(model: PlainModel, samples: Samples, split: str) -> float:
+    """AUC on a whole split."""
+    model.eval()
+    scored = [(model(batch), batch.labels) for batch in samples.evaluation(split)]
+    return area_under_roc(torch.cat([logits for logits, _ in scored]), torch.cat([labels for _, labels in scored]))

@@ -1,0 +1,65 @@
+"""The paper's kind of table (its Figure 3): test AUC of every model, method and target, over seeds.
+
+    python perf/table.py data/movielens-1m --models dcnv2 --methods ham magnitude random uniform --targets 14 28 42 --seeds 3 --runs runs/table
+
+Each run is a run folder of its own under --runs; one that is finished is not done again, so the command can be cut off and repeated.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+
+def do_run(options: argparse.Namespace, model: str, method: str, seed: int) -> Path:
+    """`ham-dist train` with all targets; gives its run folder."""
+    folder = options.runs / f"{model}-{method}-{seed}"
+    if not all((folder / f"columns-{target}" / "result.json").exists() for target in options.targets):
+        targets = ", ".join(f"{{columns = {target}}}" for target in options.targets)
+        settings = [f"data.path={options.data}", f"model.name={model}", f"search.method={method}", f"seed={seed}", f"search.targets=[{targets}]"]
+        settings += options.overrides
+        command = [sys.executable, "-m", "ham_dist", "train", "--run-dir", str(folder), "--resume"]
+        with open(options.runs / f"{folder.name}.txt", "w", encoding="utf-8") as output:
+            subprocess.run([*command, *(part for value in settings for part in ("--set", value))], check=True, stdout=output, stderr=output)
+    return folder
+
+
+def cell(values: list[float]) -> str:
+    return f"{statistics.mean(values):.4f} ({min(values):.4f}..{max(values):.4f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--models", nargs="+", default=["dcnv2"])
+    parser.add_argument("--methods", nargs="+", default=["ham", "magnitude", "random", "uniform"])
+    parser.add_argument("--targets", nargs="+", type=int, default=[14, 28, 42])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
+    options = parser.parse_args()
+    options.runs.mkdir(parents=True, exist_ok=True)
+    for model in options.models:
+        found = {}
+        for method in options.methods:
+            for seed in range(options.seeds):
+                folder = do_run(options, model, method, seed)
+                for target in options.targets:
+                    result = json.loads((folder / f"columns-{target}" / "result.json").read_text(encoding="utf-8"))
+                    found.setdefault((method, target), []).append(result)
+        supernet = [result["supernet"]["auc"] for result in found[options.methods[0], options.targets[0]]]
+        print(f"\n{model}, {options.seeds} seed(s); supernet {cell(supernet)}\n")
+        print("| method | " + " | ".join(f"s = {target}" for target in options.targets) + " |")
+        print("|---|" + "---|" * len(options.targets))
+        for method in options.methods:
+            print(f"| {method} | " + " | ".join(cell([result["test_auc"] for result in found[method, target]]) for target in options.targets) + " |")
+        print("\nColumns kept by", options.methods[0], "(seed 0):")
+        for target in options.targets:
+            kept = found[options.methods[0], target][0]["kept_columns"]
+            print(f"  s = {target}: " + ", ".join(f"{field} {count}" for field, count in kept.items()))
+
+
+if __name__ == "__main__":
+    main()
