@@ -35,9 +35,9 @@ def process_group() -> Iterator[torch.device]:
     if dist.is_initialized():
         yield device
         return
-    cores = os.cpu_count() or 1
-    # Ranks that each start as many threads as the machine has cores slow one another down to a tenth.
-    torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    if "OMP_NUM_THREADS" not in os.environ:
+        # Ranks that each start as many threads as the machine has cores slow one another down to a tenth.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if launched():
         dist.init_process_group(backend, timeout=TIMEOUT)
