@@ -168,6 +168,9 @@ def score(
     bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
     records: Annotated[str, typer.Argument(metavar="INPUT", help="Raw records as the recipe has them, or ids in Parquet.")],
     out: Annotated[Path, typer.Option(help="File for the probabilities: .txt, .csv or .parquet.")],
+    values: Annotated[
+        Literal["auto", "ids", "raw"], typer.Option(help="What Parquet whose columns are all whole numbers holds, where that is not clear by itself.")
+    ] = "auto",
 ) -> None:
     """Write one probability for each record of INPUT, in its order.
 
@@ -177,7 +180,7 @@ def score(
     """
     from ham_dist.export.scorer import score as score_records
 
-    rows = score_records(bundle, records, out)
+    rows = score_records(bundle, records, out, values)
     typer.echo(f"{rows:,} probabilities in {out}")
 
 

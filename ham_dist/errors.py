@@ -1,7 +1,7 @@
 """Every mistake that a user can make and we can name.
 
-The command line catches `HamError`, prints its message and exits with 2; any other exception is our own bug, keeps its traceback and exits with 1. A message
-says where, what it got, what it wanted, and how to mend it.
+The command line catches `HamError`, prints its message and exits with 2; any other exception is our own bug, keeps its traceback and exits with 1.
+A message says where, what it got, what it wanted, and how to mend it.
 """
 
 

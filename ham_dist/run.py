@@ -1,9 +1,9 @@
 """A whole run: pretrain once, then for each target search, slice, retrain and export."""
 
 import resource
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +48,7 @@ def run_stages(settings: RunSettings, run_dir: Path | None, *, resume: bool) -> 
     """Do, or go on with, the run that `settings` describe; see ham_dist.train.run."""
     with process_group.process_group() as device:
         folder = RunFolder(process_group.on_first_rank(lambda: run_dir or default_run_dir(settings)))
-        process_group.on_first_rank(
-            lambda: folder.start(settings, resume=resume, world_size=process_group.world_size(), device=_device_name(device))
-        )
+        process_group.on_first_rank(lambda: folder.start(settings, resume=resume, world_size=process_group.world_size(), device=_device_name(device)))
         with RunLog(folder, is_first=process_group.rank() == 0) as log:
             data = _data_folder(settings, folder, log)
             manifest = process_group.together(lambda: Manifest.load(data))
@@ -83,11 +81,11 @@ def _all_stages(run: Run) -> None:
         folder = _target_folder(run, target)
         if not process_group.on_first_rank(folder.result.exists):
             checkpoints.restore_best(pretrained)
-            wide.sharded.model.mask.set(None)
+            wide.sharded.mask.set(None)
             method = METHODS[run.settings.search.method](space, run.settings.search)
             with RunLog(folder, is_first=process_group.rank() == 0) if folder is not run.folder else nullcontext(run.log) as log:
                 _one_target(replace(run, folder=folder, log=log), target, wide, method, pretrained, before)
-        process_group.on_first_rank(lambda: _print_result(folder))
+        process_group.on_first_rank(partial(_print_result, folder))
 
 
 def _one_target(run: Run, target: Target, wide: TrainingState, method: Method, pretrained: StageProgress, before: ModelResult) -> None:
@@ -100,22 +98,24 @@ def _one_target(run: Run, target: Target, wide: TrainingState, method: Method, p
     after = _model_result(run, sliced)
     sizes = table_sizes(wide.sharded.tables, sliced.sharded.tables, columns)
     plan = {"supernet": wide.sharded.plan, "narrow": sliced.sharded.plan}
-    process_group.on_first_rank(lambda: [write_json(folder.plan, plan), write_json(folder.sizes, [asdict(size) for size in sizes])] and None)
+    process_group.on_first_rank(lambda: write_json(folder.plan, plan))
+    process_group.on_first_rank(lambda: write_json(folder.sizes, [asdict(size) for size in sizes]))
     if not process_group.on_first_rank(folder.bundle.exists):
         verified = export_state(sliced, run.samples, folder.bundle, precision="fp32", run=origin(run.settings, run.manifest))
-        run.log.say(f"bundle: {folder.bundle}: probabilities of {verified['rows']:,} records differ from the live model's by at most {verified['max_difference']:.1e}")
+        run.log.say(
+            f"bundle: {folder.bundle}: probabilities of {verified['rows']:,} records differ from the live model's "
+            f"by at most {verified['max_difference']:.1e}"
+        )
     result = _result(run, target, before, after, columns, {"pretrain": pretrained, "search": searched, "retrain": retrained})
     run.log.metrics("result", 0, sliced.optimizers.steps, test_auc=after.auc, test_logloss=after.logloss, kept_columns=result["kept_columns"])
     process_group.on_first_rank(lambda: write_json(folder.result, result))
 
 
 def _search_space(run: Run, wide: TrainingState, target: Target) -> SearchSpace:
-    layout = wide.sharded.model.mask.layout
-    rows = {table.field: table.rows for table in wide.sharded.tables}
+    layout = wide.sharded.mask.layout
     return SearchSpace(
         layout=layout,
-        rows=rows,
-        budget=Budget(target, layout, rows),
+        budget=Budget(target, layout),
         column_norms=lambda: gram.column_norms(wide.sharded),
         seed=run.settings.seed,
         device=run.device,
@@ -131,9 +131,7 @@ def _target_folder(run: Run, target: Target) -> RunFolder:
     search_settings = run.settings.search.model_copy(update={"targets": (target,)})
     data = run.settings.data.model_copy(update={"path": str(run.samples.folder)})
     settings = run.settings.model_copy(update={"search": search_settings, "data": data})
-    process_group.on_first_rank(
-        lambda: folder.start(settings, resume=True, world_size=process_group.world_size(), device=_device_name(run.device))
-    )
+    process_group.on_first_rank(lambda: folder.start(settings, resume=True, world_size=process_group.world_size(), device=_device_name(run.device)))
     return folder
 
 
@@ -149,9 +147,7 @@ def _model_result(run: Run, state: TrainingState) -> ModelResult:
     )
 
 
-def _result(
-    run: Run, target: Target, before: ModelResult, after: ModelResult, columns: Columns, stages: dict[str, StageProgress]
-) -> dict[str, Any]:
+def _result(run: Run, target: Target, before: ModelResult, after: ModelResult, columns: Columns, stages: dict[str, StageProgress]) -> dict[str, Any]:
     return {
         "model": run.settings.model.name,
         "method": run.settings.search.method,

@@ -33,7 +33,9 @@ class SyntheticSettings(Settings):
     @model_validator(mode="after")
     def _one_entry_a_field(self) -> "SyntheticSettings":
         if len(self.planted_ranks) != len(self.cardinalities):
-            raise ValueError(f"planted_ranks has {len(self.planted_ranks)} entries and cardinalities {len(self.cardinalities)}; give one of each a field")
+            raise ValueError(
+                f"planted_ranks has {len(self.planted_ranks)} entries and cardinalities {len(self.cardinalities)}; give one of each a field"
+            )
         return self
 
 
@@ -98,7 +100,7 @@ class OrthogonalitySettings(Settings):
     weight: PositiveFloat = 1e-3
     """lambda: 1e-3 on MovieLens-1M, 1e-6 with `cosine` on Avazu in the paper."""
     application: Literal["coupled", "decoupled"] = "coupled"
-    """`coupled`: added to the gradient before the optimizer's rule, as the paper does; `decoupled`: V <- V - step * every * dR/dV beside the optimizer."""
+    """`coupled`: added to the gradient before the optimizer's rule, as in the paper; `decoupled`: V <- V - step * every * dR/dV beside it."""
     every: PositiveInt = 10
     """Decoupled only: steps from one application to the next."""
     step: PositiveFloat = 1e-3

@@ -1,6 +1,6 @@
 """BatchNorm over the global batch. torch's SyncBatchNorm exists on CUDA only; this one runs on every backend.
 
-    B rows here, N rows of all ranks, n features
+B rows here, N rows of all ranks, n features
 """
 
 from typing import Any

@@ -61,7 +61,9 @@ def read_values(path: Path) -> dict[str, Any]:
     try:
         values: dict[str, Any] = json.loads((path / VALUES).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: no whole checkpoint: {VALUES}: {error}. Remove this folder to go on from the checkpoint before it.") from error
+        raise CheckpointError(
+            f"{path}: no whole checkpoint: {VALUES}: {error}. Remove this folder to go on from the checkpoint before it."
+        ) from error
     return values
 
 

@@ -29,7 +29,8 @@ def add_to_gradients(model: ShardedModel, matrix_of: MatrixOf, scale: float) -> 
     Needs the dense kernel, whose tables have a gradient of their own.
     """
     for local in model.local.values():
-        assert local.parameter is not None and local.parameter.grad is not None
+        assert local.parameter is not None
+        assert local.parameter.grad is not None
         gradient = local.parameter.grad[:, : local.table.width]
         gradient.addmm_(local.columns, matrix_of(gram(local)), alpha=scale)
 
@@ -51,7 +52,7 @@ def sum_over_tables(model: ShardedModel, number_of: Callable[[torch.Tensor], tor
 
 def column_norms(model: ShardedModel) -> torch.Tensor:
     """Euclidean length of every column, (S,) float32 on CPU in the layout's order; the same on every rank."""
-    layout = model.model.mask.layout
+    layout = model.mask.layout
     norms = torch.zeros(layout.size)
     for field, local in model.local.items():
         norms[layout.slices[field]] = gram(local).diagonal().sqrt().cpu()

@@ -30,17 +30,16 @@ def sharding_plan(
 ) -> ShardingPlan:
     """TorchRec's plan for `bags`, by module path, with each table whole on its owner.
 
-    fused: whether the tables step inside the backward pass. The planner itself refuses the dense kernel outside data-parallel, so the plan is written by hand.
+    fused: whether the tables step inside the backward pass. TorchRec's planner refuses the dense kernel outside
+    data-parallel, so the plan is written by hand.
     """
     kernel = EmbeddingComputeKernel.FUSED if fused else EmbeddingComputeKernel.DENSE
     sharder: Any = EmbeddingBagCollectionSharder()
     plan: dict[str, EmbeddingModuleShardingPlan] = {}
     for path, ebc in bags.items():
         per_table = {config.name: table_wise(rank=owners[path][config.name], compute_kernel=kernel.value) for config in ebc.embedding_bag_configs()}
-        plan[path] = construct_module_sharding_plan(
-            ebc, per_table, sharder=sharder, world_size=ranks, local_size=ranks, device_type=device.type
-        )
-    return ShardingPlan(plan)  # type: ignore[arg-type]
+        plan[path] = construct_module_sharding_plan(ebc, per_table, sharder=sharder, world_size=ranks, local_size=ranks, device_type=device.type)
+    return ShardingPlan(plan)
 
 
 def describe(tables: Iterable[Table], owner: Mapping[str, int], *, fused: bool) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """A CTR model with its tables spread over the ranks, and each rank's view of its own part of them.
 
-    C rows and d columns of one table; a rank holds some rows of it, all columns
+C rows and d columns of one table; a rank holds some rows of it, all columns
 """
 
 import zlib
@@ -18,8 +18,8 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 from ham_dist.distributed import process_group
 from ham_dist.distributed.batch_norm import synchronize_batch_norm
 from ham_dist.distributed.planning import describe, sharding_plan, spread_tables
+from ham_dist.embedding.mask import ColumnMask
 from ham_dist.embedding.tables import Table, TableChunk
-from ham_dist.models.ctr import CTRModel
 
 TABLES, FIRST_ORDER = "tables.ebc", "first_order_tables"
 """Where a CTRModel keeps its tables under search, and its first-order tables."""
@@ -61,31 +61,40 @@ class LocalTable:
 
 
 class ShardedModel:
-    """A CTR model placed on the ranks.
+    """A model placed on the ranks.
 
     model:       the model itself; calling it bypasses DDP, as steps on alpha and evaluation need.
     parallel:    the same under DistributedModelParallel, for steps on the weights.
+    mask:        over the columns of the tables under search.
+    tables:      the tables under search; first_order_tables: those of width 1 beside them, if any.
     local:       this rank's parts of the tables under search, by table name.
-    first_order: likewise of the width-1 first-order tables.
+    first_order: likewise of the first-order tables.
+    owners:      the rank of each table, by place in the model and table name.
     plan:        who holds what, as plain data.
     """
 
     def __init__(
         self,
-        model: CTRModel,
-        tables: Sequence[Table],
-        first_order: Sequence[Table],
+        model: nn.Module,
+        groups: Mapping[str, Sequence[Table]],
+        mask: ColumnMask,
         *,
         device: torch.device,
         fused: FusedRule | None,
         owners: Mapping[str, Mapping[str, int]] | None = None,
     ) -> None:
+        """Shard `model`, whose tables have no memory yet.
+
+        groups: tables by the place in `model` of the EmbeddingBagCollection that they are: TABLES, and FIRST_ORDER where there are such.
+        fused:  what the kernels apply inside the backward pass; None gives every table a gradient instead.
+        owners: the rank of each table; None spreads them by size.
+        """
         self.device = device
         self.fused = fused is not None
-        self.tables = tuple(tables)
-        self.first_order_tables = tuple(first_order)
-        groups = {TABLES: self.tables, FIRST_ORDER: self.first_order_tables}
-        bags = {path: model.get_submodule(path) for path, group in groups.items() if group}
+        self.mask = mask
+        self.tables = tuple(groups[TABLES])
+        self.first_order_tables = tuple(groups.get(FIRST_ORDER, ()))
+        bags = {path: model.get_submodule(path) for path in groups}
         ranks = process_group.world_size()
         self.owners = owners if owners is not None else {path: spread_tables(groups[path], ranks) for path in bags}
         self.plan = [entry for path in bags for entry in describe(groups[path], self.owners[path], fused=self.fused)]
@@ -96,7 +105,7 @@ class ShardedModel:
         synchronize_batch_norm(model)
         sharder: Any = EmbeddingBagCollectionSharder()
         self.parallel = DistributedModelParallel(model, device=device, plan=plan, sharders=[sharder])
-        self.model: CTRModel = self.parallel.module
+        self.model: nn.Module = self.parallel.module
         state = self.parallel.state_dict()
         self._state: dict[str, ShardedTensor] = {
             f"{path}/{table.field}": state[f"{path}.embedding_bags.{table.field}.weight"] for path, group in groups.items() for table in group
@@ -139,31 +148,30 @@ class ShardedModel:
             tensors[f"{kind}/{key}"] = ShardedTensor._init_from_local_shards_and_global_metadata(shards, table.metadata())
         return tensors
 
-    def dense_parameters(self) -> dict[str, nn.Parameter]:
-        """The replicated weights by name, the same on every rank."""
-        return dict(self.model.interaction.named_parameters())
-
     @torch.no_grad()
     def start_tables(self, seed: int, deviation: float) -> None:
-        """Fill the tables from a normal distribution: the same numbers for one seed whatever the world size and the sharding."""
-        for kind, group, width_deviation in (("columns", self.local, deviation), ("first order", self.first_order, 0.0)):
-            for field, local in group.items():
-                local.values.zero_()
-                _fill(local, f"{kind}/{field}", seed, width_deviation)
+        """Fill the tables under search from a normal distribution: the same numbers for one seed whatever the world size and the sharding.
 
-    def chunks(self, group: Mapping[str, LocalTable] | None = None) -> Iterator[TableChunk]:
-        """This rank's parts of the tables in pieces of bounded size, on CPU, without padding."""
-        for field, local in (self.local if group is None else group).items():
-            rows = max(1, CHUNK_NUMBERS // local.table.stored_width)
-            for start in range(0, local.values.shape[0], rows):
-                piece = local.columns[start : start + rows].detach().cpu().contiguous()
-                yield TableChunk(field, local.first_row + start, piece)
+        First-order tables and padding start at zero.
+        """
+        for local in self.first_order.values():
+            local.values.zero_()
+        for field, local in self.local.items():
+            local.values.zero_()
+            _fill(local, field, seed, deviation)
+
+
+def chunks(group: Mapping[str, LocalTable]) -> Iterator[TableChunk]:
+    """This rank's parts of some tables in pieces of bounded size, on CPU, without padding."""
+    for field, local in group.items():
+        rows = max(1, CHUNK_NUMBERS // local.table.stored_width)
+        for start in range(0, local.values.shape[0], rows):
+            piece = local.columns[start : start + rows].detach().cpu().contiguous()
+            yield TableChunk(field, local.first_row + start, piece)
 
 
 def _fill(local: LocalTable, name: str, seed: int, deviation: float) -> None:
     """Start `local` block by block, each block from a seed of its own: a rank makes just the blocks that it holds."""
-    if deviation == 0.0:
-        return
     first, last = local.first_row, local.first_row + local.values.shape[0]
     for block in range(first // START_ROWS, -(-last // START_ROWS)):
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}/{block}".encode()))
@@ -172,4 +180,3 @@ def _fill(local: LocalTable, name: str, seed: int, deviation: float) -> None:
         values = torch.randn(rows, local.table.width, generator=generator) * deviation
         start, stop = max(first, block_first), min(last, block_first + rows)
         local.columns[start - first : stop - first] = values[start - block_first : stop - block_first].to(local.values.device)
-

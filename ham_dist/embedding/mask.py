@@ -1,6 +1,6 @@
 """A 0/1 number for each column of each table, multiplied into what a lookup returns.
 
-    B rows, S columns under search
+B rows, S columns under search
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,11 +19,13 @@ class ColumnLayout:
     """Where each table's columns stand in a vector of S numbers.
 
     widths:     columns under search, by table name.
+    rows:       C_j, by table name.
     table_of:   the table behind each key of the looked-up KeyedTensor; each key its own table by default.
     """
 
-    def __init__(self, widths: Mapping[str, int], table_of: Mapping[str, str] | None = None) -> None:
+    def __init__(self, widths: Mapping[str, int], rows: Mapping[str, int], table_of: Mapping[str, str] | None = None) -> None:
         self.widths = dict(widths)
+        self.rows = dict(rows)
         self.table_of = dict(table_of) if table_of is not None else {table: table for table in self.widths}
         self.slices: dict[str, slice] = {}
         start = 0
@@ -36,14 +38,11 @@ class ColumnLayout:
     def of(cls, ebc: EmbeddingBagCollection) -> "ColumnLayout":
         """The layout of any EmbeddingBagCollection, tables shared by several features among them."""
         configs = ebc.embedding_bag_configs()
-        features = [feature for config in configs for feature in config.feature_names]
-        table_of = {
-            # TorchRec names the output of a feature that several tables read "feature@table".
-            (feature if features.count(feature) == 1 else f"{feature}@{config.name}"): config.name
-            for config in configs
-            for feature in config.feature_names
-        }
-        return cls({config.name: config.embedding_dim for config in configs}, table_of)
+        return cls(
+            {config.name: config.embedding_dim for config in configs},
+            {config.name: config.num_embeddings for config in configs},
+            {key: table for key, _, table in output_keys(ebc)},
+        )
 
     def split(self, mask: torch.Tensor) -> dict[str, torch.Tensor]:
         """The columns that a (S,) mask leaves open, by table."""
@@ -55,6 +54,18 @@ class ColumnLayout:
         for table, kept in columns.items():
             mask[self.slices[table]][kept] = 1.0
         return mask
+
+
+def output_keys(ebc: EmbeddingBagCollection) -> list[tuple[str, str, str]]:
+    """Key, feature and table of each part of what `ebc` returns, in its order."""
+    configs = ebc.embedding_bag_configs()
+    features = [feature for config in configs for feature in config.feature_names]
+    return [
+        # TorchRec names the output of a feature that several tables read "feature@table".
+        (feature if features.count(feature) == 1 else f"{feature}@{config.name}", feature, config.name)
+        for config in configs
+        for feature in config.feature_names
+    ]
 
 
 class ColumnMask:

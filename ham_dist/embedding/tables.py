@@ -46,17 +46,13 @@ def stored_width(width: int, *, fused: bool) -> int:
 
 def base_tables(cardinalities: Mapping[str, int], base_width: int, *, fused: bool) -> tuple[Table, ...]:
     """The supernet's tables: d_j = min(base_width, C_j), so that no table has more columns than rows (HAM paper, section 3.3)."""
-    return tuple(
-        Table(field, rows, width := min(base_width, rows), stored_width(width, fused=fused)) for field, rows in cardinalities.items()
-    )
+    return tuple(Table(field, rows, width := min(base_width, rows), stored_width(width, fused=fused)) for field, rows in cardinalities.items())
 
 
 def narrow_tables(tables: Iterable[Table], columns: Mapping[str, torch.Tensor], *, fused: bool) -> tuple[Table, ...]:
     """The tables with only `columns` of each; a table without any is left out."""
     return tuple(
-        replace(table, width=len(kept), stored_width=stored_width(len(kept), fused=fused))
-        for table in tables
-        if len(kept := columns[table.field])
+        replace(table, width=len(kept), stored_width=stored_width(len(kept), fused=fused)) for table in tables if len(kept := columns[table.field])
     )
 
 

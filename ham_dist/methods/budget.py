@@ -3,8 +3,6 @@
 S columns under search
 """
 
-from collections.abc import Mapping
-
 import torch
 
 from ham_dist.config.schema import Target
@@ -24,22 +22,26 @@ class Budget:
     limit: columns or bytes.
     """
 
-    def __init__(self, target: Target, layout: ColumnLayout, rows: Mapping[str, int]) -> None:
+    def __init__(self, target: Target, layout: ColumnLayout) -> None:
         if target.columns is not None:
             self.unit, self.limit = "columns", target.columns
             self.costs = torch.ones(layout.size, dtype=torch.int64)
         else:
             assert target.bytes is not None, "a target has columns or bytes"
             self.unit, self.limit = "bytes", target.bytes
-            per_table = [torch.full((width,), rows[table] * BYTES_PER_NUMBER) for table, width in layout.widths.items()]
+            per_table = [torch.full((width,), layout.rows[table] * BYTES_PER_NUMBER) for table, width in layout.widths.items()]
             self.costs = torch.cat(per_table)
         total, least = int(self.costs.sum()), int(self.costs.min())
         if self.limit > total:
-            raise TargetError(f"search.targets: {self.unit} = {self.limit}: more {self.unit} than the {total} that the tables have.\n"
-                              f"  Give a number from {least} to {total}.")
+            raise TargetError(
+                f"search.targets: {self.unit} = {self.limit}: more {self.unit} than the {total} that the tables have.\n"
+                f"  Give a number from {least} to {total}."
+            )
         if self.limit < least:
-            raise TargetError(f"search.targets: {self.unit} = {self.limit}: not even one column fits; the smallest takes {least}.\n"
-                              f"  Give a number from {least} to {total}.")
+            raise TargetError(
+                f"search.targets: {self.unit} = {self.limit}: not even one column fits; the smallest takes {least}.\n"
+                f"  Give a number from {least} to {total}."
+            )
 
     def used(self, mask: torch.Tensor) -> int:
         """What the open columns of a (S,) mask take."""

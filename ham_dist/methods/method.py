@@ -4,7 +4,7 @@ S columns under search
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,7 +15,8 @@ from ham_dist.embedding.mask import ColumnLayout
 from ham_dist.methods.budget import Budget
 
 MaskGradient = Callable[[torch.Tensor], torch.Tensor]
-"""dL/dm (S,) on the next validation batch at a mask m (S,) of any real numbers; a method may ask several times in one step, always on the same batch."""
+"""dL/dm (S,) on the next validation batch at a mask m (S,) of any real numbers; a method may ask several times
+in one step, always on the same batch."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,6 @@ class SearchSpace:
     """What there is to choose from.
 
     layout:       where each table's columns stand in a vector of S numbers.
-    rows:         C_j by table.
     budget:       what the kept columns may cost.
     column_norms: makes the (S,) lengths of the supernet's columns; a collective, so every rank or none calls it.
     seed:         for methods that draw.
@@ -31,7 +31,6 @@ class SearchSpace:
     """
 
     layout: ColumnLayout
-    rows: Mapping[str, int]
     budget: Budget
     column_norms: Callable[[], torch.Tensor]
     seed: int
@@ -49,7 +48,7 @@ class Method(ABC):
         self.settings = settings
 
     def mask(self) -> torch.Tensor:
-        """(S,) what the looked-up columns are multiplied by in the next step on the weights, and in evaluation. Soft and drawn masks are masks too."""
+        """(S,) what columns are multiplied by in the next step on the weights, and in evaluation. Soft and drawn masks are masks too."""
         return self.choice()
 
     def step(self, gradient_at: MaskGradient) -> None:

@@ -6,9 +6,9 @@ from ham_dist.methods.method import Method
 
 
 class Uniform(Method):
-    """Columns are dealt to the fields in rounds, one each, until the budget is spent; a field that has all its columns is passed over.
+    """Columns are dealt to the fields in rounds, one each, until the budget is spent; a field that has all its own is passed over.
 
-    What the last round cannot give to all goes to the fields with most rows. Within a field the first columns stay: before the search none is special.
+    What the last round cannot give to all goes to the fields with most rows. Within a field the first columns stay: none is special.
     """
 
     searches = False
@@ -17,7 +17,7 @@ class Uniform(Method):
         """The first columns of every field."""
         layout = self.space.layout
         scores = torch.empty(layout.size)
-        by_rows = sorted(layout.widths, key=lambda table: -self.space.rows[table])
+        by_rows = sorted(layout.widths, key=lambda table: -layout.rows[table])
         for place, table in enumerate(by_rows):
             # Column k is dealt in round k; in a round the field with most rows comes first.
             scores[layout.slices[table]] = -(torch.arange(layout.widths[table]) * len(by_rows) + place).float()

@@ -17,7 +17,8 @@ class CTRModel(nn.Module):
 
     tables:             the embedding tables, with the mask over their columns.
     interaction:        reads the columns of all fields, in the order of its `widths`.
-    first_order_tables: tables of width 1 (FM's and DeepFM's usual first-order term), added up into the logit; None where the term is part of the interaction.
+    first_order_tables: tables of width 1 (the usual first-order term of FM and DeepFM), added up into the logit; None where the term, if there is
+                        one, is part of the interaction.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class CTRModel(nn.Module):
 
 def ctr_model(tables: Sequence[Table], interaction: Interaction, first_order: Sequence[Table] = ()) -> CTRModel:
     """A model whose tables have no memory yet: sharding gives each rank its own."""
-    layout = ColumnLayout({table.field: table.width for table in tables})
+    layout = ColumnLayout({table.field: table.width for table in tables}, {table.field: table.rows for table in tables})
     masked = MaskedEmbeddingBagCollection(embedding_bags(tables), ColumnMask(layout))
     return CTRModel(masked, interaction, embedding_bags(first_order) if first_order else None)
 

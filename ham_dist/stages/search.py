@@ -31,9 +31,11 @@ def search(state: TrainingState, method: Method, samples: Samples, checkpoints: 
         validation = samples.validation_forever(start=epoch * samples.steps)
         counts: list[int] = []
         loss = train_epoch("search", epoch, samples, log, progress, partial(_alternate, state, method, validation, counts))
-        state.sharded.model.mask.set(method.mask())
+        # Judged by the columns that would be kept if the search ended here: the open ones are now more and now fewer than the target,
+        # and the AUC of models of different sizes says nothing of the search.
+        state.sharded.mask.set(method.choice().to(state.sharded.device))
         quality = evaluate(state, samples.evaluation("validation"))
-        progress.finish_epoch(quality.auc, counts=budget.near(method.mask()))
+        progress.finish_epoch(quality.auc)
         log.metrics(
             "search", epoch, state.optimizers.steps,
             train_loss=loss, validation_auc=quality.auc, validation_logloss=quality.log_loss,
@@ -42,9 +44,11 @@ def search(state: TrainingState, method: Method, samples: Samples, checkpoints: 
         )  # fmt: skip
         log.say(
             f"search epoch {epoch}: {budget.unit} in use {counts[-1]:,} (this epoch {min(counts):,} to {max(counts):,}, target {budget.limit:,}), "
-            f"validation AUC {quality.auc:.5f}"
+            f"validation AUC of the best {budget.limit:,} {quality.auc:.5f}"
         )
         checkpoints.save(progress)
+    if method.searches:
+        checkpoints.restore_best(progress)
     return _close(state, method, log), progress
 
 
@@ -54,7 +58,7 @@ def _alternate(state: TrainingState, method: Method, validation: Iterator[Batch]
     method.step(partial(mask_gradient, state, validation_batch))  # Eq. 3
     mask = method.mask()
     counts.append(method.space.budget.used(mask))
-    state.sharded.model.mask.set(mask)
+    state.sharded.mask.set(mask)
     return weight_step(state, train_batch)
 
 
@@ -70,5 +74,5 @@ def _close(state: TrainingState, method: Method, log: RunLog) -> Columns:
         )
     else:
         log.say(f"search: {state.settings.search.method} keeps {budget.used(choice):,} {budget.unit} of the pretrained tables")
-    state.sharded.model.mask.set(choice.to(state.sharded.device))
+    state.sharded.mask.set(choice.to(state.sharded.device))
     return method.space.layout.split(choice)

@@ -22,7 +22,8 @@ def slice_columns(state: TrainingState, columns: Columns, samples: Samples, log:
     sliced = narrow(state, columns)
     batch = next(samples.evaluation("validation"))
     difference = float((_logits(state, batch) - _logits(sliced, batch)).abs().max())
-    log.say(f"slice: {sum(map(len, columns.values()))} columns stay; the narrow model's logits differ from the masked model's by at most {difference:.1e}")
+    kept = sum(map(len, columns.values()))
+    log.say(f"slice: {kept} columns stay; the narrow model's logits differ from the masked model's by at most {difference:.1e}")
     if not difference <= LARGEST_DIFFERENCE:
         raise SlicingError(f"slice: the narrow model's logits differ from the masked model's by {difference:.1e}, more than {LARGEST_DIFFERENCE}")
     return sliced

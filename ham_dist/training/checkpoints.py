@@ -80,8 +80,7 @@ class StageCheckpoints:
         progress.tick()
         values = {**progress.values(), "optimizer_steps": self.state.optimizers.steps}
         checkpoint.save(self._path(progress.epochs - 1), self._tensors(), values)
-        keep = {progress.epochs - 1, progress.stopper.best_epoch}
-        process_group.on_first_rank(lambda: [shutil.rmtree(self._path(epoch)) for epoch in self._epochs() if epoch not in keep] and None)
+        process_group.on_first_rank(lambda: self._drop_all_but({progress.epochs - 1, progress.stopper.best_epoch}))
 
     def resume(self, progress: StageProgress) -> None:
         """Load the newest checkpoint, if there is one, into the state and `progress`."""
@@ -101,8 +100,13 @@ class StageCheckpoints:
 
     def _load(self, epoch: int) -> dict[str, Any]:
         values = checkpoint.load(self._path(epoch), self._tensors())
-        self.state.load_steps(values["optimizer_steps"])
+        self.state.optimizers.steps = values["optimizer_steps"]
         return values
+
+    def _drop_all_but(self, kept: set[int]) -> None:
+        for epoch in self._epochs():
+            if epoch not in kept:
+                shutil.rmtree(self._path(epoch))
 
     def _tensors(self) -> dict[str, Any]:
         return {**self.state.tensors(), **{f"extra/{name}": values for name, values in self._extra().items()}}

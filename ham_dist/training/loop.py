@@ -1,6 +1,6 @@
 """The steps that all stages are made of.
 
-    B rows here, S columns under search
+B rows here, S columns under search
 """
 
 import math
@@ -45,16 +45,16 @@ def mask_gradient(state: TrainingState, batch: Batch, mask: torch.Tensor) -> tor
              bit for bit what they were: only the mask's gradient is asked for, past DDP and past the fused kernels.
     """
     values = mask.detach().clone().requires_grad_()
-    with state.sharded.model.mask.differentiable(values), _frozen_statistics(state.interaction):
+    with state.sharded.mask.differentiable(values), frozen_statistics(state.interaction):
         loss = log_loss(state.sharded.model(batch.sparse_features), batch)
     (gradient,) = torch.autograd.grad(loss, values)
     return process_group.sum_over_ranks(gradient)
 
 
 @contextmanager
-def _frozen_statistics(module: nn.Module) -> Iterator[None]:
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
     """Inside, BatchNorm goes on normalizing by the batch, as in training, but leaves its running statistics alone."""
-    norms = [child for child in module.modules() if isinstance(child, nn.BatchNorm1d)]
+    norms = [child for child in module.modules() if isinstance(child, nn.modules.batchnorm._BatchNorm) and child.track_running_stats]
     for norm in norms:
         norm.track_running_stats = False
     try:
@@ -64,9 +64,7 @@ def _frozen_statistics(module: nn.Module) -> Iterator[None]:
             norm.track_running_stats = True
 
 
-def train_epoch(
-    stage: StageName, epoch: int, samples: Samples, log: RunLog, progress: StageProgress, step: Callable[[Batch], torch.Tensor]
-) -> float:
+def train_epoch(stage: StageName, epoch: int, samples: Samples, log: RunLog, progress: StageProgress, step: Callable[[Batch], torch.Tensor]) -> float:
     """`step` on every training batch of an epoch; returns the mean log loss over it, the same on every rank.
 
     raises: DivergedError if that is no finite number.

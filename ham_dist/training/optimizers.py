@@ -1,6 +1,6 @@
 """How weights move: Adam over the dense weights (and over tables of the dense kernel), or tables that step inside the backward pass."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -27,9 +27,9 @@ class Optimizers:
     Under a fused rule the tables have stepped by the time backward() returns, and `step` moves the dense weights alone.
     """
 
-    def __init__(self, model: ShardedModel, settings: OptimizerSettings) -> None:
+    def __init__(self, model: ShardedModel, dense: Iterable[nn.Parameter], settings: OptimizerSettings) -> None:
         self.model = model
-        groups: list[dict[str, Any]] = [{"params": list(model.dense_parameters().values()), "lr": settings.learning_rate}]
+        groups: list[dict[str, Any]] = [{"params": list(dense), "lr": settings.learning_rate}]
         tables = [local.parameter for _, local in model.local_by_key() if local.parameter is not None]
         if tables:
             groups.append({"params": tables, "lr": settings.tables_learning_rate})

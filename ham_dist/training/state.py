@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ham_dist.config.schema import RunSettings
-from ham_dist.distributed.sharding import LocalTable, ShardedModel
+from ham_dist.distributed.sharding import FIRST_ORDER, TABLES, LocalTable, ShardedModel
 from ham_dist.embedding.mask import Columns
 from ham_dist.embedding.tables import Table, base_tables, narrow_tables, stored_width
 from ham_dist.models.ctr import ctr_model
@@ -24,25 +24,25 @@ class TrainingState:
     """Everything that a step changes, but for the mask.
 
     sharded:     the model on the ranks.
+    interaction: its dense part, the same on every rank.
     optimizers:  what moves its weights.
     regularizer: keeps the columns of its tables apart.
     """
 
     settings: RunSettings
     sharded: ShardedModel
+    interaction: Interaction
     optimizers: Optimizers
     regularizer: Regularizer
 
-    @property
-    def interaction(self) -> Interaction:
-        """The dense part."""
-        return self.sharded.model.interaction
-
     def tensors(self) -> dict[str, Any]:
-        """Every tensor of the state by a name that does not depend on ranks: what a checkpoint holds. The live tensors: loading into them loads the state."""
+        """Every tensor of the state by a name that does not depend on ranks: what a checkpoint holds.
+
+        They are the live tensors: loading into them loads the state.
+        """
         self.optimizers.open_state()
         tensors: dict[str, Any] = {f"dense/{name}": values for name, values in self.interaction.state_dict().items()}
-        for name, parameter in self.sharded.dense_parameters().items():
+        for name, parameter in self.interaction.named_parameters():
             tensors |= {f"{moment}/dense/{name}": values for moment, values in self.optimizers.moments(parameter).items()}
         tensors |= self.sharded.table_tensors()
         if self.sharded.fused:
@@ -51,10 +51,6 @@ class TrainingState:
             local = {key: self.optimizers.moments(_parameter(local))[moment] for key, local in self.sharded.local_by_key()}
             tensors |= self.sharded.tensors_like_tables(moment, local)
         return tensors
-
-    def load_steps(self, count: int) -> None:
-        """Set the optimizers' step count, which is a plain number in a checkpoint."""
-        self.optimizers.steps = count
 
 
 def open_supernet(settings: RunSettings, cardinalities: Mapping[str, int], device: torch.device) -> TrainingState:
@@ -97,8 +93,10 @@ def _placed(
     owners: Mapping[str, Mapping[str, int]] | None = None,
 ) -> TrainingState:
     model = ctr_model(tables, interaction.to(device), first_order)
-    sharded = ShardedModel(model, tables, first_order, device=device, fused=fused_rule(settings.optimizer), owners=owners)
-    return TrainingState(settings, sharded, Optimizers(sharded, settings.optimizer), Regularizer(settings.orthogonality))
+    groups = {TABLES: tables, FIRST_ORDER: first_order} if first_order else {TABLES: tables}
+    sharded = ShardedModel(model, groups, model.mask, device=device, fused=fused_rule(settings.optimizer), owners=owners)
+    optimizers = Optimizers(sharded, interaction.parameters(), settings.optimizer)
+    return TrainingState(settings, sharded, interaction, optimizers, Regularizer(settings.orthogonality))
 
 
 def _first_order_tables(settings: RunSettings, interaction: Interaction, cardinalities: Mapping[str, int], *, fused: bool) -> tuple[Table, ...]:
@@ -125,8 +123,8 @@ def _cut_optimizers(wide: TrainingState, state: TrainingState, columns: Columns)
     wide.optimizers.open_state()
     state.optimizers.open_state()
     state.optimizers.steps = wide.optimizers.steps
-    wide_dense = wide.sharded.dense_parameters()
-    for name, parameter in state.sharded.dense_parameters().items():
+    wide_dense = dict(wide.interaction.named_parameters())
+    for name, parameter in state.interaction.named_parameters():
         before = wide.optimizers.moments(wide_dense[name])
         for moment, values in state.optimizers.moments(parameter).items():
             values.copy_(cut_weight(wide.interaction, name, before[moment], columns))

@@ -20,11 +20,12 @@ class PlainModel(nn.Module):
         super().__init__()
         torch.manual_seed(settings.seed)
         self.interaction = build_interaction(settings.model, {field: table.shape[1] for field, table in tables.items()})
-        self.tables = nn.ModuleList(nn.EmbeddingBag.from_pretrained(table.clone(), freeze=False, mode="mean") for table in tables.values())
+        self.bags = [nn.EmbeddingBag.from_pretrained(table.clone(), freeze=False, mode="mean") for table in tables.values()]
+        self.tables = nn.ModuleList(self.bags)
 
     def columns(self, ids: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
         """(B, D); ids are (values, offsets) by field."""
-        return torch.cat([table(values, offsets) for table, (values, offsets) in zip(self.tables, ids, strict=True)], dim=1)
+        return torch.cat([table(values, offsets) for table, (values, offsets) in zip(self.bags, ids, strict=True)], dim=1)
 
     def loss(self, ids: list[tuple[torch.Tensor, torch.Tensor]], labels: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Mean log loss."""
@@ -33,7 +34,7 @@ class PlainModel(nn.Module):
 
     def regularizer(self) -> torch.Tensor:
         """R(V) of Eq. 1, as it is written."""
-        weights = [table.weight for table in self.tables]
+        weights = [bag.weight for bag in self.bags]
         return sum(((v.T @ v - torch.eye(v.shape[1])).square().sum() / v.shape[1] ** 2 for v in weights), torch.zeros(()))
 
 

@@ -61,7 +61,7 @@ def three_steps(run: RunSettings) -> dict[str, Any]:
     state = open_supernet(run, FIELDS, torch.device("cpu"))
     start = whole_tables(state)
     losses = [float(process_group.sum_over_ranks(weight_step(state, local_batch(seed)))) for seed in range(3)]
-    size = state.sharded.model.mask.layout.size
+    size = state.sharded.mask.layout.size
     mask = (torch.arange(size) % 3 > 0).float()
     gradient = mask_gradient(state, local_batch(7), mask)
     regularizer = gram.sum_over_tables(state.sharded, lambda matrix: penalty(matrix, "gram"))
@@ -98,13 +98,13 @@ def test_steps_equal_plain_torch(model: str, ranks: int) -> None:
     assert first["owners"] == set(range(ranks))
     torch.testing.assert_close(torch.tensor(first["losses"]), torch.tensor(plain["losses"]), rtol=0, atol=1e-6)
     torch.testing.assert_close(first["gradient"], plain["gradient"], rtol=1e-4, atol=1e-6)
-    for (field, table), module in zip(first["tables"].items(), plain["model"].tables, strict=True):
-        torch.testing.assert_close(table, module.weight.detach(), rtol=0, atol=1e-5, msg=lambda text, field=field: f"{field}: {text}")
+    for (field, table), module in zip(first["tables"].items(), plain["model"].bags, strict=True):
+        torch.testing.assert_close(table, module.weight.detach(), rtol=0, atol=1e-5)
         assert not torch.equal(table, first["start"][field])
     for name, values in plain["dense"].items():
-        torch.testing.assert_close(first["dense"][name], values, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(first["dense"][name], values, rtol=0, atol=1e-5)
     assert first["regularizer"] == pytest.approx(float(plain["model"].regularizer().detach()), rel=1e-5)
-    torch.testing.assert_close(first["norms"], torch.cat([module.weight.detach().norm(dim=0) for module in plain["model"].tables]))
+    torch.testing.assert_close(first["norms"], torch.cat([module.weight.detach().norm(dim=0) for module in plain["model"].bags]))
     for other in results[1:]:
         assert other["losses"] == first["losses"]
         assert torch.equal(other["gradient"], first["gradient"])
@@ -132,7 +132,7 @@ def alpha_steps(run: RunSettings) -> list[str]:
     weight_step(state, local_batch(0))
     before, steps = everything(state), state.optimizers.steps
     for seed in range(5):
-        mask_gradient(state, local_batch(seed), torch.ones(state.sharded.model.mask.layout.size))
+        mask_gradient(state, local_batch(seed), torch.ones(state.sharded.mask.layout.size))
     after = everything(state)
     assert state.optimizers.steps == steps
     return [name for name, values in before.items() if not torch.equal(values, after[name])]
@@ -149,7 +149,8 @@ def fused_steps(run: RunSettings) -> dict[str, Any]:
     state = open_supernet(run, FIELDS, torch.device("cpu"))
     start = whole_tables(state)
     losses = [float(process_group.sum_over_ranks(weight_step(state, local_batch(seed)))) for seed in range(3)]
-    return {"start": start, "losses": losses, "tables": whole_tables(state), "padding": [local.values[:, local.table.width :].abs().sum() for local in state.sharded.local.values()]}
+    padding = [local.values[:, local.table.width :].abs().sum() for local in state.sharded.local.values()]
+    return {"start": start, "losses": losses, "tables": whole_tables(state), "padding": padding}
 
 
 def test_fused_rowwise_adagrad_equals_its_formula_and_leaves_padding_at_zero() -> None:
@@ -159,22 +160,23 @@ def test_fused_rowwise_adagrad_equals_its_formula_and_leaves_padding_at_zero() -
     first = results[1][0]
     model = PlainModel(run, first["start"])
     dense = torch.optim.Adam(model.interaction.parameters(), lr=1e-3)
-    history = [torch.zeros(table.weight.shape[0]) for table in model.tables]
+    history = [torch.zeros(table.weight.shape[0]) for table in model.bags]
     losses = []
     for seed in range(3):
         model.zero_grad()
         loss = model.loss(*plain_batch(seed))
         loss.backward()
         dense.step()
-        for table, sums in zip(model.tables, history, strict=True):
+        for table, sums in zip(model.bags, history, strict=True):
             gradient = table.weight.grad
+            assert gradient is not None
             stored = -(-gradient.shape[1] // 4) * 4
             sums += gradient.square().sum(dim=1) / stored
             with torch.no_grad():
                 table.weight -= 0.05 * gradient / (sums.sqrt() + 1e-8)[:, None]
         losses.append(float(loss.detach()))
-    for ranks, ranks_results in results.items():
+    for ranks_results in results.values():
         torch.testing.assert_close(torch.tensor(ranks_results[0]["losses"]), torch.tensor(losses), rtol=0, atol=2e-6)
-        for (field, table), module in zip(ranks_results[0]["tables"].items(), model.tables, strict=True):
-            torch.testing.assert_close(table, module.weight.detach(), rtol=0, atol=2e-5, msg=lambda text, field=field, ranks=ranks: f"{ranks} {field}: {text}")
+        for table, module in zip(ranks_results[0]["tables"].values(), model.bags, strict=True):
+            torch.testing.assert_close(table, module.weight.detach(), rtol=0, atol=2e-5)
         assert all(float(padding) == 0.0 for result in ranks_results for padding in result["padding"])

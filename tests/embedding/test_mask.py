@@ -10,19 +10,18 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from ham_dist.embedding.mask import ColumnLayout, ColumnMask, MaskedEmbeddingBagCollection, ordered_columns
 
 WIDTHS = {"user": 3, "item": 2, "hour": 1}
+LAYOUT = ColumnLayout(WIDTHS, {"user": 9, "item": 8, "hour": 7})
 
 
 def looked_up(order: list[str], stored: dict[str, int]) -> KeyedTensor:
     """Four rows; the values of key k are 100 * its place in WIDTHS + the column number."""
-    values = [
-        torch.full((4, stored[key]), 100.0 * list(WIDTHS).index(key)) + torch.arange(stored[key]) for key in order
-    ]
+    values = [torch.full((4, stored[key]), 100.0 * list(WIDTHS).index(key)) + torch.arange(stored[key]) for key in order]
     return KeyedTensor(order, [stored[key] for key in order], torch.cat(values, dim=1))
 
 
 @given(order=st.permutations(list(WIDTHS)), padding=st.integers(0, 3), open_columns=st.lists(st.booleans(), min_size=6, max_size=6))
 def test_mask_goes_by_name_in_any_order_and_under_padding(order: list[str], padding: int, open_columns: list[bool]) -> None:
-    mask = ColumnMask(ColumnLayout(WIDTHS))
+    mask = ColumnMask(LAYOUT)
     mask.set(torch.tensor(open_columns).float())
     stored = {key: width + padding for key, width in WIDTHS.items()}
     masked = ordered_columns(mask(looked_up(order, stored)), WIDTHS)
@@ -33,14 +32,14 @@ def test_mask_goes_by_name_in_any_order_and_under_padding(order: list[str], padd
 
 @given(open_columns=st.lists(st.booleans(), min_size=6, max_size=6))
 def test_join_is_the_inverse_of_split(open_columns: list[bool]) -> None:
-    layout = ColumnLayout(WIDTHS)
+    layout = LAYOUT
     mask = torch.tensor(open_columns).float()
     assert torch.equal(layout.join(layout.split(mask)), mask)
 
 
 def test_without_a_mask_nothing_is_multiplied() -> None:
     values = looked_up(["hour", "user", "item"], WIDTHS)
-    assert ColumnMask(ColumnLayout(WIDTHS))(values) is values
+    assert ColumnMask(LAYOUT)(values) is values
 
 
 def ebc() -> EmbeddingBagCollection:
@@ -82,6 +81,6 @@ def test_gradient_reaches_the_mask_alone() -> None:
 
 
 def test_a_mask_is_no_state() -> None:
-    module = MaskedEmbeddingBagCollection(ebc(), ColumnMask(ColumnLayout(WIDTHS)))
+    module = MaskedEmbeddingBagCollection(ebc(), ColumnMask(LAYOUT))
     module.mask.set(torch.ones(6))
     assert list(module.state_dict()) == ["ebc.embedding_bags.t_item.weight", "ebc.embedding_bags.t_user.weight"]
