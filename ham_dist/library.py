@@ -29,7 +29,7 @@ from ham_dist.export.writer import Description, write_bundle
 from ham_dist.methods.budget import Budget
 from ham_dist.methods.ham import HardAuxiliaryMask
 from ham_dist.methods.method import SearchSpace
-from ham_dist.training.loop import frozen_statistics
+from ham_dist.training.loop import as_evaluated
 
 __all__ = ["MaskedEmbeddingBagCollection", "Search", "export", "mask_columns", "slice_columns"]
 
@@ -65,12 +65,12 @@ class Search:
     def step(self, loss: Callable[[], torch.Tensor]) -> None:
         """One step on alpha; the mask that it gives is in force afterwards. Weights and BatchNorm's statistics stay as they are.
 
-        loss: makes the mean loss of this rank on a validation batch, by calling the model.
+        loss: makes the mean loss of this rank on a validation batch, by calling the model, which is in evaluation mode then.
         """
 
         def gradient_at(mask: torch.Tensor) -> torch.Tensor:
             values = mask.clone().requires_grad_()
-            with self.mask.differentiable(values), frozen_statistics(self.model):
+            with self.mask.differentiable(values), as_evaluated(self.model):
                 value = loss()
             (gradient,) = torch.autograd.grad(value, values)
             return process_group.sum_over_ranks(gradient) / process_group.world_size()

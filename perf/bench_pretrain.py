@@ -7,6 +7,7 @@ Epochs of the programs alternate, so that a machine that slows down slows all of
 
 import argparse
 import statistics
+import tempfile
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from plain import PlainModel, plain_auc, plain_epoch
 from ham_dist.config.load import load_run
 from ham_dist.config.schema import RunSettings
 from ham_dist.data.manifest import Manifest
+from ham_dist.data.synthetic import generate
 from ham_dist.distributed.process_group import process_group
 from ham_dist.training.evaluation import evaluate
 from ham_dist.training.loop import weight_step
@@ -80,24 +82,27 @@ def test_auc(settings: RunSettings, samples: Samples, cardinalities: dict[str, i
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="folder that `ham-dist prepare` wrote")
+    parser.add_argument("data", type=Path, nargs="?", help="folder that `ham-dist prepare` wrote; without one, generated data")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
     options = parser.parse_args()
-    with process_group() as device:
+    with process_group() as device, tempfile.TemporaryDirectory() as temporary:
         settings = load_run(None, options.overrides)
-        manifest = Manifest.load(options.data)
+        data = options.data or Path(temporary) / "synthetic"
+        if options.data is None:
+            generate(settings.data.synthetic, data)
+        manifest = Manifest.load(data)
         cardinalities = {field.name: field.rows for field in manifest.fields}
         print(f"{manifest.name}, {settings.model.name}, batch {settings.data.batch_size}, {torch.get_num_threads()} thread(s)\n")
         if options.rounds:
-            epoch_seconds(settings, Samples(options.data, manifest, settings, device), cardinalities, options.rounds)
+            epoch_seconds(settings, Samples(data, manifest, settings, device), cardinalities, options.rounds)
         if options.seeds:
             print("\n| seed | ham_dist, test AUC | plain, test AUC | difference |\n|---|---|---|---|")
         differences = []
         for seed in range(options.seeds):
             of_seed = settings.model_copy(update={"seed": seed})
-            ours, theirs = test_auc(of_seed, Samples(options.data, manifest, of_seed, device), cardinalities)
+            ours, theirs = test_auc(of_seed, Samples(data, manifest, of_seed, device), cardinalities)
             differences.append(ours - theirs)
             print(f"| {seed} | {ours:.4f} | {theirs:.4f} | {ours - theirs:+.4f} |")
         if differences:

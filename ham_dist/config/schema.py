@@ -57,8 +57,8 @@ class ModelSettings(Settings):
 
     name: Literal["fm", "deepfm", "autoint", "dcnv2"] = "dcnv2"
     """The interaction: fm, deepfm, autoint or dcnv2."""
-    base_width: PositiveInt = 16
-    """Width of every table of the supernet, capped by its rows: d_j = min(base_width, C_j)."""
+    base_width: Annotated[int, Field(gt=0, le=1024)] = 16
+    """Width of every table of the supernet, capped by its rows: d_j = min(base_width, C_j); fbgemm-gpu's kernels end at 1024."""
     lift_width: PositiveInt = 16
     """Width that fm, deepfm and autoint lift each field to by a linear map without bias (HAM paper, section 4.3)."""
     first_order: Literal["linear", "table"] = "linear"

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.api import CheckpointException
 
 from ham_dist.distributed import process_group
 from ham_dist.errors import CheckpointError
@@ -17,12 +18,16 @@ from ham_dist.errors import CheckpointError
 VALUES = "values.json"
 """Written last: a folder without it is no checkpoint."""
 
+FAILURES = (Exception, CheckpointException)
+"""What saving and loading raise: torch's CheckpointException, which carries what failed on each rank, is no Exception."""
+
 
 def save(path: Path, tensors: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     """Write a checkpoint beside `path` and rename it into place, so that `path` is whole or not there.
 
     tensors: named alike on every rank; replicated tensors and ShardedTensors.
     values:  plain JSON values, alike on every rank.
+    raises:  CheckpointError on all ranks if one of them cannot write; what is at `path` already stays.
     """
     beside = path.with_name(f"{path.name}.partial")
 
@@ -36,9 +41,17 @@ def save(path: Path, tensors: Mapping[str, Any], values: Mapping[str, Any]) -> N
         beside.rename(path)
 
     process_group.on_first_rank(clear)
-    with _quiet():
-        dcp.save(dict(tensors), storage_writer=FileSystemWriter(beside, single_file_per_rank=True))
-    process_group.on_first_rank(finish)
+    try:
+        with _quiet():
+            dcp.save(dict(tensors), storage_writer=FileSystemWriter(beside, single_file_per_rank=True))
+        process_group.on_first_rank(finish)
+    except FAILURES as error:
+        free = shutil.disk_usage(path.parent).free
+        shutil.rmtree(beside, ignore_errors=True)
+        raise CheckpointError(
+            f"{path}: cannot be written ({_reason(error)}); {free / 1e6:,.0f} MB are free there.\n"
+            "  Make room, and --resume goes on from the checkpoint before it."
+        ) from error
 
 
 def load(path: Path, tensors: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,9 +63,8 @@ def load(path: Path, tensors: Mapping[str, Any]) -> dict[str, Any]:
     try:
         with _quiet():
             dcp.load(dict(tensors), storage_reader=FileSystemReader(path))
-    except Exception as error:
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path}: cannot be loaded: {reason}\n  Remove this folder to go on from the checkpoint before it.") from error
+    except FAILURES as error:
+        raise CheckpointError(f"{path}: cannot be loaded ({_reason(error)}).\n  Remove it to go on from the checkpoint before it.") from error
     return values
 
 
@@ -65,6 +77,12 @@ def read_values(path: Path) -> dict[str, Any]:
             f"{path}: no whole checkpoint: {VALUES}: {error}. Remove this folder to go on from the checkpoint before it."
         ) from error
     return values
+
+
+def _reason(error: BaseException) -> str:
+    """The last line of an error, or of the one inside it that torch wrapped."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__
 
 
 @contextmanager

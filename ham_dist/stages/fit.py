@@ -17,11 +17,20 @@ def fit(
     settings: PretrainSettings | RetrainSettings,
     checkpoints: StageCheckpoints,
     log: RunLog,
+    *,
+    start_counts: bool,
 ) -> StageProgress:
-    """Epochs of weight steps with early stopping; leaves the best epoch's weights in `state`."""
+    """Epochs of weight steps with early stopping; leaves the weights with the best validation AUC in `state`.
+
+    start_counts: whether the weights that the stage starts from may be the best: so for a trained model.
+    """
     progress = StageProgress(EarlyStopper(settings.patience))
     checkpoints.resume(progress)
     log.truncate_after(stage, progress.epochs - 1)
+    if start_counts and progress.stopper.best_epoch is None:
+        progress.stopper.saw(evaluate(state, samples.evaluation("validation")).auc, 0)
+        log.say(f"{stage} starts from validation AUC {progress.stopper.best:.5f}")
+        checkpoints.save(progress)
     while progress.epochs < settings.max_epochs and not progress.stopper.done:
         epoch = progress.epochs
         loss = train_epoch(stage, epoch, samples, log, progress, lambda batch: weight_step(state, batch))
@@ -34,5 +43,5 @@ def fit(
         log.say(f"{stage} epoch {epoch}: train log loss {loss:.5f}, validation AUC {quality.auc:.5f}, log loss {quality.log_loss:.5f}")
         checkpoints.save(progress)
     checkpoints.restore_best(progress)
-    log.say(f"{stage}: best epoch {progress.stopper.best_epoch}, validation AUC {progress.stopper.best:.5f}")
+    log.say(f"{stage}: best after {progress.stopper.best_epoch} epochs, validation AUC {progress.stopper.best:.5f}")
     return progress

@@ -35,7 +35,7 @@ def search(state: TrainingState, method: Method, samples: Samples, checkpoints: 
         # and the AUC of models of different sizes says nothing of the search.
         state.sharded.mask.set(method.choice().to(state.sharded.device))
         quality = evaluate(state, samples.evaluation("validation"))
-        progress.finish_epoch(quality.auc)
+        progress.finish_epoch(quality.auc, counts=min(counts) <= budget.limit <= max(counts) or budget.near(method.mask()))
         log.metrics(
             "search", epoch, state.optimizers.steps,
             train_loss=loss, validation_auc=quality.auc, validation_logloss=quality.log_loss,

@@ -6,6 +6,7 @@ from ham_dist.data.batch import Batch
 from ham_dist.distributed.gather import gather_rows
 from ham_dist.embedding.mask import Columns
 from ham_dist.errors import SlicingError
+from ham_dist.training.loop import as_evaluated
 from ham_dist.training.run_log import RunLog
 from ham_dist.training.samples import Samples
 from ham_dist.training.state import TrainingState, narrow
@@ -32,7 +33,5 @@ def slice_columns(state: TrainingState, columns: Columns, samples: Samples, log:
 @torch.no_grad()
 def _logits(state: TrainingState, batch: Batch) -> torch.Tensor:
     model = state.sharded.model
-    model.eval()
-    logits = model(batch.sparse_features)
-    model.train()
-    return gather_rows(logits)
+    with as_evaluated(model):
+        return gather_rows(model(batch.sparse_features))

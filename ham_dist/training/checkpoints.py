@@ -21,7 +21,7 @@ class StageProgress:
     """How far one stage has come; what a resumed stage goes on from.
 
     stopper: watches validation AUC.
-    epochs:  epochs done.
+    epochs:  epochs done; a stage's start is 0.
     samples: training samples seen.
     seconds: time spent, over all starts of the run.
     """
@@ -44,11 +44,11 @@ class StageProgress:
         counts: whether its AUC is one to compare with. A search whose column count is far from its target is a model of another size:
                 the stopper starts anew there.
         """
+        self.epochs += 1
         if counts:
             self.stopper.saw(auc, self.epochs)
         else:
             self.stopper = EarlyStopper(self.stopper.patience)
-        self.epochs += 1
 
     def values(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -76,11 +76,11 @@ class StageCheckpoints:
         self._extra = extra
 
     def save(self, progress: StageProgress) -> None:
-        """Keep the end of an epoch; older checkpoints that are neither the newest nor the best go."""
+        """Keep the state after `progress.epochs` epochs; older checkpoints that are neither the newest nor the best go."""
         progress.tick()
         values = {**progress.values(), "optimizer_steps": self.state.optimizers.steps}
-        checkpoint.save(self._path(progress.epochs - 1), self._tensors(), values)
-        process_group.on_first_rank(lambda: self._drop_all_but({progress.epochs - 1, progress.stopper.best_epoch}))
+        checkpoint.save(self._path(progress.epochs), self._tensors(), values)
+        process_group.on_first_rank(lambda: self._drop_all_but({progress.epochs, progress.stopper.best_epoch}))
 
     def resume(self, progress: StageProgress) -> None:
         """Load the newest checkpoint, if there is one, into the state and `progress`."""
@@ -88,22 +88,25 @@ class StageCheckpoints:
             progress.take(self._load(max(epochs)))
 
     def restore_best(self, progress: StageProgress) -> None:
-        """Load the epoch with the best validation AUC into the state."""
-        self._load(progress.stopper.best_epoch)
+        """Load the state with the best validation AUC; where the stopper started anew in the last epoch, that is the newest."""
+        best = progress.stopper.best_epoch
+        self._load(progress.epochs if best is None else best)
 
     def load_best(self) -> None:
-        """Load the best epoch without knowing which it is, as export does."""
+        """The same without a progress at hand, as export needs it."""
         epochs = process_group.on_first_rank(self._epochs)
         if not epochs:
             raise CheckpointError(f"{self.folder}: holds no checkpoint; `ham-dist train --resume` brings the run to its end")
-        self._load(checkpoint.read_values(self._path(max(epochs)))["stopper"]["best_epoch"])
+        progress = StageProgress(EarlyStopper(patience=0))
+        progress.take(checkpoint.read_values(self._path(max(epochs))))
+        self.restore_best(progress)
 
     def _load(self, epoch: int) -> dict[str, Any]:
         values = checkpoint.load(self._path(epoch), self._tensors())
         self.state.optimizers.steps = values["optimizer_steps"]
         return values
 
-    def _drop_all_but(self, kept: set[int]) -> None:
+    def _drop_all_but(self, kept: set[int | None]) -> None:
         for epoch in self._epochs():
             if epoch not in kept:
                 shutil.rmtree(self._path(epoch))

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from ham_dist.data.batch import Batch
 from ham_dist.distributed.gather import gather_rows
+from ham_dist.training.loop import as_evaluated
 from ham_dist.training.state import TrainingState
 
 
@@ -27,12 +28,11 @@ class Quality:
 def predict(state: TrainingState, batches: Iterable[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits and labels of every row of all ranks, (N,) float32 each, on every rank, in the order of ranks and batches; under the mask in force."""
     model = state.sharded.model
-    model.eval()
     logits, labels = [], []
-    for batch in batches:
-        logits.append(model(batch.sparse_features))
-        labels.append(batch.labels)
-    model.train()
+    with as_evaluated(model):
+        for batch in batches:
+            logits.append(model(batch.sparse_features))
+            labels.append(batch.labels)
     return gather_rows(torch.cat(logits)), gather_rows(torch.cat(labels))
 
 

@@ -43,25 +43,26 @@ def mask_gradient(state: TrainingState, batch: Batch, mask: torch.Tensor) -> tor
     mask:    (S,) float32.
     returns: (S,), over the global batch, the same on every rank. Tables, dense weights, their optimizers and BatchNorm's running statistics stay
              bit for bit what they were: only the mask's gradient is asked for, past DDP and past the fused kernels.
+
+    The model is in evaluation mode, since L_val is the loss of the model that validation measures. With the batch's own statistics BatchNorm takes
+    back much of what a column adds, and the search keeps worse columns (perf/results/ has the figures).
     """
     values = mask.detach().clone().requires_grad_()
-    with state.sharded.mask.differentiable(values), frozen_statistics(state.interaction):
+    with state.sharded.mask.differentiable(values), as_evaluated(state.sharded.model):
         loss = log_loss(state.sharded.model(batch.sparse_features), batch)
     (gradient,) = torch.autograd.grad(loss, values)
     return process_group.sum_over_ranks(gradient)
 
 
 @contextmanager
-def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Inside, BatchNorm goes on normalizing by the batch, as in training, but leaves its running statistics alone."""
-    norms = [child for child in module.modules() if isinstance(child, nn.modules.batchnorm._BatchNorm) and child.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
+def as_evaluated(model: nn.Module) -> Iterator[None]:
+    """Inside, `model` is in evaluation mode; afterwards in the mode it was in."""
+    training = model.training
+    model.eval()
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        model.train(training)
 
 
 def train_epoch(stage: StageName, epoch: int, samples: Samples, log: RunLog, progress: StageProgress, step: Callable[[Batch], torch.Tensor]) -> float:

@@ -9,22 +9,21 @@ class EarlyStopper:
 
     patience:   epochs without a better one before `done`.
     best:       the best validation AUC so far.
-    best_epoch: the epoch that reached it, from 0; -1 before the first.
+    best_epoch: epochs done when it was reached, 0 being the stage's start; None before the first AUC.
     waited:     epochs since.
     """
 
     patience: int
     best: float = float("-inf")
-    best_epoch: int = -1
+    best_epoch: int | None = None
     waited: int = 0
 
-    def saw(self, auc: float, epoch: int) -> bool:
-        """Take in one epoch; says whether it is the best so far."""
+    def saw(self, auc: float, epochs: int) -> None:
+        """Take in the validation AUC after `epochs` epochs."""
         if auc > self.best:
-            self.best, self.best_epoch, self.waited = auc, epoch, 0
-            return True
-        self.waited += 1
-        return False
+            self.best, self.best_epoch, self.waited = auc, epochs, 0
+        else:
+            self.waited += 1
 
     @property
     def done(self) -> bool:

@@ -1,0 +1,68 @@
+"""Does a search find what was planted? Generated data whose fields need 6, 4, 3, 2 and 1 columns, and three fields of noise; target: their sum, 16.
+
+    python perf/planted.py --runs runs/planted --methods ham random --seeds 5
+
+A seed is that of the data and of the run. Spearman's rank correlation is taken between planted and kept widths over the eight fields.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+
+def spearman(left: list[int], right: list[int]) -> float:
+    """Rank correlation, ties at their mean rank."""
+
+    def ranks(values: list[int]) -> np.ndarray:
+        array = np.array(values)
+        return np.array([((array < value).sum() + (array <= value).sum() + 1) / 2 for value in array])
+
+    return float(np.corrcoef(ranks(left), ranks(right))[0, 1])
+
+
+def do_run(folder: Path, method: str, seed: int, overrides: list[str]) -> dict:
+    """`ham-dist train` on the default generated set; gives its result."""
+    if not (folder / "result.json").exists():
+        settings = [f"search.method={method}", f"seed={seed}", f"data.synthetic.seed={seed}", *overrides]
+        command = [sys.executable, "-m", "ham_dist", "train", "--run-dir", str(folder), "--resume", *(f"--set={value}" for value in settings)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--methods", nargs="+", default=["ham", "random"])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
+    options = parser.parse_args()
+    options.runs.mkdir(parents=True, exist_ok=True)
+    for method in options.methods:
+        print(f"\n| {method}, seed | planted | kept | noise columns | fields lost | Spearman | test AUC, supernet -> narrow | seconds |")
+        print("|---|---|---|---|---|---|---|---|")
+        correlations = []
+        for seed in range(options.seeds):
+            folder = options.runs / f"{method}-{seed}"
+            result = do_run(folder, method, seed, options.overrides)
+            manifest = json.loads((folder / "data" / "manifest.json").read_text(encoding="utf-8"))
+            planted = manifest["truth"]["planted_ranks"]
+            kept = [result["kept_columns"][field] for field in planted]
+            truth = list(planted.values())
+            noise = sum(count for count, rank in zip(kept, truth, strict=True) if rank == 0)
+            lost = sum(count == 0 for count, rank in zip(kept, truth, strict=True) if rank > 0)
+            correlations.append(spearman(truth, kept))
+            print(
+                f"| {seed} | {truth} | {kept} | {noise} | {lost} | {correlations[-1]:.3f} | "
+                f"{result['supernet']['auc']:.4f} -> {result['test_auc']:.4f} (Bayes {manifest['truth']['bayes_auc']:.4f}) | "
+                f"{sum(result['seconds'].values()):.0f} |"
+            )
+        print(f"\nSpearman: median {statistics.median(correlations):.3f}, lowest {min(correlations):.3f}")
+
+
+if __name__ == "__main__":
+    main()
