@@ -228,7 +228,19 @@ def _message(error: Exception) -> str | None:
     if isinstance(error, MemoryError) or _out_of_torch_memory(error):
         detail = str(error).partition("\n")[0]
         return f"out of memory{f' ({detail})' if detail else ''}\n  Lower data.batch_size, or spread the tables over more ranks"
+    if _lost_a_peer(error):
+        time.sleep(GRACE_SECONDS)  # The rank that failed first has the word.
+        return "another rank ended first, so this one cannot go on. What that rank says is why; --resume goes on from the last checkpoint"
     return None
+
+
+def _lost_a_peer(error: Exception) -> bool:
+    """gloo raises a plain RuntimeError where another rank has gone, NCCL a class of torch's own."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.distributed.DistBackendError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and "gloo" in text and any(words in text for words in ("Connection", "Read error", "Write error"))
 
 
 def _out_of_torch_memory(error: Exception) -> bool:

@@ -62,9 +62,8 @@ def _data_folder(settings: RunSettings, folder: RunFolder, log: RunLog) -> Path:
         return Path(settings.data.path)
 
     def make() -> None:
-        if not (folder.data / "manifest.json").exists():
-            log.say(f"data: generating {settings.data.synthetic.rows:,} rows with planted truth")
-            generate(settings.data.synthetic, folder.data)
+        log.say(f"data: {settings.data.synthetic.rows:,} generated rows with planted truth in {folder.data}")
+        generate(settings.data.synthetic, folder.data)
 
     process_group.on_first_rank(make)
     return folder.data

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -91,14 +92,22 @@ class RunFolder:
         returns: whether the folder already held this run.
         raises:  CheckpointError if the folder holds a run and `resume` is false, a run of other settings, or files that are no run's.
         """
-        held = self.settings.exists()
+        held = self.settings.exists() and (resume or self.checkpoints.exists())
         if held:
             self._check_same_run(settings, resume)
+        elif self.settings.exists():
+            # A run that ended before its first checkpoint, mostly for a mistake in its settings: there is nothing to go on from, and nothing to lose.
+            for left in (self.environment, self.log, self.metrics):
+                left.unlink(missing_ok=True)
+            shutil.rmtree(self.data, ignore_errors=True)
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise CheckpointError(f"{self.path}: is in use, and not by a run. Give another --run-dir")
         if not held:
             # The first thing written, since run.toml is what makes a folder a run: one that is killed here can be resumed.
-            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise CheckpointError(f"{self.path}: cannot be made a run folder: {error.strerror}. Give another --run-dir") from error
             write_text(self.settings, dump_run(settings))
         starts = read_json(self.environment) if self.environment.exists() else []
         write_json(self.environment, [*starts, environment(world_size, device)])

@@ -23,9 +23,23 @@ def test_start_writes_settings_and_environment(tmp_path: Path) -> None:
 
 
 def test_folder_with_a_run_is_refused_without_resume(tmp_path: Path) -> None:
-    _start(RunFolder(tmp_path))
+    folder = RunFolder(tmp_path)
+    _start(folder)
+    folder.checkpoints.mkdir()
     with pytest.raises(CheckpointError, match="already holds a run"):
-        _start(RunFolder(tmp_path))
+        _start(folder)
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_may_start_anew_with_other_settings(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    _start(folder, "seed=1")
+    folder.metrics.write_text("{}\n")
+    folder.data.mkdir()
+    assert not _start(folder, "seed=2")
+    assert load_run(str(folder.settings)).seed == 2
+    assert len(json.loads(folder.environment.read_text())) == 1
+    assert not folder.metrics.exists()
+    assert not folder.data.exists()
 
 
 def test_folder_with_other_files_is_refused(tmp_path: Path) -> None:
