@@ -19,7 +19,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from ham_dist.config.schema import SearchSettings, Target
 from ham_dist.distributed import process_group
-from ham_dist.embedding.mask import ColumnLayout, ColumnMask, Columns, MaskedEmbeddingBagCollection
+from ham_dist.embedding.mask import ColumnLayout, ColumnMask, Columns, MaskedEmbeddingBagCollection, as_evaluated
 from ham_dist.embedding.slicing import NarrowEmbeddingBagCollection, masked_tables, slice_columns
 from ham_dist.embedding.tables import TableChunk
 from ham_dist.errors import BundleError
@@ -29,7 +29,6 @@ from ham_dist.export.writer import Description, write_bundle
 from ham_dist.methods.budget import Budget
 from ham_dist.methods.ham import HardAuxiliaryMask
 from ham_dist.methods.method import SearchSpace
-from ham_dist.training.loop import as_evaluated
 
 __all__ = ["MaskedEmbeddingBagCollection", "Search", "export", "mask_columns", "slice_columns"]
 
@@ -42,7 +41,7 @@ def mask_columns(ebc: EmbeddingBagCollection) -> MaskedEmbeddingBagCollection:
 class Search:
     """HAM on any model: alpha, one number for each column of its tables (HAM paper, Eq. 2 and 3).
 
-    model:    holds one MaskedEmbeddingBagCollection; sharded or not.
+    model:    holds one MaskedEmbeddingBagCollection; it may be sharded, but slice_columns takes tables that are not.
     columns:  to keep, in all tables together; or bytes, at 4 bytes a number.
     settings: alpha_start, alpha_learning_rate and push are read; the paper's by default.
     raises:   TargetError if the tables cannot meet the target.
@@ -56,7 +55,7 @@ class Search:
         space = SearchSpace(
             layout=layout,
             budget=Budget(Target(columns=columns, bytes=bytes), layout),
-            column_norms=lambda: torch.zeros(layout.size),
+            column_norms=_not_known,
             seed=0,
             device=next(model.parameters()).device,
         )
@@ -114,8 +113,12 @@ def export(model: nn.Module, out: str | Path, *, precision: Literal["fp32", "fp1
 
     write_bundle(
         Path(out),
-        Description(fields, model=None, precision=precision, run=dict(run or {})),
+        Description(fields, model=None, precision=precision, run={**(run or {}), "tables": narrow.description()}),
         chunks=[TableChunk(name, 0, table) for name, table in tables.items()],
         dense={name: values for name, values in model.state_dict().items() if not name.startswith(f"{path}.")},
         verify=verify,
     )
+
+
+def _not_known() -> torch.Tensor:
+    raise NotImplementedError("HAM asks for no column norms")

@@ -15,6 +15,8 @@ from ham_dist.data.synthetic import generate
 from ham_dist.distributed import gram, process_group
 from ham_dist.embedding.mask import Columns
 from ham_dist.embedding.sizes import TableSize, table_sizes
+from ham_dist.embedding.tables import BYTES_PER_NUMBER
+from ham_dist.errors import CheckpointError
 from ham_dist.export.package import export_state, origin
 from ham_dist.methods.budget import Budget
 from ham_dist.methods.method import Method, SearchSpace
@@ -48,13 +50,27 @@ def run_stages(settings: RunSettings, run_dir: Path | None, *, resume: bool) -> 
     """Do, or go on with, the run that `settings` describe; see ham_dist.train.run."""
     with process_group.process_group() as device:
         folder = RunFolder(process_group.on_first_rank(lambda: run_dir or default_run_dir(settings)))
+        process_group.on_first_rank(lambda: _refuse_part(folder))
         process_group.on_first_rank(lambda: folder.start(settings, resume=resume, world_size=process_group.world_size(), device=_device_name(device)))
-        with RunLog(folder, is_first=process_group.rank() == 0) as log:
+        with _open_log(folder) as log:
             data = _data_folder(settings, folder, log)
             manifest = process_group.together(lambda: Manifest.load(data))
             process_group.on_first_rank(lambda: manifest.check(data, deep=False))
             samples = process_group.together(lambda: Samples(data, manifest, settings, device))
             _all_stages(Run(settings, folder, manifest, samples, device, log))
+
+
+def _open_log(folder: RunFolder) -> RunLog:
+    """The log of a run, or of one target of it; only rank 0 writes."""
+    return process_group.together(lambda: RunLog(folder, is_first=process_group.rank() == 0))
+
+
+def _refuse_part(folder: RunFolder) -> None:
+    whole = RunFolder(folder.path.resolve().parent)
+    if whole.settings.exists():
+        raise CheckpointError(
+            f"{folder.path}: is one target of the run in {whole.path}, and does not go on by itself. `ham-dist train --resume --run-dir {whole.path}`"
+        )
 
 
 def _data_folder(settings: RunSettings, folder: RunFolder, log: RunLog) -> Path:
@@ -82,7 +98,7 @@ def _all_stages(run: Run) -> None:
             checkpoints.restore_best(pretrained)
             wide.sharded.mask.set(None)
             method = METHODS[run.settings.search.method](space, run.settings.search)
-            with RunLog(folder, is_first=process_group.rank() == 0) if folder is not run.folder else nullcontext(run.log) as log:
+            with _open_log(folder) if folder is not run.folder else nullcontext(run.log) as log:
                 _one_target(replace(run, folder=folder, log=log), target, wide, method, pretrained, before)
         process_group.on_first_rank(partial(_print_result, folder))
 
@@ -91,6 +107,7 @@ def _one_target(run: Run, target: Target, wide: TrainingState, method: Method, p
     """Search, slice, retrain and export for one target; `result.json` comes last, as the mark of a finished target."""
     folder = run.folder
     run.log.say(f"target {target.label}: search by {run.settings.search.method}")
+    _warn_of_too_short_a_search(run, method)
     columns, searched = search(wide, method, run.samples, StageCheckpoints(folder.checkpoints / "search", wide, method.tensors), run.log)
     sliced = slice_columns(wide, columns, run.samples, run.log)
     retrained = retrain(sliced, run.samples, StageCheckpoints(folder.checkpoints / "retrain", sliced), run.log)
@@ -106,8 +123,21 @@ def _one_target(run: Run, target: Target, wide: TrainingState, method: Method, p
             f"by at most {verified['max_difference']:.1e}"
         )
     result = _result(run, target, before, after, columns, {"pretrain": pretrained, "search": searched, "retrain": retrained})
+    wide.optimizers.zero_grad()
+    run.log.truncate_after("result", -1)
     run.log.metrics("result", 0, sliced.optimizers.steps, test_auc=after.auc, test_logloss=after.logloss, kept_columns=result["kept_columns"])
     process_group.on_first_rank(lambda: write_json(folder.result, result))
+
+
+def _warn_of_too_short_a_search(run: Run, method: Method) -> None:
+    """The push alone takes alpha_start / push steps to close a first column."""
+    settings, steps = run.settings.search, run.settings.search.epochs * run.samples.steps
+    needed = settings.alpha_start / settings.push
+    if method.searches and steps < 3 * needed:
+        run.log.say(
+            f"warning: the search has {steps:,} steps, and the push takes about {needed:,.0f} to close the first column. "
+            f"The columns may be chosen before any was closed: raise search.epochs or search.push, or lower data.batch_size"
+        )
 
 
 def _search_space(run: Run, wide: TrainingState, target: Target) -> SearchSpace:
@@ -128,7 +158,7 @@ def _target_folder(run: Run, target: Target) -> RunFolder:
         return run.folder
     folder = RunFolder(run.folder.path / target.label)
     search_settings = run.settings.search.model_copy(update={"targets": (target,)})
-    data = run.settings.data.model_copy(update={"path": str(run.samples.folder)})
+    data = run.settings.data.model_copy(update={"path": str(run.samples.folder.resolve())})
     settings = run.settings.model_copy(update={"search": search_settings, "data": data})
     process_group.on_first_rank(lambda: folder.start(settings, resume=True, world_size=process_group.world_size(), device=_device_name(run.device)))
     return folder
@@ -141,7 +171,7 @@ def _model_result(run: Run, state: TrainingState) -> ModelResult:
         auc=quality.auc,
         logloss=quality.log_loss,
         embedding_parameters=numbers,
-        embedding_bytes=numbers * 4,
+        embedding_bytes=numbers * BYTES_PER_NUMBER,
         dense_parameters=sum(parameter.numel() for parameter in state.interaction.parameters()),
     )
 

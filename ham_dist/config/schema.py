@@ -122,7 +122,7 @@ class Target(Settings):
     columns: PositiveInt | None = None
     """Columns left in all tables together."""
     bytes: PositiveInt | None = None
-    """Bytes of all tables together, at 4 bytes a number and searched widths."""
+    """Bytes of all tables under search together, at 4 bytes a number and searched widths; first-order tables of width 1 come on top."""
 
     @model_validator(mode="after")
     def _one_of_both(self) -> "Target":

@@ -1,6 +1,6 @@
 """Which rank holds which table."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,26 +10,32 @@ from torchrec.distributed.sharding_plan import construct_module_sharding_plan, t
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from ham_dist.embedding.tables import Table
-
-BYTES_PER_NUMBER = 4
+from ham_dist.embedding.tables import BYTES_PER_NUMBER, Table
 
 
-def spread_tables(tables: Iterable[Table], ranks: int) -> dict[str, int]:
-    """The rank of each table: largest first, each to the rank with the fewest bytes so far (ties to the lower rank)."""
+def spread_tables(groups: Mapping[str, Sequence[Table]], ranks: int) -> dict[str, dict[str, int]]:
+    """The rank of each table, by group and field: largest first, each to the rank with the fewest numbers so far (ties to the lower rank)."""
     load = [0] * ranks
-    owner = {}
-    for table in sorted(tables, key=lambda table: (-table.rows * table.stored_width, table.field)):
-        owner[table.field] = rank = load.index(min(load))
-        load[rank] += table.rows * table.stored_width * BYTES_PER_NUMBER
-    return owner
+    owners: dict[str, dict[str, int]] = {path: {} for path in groups}
+    placed = [(table.rows * table.stored_width, path, table.field) for path, tables in groups.items() for table in tables]
+    for numbers, path, field in sorted(placed, key=lambda entry: (-entry[0], entry[1:])):
+        owners[path][field] = rank = load.index(min(load))
+        load[rank] += numbers
+    return owners
 
 
 def sharding_plan(
-    bags: Mapping[str, EmbeddingBagCollection], owners: Mapping[str, Mapping[str, int]], *, fused: bool, device: torch.device, ranks: int
+    bags: Mapping[str, EmbeddingBagCollection],
+    owners: Mapping[str, Mapping[str, int]],
+    *,
+    fused: bool,
+    device: torch.device,
+    ranks: int,
+    ranks_of_host: int,
 ) -> ShardingPlan:
     """TorchRec's plan for `bags`, by module path, with each table whole on its owner.
 
+    ranks_of_host: how many of the ranks share this machine, which decides on which of its devices a table of each rank lies.
     fused: whether the tables step inside the backward pass. TorchRec's planner refuses the dense kernel outside
     data-parallel, so the plan is written by hand.
     """
@@ -38,7 +44,9 @@ def sharding_plan(
     plan: dict[str, EmbeddingModuleShardingPlan] = {}
     for path, ebc in bags.items():
         per_table = {config.name: table_wise(rank=owners[path][config.name], compute_kernel=kernel.value) for config in ebc.embedding_bag_configs()}
-        plan[path] = construct_module_sharding_plan(ebc, per_table, sharder=sharder, world_size=ranks, local_size=ranks, device_type=device.type)
+        plan[path] = construct_module_sharding_plan(
+            ebc, per_table, sharder=sharder, world_size=ranks, local_size=ranks_of_host, device_type=device.type
+        )
     return ShardingPlan(plan)
 
 

@@ -15,7 +15,8 @@ from ham_dist.errors import HamError
 
 T = TypeVar("T")
 
-TIMEOUT = timedelta(minutes=10)
+TIMEOUT = timedelta(hours=2)
+"""How long a rank waits for the others. Rank 0 alone hashes a bundle, at about a second a gigabyte; a rank that ends is noticed at once."""
 
 
 def launched() -> bool:
@@ -77,6 +78,11 @@ def rank() -> int:
 def world_size() -> int:
     """W, the number of ranks."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def ranks_of_host() -> int:
+    """How many of the ranks run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched() else world_size()
 
 
 def barrier() -> None:

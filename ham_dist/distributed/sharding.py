@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
+from torch.distributed.optim import _apply_optimizer_in_backward
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
 from ham_dist.distributed import process_group
 from ham_dist.distributed.batch_norm import synchronize_batch_norm
@@ -96,12 +96,12 @@ class ShardedModel:
         self.first_order_tables = tuple(groups.get(FIRST_ORDER, ()))
         bags = {path: model.get_submodule(path) for path in groups}
         ranks = process_group.world_size()
-        self.owners = owners if owners is not None else {path: spread_tables(groups[path], ranks) for path in bags}
+        self.owners = owners if owners is not None else spread_tables(groups, ranks)
         self.plan = [entry for path in bags for entry in describe(groups[path], self.owners[path], fused=self.fused)]
         if fused is not None:
             for ebc in bags.values():
-                apply_optimizer_in_backward(fused.kind, ebc.parameters(), dict(fused.options))
-        plan = sharding_plan(bags, self.owners, fused=self.fused, device=device, ranks=ranks)
+                _apply_optimizer_in_backward(fused.kind, ebc.parameters(), dict(fused.options))
+        plan = sharding_plan(bags, self.owners, fused=self.fused, device=device, ranks=ranks, ranks_of_host=process_group.ranks_of_host())
         synchronize_batch_norm(model)
         sharder: Any = EmbeddingBagCollectionSharder()
         self.parallel = DistributedModelParallel(model, device=device, plan=plan, sharders=[sharder])

@@ -141,3 +141,15 @@ def ordered_columns(looked_up: KeyedTensor, widths: Mapping[str, int]) -> torch.
     if list(keys) == list(widths) and list(lengths) == list(widths.values()):
         return looked_up.values()
     return torch.cat([looked_up[key][:, :width] for key, width in widths.items()], dim=1)
+
+
+@contextmanager
+def as_evaluated(model: nn.Module) -> Iterator[None]:
+    """Inside, `model` is in evaluation mode; afterwards each of its modules is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

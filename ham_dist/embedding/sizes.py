@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ham_dist.embedding.mask import Columns
-from ham_dist.embedding.tables import Table
-
-BYTES_PER_NUMBER = 4
+from ham_dist.embedding.tables import BYTES_PER_NUMBER, Table
 
 
 @dataclass(frozen=True)

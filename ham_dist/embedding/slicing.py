@@ -6,14 +6,14 @@ D columns that the tables give side by side, in the order of the collection's ke
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from ham_dist.embedding.mask import Columns, MaskedEmbeddingBagCollection, output_keys
+from ham_dist.embedding.mask import Columns, MaskedEmbeddingBagCollection, as_evaluated, output_keys
 from ham_dist.errors import ShardingError, SlicingError
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -51,6 +51,17 @@ class NarrowEmbeddingBagCollection(nn.Module):
         parts = [self._part(looked_up, narrow_key, table) for _, narrow_key, table in self._keys]
         return KeyedTensor([key for key, _, _ in self._keys], [part.shape[1] for part in parts], torch.cat(parts, dim=1))
 
+    def description(self) -> dict[str, dict[str, Any]]:
+        """By table, what it takes to build the model again: features, pooling, the wide table's width, and which of its columns are left."""
+        pooling = {config.name: config.pooling.name for config in self.ebc.embedding_bag_configs()}
+        features: dict[str, list[str]] = {}
+        for feature, _, table in self._keys:
+            features.setdefault(table, []).append(feature)
+        return {
+            table: {"keys": features[table], "pooling": pooling.get(table), "base_width": self._widths[table], "columns": kept.tolist()}
+            for table, kept in self.columns.items()
+        }
+
     def _part(self, looked_up: KeyedTensor, key: str | None, table: str) -> torch.Tensor:
         rows = looked_up.values().shape[0]
         narrow = looked_up.values().new_zeros((rows, 0)) if key is None else looked_up[key]
@@ -76,8 +87,8 @@ def slice_columns(
     wide = masked.ebc
     if not isinstance(wide, EmbeddingBagCollection):
         raise ShardingError(
-            f"{path}: is {type(wide).__name__}: tables that are sharded are sliced rank by rank by ham_dist.training.state.narrow; "
-            "slice_columns takes a plain EmbeddingBagCollection. Slice before DistributedModelParallel"
+            f"{path}: is {type(wide).__name__}, and slice_columns takes a plain EmbeddingBagCollection. Load the sharded model's state dict into a "
+            "model that is not sharded, and slice that"
         )
     # The copy gets the narrow tables where it would copy the wide ones.
     narrow: Model = copy.deepcopy(model, {id(masked): NarrowEmbeddingBagCollection(wide, columns, widened=readers is None)})
@@ -129,14 +140,18 @@ def _cut_reader(model: nn.Module, name: str, place: int | tuple[int, int], wide:
 
 @torch.no_grad()
 def _compare(wide: nn.Module, narrow: nn.Module, masked: MaskedEmbeddingBagCollection, columns: Columns, example: KeyedJaggedTensor) -> None:
-    before, training = masked.mask.values, wide.training
+    before = masked.mask.values
     masked.mask.set(masked.mask.layout.join(columns).to(example.device()))
-    wide.eval()
-    narrow.eval()
-    difference = float((wide(example) - narrow(example)).abs().max())
-    wide.train(training)
-    narrow.train(training)
-    masked.mask.set(before)
+    try:
+        with as_evaluated(wide), as_evaluated(narrow):
+            difference = float((wide(example) - narrow(example)).abs().max())
+    except RuntimeError as error:
+        raise SlicingError(
+            f"the narrow model cannot take what its tables give: {error}\n  A layer that reads the tables but is not in `readers`, or has more than "
+            "a weight to cut (BatchNorm, LayerNorm), needs the closed columns: leave `readers` out, and they come back as zeros"
+        ) from error
+    finally:
+        masked.mask.set(before)
     if not difference <= 1e-5:
         raise SlicingError(
             f"the narrow model's output differs from the masked model's by {difference:.3g}. Is every weight that reads the tables in `readers`, "

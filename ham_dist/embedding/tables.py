@@ -7,6 +7,9 @@ import torch
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
+BYTES_PER_NUMBER = 4
+"""float32."""
+
 KERNEL_WIDTH = 4
 """Fused kernels need the width of a table to be a multiple of this (fbgemm-gpu, on CPU too)."""
 
@@ -19,12 +22,14 @@ class Table:
     rows:         C_j, row 0 for unknown values.
     width:        columns in use.
     stored_width: columns that lie in memory: `width`, or `width` filled up with columns that stay zero where a kernel needs it.
+    base_width:   columns that it had in the supernet.
     """
 
     field: str
     rows: int
     width: int
     stored_width: int
+    base_width: int
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,8 @@ def stored_width(width: int, *, fused: bool) -> int:
 
 def base_tables(cardinalities: Mapping[str, int], base_width: int, *, fused: bool) -> tuple[Table, ...]:
     """The supernet's tables: d_j = min(base_width, C_j), so that no table has more columns than rows (HAM paper, section 3.3)."""
-    return tuple(Table(field, rows, width := min(base_width, rows), stored_width(width, fused=fused)) for field, rows in cardinalities.items())
+    widths = {field: min(base_width, rows) for field, rows in cardinalities.items()}
+    return tuple(Table(field, cardinalities[field], width, stored_width(width, fused=fused), width) for field, width in widths.items())
 
 
 def narrow_tables(tables: Iterable[Table], columns: Mapping[str, torch.Tensor], *, fused: bool) -> tuple[Table, ...]:

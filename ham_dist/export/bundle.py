@@ -1,6 +1,6 @@
 """Opening a bundle: every file is checked before anything of it is used."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,22 +44,36 @@ class Bundle:
         with safe_open(self.root / DENSE, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (safe_open is no mapping)
 
-    def model(self) -> CompactModel:
+    def model(self, rows: Mapping[str, torch.Tensor] | None = None) -> CompactModel:
         """The exported model, on CPU.
 
+        rows:   of the table of each field, ascending: the model then holds just these, and takes their places among them for ids (row 0 of a
+                field that is not named). For a look at a few
+                records of a bundle that is larger than memory. None: all rows.
         raises: BundleError for a `custom` bundle, whose dense part only its owner can build.
         """
         with torch.random.fork_rng(devices=[]):  # The start that load_state_dict overwrites must not move the caller's random numbers.
             interaction = interaction_of(self.manifest, where=str(self.root))
         interaction.load_state_dict(self.dense())
-        return CompactModel(self.tables(), interaction, self.first_order())
+        tables = {table.field: self._table(table, rows) for table in self.manifest.tables}
+        return CompactModel(tables, interaction, {table.field: self._table(table, rows) for table in self.manifest.first_order})
 
-    def _table(self, table: TableEntry) -> torch.Tensor:
+    def _table(self, table: TableEntry, rows: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
+        if rows is not None:
+            return torch.cat(list(self._selected(table, rows.get(table.field, torch.zeros(1, dtype=torch.int64)))))
         values = torch.empty(table.rows, table.width, dtype=_TYPES[table.type][1])
         for piece in table.files:
             with safe_open(self.root / piece.file, framework="pt") as file:
                 values[piece.first_row : piece.first_row + piece.rows] = file.get_tensor(VALUES)
         return values
+
+    def _selected(self, table: TableEntry, rows: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The wanted rows (ascending) of each piece that has some, a piece in memory at a time."""
+        for piece in table.files:
+            wanted = rows[(rows >= piece.first_row) & (rows < piece.first_row + piece.rows)]
+            if len(wanted):
+                with safe_open(self.root / piece.file, framework="pt") as file:
+                    yield file.get_tensor(VALUES)[wanted - piece.first_row]
 
 
 def interaction_of(manifest: BundleManifest, where: str) -> Interaction:

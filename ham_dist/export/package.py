@@ -22,7 +22,7 @@ from ham_dist.training.checkpoints import StageCheckpoints
 from ham_dist.training.evaluation import predict
 from ham_dist.training.run_folder import RunFolder
 from ham_dist.training.samples import Samples
-from ham_dist.training.state import TrainingState, narrow, open_supernet
+from ham_dist.training.state import TrainingState, open_narrow
 
 HELD_ROWS = 4096
 """Records of the test split that a bundle is compared with the live model on."""
@@ -73,11 +73,11 @@ def export_run(run_dir: Path, out: Path, precision: Precision) -> dict[str, Any]
         data = Path(settings.data.path) if settings.data.path else folder.data
         manifest = process_group.together(lambda: Manifest.load(data))
         samples = process_group.together(lambda: Samples(data, manifest, settings, device))
-        wide = open_supernet(settings, {field.name: field.rows for field in manifest.fields}, device)
-        columns = {size.field: torch.tensor(size.kept_columns, dtype=torch.int64) for size in read_sizes(folder.sizes)}
-        state = narrow(wide, columns)
-        del wide
-        StageCheckpoints(folder.checkpoints / "retrain", state).load_best()
+        columns = {
+            size.field: torch.tensor(size.kept_columns, dtype=torch.int64) for size in process_group.together(lambda: read_sizes(folder.sizes))
+        }
+        state = open_narrow(settings, {field.name: field.rows for field in manifest.fields}, columns, device)
+        StageCheckpoints(folder.checkpoints / "retrain", state).load_best_weights()
         return export_state(state, samples, out, precision=precision, run=origin(settings, manifest))
 
 

@@ -7,9 +7,8 @@ import torch
 
 from ham_dist.config.schema import Target
 from ham_dist.embedding.mask import ColumnLayout
+from ham_dist.embedding.tables import BYTES_PER_NUMBER
 from ham_dist.errors import TargetError
-
-BYTES_PER_NUMBER = 4
 
 NEAR = 0.1
 """Share of the limit that counts as near it."""

@@ -1,6 +1,6 @@
 """A CTR model over TorchRec tables: lookup, mask, interaction."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -50,14 +50,3 @@ def ctr_model(tables: Sequence[Table], interaction: Interaction, first_order: Se
     layout = ColumnLayout({table.field: table.width for table in tables}, {table.field: table.rows for table in tables})
     masked = MaskedEmbeddingBagCollection(embedding_bags(tables), ColumnMask(layout))
     return CTRModel(masked, interaction, embedding_bags(first_order) if first_order else None)
-
-
-def dense_parameters(model: CTRModel) -> int:
-    """Numbers in the dense part."""
-    return sum(parameter.numel() for parameter in model.interaction.parameters())
-
-
-def widths_of(tables: Sequence[Table], fields: Sequence[str], *, keep_slots: bool) -> Mapping[str, int]:
-    """Widths by field as an interaction wants them: a field without a table has width 0 where the model keeps its slot, and is left out elsewhere."""
-    widths = {table.field: table.width for table in tables}
-    return {field: widths.get(field, 0) for field in fields if field in widths or keep_slots}

@@ -76,11 +76,11 @@ class StageCheckpoints:
         self._extra = extra
 
     def save(self, progress: StageProgress) -> None:
-        """Keep the state after `progress.epochs` epochs; older checkpoints that are neither the newest nor the best go."""
+        """Keep the state after `progress.epochs` epochs; the one before it and the best stay, others go."""
         progress.tick()
         values = {**progress.values(), "optimizer_steps": self.state.optimizers.steps}
         checkpoint.save(self._path(progress.epochs), self._tensors(), values)
-        process_group.on_first_rank(lambda: self._drop_all_but({progress.epochs, progress.stopper.best_epoch}))
+        process_group.on_first_rank(lambda: self._drop_all_but({progress.epochs, progress.epochs - 1, progress.stopper.best_epoch}))
 
     def resume(self, progress: StageProgress) -> None:
         """Load the newest checkpoint, if there is one, into the state and `progress`."""
@@ -92,14 +92,14 @@ class StageCheckpoints:
         best = progress.stopper.best_epoch
         self._load(progress.epochs if best is None else best)
 
-    def load_best(self) -> None:
-        """The same without a progress at hand, as export needs it."""
+    def load_best_weights(self) -> None:
+        """Load the model with the best validation AUC, without what only training needs."""
         epochs = process_group.on_first_rank(self._epochs)
         if not epochs:
             raise CheckpointError(f"{self.folder}: holds no checkpoint; `ham-dist train --resume` brings the run to its end")
-        progress = StageProgress(EarlyStopper(patience=0))
-        progress.take(checkpoint.read_values(self._path(max(epochs))))
-        self.restore_best(progress)
+        newest = max(epochs)
+        best = checkpoint.read_values(self._path(newest))["stopper"]["best_epoch"]
+        checkpoint.load(self._path(newest if best is None else best), self.state.weights())
 
     def _load(self, epoch: int) -> dict[str, Any]:
         values = checkpoint.load(self._path(epoch), self._tensors())

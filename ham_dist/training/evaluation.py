@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from ham_dist.data.batch import Batch
 from ham_dist.distributed.gather import gather_rows
-from ham_dist.training.loop import as_evaluated
+from ham_dist.embedding.mask import as_evaluated
 from ham_dist.training.state import TrainingState
 
 

@@ -4,15 +4,14 @@ B rows here, S columns under search
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
-from torch import nn
 from torch.nn import functional
 
 from ham_dist.data.batch import Batch
 from ham_dist.distributed import process_group
+from ham_dist.embedding.mask import as_evaluated
 from ham_dist.errors import DivergedError
 from ham_dist.training.checkpoints import StageProgress
 from ham_dist.training.run_log import RunLog
@@ -52,17 +51,6 @@ def mask_gradient(state: TrainingState, batch: Batch, mask: torch.Tensor) -> tor
         loss = log_loss(state.sharded.model(batch.sparse_features), batch)
     (gradient,) = torch.autograd.grad(loss, values)
     return process_group.sum_over_ranks(gradient)
-
-
-@contextmanager
-def as_evaluated(model: nn.Module) -> Iterator[None]:
-    """Inside, `model` is in evaluation mode; afterwards in the mode it was in."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def train_epoch(stage: StageName, epoch: int, samples: Samples, log: RunLog, progress: StageProgress, step: Callable[[Batch], torch.Tensor]) -> float:

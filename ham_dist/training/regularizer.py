@@ -1,7 +1,5 @@
 """When and how strongly orthogonality acts on the tables during training."""
 
-from functools import partial
-
 from ham_dist.config.schema import OrthogonalitySettings
 from ham_dist.distributed import gram
 from ham_dist.distributed.sharding import ShardedModel
@@ -18,8 +16,9 @@ class Regularizer:
     def __init__(self, settings: OrthogonalitySettings) -> None:
         self.settings = settings
         if settings.form != "none":
-            self._matrix_of = partial(orthogonality.gradient_matrix, form=settings.form)
-            self._penalty_of = partial(orthogonality.penalty, form=settings.form)
+            form = settings.form
+            self._matrix_of = lambda matrix, base_width: orthogonality.gradient_matrix(matrix, form, base_width)
+            self._penalty_of = lambda matrix, base_width: orthogonality.penalty(matrix, form, base_width)
 
     def before_step(self, model: ShardedModel) -> None:
         """Between the backward pass and the optimizer's step."""

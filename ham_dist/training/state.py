@@ -35,16 +35,16 @@ class TrainingState:
     optimizers: Optimizers
     regularizer: Regularizer
 
-    def tensors(self) -> dict[str, Any]:
-        """Every tensor of the state by a name that does not depend on ranks: what a checkpoint holds.
+    def weights(self) -> dict[str, Any]:
+        """The model's tensors by a name that does not depend on ranks. The live ones: loading into them loads the model."""
+        return {**{f"dense/{name}": values for name, values in self.interaction.state_dict().items()}, **self.sharded.table_tensors()}
 
-        They are the live tensors: loading into them loads the state.
-        """
+    def tensors(self) -> dict[str, Any]:
+        """The same with the optimizers' state, all that a checkpoint holds."""
         self.optimizers.open_state()
-        tensors: dict[str, Any] = {f"dense/{name}": values for name, values in self.interaction.state_dict().items()}
+        tensors = self.weights()
         for name, parameter in self.interaction.named_parameters():
             tensors |= {f"{moment}/dense/{name}": values for moment, values in self.optimizers.moments(parameter).items()}
-        tensors |= self.sharded.table_tensors()
         if self.sharded.fused:
             return tensors | self.optimizers.fused_tensors()
         for moment in MOMENTS:
@@ -66,6 +66,14 @@ def open_supernet(settings: RunSettings, cardinalities: Mapping[str, int], devic
     state = _placed(settings, tables, interaction, first_order, device)
     state.sharded.start_tables(settings.seed, settings.model.table_start)
     return state
+
+
+def open_narrow(settings: RunSettings, cardinalities: Mapping[str, int], columns: Columns, device: torch.device) -> TrainingState:
+    """The model over `columns`, with no weights of worth: for a checkpoint to be loaded into."""
+    fused = fused_rule(settings.optimizer) is not None
+    tables = narrow_tables(base_tables(cardinalities, settings.model.base_width, fused=fused), columns, fused=fused)
+    interaction = build_interaction(settings.model, {field: len(columns[field]) for field in cardinalities})
+    return _placed(settings, tables, interaction, _first_order_tables(settings, interaction, cardinalities, fused=fused), device)
 
 
 def narrow(wide: TrainingState, columns: Columns) -> TrainingState:
@@ -102,7 +110,7 @@ def _placed(
 def _first_order_tables(settings: RunSettings, interaction: Interaction, cardinalities: Mapping[str, int], *, fused: bool) -> tuple[Table, ...]:
     if settings.model.first_order == "linear" or not interaction.adds_first_order:
         return ()
-    return tuple(Table(field, rows, 1, stored_width(1, fused=fused)) for field, rows in cardinalities.items())
+    return tuple(Table(field, rows, 1, stored_width(1, fused=fused), 1) for field, rows in cardinalities.items())
 
 
 @torch.no_grad()

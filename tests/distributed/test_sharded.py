@@ -64,7 +64,7 @@ def three_steps(run: RunSettings) -> dict[str, Any]:
     size = state.sharded.mask.layout.size
     mask = (torch.arange(size) % 3 > 0).float()
     gradient = mask_gradient(state, local_batch(7), mask)
-    regularizer = gram.sum_over_tables(state.sharded, lambda matrix: penalty(matrix, "gram"))
+    regularizer = gram.sum_over_tables(state.sharded, lambda matrix, width: penalty(matrix, "gram", width))
     return {
         "start": start, "losses": losses, "gradient": gradient, "tables": whole_tables(state), "dense": dense_weights(state),
         "regularizer": regularizer, "norms": gram.column_norms(state.sharded), "owners": {entry["rank"] for entry in state.sharded.plan},

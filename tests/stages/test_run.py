@@ -1,6 +1,7 @@
 """Whole runs: what they leave, that they can be cut off and go on, and that ranks and repeats agree."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +167,39 @@ def test_a_target_out_of_reach_is_said_before_any_training(tmp_path: Path) -> No
     with pytest.raises(TargetError, match=r"columns = 25: more columns than the 24"):
         do_run(small_run(search={"targets": [{"columns": 25}]}), tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def damage(folder: Path) -> None:
+    """Cut the newest pretraining checkpoint's data in half."""
+    newest = max((folder / "checkpoints" / "pretrain").glob("epoch-*"))
+    for file in newest.glob("*.distcp"):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_without_it(unbroken: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    do_run(small_run(), folder, stop_after=3)
+    damage(folder)
+    with pytest.raises(CheckpointError, match=r"epoch-0003: cannot be loaded .*\n.*remove the folder"):
+        do_run(small_run(), folder, resume=True)
+    shutil.rmtree(folder / "checkpoints" / "pretrain" / "epoch-0003")
+    do_run(small_run(), folder, resume=True)
+    assert result(folder) == result(unbroken)
+
+
+def test_fused_state_survives_resuming_on_other_ranks(tmp_path: Path) -> None:
+    settings = small_run(optimizer={"tables": "rowwise_adagrad", "tables_learning_rate": 0.02}, orthogonality={"application": "decoupled"})
+    do_run(settings, tmp_path / "unbroken")
+    run_on_ranks(2, do_run, settings, tmp_path / "run", False, 2)
+    do_run(settings, tmp_path / "run", resume=True)
+    found, wanted = result(tmp_path / "run"), result(tmp_path / "unbroken")
+    assert found["kept_columns"] == wanted["kept_columns"]
+    assert found["test_logloss"] == pytest.approx(wanted["test_logloss"], abs=1e-5)
+
+
+def test_one_target_of_several_does_not_go_on_by_itself(tmp_path: Path) -> None:
+    settings = small_run(search={"targets": [{"columns": 3}, {"columns": 9}]})
+    do_run(settings, tmp_path / "run", stop_after=6)
+    part = tmp_path / "run" / "columns-3"
+    with pytest.raises(CheckpointError, match="is one target of the run in"):
+        do_run(load_run(str(part / "run.toml")), part, resume=True)
