@@ -193,7 +193,9 @@ def _result(run: Run, target: Target, before: ModelResult, after: ModelResult, c
         "supernet": {**asdict(before), "validation_auc": stages["pretrain"].stopper.best},
         "epochs": {stage: progress.epochs for stage, progress in stages.items()},
         "seconds": {stage: progress.seconds for stage, progress in stages.items()},
-        "samples_per_second": {stage: progress.samples / progress.seconds if progress.samples else None for stage, progress in stages.items()},
+        "samples_per_second": {
+            stage: progress.samples / progress.training_seconds if progress.samples else None for stage, progress in stages.items()
+        },
         "peak_memory_bytes": max(process_group.gather_objects(_peak_memory(run.device))),
         "world_size": process_group.world_size(),
         "device": _device_name(run.device),

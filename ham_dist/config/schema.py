@@ -164,13 +164,6 @@ class RetrainSettings(Settings):
     """Epochs without a better validation AUC before the stage stops; the best epoch's weights are kept."""
 
 
-class ShardingSettings(Settings):
-    """How tables lie on ranks."""
-
-    kind: Literal["table_wise"] = "table_wise"
-    """`table_wise`: each table whole on one rank, ranks balanced by bytes."""
-
-
 class RunSettings(Settings):
     """One whole run."""
 
@@ -183,7 +176,6 @@ class RunSettings(Settings):
     pretrain: PretrainSettings = PretrainSettings()
     search: SearchSettings = SearchSettings()
     retrain: RetrainSettings = RetrainSettings()
-    sharding: ShardingSettings = ShardingSettings()
 
     @model_validator(mode="after")
     def _coupled_needs_the_whole_gradient(self) -> "RunSettings":

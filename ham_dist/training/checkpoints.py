@@ -23,13 +23,14 @@ class StageProgress:
     stopper: watches validation AUC.
     epochs:  epochs done; a stage's start is 0.
     samples: training samples seen.
-    seconds: time spent, over all starts of the run.
+    seconds: time spent, over all starts of the run; training_seconds: of it, on steps alone.
     """
 
     stopper: EarlyStopper
     epochs: int = 0
     samples: int = 0
     seconds: float = 0.0
+    training_seconds: float = 0.0
     _since: float = field(default_factory=time.perf_counter, repr=False)
 
     def tick(self) -> None:
@@ -59,7 +60,8 @@ class StageProgress:
     def take(self, values: Mapping[str, Any]) -> None:
         """The inverse of `values`."""
         self.stopper = EarlyStopper(**values["stopper"])
-        self.epochs, self.samples, self.seconds = values["epochs"], values["samples"], values["seconds"]
+        self.epochs, self.samples = values["epochs"], values["samples"]
+        self.seconds, self.training_seconds = values["seconds"], values["training_seconds"]
         self._since = time.perf_counter()
 
 

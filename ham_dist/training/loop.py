@@ -4,6 +4,7 @@ B rows here, S columns under search
 """
 
 import math
+import time
 from collections.abc import Callable
 
 import torch
@@ -59,12 +60,14 @@ def train_epoch(stage: StageName, epoch: int, samples: Samples, log: RunLog, pro
     raises: DivergedError if that is no finite number.
     """
     total = torch.zeros((), dtype=torch.float64, device=samples.device)
+    start = time.perf_counter()
     with log.progress(stage, epoch, samples.steps) as steps:
         for batch in samples.training(stage, epoch):
             total += step(batch)
             progress.samples += batch.global_rows
             steps.step(batch.global_rows)
     loss = float(process_group.sum_over_ranks(total)) / samples.steps
+    progress.training_seconds += time.perf_counter() - start
     if not math.isfinite(loss):
         raise DivergedError(
             f"{stage} epoch {epoch}: the training loss is {loss}. Lower optimizer.learning_rate or optimizer.tables_learning_rate, "
