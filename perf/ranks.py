@@ -1,0 +1,113 @@
+"""Do 1, 2 and 3 ranks compute the same? Losses of the first 50 steps of every stage, step by step, and the columns that a whole run keeps.
+
+    python perf/ranks.py --data data/movielens-1m        50 steps a stage on prepared data; without --data on the demo's
+    python perf/ranks.py --whole                         also the demo run from end to end on 1, 2 and 3 ranks
+
+Pretraining starts from the first weights, search from those of one rank after 50 steps, retraining from those of one rank after 50 more, cut to 16
+columns: each stage from one checkpoint, read by all. (Run on from their own weights, 3 ranks and 1 drift apart, as Adam turns the last digit of a
+gradient that nearly cancels into a visible part of a step.)
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+RANKS = (1, 2, 3)
+STEPS = 50
+COLUMNS = 16
+
+
+def losses_of_stages(data: Path, starts: Path) -> dict[str, list[float]]:
+    """On each rank: the global loss of each step, by stage. One rank writes each stage's start to `starts`, several read it there."""
+    import torch
+
+    from ham_dist.config.schema import RunSettings, Target
+    from ham_dist.data.manifest import Manifest
+    from ham_dist.distributed import checkpoint, gram, process_group
+    from ham_dist.methods.budget import Budget
+    from ham_dist.methods.ham import HardAuxiliaryMask
+    from ham_dist.methods.method import SearchSpace
+    from ham_dist.training.loop import mask_gradient, weight_step
+    from ham_dist.training.samples import Samples
+    from ham_dist.training.state import narrow, open_supernet
+
+    settings = RunSettings()
+    losses: dict[str, list[float]] = {"pretrain": [], "search": [], "retrain": []}
+    with process_group.process_group() as device:
+        manifest = Manifest.load(data)
+        samples = Samples(data, manifest, settings, device)
+        state = open_supernet(settings, {field.name: field.rows for field in manifest.fields}, device)
+        layout = state.sharded.mask.layout
+        space = SearchSpace(layout, Budget(Target(columns=COLUMNS), layout), lambda: gram.column_norms(state.sharded), 0, device)
+        method, validation = HardAuxiliaryMask(space, settings.search), samples.validation_forever(0)
+        for stage in losses:
+            alone = process_group.world_size() == 1
+            if stage == "retrain":
+                kept = layout.split(method.choice())
+                if not alone:
+                    kept = {
+                        field: torch.tensor(numbers, dtype=torch.int64)
+                        for field, numbers in checkpoint.read_values(starts / stage)["columns"].items()
+                    }
+                state = narrow(state, kept)
+            if alone:
+                values = {"columns": {field: numbers.tolist() for field, numbers in layout.split(method.choice()).items()}}
+                checkpoint.save(starts / stage, {**state.tensors(), **method.tensors()}, {**values, "steps": state.optimizers.steps})
+            else:
+                state.optimizers.steps = checkpoint.load(starts / stage, {**state.tensors(), **method.tensors()})["steps"]
+            for _, batch in zip(range(STEPS), samples.training(stage, 0), strict=False):
+                if stage == "search":
+                    method.step(partial(mask_gradient, state, next(validation)))
+                    state.sharded.mask.set(method.mask())
+                losses[stage].append(float(process_group.sum_over_ranks(weight_step(state, batch).double())))
+    return losses
+
+
+def on_ranks(ranks: int, *arguments: str) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), *arguments]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr[-4000:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--whole", action="store_true")
+    parser.add_argument("--rank-writes", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.rank_writes:
+        options.rank_writes.write_text(json.dumps(losses_of_stages(options.data, options.rank_writes.parent)), encoding="utf-8")
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        data = options.data
+        if data is None:
+            from ham_dist.config.schema import SyntheticSettings
+            from ham_dist.data.synthetic import generate
+
+            generate(SyntheticSettings(), data := Path(temporary) / "synthetic")
+        found = {}
+        for ranks in RANKS:
+            file = Path(temporary) / f"{ranks}.json"
+            on_ranks(ranks, __file__, "--data", str(data), "--rank-writes", str(file))
+            found[ranks] = json.loads(file.read_text(encoding="utf-8"))
+        print(f"Largest difference of a step's loss from one rank's, over the first {STEPS} steps\n")
+        print("| stage | first and last loss | 2 ranks | 3 ranks |\n|---|---|---|---|")
+        for stage, one in found[1].items():
+            differences = [max(abs(a - b) for a, b in zip(one, found[ranks][stage], strict=True)) for ranks in (2, 3)]
+            print(f"| {stage} | {one[0]:.4f}, {one[-1]:.4f} | {differences[0]:.1e} | {differences[1]:.1e} |")
+        if options.whole:
+            print("\nColumns that the demo run keeps, and its test AUC\n")
+            for ranks in RANKS:
+                folder = Path(temporary) / f"run-{ranks}"
+                on_ranks(ranks, "-m", "ham_dist.train", "--run-dir", str(folder))
+                result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+                print(f"  {ranks} rank(s): {list(result['kept_columns'].values())}, {result['test_auc']:.6f}")
+
+
+if __name__ == "__main__":
+    main()
