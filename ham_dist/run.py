@@ -109,6 +109,7 @@ def _one_target(run: Run, target: Target, wide: TrainingState, method: Method, p
     run.log.say(f"target {target.label}: search by {run.settings.search.method}")
     _warn_of_too_short_a_search(run, method)
     columns, searched = search(wide, method, run.samples, StageCheckpoints(folder.checkpoints / "search", wide, method.tensors), run.log)
+    wide.optimizers.zero_grad()  # gradients as large as the tables, which retraining would carry along
     sliced = slice_columns(wide, columns, run.samples, run.log)
     retrained = retrain(sliced, run.samples, StageCheckpoints(folder.checkpoints / "retrain", sliced), run.log)
     after = _model_result(run, sliced)
@@ -123,7 +124,6 @@ def _one_target(run: Run, target: Target, wide: TrainingState, method: Method, p
             f"by at most {verified['max_difference']:.1e}"
         )
     result = _result(run, target, before, after, columns, {"pretrain": pretrained, "search": searched, "retrain": retrained})
-    wide.optimizers.zero_grad()
     run.log.truncate_after("result", -1)
     run.log.metrics("result", 0, sliced.optimizers.steps, test_auc=after.auc, test_logloss=after.logloss, kept_columns=result["kept_columns"])
     process_group.on_first_rank(lambda: write_json(folder.result, result))
@@ -136,7 +136,7 @@ def _warn_of_too_short_a_search(run: Run, method: Method) -> None:
     if method.searches and steps < 3 * needed:
         run.log.say(
             f"warning: the search has {steps:,} steps, and the push takes about {needed:,.0f} to close the first column. "
-            f"The columns may be chosen before any was closed: raise search.epochs or search.push, or lower data.batch_size"
+            "The columns may be chosen before any was closed: raise search.epochs or search.push, or lower data.batch_size"
         )
 
 

@@ -49,7 +49,7 @@ def search(state: TrainingState, method: Method, samples: Samples, checkpoints: 
         checkpoints.save(progress)
     if method.searches:
         checkpoints.restore_best(progress)
-    return _close(state, method, log), progress
+    return _close(state, method, progress, log), progress
 
 
 def _alternate(state: TrainingState, method: Method, validation: Iterator[Batch], counts: list[int], train_batch: Batch) -> torch.Tensor:
@@ -62,15 +62,15 @@ def _alternate(state: TrainingState, method: Method, validation: Iterator[Batch]
     return weight_step(state, train_batch)
 
 
-def _close(state: TrainingState, method: Method, log: RunLog) -> Columns:
+def _close(state: TrainingState, method: Method, progress: StageProgress, log: RunLog) -> Columns:
     """End with a mask of just the target's size, and say how it came about."""
     budget, last, choice = method.space.budget, method.mask(), method.choice()
     if method.searches:
         closed = int(((last > 0) & (choice.to(last.device) == 0)).sum())
         opened = int(((last <= 0) & (choice.to(last.device) > 0)).sum())
         log.say(
-            f"search: ended with {budget.used(last):,} {budget.unit} in use for a target of {budget.limit:,}; "
-            f"by the method's order of columns {closed} more were closed and {opened} opened: {budget.used(choice):,} stay"
+            f"search: best after {progress.stopper.best_epoch} epochs, {budget.used(last):,} {budget.unit} in use for a target of {budget.limit:,}; "
+            f"in the method's order of columns {closed} more are closed and {opened} opened: {budget.used(choice):,} stay"
         )
     else:
         log.say(f"search: {state.settings.search.method} keeps {budget.used(choice):,} {budget.unit} of the pretrained tables")
