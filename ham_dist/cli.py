@@ -96,12 +96,18 @@ def prepare(
       ham-dist prepare synthetic --out data/synthetic --set data.synthetic.rows=1000000
     """
     if recipe == "synthetic":
+        if raw is not None:
+            raise ConfigError("prepare synthetic: has no raw files. Leave --raw out")
+        if wrong := [override for override in overrides or [] if not override.startswith("data.synthetic.")]:
+            raise ConfigError(f"prepare synthetic: --set {wrong[0]}: only keys of data.synthetic count here, such as --set data.synthetic.seed=3")
         from ham_dist.config.load import load_run
         from ham_dist.data.synthetic import generate
 
         generate(load_run(None, overrides or []).data.synthetic, out)
     elif raw is None:
         raise ConfigError(f"prepare {recipe}: needs the folder of the raw files. Give --raw FOLDER")
+    elif overrides:
+        raise ConfigError(f"prepare {recipe}: --set {overrides[0]}: a recipe's settings stand in its TOML. Copy it, change it, and name the copy")
     else:
         from ham_dist.data.prepare import prepare as prepare_data
         from ham_dist.data.recipe import load_recipe
@@ -152,7 +158,7 @@ def export(
 
     \b
     Example:
-      ham-dist export runs/first --out bundles/first --precision fp16
+      ham-dist export runs/first/columns-28 --out bundles/first --precision fp16
     """
     from ham_dist.backend import require_backend
 
@@ -176,7 +182,7 @@ def score(
 
     \b
     Example:
-      ham-dist score runs/first/bundle data/movielens-1m/test --out probabilities.csv
+      ham-dist score runs/first/columns-28/bundle data/movielens-1m/test --out probabilities.csv
     """
     from ham_dist.export.scorer import score as score_records
 

@@ -58,7 +58,6 @@ def checks() -> Iterator[Check]:
     yield _disk()
     yield _torchx()
     yield _torchrun()
-    yield _java()
 
 
 def _trio() -> Check:
@@ -131,8 +130,3 @@ def _torchrun() -> Check:
     if path is not None:
         return Check("torchrun", path)
     return Check("torchrun", "is not on PATH, where torchx looks for it", f"source {Path(sys.prefix) / 'bin' / 'activate'}", needed=False)
-
-
-def _java() -> Check:
-    java = shutil.which("java")
-    return Check("java", java or "none", None if java else "Install a Java runtime to prepare data with Spark", needed=False)

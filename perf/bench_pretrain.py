@@ -25,6 +25,9 @@ from ham_dist.training.samples import Samples
 from ham_dist.training.state import TrainingState, open_supernet
 from ham_dist.training.stopping import EarlyStopper
 
+MIRRORED = ("seed", "data.", "pretrain.", "model.name", "model.base_width", "model.mlp", "model.cross_layers", "optimizer.learning_rate")
+"""Settings that both programs follow."""
+
 
 def ham_epoch(state: TrainingState, samples: Samples, epoch: int) -> None:
     """One epoch of pretraining by ham_dist, without its log and checkpoints, as the plain program has none."""
@@ -39,8 +42,8 @@ def timed(work, *arguments) -> float:
 
 
 def epoch_seconds(settings: RunSettings, samples: Samples, cardinalities: dict[str, int], rounds: int) -> None:
-    state = open_supernet(settings, cardinalities, torch.device("cpu"))
-    plain = {fused: PlainModel(settings, cardinalities) for fused in (False, True)}
+    state = open_supernet(settings, cardinalities, samples.device)
+    plain = {fused: PlainModel(settings, cardinalities).to(samples.device) for fused in (False, True)}
     adam = {fused: torch.optim.Adam(model.parameters(), lr=settings.optimizer.learning_rate, fused=fused) for fused, model in plain.items()}
     seconds = {"ham_dist": [], "plain, Adam": [], "plain, Adam(fused=True)": []}
     for epoch in range(rounds + 1):
@@ -62,8 +65,8 @@ def epoch_seconds(settings: RunSettings, samples: Samples, cardinalities: dict[s
 def test_auc(settings: RunSettings, samples: Samples, cardinalities: dict[str, int]) -> tuple[float, float]:
     """Test AUC of ham_dist's supernet and of the plain one, each at its epoch of best validation AUC; chosen on validation alone."""
     found = []
-    state = open_supernet(settings, cardinalities, torch.device("cpu"))
-    plain = PlainModel(settings, cardinalities)
+    state = open_supernet(settings, cardinalities, samples.device)
+    plain = PlainModel(settings, cardinalities).to(samples.device)
     adam = torch.optim.Adam(plain.parameters(), lr=settings.optimizer.learning_rate)
     programs = [
         (lambda epoch: ham_epoch(state, samples, epoch), lambda split: evaluate(state, samples.evaluation(split)).auc),
@@ -73,9 +76,10 @@ def test_auc(settings: RunSettings, samples: Samples, cardinalities: dict[str, i
         stopper, best, epoch = EarlyStopper(settings.pretrain.patience), 0.0, 0
         while epoch < settings.pretrain.max_epochs and not stopper.done:
             train(epoch)
-            if stopper.saw(auc("validation"), epoch):
-                best = auc("test")
             epoch += 1
+            stopper.saw(auc("validation"), epoch)
+            if stopper.best_epoch == epoch:
+                best = auc("test")
         found.append(best)
     return found[0], found[1]
 
@@ -87,6 +91,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
     options = parser.parse_args()
+    refused = [setting for setting in options.overrides if not setting.startswith(MIRRORED)]
+    if refused:
+        parser.error(f"plain.py does not follow {', '.join(refused)}; only {', '.join(MIRRORED)}")
     with process_group() as device, tempfile.TemporaryDirectory() as temporary:
         settings = load_run(None, options.overrides)
         data = options.data or Path(temporary) / "synthetic"

@@ -35,8 +35,11 @@ class PlainModel(nn.Module):
 
     def regularizer(self) -> torch.Tensor:
         """R(V) as Eq. 1 is written."""
-        weights = [table.weight for table in self.tables]
-        return sum(((v.T @ v - torch.eye(v.shape[1])).square().sum() / v.shape[1] ** 2 for v in weights), torch.zeros(()))
+        total = self.tables[0].weight.new_zeros(())
+        for table in self.tables:
+            gram = table.weight.T @ table.weight
+            total = total + (gram - torch.eye(gram.shape[0], device=gram.device)).square().sum() / gram.shape[0] ** 2
+        return total
 
 
 def plain_epoch(model: PlainModel, optimizer: torch.optim.Optimizer, settings: RunSettings, samples: Samples, epoch: int) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ham_dist.config.load import differences, load_run
+
 
 def spearman(left: list[int], right: list[int]) -> float:
     """Rank correlation, ties at their mean rank."""
@@ -27,10 +29,13 @@ def spearman(left: list[int], right: list[int]) -> float:
 
 def do_run(folder: Path, method: str, seed: int, overrides: list[str]) -> dict:
     """`ham-dist train` on the default generated set; gives its result."""
+    settings = [f"search.method={method}", f"seed={seed}", f"data.synthetic.seed={seed}", *overrides]
+    if (folder / "run.toml").exists() and (differ := differences(load_run(str(folder / "run.toml")), load_run(None, settings))):
+        raise SystemExit(f"{folder}: is a run of other settings ({'; '.join(differ)}); give another --runs")
     if not (folder / "result.json").exists():
-        settings = [f"search.method={method}", f"seed={seed}", f"data.synthetic.seed={seed}", *overrides]
         command = [sys.executable, "-m", "ham_dist", "train", "--run-dir", str(folder), "--resume", *(f"--set={value}" for value in settings)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with open(folder.with_suffix(".txt"), "w", encoding="utf-8") as output:
+            subprocess.run(command, check=True, stdout=output, stderr=output)
     return json.loads((folder / "result.json").read_text(encoding="utf-8"))
 
 

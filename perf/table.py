@@ -12,14 +12,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ham_dist.config.load import differences, load_run
+
 
 def do_run(options: argparse.Namespace, model: str, method: str, seed: int) -> Path:
     """`ham-dist train` with all targets; gives its run folder."""
     folder = options.runs / f"{model}-{method}-{seed}"
+    targets = ", ".join(f"{{columns = {target}}}" for target in options.targets)
+    settings = [f"data.path={options.data}", f"model.name={model}", f"search.method={method}", f"seed={seed}", f"search.targets=[{targets}]"]
+    settings += options.overrides
+    if (folder / "run.toml").exists() and (differ := differences(load_run(str(folder / "run.toml")), load_run(None, settings))):
+        raise SystemExit(f"{folder}: is a run of other settings ({'; '.join(differ)}); give another --runs")
     if not all((folder / f"columns-{target}" / "result.json").exists() for target in options.targets):
-        targets = ", ".join(f"{{columns = {target}}}" for target in options.targets)
-        settings = [f"data.path={options.data}", f"model.name={model}", f"search.method={method}", f"seed={seed}", f"search.targets=[{targets}]"]
-        settings += options.overrides
         command = [sys.executable, "-m", "ham_dist", "train", "--run-dir", str(folder), "--resume"]
         with open(options.runs / f"{folder.name}.txt", "w", encoding="utf-8") as output:
             subprocess.run([*command, *(part for value in settings for part in ("--set", value))], check=True, stdout=output, stderr=output)

@@ -30,5 +30,4 @@ def test_what_runs_do_not_need_is_an_offer(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("PATH", "")
     well, text = _report()
     assert well, text
-    assert "-   java: none" in text
     assert "-   torchrun: is not on PATH" in text

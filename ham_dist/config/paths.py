@@ -1,4 +1,7 @@
-"""Every path that a user gives goes through one iopath PathManager, so that a handler registered once (s3://, hdfs://) works everywhere."""
+"""Settings, data and bundles are read through one iopath PathManager, so that a handler registered once (s3://, hdfs://) works for all of them.
+
+What is written (data, run folders, bundles) goes to the local file system.
+"""
 
 from functools import cache
 from pathlib import Path

@@ -27,7 +27,7 @@ class SyntheticSettings(Settings):
     """Zipf exponent of how often the values of a field occur; 0 is uniform."""
     signal: PositiveFloat = 2.0
     """Standard deviation of the true logit over the rows: how far the labels can be predicted."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the data; apart from the run's seed, so that runs of several seeds can share one data set."""
 
     @model_validator(mode="after")
@@ -167,7 +167,7 @@ class RetrainSettings(Settings):
 class RunSettings(Settings):
     """One whole run."""
 
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of weights, of the order of samples and of methods that draw."""
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()

@@ -1,6 +1,6 @@
 """Raw records -> ids, for scoring: by the expressions that prepared the training data, without torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -17,12 +17,17 @@ from ham_dist.errors import DataError
 
 
 def encode_raw(
-    recipe: Recipe | None, vocabulary: str | Path, raw: str | Path, *, fields: Sequence[str] | None = None, threads: int | None = None
+    recipe: Recipe | None,
+    vocabulary: str | Path | Mapping[str, Path],
+    raw: str | Path,
+    *,
+    fields: Sequence[str] | None = None,
+    threads: int | None = None,
 ) -> pa.Table:
     """The ids of raw records: one int32 column a field (a list of int32 where the field is multi-valued), rows in the order of `raw`.
 
     recipe:     of the data that the model was trained on; None for generated data, whose fields all have one value a record.
-    vocabulary: folder of <field>.parquet as `prepare` writes them.
+    vocabulary: folder of <field>.parquet as `prepare` writes them, or the file of each field.
     raw:        a folder of raw files as the recipe names them (no sample is dropped; the label is not looked at), or a .csv, .csv.gz or .parquet file
                 with a column for each field: text or whole numbers; a multi-valued field as text with the recipe's separator, or as a list.
     fields:     which ones, in which order; None takes all.
@@ -31,7 +36,7 @@ def encode_raw(
     """
     if not exists(raw):
         raise DataError(f"{raw}: no such file or folder")
-    separators = recipe.separators() if recipe is not None else dict.fromkeys(_vocabulary_names(local_path(vocabulary)))
+    separators = recipe.separators() if recipe is not None else dict.fromkeys(_vocabulary_names(vocabulary))
     names = list(separators) if fields is None else list(fields)
     unknown = [name for name in names if name not in separators]
     if unknown:
@@ -39,16 +44,26 @@ def encode_raw(
     separators = {name: separators[name] for name in names}
     with DuckDB(threads=threads) as engine:
         records = _records(engine, recipe, local_path(raw), separators)
-        vocabularies = {name: _read_vocabulary(engine, local_path(vocabulary) / f"{name}.parquet") for name in names}
+        vocabularies = {name: _read_vocabulary(engine, _vocabulary_file(vocabulary, name)) for name in names}
         ids = encoded(records, vocabularies, separators, keep=[ROW]).order_by(ROW)
         return ids.select(*names).to_pyarrow().cast(pa.schema(id_columns({name: separator is not None for name, separator in separators.items()})))
 
 
-def _vocabulary_names(folder: Path) -> list[str]:
-    names = sorted(path.stem for path in folder.glob("*.parquet"))
+def _vocabulary_names(vocabulary: str | Path | Mapping[str, Path]) -> list[str]:
+    if isinstance(vocabulary, Mapping):
+        return list(vocabulary)
+    names = sorted(path.stem for path in local_path(vocabulary).glob("*.parquet"))
     if not names:
-        raise DataError(f"{folder}: holds no vocabulary (<field>.parquet)")
+        raise DataError(f"{vocabulary}: holds no vocabulary (<field>.parquet). Give the folder `vocabulary` that `ham-dist prepare` wrote")
     return names
+
+
+def _vocabulary_file(vocabulary: str | Path | Mapping[str, Path], field: str) -> Path:
+    if not isinstance(vocabulary, Mapping):
+        return local_path(vocabulary) / f"{field}.parquet"
+    if field not in vocabulary:
+        raise DataError(f"field {field}: there is no vocabulary of it. Export the run again, from the data that it was trained on")
+    return vocabulary[field]
 
 
 def _read_vocabulary(engine: DuckDB, path: Path) -> ibis.Table:

@@ -52,7 +52,9 @@ def prepare(
 def _write(engine: DuckDB, recipe: Recipe, files: dict[str, Path], folder: Path, planned: dict[str, Any]) -> Manifest:
     samples = read_samples(engine, recipe, files, with_label=True)
     rows_in = samples.count().to_pyarrow().as_py()
-    labelled = samples.mutate(**{LABEL: label_of(samples[recipe.label.column], recipe.label), _SPLIT: split_of(samples[ROW], planned["seed"])})
+    # Kept before it is filtered: the raw column may be called Label, which DuckDB takes for LABEL, and is out of the way only in the result.
+    made = {LABEL: label_of(samples[recipe.label.column], recipe.label), _SPLIT: split_of(samples[ROW], planned["seed"])}
+    labelled = engine.keep(samples.select(ROW, *recipe.fields, **made))
     labelled = engine.keep(labelled.filter(labelled[LABEL].notnull()).select(ROW, _SPLIT, LABEL, *recipe.fields))
     empty = set(SPLITS) - set(labelled.select(_SPLIT).distinct().to_pyarrow()[_SPLIT].to_pylist())
     if empty:

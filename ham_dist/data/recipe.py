@@ -138,8 +138,8 @@ def _column_mistakes(recipe: Recipe) -> list[str]:
         if uses != 1:
             so = "is used nowhere; add it to fields or to ignored" if uses == 0 else "must be one of: a field, ignored, the label's column"
             mistakes.append(f"column {column} {so}")
-    if "label" in recipe.fields:
-        mistakes.append("fields.label: that name is taken by the label itself; rename the column")
+    taken = [field for field in recipe.fields if field.casefold() == "label"]
+    mistakes += [f"fields.{field}: that name is taken by the label itself; rename the column" for field in taken]
     return mistakes
 
 

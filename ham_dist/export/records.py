@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import torch
 
 from ham_dist.config.paths import exists, local_path
+from ham_dist.data.manifest import Manifest
 from ham_dist.errors import BundleError, DataError
 from ham_dist.export.bundle import Bundle
 from ham_dist.export.compact import Ids
@@ -64,11 +65,24 @@ def _hold_ids(bundle: Bundle, path: Path, files: Sequence[Path], fields: Sequenc
     if not files:
         return False
     if (files[0].parent.parent / "manifest.json").is_file():
+        _require_same_vocabulary(bundle, files[0].parent.parent, fields)
         return True
     schema = _opened(files[0]).schema_arrow
     if all(field.name in schema.names and _is_integer(schema.field(field.name).type) for field in fields):
         raise DataError(f"{path}: holds whole numbers, which can be ids or raw values. Say which: `values` = ids or raw.")
     return False
+
+
+def _require_same_vocabulary(bundle: Bundle, data: Path, fields: Sequence[FieldEntry]) -> None:
+    """The same id must be the same value: ids of data that was prepared otherwise are in range and mean something else."""
+    stored = {field.name: field.vocabulary.sha256 for field in Manifest.load(data).fields}
+    files, paths = bundle.manifest.files, bundle.manifest.vocabulary
+    other = [field.name for field in fields if field.name in paths and stored.get(field.name) != files[paths[field.name]].sha256]
+    if other:
+        raise DataError(
+            f"{data}: was prepared with another vocabulary of {', '.join(other)} than the bundle's, so its ids are other values. "
+            "Score the raw records, or the data that the model was trained on."
+        )
 
 
 def _is_integer(type: pa.DataType) -> bool:
@@ -112,7 +126,8 @@ def _encoded_blocks(bundle: Bundle, path: Path, fields: Sequence[FieldEntry], bl
     settings = bundle.manifest.recipe
     recipe = None if settings is None else parse_recipe(settings, where=str(bundle.root / "manifest.json"))
     try:
-        table = encode_raw(recipe, bundle.root / "vocabulary", path, fields=[field.name for field in fields])
+        vocabulary = {field: bundle.root / file for field, file in bundle.manifest.vocabulary.items()}
+        table = encode_raw(recipe, vocabulary, path, fields=[field.name for field in fields])
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     return iter(table.to_batches(max_chunksize=block_rows))

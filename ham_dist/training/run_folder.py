@@ -92,14 +92,15 @@ class RunFolder:
         returns: whether the folder already held this run.
         raises:  CheckpointError if the folder holds a run and `resume` is false, a run of other settings, or files that are no run's.
         """
-        held = self.settings.exists() and (resume or self.checkpoints.exists())
+        # A run that ended before its first checkpoint, mostly for a mistake in its settings: there is nothing to go on from.
+        ended_early = self.settings.exists() and self.environment.exists() and not (self.checkpoints.exists() or self.result.exists())
+        held = self.settings.exists() and (resume or not ended_early)
         if held:
             self._check_same_run(settings, resume)
-        elif self.settings.exists():
-            # A run that ended before its first checkpoint, mostly for a mistake in its settings: there is nothing to go on from, and nothing to lose.
+        elif ended_early:
             for left in (self.environment, self.log, self.metrics):
                 left.unlink(missing_ok=True)
-            shutil.rmtree(self.data, ignore_errors=True)
+            shutil.rmtree(self.tensorboard, ignore_errors=True)
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise CheckpointError(f"{self.path}: is in use, and not by a run. Give another --run-dir")
         if not held:
@@ -125,9 +126,9 @@ class RunFolder:
 
 
 def default_run_dir(settings: RunSettings) -> Path:
-    """runs/<dataset>-<model>-<time>, for a run that was given no folder."""
+    """runs/<dataset>-<model>-<seed>-<time>-<process>, for a run that was given no folder."""
     dataset = Path(settings.data.path).name if settings.data.path else "synthetic"
-    return Path("runs") / f"{dataset}-{settings.model.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return Path("runs") / f"{dataset}-{settings.model.name}-{settings.seed}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
 
 
 def environment(world_size: int, device: str) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from ham_dist.data.recipe import Recipe, load_recipe
 from tests.data.raw_movielens import write_raw_movielens
 
 ROOT = Path(ham_dist.__file__).parents[1]
-# The real MovieLens-1M may not be handed on, so it lies beside the repository where somebody has put it.
-REAL = ROOT.parent / "shared" / "data" / "ml-1m"
+# The real MovieLens-1M may not be handed on: it is tested where somebody has put it, in the README's place or beside the repository.
+PLACES = (ROOT / "ml-1m", ROOT.parent / "shared" / "data" / "ml-1m")
+REAL = next((place for place in PLACES if place.exists()), PLACES[0])
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 import hashlib
 import logging
+import tomllib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import pytest
 from ham_dist.data.expressions import mix, seed_key, split_of
 from ham_dist.data.manifest import SPLITS, Manifest
 from ham_dist.data.prepare import prepare
-from ham_dist.data.recipe import Recipe, parse_recipe
+from ham_dist.data.recipe import Recipe, load_recipe, parse_recipe
 from ham_dist.errors import DataError
+from tests.data.conftest import ROOT
 from tests.data.raw_movielens import read_lines, write_lines, write_raw_movielens
 
 
@@ -216,3 +218,14 @@ class TestRealMovieLens:
             keys = [(-count, value.encode()) for count, value in zip(table["count"], table["value"], strict=True)]
             assert keys == sorted(keys)
             assert table["id"] == list(range(1, field.rows))
+
+
+def test_a_label_column_called_label_in_other_letters(tmp_path: Path, raw: Path) -> None:
+    """DuckDB takes Label for label: the label must be the rule's 0 or 1, not the raw number."""
+    settings = tomllib.loads((ROOT / "datasets" / "movielens-1m.toml").read_text(encoding="utf-8"))
+    settings["samples"]["columns"] = ["user", "movie", "Label", "timestamp"]
+    settings["label"]["column"] = "Label"
+    manifest = prepare(parse_recipe(settings, where="test"), raw, tmp_path / "out")
+    plain = prepare(load_recipe("movielens-1m"), raw, tmp_path / "plain")
+    assert manifest.rows_dropped == plain.rows_dropped
+    assert {name: split.positives for name, split in manifest.splits.items()} == {name: split.positives for name, split in plain.splits.items()}

@@ -13,7 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from ham_dist.data.manifest import FORMAT_VERSION, StoredFile
+from ham_dist.data.manifest import FieldEntry as DataField
+from ham_dist.data.manifest import Manifest as DataManifest
 from ham_dist.errors import BundleError, DataError
+from ham_dist.export.bundle import open_bundle
 from ham_dist.export.compact import Ids
 from ham_dist.export.scorer import score
 from ham_dist.export.writer import Description, write_bundle
@@ -98,12 +102,35 @@ def test_float32_survives_text(tmp_path: Path, bundle: Path) -> None:
     assert torch.equal(torch.tensor(read(tmp_path / "out.txt")), torch.tensor(read(tmp_path / "out.parquet")))
 
 
+def write_data_manifest(data: Path, bundle: Path, changed: str | None = None) -> None:
+    """The manifest of prepared data with the vocabularies of `bundle`, but for that of the field `changed`."""
+    manifest = open_bundle(bundle).manifest
+    fields = []
+    for field in manifest.fields:
+        sha256 = "0" * 64 if field.name == changed else manifest.files[manifest.vocabulary[field.name]].sha256
+        stored = StoredFile(file=f"vocabulary/{field.name}.parquet", rows=field.rows - 1, bytes=1, sha256=sha256)
+        fields.append(DataField(name=field.name, rows=field.rows, multi_valued=field.multi_valued, vocabulary=stored))
+    DataManifest(
+        format_version=FORMAT_VERSION, name="test", recipe=None, settings=None, seed=0, rows_per_shard=1, fields=tuple(fields), splits={},
+        rows_in=0, rows_dropped=0, raw=(), engine={}, truth=None,
+    ).save(data)  # fmt: skip
+
+
+def test_ids_of_another_vocabulary_are_refused(tmp_path: Path, raw_bundle: Path) -> None:
+    (tmp_path / "data" / "test").mkdir(parents=True)
+    field = open_bundle(raw_bundle).model().read_fields[0]
+    write_data_manifest(tmp_path / "data", raw_bundle, changed=field)
+    pq.write_table(prepared_table(some_ids(RECORDS)), tmp_path / "data" / "test" / "part-00000.parquet")
+    with pytest.raises(DataError, match=f"another vocabulary of {field} than the bundle's"):
+        score(raw_bundle, tmp_path / "data" / "test", tmp_path / "out.txt")
+
+
 def test_prepared_folder_in_the_order_of_its_parts(tmp_path: Path, raw_bundle: Path) -> None:
     ids = some_ids(RECORDS)
     table = prepared_table(ids)
     folder = tmp_path / "data" / "test"
     folder.mkdir(parents=True)
-    (tmp_path / "data" / "manifest.json").write_text("{}")
+    write_data_manifest(tmp_path / "data", raw_bundle)
     for number, (start, end) in enumerate([(0, 20), (20, 20), (20, RECORDS)]):
         pq.write_table(table.slice(start, end - start), folder / f"part-{number:05d}.parquet")
     expected = live_model("deepfm").probabilities(ids)
@@ -222,7 +249,7 @@ print(sorted(name for name in sys.modules if name.startswith(("ham_dist.distribu
 
 def test_needs_neither_torchrec_nor_ranks(tmp_path: Path, raw_bundle: Path) -> None:
     (tmp_path / "data" / "test").mkdir(parents=True)
-    (tmp_path / "data" / "manifest.json").write_text("{}")
+    write_data_manifest(tmp_path / "data", raw_bundle)
     ids, raw = tmp_path / "data" / "test" / "part-00000.parquet", tmp_path / "raw.parquet"
     pq.write_table(prepared_table(some_ids(RECORDS)), ids)
     pq.write_table(pa.table(raw_values(some_ids(RECORDS), unknown="")), raw)

@@ -34,12 +34,19 @@ def test_a_run_that_ended_before_its_first_checkpoint_may_start_anew_with_other_
     folder = RunFolder(tmp_path)
     _start(folder, "seed=1")
     folder.metrics.write_text("{}\n")
-    folder.data.mkdir()
+    (folder.data / "mine").mkdir(parents=True)
     assert not _start(folder, "seed=2")
     assert load_run(str(folder.settings)).seed == 2
     assert len(json.loads(folder.environment.read_text())) == 1
     assert not folder.metrics.exists()
-    assert not folder.data.exists()
+    assert (folder.data / "mine").exists(), "data may be somebody's own"
+
+
+def test_a_folder_with_somebodys_own_run_toml_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("seed = 1\n")
+    with pytest.raises(CheckpointError, match="already holds a run"):
+        _start(RunFolder(tmp_path), "seed=1")
+    assert (tmp_path / "run.toml").read_text() == "seed = 1\n"
 
 
 def test_folder_with_other_files_is_refused(tmp_path: Path) -> None:
