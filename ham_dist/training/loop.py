@@ -44,8 +44,8 @@ def mask_gradient(state: TrainingState, batch: Batch, mask: torch.Tensor) -> tor
     returns: (S,), over the global batch, the same on every rank. Tables, dense weights, their optimizers and BatchNorm's running statistics stay
              bit for bit what they were: only the mask's gradient is asked for, past DDP and past the fused kernels.
 
-    The model is in evaluation mode, since L_val is the loss of the model that validation measures. With the batch's own statistics BatchNorm takes
-    back much of what a column adds, and the search keeps worse columns (perf/results/ has the figures).
+    The model is in evaluation mode, since L_val is the loss of the model that validation measures. With the batch's own statistics in BatchNorm the
+    search kept worse columns (perf/results/search_mode_cpu_2026-11.md).
     """
     values = mask.detach().clone().requires_grad_()
     with state.sharded.mask.differentiable(values), as_evaluated(state.sharded.model):
