@@ -185,7 +185,8 @@ def _export_on_ranks(out: Path, rows: int) -> dict[str, float]:
 def test_ranks_write_what_one_rank_writes(tmp_path: Path) -> None:
     reports = run_on_ranks(2, _export_on_ranks, tmp_path / "two", 3)
     assert reports[0] == reports[1]
-    _export_on_ranks(tmp_path / "one", 3)
+    # On a rank as well: the model is made anew there, and its BatchNorm's statistics end in other digits with another number of threads.
+    run_on_ranks(1, _export_on_ranks, tmp_path / "one", 3)
     files = {path: json.loads((tmp_path / path / "manifest.json").read_text()) for path in ("one", "two")}
     assert files["one"] == files["two"]
 
