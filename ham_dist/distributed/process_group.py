@@ -85,12 +85,6 @@ def ranks_of_host() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched() else world_size()
 
 
-def barrier() -> None:
-    """Wait for all ranks."""
-    if world_size() > 1:
-        dist.barrier()
-
-
 def gather_objects(value: T) -> list[T]:
     """The `value` of every rank, by rank, on every rank. For small things: it pickles."""
     if world_size() == 1:

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: one at the end of each epoch of each stage; the newest and the best of a stage are kept."""
+"""The checkpoints of a run: one at the end of each epoch of each stage; of a stage the newest two and the best are kept."""
 
 import re
 import shutil
