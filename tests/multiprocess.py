@@ -144,6 +144,7 @@ def _work(rank: int, world_size: int, job: bytes) -> Any:
     function, args, store, timeout = pickle.loads(job)
     torch.manual_seed(0)
     dist.init_process_group("gloo", store=dist.FileStore(store, world_size), rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout))
+    dist.barrier()  # A rank whose function is short would otherwise leave, and close its connections, while a slow one still joins.
     result = function(*args)
     dist.destroy_process_group()
     return result
