@@ -118,7 +118,7 @@ def prepare(
 
 @app.command()
 def train(
-    run: Annotated[str | None, typer.Argument(metavar="RUN.toml", help="Settings of the run; without them, every default.")] = None,
+    run: Annotated[str | None, typer.Argument(metavar="RUN.toml", help="Settings of the run; without them, the demo run.")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting, over the file's; once for each.")] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Folder of the run; without one, a new one under runs/.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir; starts it where there is none.")] = False,
@@ -135,7 +135,7 @@ def train(
 
     torchx refuses an option that it sees twice, so several settings are written --set=KEY=VALUE there.
     """
-    from ham_dist.config.load import load_run
+    from ham_dist.config.load import DEMO, load_run
     from ham_dist.train import run as train_run
     from ham_dist.training.run_folder import RunFolder
 
@@ -143,7 +143,7 @@ def train(
         raise ConfigError("train --resume: needs the folder of the run to go on with. Give --run-dir FOLDER")
     if resume and run is None and run_dir is not None and (settings_file := RunFolder(run_dir).settings).exists():
         run = str(settings_file)
-    train_run(load_run(run, overrides or []), run_dir, resume)
+    train_run(load_run(run or DEMO, overrides or []), run_dir, resume)
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """Do 1, 2 and 3 ranks compute the same? Losses of the first 50 steps of every stage, step by step, and the columns that a whole run keeps.
 
     python perf/ranks.py --data data/movielens-1m        50 steps a stage on prepared data; without --data on the demo's
-    python perf/ranks.py --whole                         also the demo run from end to end on 1, 2 and 3 ranks
+    python perf/ranks.py --whole                         also the demo run (dense weights in float64) from end to end on 1, 2 and 3 ranks
 
 Pretraining starts from the first weights, search from those of one rank after 50 steps, retraining from those of one rank after 50 more, cut to 16
 columns: each stage from one checkpoint, read by all. (Run on from their own weights, 3 ranks and 1 drift apart, as Adam turns the last digit of a
@@ -9,6 +9,7 @@ gradient that nearly cancels into a visible part of a step.)
 """
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -74,6 +75,13 @@ def on_ranks(ranks: int, *arguments: str) -> None:
         raise SystemExit(done.stderr[-4000:])
 
 
+def sha256_of_tensors(bundle: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(bundle.rglob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
@@ -101,12 +109,14 @@ def main() -> None:
             differences = [max(abs(a - b) for a, b in zip(one, found[ranks][stage], strict=True)) for ranks in (2, 3)]
             print(f"| {stage} | {one[0]:.4f}, {one[-1]:.4f} | {differences[0]:.1e} | {differences[1]:.1e} |")
         if options.whole:
-            print("\nColumns that the demo run keeps, and its test AUC\n")
+            print("\nWhat the demo run keeps, its test AUC, and sha256 of all tensors in its bundle\n")
+            print("| ranks | columns kept | test AUC | bundle |\n|---|---|---|---|")
             for ranks in RANKS:
                 folder = Path(temporary) / f"run-{ranks}"
                 on_ranks(ranks, "-m", "ham_dist.train", "--run-dir", str(folder))
                 result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-                print(f"  {ranks} rank(s): {list(result['kept_columns'].values())}, {result['test_auc']:.6f}")
+                kept = ", ".join(map(str, result["kept_columns"].values()))
+                print(f"| {ranks} | {kept} | {result['test_auc']:.12f} | {sha256_of_tensors(folder / 'bundle')[:16]} |")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,14 @@ def do_run(options: argparse.Namespace, model: str, method: str, seed: int) -> P
     """`ham-dist train` with all targets; gives its run folder."""
     folder = options.runs / f"{model}-{method}-{seed}"
     targets = ", ".join(f"{{columns = {target}}}" for target in options.targets)
-    settings = [f"data.path={options.data}", f"model.name={model}", f"search.method={method}", f"seed={seed}", f"search.targets=[{targets}]"]
+    settings = [
+        "precision.dense=float32",
+        f"data.path={options.data}",
+        f"model.name={model}",
+        f"search.method={method}",
+        f"seed={seed}",
+        f"search.targets=[{targets}]",
+    ]
     settings += options.overrides
     if (folder / "run.toml").exists() and (differ := differences(load_run(str(folder / "run.toml")), load_run(None, settings))):
         raise SystemExit(f"{folder}: is a run of other settings ({'; '.join(differ)}); give another --runs")

@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from ham_dist import __version__, cli, train
 from ham_dist.cli import app
-from ham_dist.config.load import dump_run, load_run
-from ham_dist.config.schema import RunSettings
+from ham_dist.config.load import DEMO, dump_run, load_run
+from ham_dist.config.schema import PrecisionSettings, RunSettings
 from ham_dist.errors import DataError
 
 COMMANDS = ("prepare", "train", "export", "score", "inspect", "doctor")
@@ -45,7 +45,7 @@ def test_help_of_every_command_has_an_example(command: str) -> None:
 def test_train_without_arguments_is_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = _calls(monkeypatch)
     assert runner.invoke(app, ["train"]).exit_code == 0
-    assert calls == [(RunSettings(), None, False)]
+    assert calls == [(RunSettings(precision=PrecisionSettings(dense="float64")), None, False)]
 
 
 def test_train_takes_file_settings_and_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_scripts_take_the_same_arguments(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(SystemExit) as ended:
         cli.train_command(["--set=seed=3"])
     assert ended.value.code == 0
-    assert calls == [(load_run(None, ["seed=3"]), None, False)]
+    assert calls == [(load_run(DEMO, ["seed=3"]), None, False)]
 
 
 @pytest.mark.parametrize(

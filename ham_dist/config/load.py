@@ -6,6 +6,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import tomlkit
@@ -17,6 +18,9 @@ from ham_dist.config.schema import RunSettings
 from ham_dist.errors import ConfigError
 
 SET = "--set"
+
+DEMO = str(Path(__file__).with_name("demo.toml"))
+"""The demo run's settings: every default but for what this file says."""
 
 
 def load_run(path: str | None, overrides: Sequence[str] = ()) -> RunSettings:

@@ -92,6 +92,14 @@ class OptimizerSettings(Settings):
     """Learning rate of Adam on the dense weights."""
 
 
+class PrecisionSettings(Settings):
+    """Arithmetic of the parts of a model."""
+
+    dense: Literal["float32", "float64"] = "float32"
+    """Of the weights above the tables. `float64` also rounds what is summed over ranks, so that a run on CPU comes out the same on any number of
+    ranks; it costs time (perf/results/ranks_cpu_2026-11.md)."""
+
+
 class OrthogonalitySettings(Settings):
     """Soft orthogonality of table columns (HAM paper, Eq. 1)."""
 
@@ -172,6 +180,7 @@ class RunSettings(Settings):
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
+    precision: PrecisionSettings = PrecisionSettings()
     orthogonality: OrthogonalitySettings = OrthogonalitySettings()
     pretrain: PretrainSettings = PretrainSettings()
     search: SearchSettings = SearchSettings()

@@ -54,6 +54,17 @@ class _MultiValued:
         return self.ids[places], lengths.to(ID_TYPE)
 
 
+def rows_of_rank(rows: int, rank: int, world_size: int) -> tuple[int, int]:
+    """First row, and last row plus one, of a rank's part of a global batch of `rows` rows; the parts follow one another and cover it.
+
+    Cut at multiples of 16 rows where every rank then gets some, else of the largest power of two that allows it. Matrix kernels work in blocks of a
+    few rows and treat what is left over differently, so only with whole blocks does a row's result not depend on which rank has it.
+    """
+    block = next((block for block in (16, 8, 4, 2) if rows >= (world_size - 1) * block + 1), 1)
+    blocks = -(-rows // block)
+    return min(rows, blocks * rank // world_size * block), min(rows, blocks * (rank + 1) // world_size * block)
+
+
 class Split:
     """One of train, validation, test, held in memory. `open_split` makes it."""
 
@@ -78,7 +89,7 @@ class Split:
         """This rank's part of each global batch of one pass.
 
         batch_size: rows of a global batch, over all ranks. Global batches do not depend on the world size.
-        rank, world_size: of a global batch of b rows this rank gets rows [b * rank // world_size, b * (rank + 1) // world_size).
+        rank, world_size: this rank gets the rows that `rows_of_rank` says.
         order:      (seed, epoch) shuffles all rows in an order that the two determine; None is file order.
         keep_last:  whether the last batch comes though it is incomplete; with fewer rows than ranks, some ranks get an empty batch then.
         start:      batches to skip, at no cost: the pass goes on as if they had been taken.
@@ -98,7 +109,7 @@ class Split:
         for step in steps:
             first = step * batch_size
             size = min(batch_size, self.rows - first)
-            low, high = first + size * rank // world_size, first + size * (rank + 1) // world_size
+            low, high = (first + row for row in rows_of_rank(size, rank, world_size))
             yield self._batch(torch.arange(low, high) if shuffled is None else shuffled[low:high], size)
 
     def take(self, rows: int) -> Batch:

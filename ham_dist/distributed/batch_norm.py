@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ham_dist.distributed import process_group
+from ham_dist.distributed.rounding import FLOAT32_BITS, rounded
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -20,13 +21,13 @@ class _SumOverRanks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        return process_group.sum_over_ranks(gradients[0].clone())
+        return rounded(process_group.sum_over_ranks(gradients[0].clone()), FLOAT32_BITS)
 
 
 class GlobalBatchNorm1d(nn.BatchNorm1d):
     """nn.BatchNorm1d whose statistics in training are those of the global batch: one all-reduce of 2 n + 1 numbers each way.
 
-    Sums are taken in float64, on one rank too, so that the statistics do not depend on how the batch is spread over ranks.
+    Sums are taken in float64 and rounded, on one rank too, so that the statistics do not depend on how the batch is spread over ranks.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -37,8 +38,9 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
         count = values.new_full((1,), input.shape[0])
         sums: torch.Tensor = _SumOverRanks.apply(torch.cat([values.sum(dim=0), values.square().sum(dim=0), count]))
         rows = sums[-1].detach()
-        mean = sums[:features] / rows
-        variance = (sums[features:-1] / rows - mean.square()).clamp(min=0.0)
+        exact_mean = sums[:features] / rows
+        variance = rounded((sums[features:-1] / rows - exact_mean.square()).clamp(min=0.0), FLOAT32_BITS)
+        mean = rounded(exact_mean, FLOAT32_BITS)
         self._move_running_statistics(mean.detach(), variance.detach(), rows)
         normalized = ((values - mean) * torch.rsqrt(variance + self.eps)).to(input.dtype)
         return normalized * self.weight + self.bias if self.affine else normalized

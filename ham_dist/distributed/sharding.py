@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torch.distributed.optim import _apply_optimizer_in_backward
+from torch.nn.parallel import DistributedDataParallel
+from torchrec.distributed.comm_ops import set_gradient_division
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
@@ -105,6 +108,7 @@ class ShardedModel:
         synchronize_batch_norm(model)
         sharder: Any = EmbeddingBagCollectionSharder()
         self.parallel = DistributedModelParallel(model, device=device, plan=plan, sharders=[sharder])
+        _add_up_gradients(self.parallel)
         self.model: nn.Module = self.parallel.module
         state = self.parallel.state_dict()
         self._state: dict[str, ShardedTensor] = {
@@ -168,6 +172,22 @@ def chunks(group: Mapping[str, LocalTable]) -> Iterator[TableChunk]:
         for start in range(0, local.values.shape[0], rows):
             piece = local.columns[start : start + rows].detach().cpu().contiguous()
             yield TableChunk(field, local.first_row + start, piece)
+
+
+def _add_up_gradients(parallel: DistributedModelParallel) -> None:
+    """Make the gradient of every weight the sum over ranks of what each rank's loss gives it, where DDP and TorchRec take the mean.
+
+    The loss of a rank is its share of the loss of the global batch, so the sum is what is wanted. Scaled up for the mean to scale it down again, it
+    would be rounded twice, and differ with the number of ranks.
+    """
+    set_gradient_division(False)
+    for module in parallel.modules():
+        if isinstance(module, DistributedDataParallel):
+            module.register_comm_hook(None, _sum_of_bucket)
+
+
+def _sum_of_bucket(state: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda done: done.value()[0])
 
 
 def _fill(local: LocalTable, name: str, seed: int, deviation: float) -> None:

@@ -44,7 +44,7 @@ def export_state(state: TrainingState, samples: Samples, out: Path, *, precision
         Description(_fields(state, manifest), state.settings.model, precision, manifest.recipe, run),
         chunks=chunks(state.sharded.local),
         first_order_chunks=chunks(state.sharded.first_order),
-        dense=state.interaction.state_dict(),
+        dense={name: values.float() if values.is_floating_point() else values for name, values in state.interaction.state_dict().items()},
         vocabulary=samples.folder / "vocabulary" if manifest.recipe is not None else None,
         verify=lambda partial: verify_bundle(partial, [held], live, state.sharded.device),
     )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from ham_dist.config.schema import ModelSettings
 from ham_dist.models.interaction import Axis, Interaction
@@ -31,8 +32,8 @@ class AttentionLayer(nn.Module):
         """One layer: (B, F, L) -> (B, F, L)."""
         *parts, residual = self.projection(fields).chunk(4, dim=-1)
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)  # each (B, H, F, L / H)
-        attention = (query @ key.transpose(2, 3)).softmax(dim=-1)  # (B, H, F, F)
-        return torch.relu((attention @ value).transpose(1, 2).flatten(2) + residual)
+        attended = functional.scaled_dot_product_attention(query, key, value, scale=1.0)
+        return torch.relu(attended.transpose(1, 2).flatten(2) + residual)
 
 
 class AutoInt(Interaction):

@@ -32,7 +32,8 @@ class CTRModel(nn.Module):
 
     def forward(self, sparse_features: KeyedJaggedTensor) -> torch.Tensor:
         """Logits (B,)."""
-        logits = self.interaction(ordered_columns(self.tables(sparse_features), self._widths))
+        columns = ordered_columns(self.tables(sparse_features), self._widths)
+        logits = self.interaction(columns.to(self.interaction.dtype))
         if self.first_order_tables is not None:
             terms = self.first_order_tables(sparse_features)
             # Only the first column of each table is the term; where a kernel needs padding, the rest must get no gradient.

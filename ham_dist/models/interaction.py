@@ -64,6 +64,11 @@ class Interaction(nn.Module, ABC):
         if not any(self.widths.values()):
             raise TargetError(f"{type(self).__name__}: no field has a column left; a model needs at least 1. Raise the target.")
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights, and so of the columns that it takes and the logits that it gives."""
+        return next(self.parameters()).dtype
+
     @abstractmethod
     def forward(self, columns: torch.Tensor) -> torch.Tensor:
         """Logits (B,) of the columns of all fields, (B, D), fields in the order of `widths`."""

@@ -27,7 +27,7 @@ def narrow_interaction(wide: Interaction, settings: ModelSettings, columns: Mapp
     wide:    stays as it is.
     columns: kept column numbers of every field in `wide.widths`.
     """
-    narrow = build_interaction(settings, {field: len(columns[field]) for field in wide.widths})
+    narrow = build_interaction(settings, {field: len(columns[field]) for field in wide.widths}).to(wide.dtype)
     state = wide.state_dict()
     with torch.no_grad():
         for name, values in narrow.state_dict().items():

@@ -22,15 +22,14 @@ from ham_dist.training.state import TrainingState
 
 def log_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
     """This rank's share of the mean log loss over the global batch; the shares of all ranks add up to that mean."""
-    return functional.binary_cross_entropy_with_logits(logits, batch.labels, reduction="sum") / batch.global_rows
+    return functional.binary_cross_entropy_with_logits(logits, batch.labels.to(logits.dtype), reduction="sum") / batch.global_rows
 
 
 def weight_step(state: TrainingState, batch: Batch) -> torch.Tensor:
     """Move tables and dense weights by one step on a training batch, under the mask in force; returns this rank's share of the loss."""
     state.optimizers.zero_grad()
     loss = log_loss(state.sharded.parallel(batch.sparse_features), batch)
-    # DDP and TorchRec both take the mean over ranks of what each rank gives them; the shares are to be added up.
-    (loss * process_group.world_size()).backward()
+    loss.backward()
     state.regularizer.before_step(state.sharded)
     state.optimizers.step()
     state.regularizer.after_step(state.sharded, state.optimizers.steps)
@@ -47,11 +46,11 @@ def mask_gradient(state: TrainingState, batch: Batch, mask: torch.Tensor) -> tor
     The model is in evaluation mode, since L_val is the loss of the model that validation measures. With the batch's own statistics in BatchNorm the
     search kept worse columns (perf/results/search_mode_cpu_2026-11.md).
     """
-    values = mask.detach().clone().requires_grad_()
+    values = mask.detach().to(state.interaction.dtype, copy=True).requires_grad_()
     with state.sharded.mask.differentiable(values), as_evaluated(state.sharded.model):
         loss = log_loss(state.sharded.model(batch.sparse_features), batch)
     (gradient,) = torch.autograd.grad(loss, values)
-    return process_group.sum_over_ranks(gradient)
+    return process_group.sum_over_ranks(gradient).float()
 
 
 def train_epoch(stage: StageName, epoch: int, samples: Samples, log: RunLog, progress: StageProgress, step: Callable[[Batch], torch.Tensor]) -> float:

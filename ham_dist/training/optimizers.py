@@ -8,6 +8,7 @@ from torch import nn
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from ham_dist.config.schema import OptimizerSettings
+from ham_dist.distributed.rounding import GRADIENT_BITS, rounded
 from ham_dist.distributed.sharding import FusedRule, ShardedModel
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -29,7 +30,8 @@ class Optimizers:
 
     def __init__(self, model: ShardedModel, dense: Iterable[nn.Parameter], settings: OptimizerSettings) -> None:
         self.model = model
-        groups: list[dict[str, Any]] = [{"params": list(dense), "lr": settings.learning_rate}]
+        self._dense = list(dense)
+        groups: list[dict[str, Any]] = [{"params": self._dense, "lr": settings.learning_rate}]
         tables = [local.parameter for _, local in model.local_by_key() if local.parameter is not None]
         if tables:
             groups.append({"params": tables, "lr": settings.tables_learning_rate})
@@ -42,6 +44,9 @@ class Optimizers:
 
     def step(self) -> None:
         """Move every weight that the backward pass has not moved yet."""
+        for parameter in self._dense:
+            if parameter.dtype == torch.float64 and parameter.grad is not None:
+                parameter.grad.copy_(rounded(parameter.grad, GRADIENT_BITS))
         self.adam.step()
         self._steps += 1
 

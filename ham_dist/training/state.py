@@ -100,7 +100,7 @@ def _placed(
     device: torch.device,
     owners: Mapping[str, Mapping[str, int]] | None = None,
 ) -> TrainingState:
-    model = ctr_model(tables, interaction.to(device), first_order)
+    model = ctr_model(tables, interaction.to(device, getattr(torch, settings.precision.dense)), first_order)
     groups = {TABLES: tables, FIRST_ORDER: first_order} if first_order else {TABLES: tables}
     sharded = ShardedModel(model, groups, model.mask, device=device, fused=fused_rule(settings.optimizer), owners=owners)
     optimizers = Optimizers(sharded, interaction.parameters(), settings.optimizer)

@@ -105,28 +105,53 @@ def test_another_runs_folder_is_refused(unbroken: Path) -> None:
         do_run(small_run().model_copy(update={"seed": 5}), unbroken, resume=True)
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (3, 1)])
-def test_a_run_goes_on_with_another_number_of_ranks(unbroken: Path, tmp_path: Path, before: int, after: int) -> None:
-    """To 1e-5: from the resumed epoch on, sums over the global batch run in another order."""
-    folder = tmp_path / "run"
-    run_on_ranks(before, do_run, small_run(), folder, False, 5)
-    run_on_ranks(after, do_run, small_run(), folder, True)
-    found, wanted = result(folder), result(unbroken)
-    assert found["kept_columns"] == wanted["kept_columns"]
-    assert found["test_auc"] == pytest.approx(wanted["test_auc"], abs=1e-5)
-    assert found["test_logloss"] == pytest.approx(wanted["test_logloss"], abs=1e-5)
+FLOAT64 = {"dense": "float64"}
+"""Makes a run come out the same on any number of ranks."""
+
+
+@pytest.fixture(scope="module")
+def unbroken_float64(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken64") / "run"
+    do_run(small_run(precision=FLOAT64), folder)
+    return folder
+
+
+def assert_same_bits(folder: Path, unbroken: Path) -> None:
+    """The same model and metrics, though the number of ranks differs; only the training loss is itself a sum over ranks, of float64 numbers."""
+    assert result(folder) | {"world_size": 1} == result(unbroken)
+    for ours, theirs in zip(metrics(folder), metrics(unbroken), strict=True):
+        loose = ("train_loss", "validation_logloss", "test_logloss")
+        assert {name: ours.get(name) for name in theirs if name not in loose} == {name: theirs[name] for name in theirs if name not in loose}
+        assert [ours[name] for name in loose if name in theirs] == pytest.approx([theirs[name] for name in loose if name in theirs], abs=1e-12)
+    bundles = [sorted((run / "bundle").rglob("*.safetensors")) for run in (folder, unbroken)]
+    assert [file.read_bytes() for file in bundles[0]] == [file.read_bytes() for file in bundles[1]]
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_agree_with_one_process(unbroken: Path, tmp_path: Path, ranks: int) -> None:
+def test_in_float64_ranks_make_the_same_model_bit_for_bit(unbroken_float64: Path, tmp_path: Path, ranks: int) -> None:
+    run_on_ranks(ranks, do_run, small_run(precision=FLOAT64), tmp_path / "run")
+    assert_same_bits(tmp_path / "run", unbroken_float64)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 2)])
+def test_in_float64_a_run_goes_on_with_another_number_of_ranks_to_the_same_bits(
+    unbroken_float64: Path, tmp_path: Path, before: int, after: int
+) -> None:
+    folder = tmp_path / "run"
+    run_on_ranks(before, do_run, small_run(precision=FLOAT64), folder, False, 5)
+    run_on_ranks(after, do_run, small_run(precision=FLOAT64), folder, True)
+    assert_same_bits(folder, unbroken_float64)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_in_float32_ranks_pretrain_alike(unbroken: Path, tmp_path: Path, ranks: int) -> None:
+    """To 1e-5, and no further than the search: its mask is hard, so the last digit of an alpha near 0 can open or close a column."""
     run_on_ranks(ranks, do_run, small_run(), tmp_path / "run")
-    found, wanted = result(tmp_path / "run"), result(unbroken)
-    assert found["kept_columns"] == wanted["kept_columns"]
-    assert found["test_auc"] == pytest.approx(wanted["test_auc"], abs=1e-5)
-    for ours, theirs in zip(metrics(tmp_path / "run"), metrics(unbroken), strict=True):
-        for name in ("train_loss", "validation_logloss"):
-            if name in theirs:
-                assert ours[name] == pytest.approx(theirs[name], abs=1e-5), (theirs["stage"], theirs["epoch"], name)
+    assert sum(result(tmp_path / "run")["kept_columns"].values()) == 6
+    pretraining = [entry for entry in metrics(unbroken) if entry["stage"] == "pretrain"]
+    for ours, theirs in zip(metrics(tmp_path / "run"), pretraining, strict=False):
+        for name in ("train_loss", "validation_logloss", "validation_auc"):
+            assert ours[name] == pytest.approx(theirs[name], abs=1e-5), (theirs["epoch"], name)
 
 
 def test_one_supernet_serves_several_targets(tmp_path: Path) -> None:
@@ -188,13 +213,13 @@ def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_without_it(unbroken: 
 
 
 def test_fused_state_survives_resuming_on_other_ranks(tmp_path: Path) -> None:
-    settings = small_run(optimizer={"tables": "rowwise_adagrad", "tables_learning_rate": 0.02}, orthogonality={"application": "decoupled"})
+    settings = small_run(
+        optimizer={"tables": "rowwise_adagrad", "tables_learning_rate": 0.02}, orthogonality={"application": "decoupled"}, precision=FLOAT64
+    )
     do_run(settings, tmp_path / "unbroken")
     run_on_ranks(2, do_run, settings, tmp_path / "run", False, 2)
     do_run(settings, tmp_path / "run", resume=True)
-    found, wanted = result(tmp_path / "run"), result(tmp_path / "unbroken")
-    assert found["kept_columns"] == wanted["kept_columns"]
-    assert found["test_logloss"] == pytest.approx(wanted["test_logloss"], abs=1e-5)
+    assert_same_bits(tmp_path / "run", tmp_path / "unbroken")
 
 
 def test_one_target_of_several_does_not_go_on_by_itself(tmp_path: Path) -> None:
