@@ -56,6 +56,8 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     # fbgemm registers the gradient of its dense lookup in a way that torch does not recognize; tests hold it against plain torch.
     warnings.filterwarnings("ignore", message="fbgemm::dense_embedding_codegen_lookup_function: an autograd kernel was not registered")
+    # torchrec 1.6 asks torch 2.11 for a group's only device, of which there may be several.
+    warnings.filterwarnings("ignore", message="`_get_pg_default_device` will be deprecated|Multiple backends are registered with this ProcessGroup")
     # TorchRec asks whether it is being traced by a function that torch is renaming.
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     # A warning for each table that caching does not apply to the dense kernel; nobody here asked for caching.

@@ -38,7 +38,7 @@ def mlp_like(torchrec_mlp: TorchRecMLP, deep: torch.nn.Sequential) -> TorchRecML
     linears = [layer for layer in deep if isinstance(layer, torch.nn.Linear) and layer.out_features > 1]
     for layer in deep:
         if isinstance(layer, torch.nn.BatchNorm1d):
-            layer.eps = 0.0
+            layer.eps = 1e-30  # torch 2.11 refuses 0
     for perceptron, linear in zip(torchrec_mlp._mlp, linears, strict=True):
         perceptron._linear.load_state_dict(linear.state_dict())
     return torchrec_mlp
