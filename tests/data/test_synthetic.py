@@ -1,4 +1,8 @@
 import hashlib
+import random
+import signal
+import subprocess
+import sys
 from itertools import combinations
 from pathlib import Path
 
@@ -8,10 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from ham_dist.config.schema import SyntheticSettings
+from ham_dist.data import synthetic
 from ham_dist.data.encode import encode_raw
 from ham_dist.data.manifest import Manifest
+from ham_dist.data.planted import CHUNK, LATENTS, Planted, auc, evenness
 from ham_dist.data.reader import open_split
-from ham_dist.data.synthetic import CHUNK, Planted, auc, evenness, generate
+from ham_dist.data.synthetic import ROWS_PER_SHARD, generate, generate_shard, split_sizes
 from ham_dist.errors import DataError
 
 SMALL = SyntheticSettings(rows=20_000)
@@ -36,13 +42,17 @@ def sample(planted: Planted) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.concatenate(ids, axis=1), np.concatenate(labels), np.concatenate(logits)
 
 
+def _digests(folder: Path) -> list[str]:
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
 def test_the_folder_is_one_that_prepare_could_have_written(small: Path) -> None:
     manifest = Manifest.load(small)
     manifest.check(small, deep=True)
     assert {name: entry.rows for name, entry in manifest.splits.items()} == {"train": 16_000, "validation": 2000, "test": 2000}
     assert [(field.name, field.rows) for field in manifest.fields] == [(f"field_{n}", rows) for n, rows in enumerate(SMALL.cardinalities)]
     assert manifest.recipe is None
-    assert manifest.settings == SMALL.model_dump(mode="json")
+    assert SyntheticSettings.model_validate(manifest.settings) == SMALL
     assert manifest.truth is not None
     assert manifest.truth.planted_ranks == {f"field_{n}": rank for n, rank in enumerate(SMALL.planted_ranks)}
     assert open_split(small, manifest, "test").take(7).sparse_features.keys() == manifest.field_names()
@@ -62,16 +72,13 @@ def test_vocabulary_counts_the_training_split(small: Path) -> None:
 
 
 def test_same_settings_same_bytes_other_seed_other_rows(small: Path, tmp_path: Path) -> None:
-    def digest(folder: Path) -> list[str]:
-        return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()]
-
     again = generate(SMALL, tmp_path / "again")
-    assert digest(tmp_path / "again") == digest(small)
+    assert _digests(tmp_path / "again") == _digests(small)
     assert generate(SMALL, tmp_path / "again") == again, "what is there is left alone"
     with pytest.raises(DataError, match="holds synthetic with seed 0, which differs in settings, seed; nothing was written"):
         generate(SMALL.model_copy(update={"seed": 1}), tmp_path / "again")
     other = generate(SMALL.model_copy(update={"seed": 1}), tmp_path / "other")
-    assert not {shard.sha256 for split in other.splits.values() for shard in split.shards} & set(digest(small))
+    assert not {shard.sha256 for split in other.splits.values() for shard in split.shards} & set(_digests(small))
 
 
 def test_any_chunk_can_be_generated_alone(small: Path) -> None:
@@ -176,3 +183,140 @@ def test_an_odd_number_of_rows(tmp_path: Path) -> None:
     manifest = generate(SMALL.model_copy(update={"rows": 1009}), tmp_path / "out")
     assert {name: entry.rows for name, entry in manifest.splits.items()} == {"train": 809, "validation": 100, "test": 100}
     assert pa.concat_tables([pq.read_table(tmp_path / "out" / shard.file) for shard in manifest.splits["train"].shards]).num_rows == 809
+
+
+def test_rows_of_the_default_settings_stay_what_results_were_measured_on(tmp_path: Path) -> None:
+    """What the files hold, not their bytes, which may change with Parquet's encoding."""
+    generate(SyntheticSettings(), tmp_path / "out")
+    digest = hashlib.sha256()
+    for path in sorted((tmp_path / "out").rglob("*.parquet")):
+        table = pq.read_table(path)
+        digest.update(str(path.relative_to(tmp_path / "out")).encode())
+        for name in table.column_names:
+            column = table[name]
+            digest.update(name.encode())
+            digest.update("\n".join(column.to_pylist()).encode() if name == "value" else column.to_numpy().tobytes())
+    assert digest.hexdigest() == "9df5f41fb4837e1771924b1c3e61fc5c29569a9c7e9e08129f21346fe2e0e749"
+
+
+TWO_SHARDS = SyntheticSettings(rows=ROWS_PER_SHARD * 3 // 2, planted_ranks=(2, 1, 1), cardinalities=(50, 30, 20), missing=0.1)
+
+
+@pytest.fixture(scope="module")
+def two_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("synthetic") / "two"
+    generate(TWO_SHARDS, out)
+    return out
+
+
+def test_any_shard_can_be_made_alone(two_shards: Path, tmp_path: Path) -> None:
+    manifest = Manifest.load(two_shards)
+    assert len(manifest.splits["train"].shards) == 2
+    shard, positives = generate_shard(Planted(TWO_SHARDS), "train", 1, tmp_path)
+    assert shard == manifest.splits["train"].shards[1]
+    assert (tmp_path / shard.file).read_bytes() == (two_shards / shard.file).read_bytes()
+    first = pq.read_table(two_shards / "train/part-00000.parquet")["label"].to_numpy()
+    assert manifest.splits["train"].positives == positives + first.sum()
+
+
+def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(two_shards: Path, tmp_path: Path) -> None:
+    code = f"""
+import sys
+from ham_dist.config.schema import SyntheticSettings
+from ham_dist.data.synthetic import generate
+print("ready", flush=True)
+generate(SyntheticSettings.model_validate({TWO_SHARDS.model_dump()!r}), sys.argv[1])
+"""
+    moments = random.Random(0)
+    killed = 0
+    for _ in range(6):
+        process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "out")], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        try:
+            process.wait(timeout=moments.uniform(0.02, 0.3))
+        except subprocess.TimeoutExpired:
+            process.kill()
+        killed += process.wait() == -signal.SIGKILL
+        process.stdout.close()
+    assert killed > 1
+    generate(TWO_SHARDS, tmp_path / "out")
+    assert _digests(tmp_path / "out") == _digests(two_shards)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_was_finished_before_a_stop_is_kept(two_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    whole = Planted.chunk
+
+    def chunk(planted: Planted, split: str, number: int, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        made.append(f"{split} {number}")
+        if len(made) == 6:
+            raise KeyboardInterrupt
+        return whole(planted, split, number, rows)
+
+    monkeypatch.setattr(Planted, "chunk", chunk)
+    with pytest.raises(KeyboardInterrupt):
+        generate(TWO_SHARDS, tmp_path / "out")
+    assert made == [f"train {number}" for number in range(6)]
+    generate(TWO_SHARDS, tmp_path / "out")
+    assert made[6:8] == ["train 5", "validation 0"]
+    assert _digests(tmp_path / "out") == _digests(two_shards)
+
+
+def test_what_other_settings_left_behind_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic, "_truth", lambda planted: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        generate(SMALL.model_copy(update={"seed": 5}), tmp_path / "out")
+    monkeypatch.undo()
+    generate(SMALL, tmp_path / "out")
+    generate(SMALL, tmp_path / "elsewhere")
+    assert _digests(tmp_path / "out") == _digests(tmp_path / "elsewhere")
+
+
+def test_fields_counted_in_several_passes_are_counted_alike(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic, "_COUNTED_TOGETHER", 650)
+    generate(SMALL, tmp_path / "out")
+    assert _digests(tmp_path / "out") == _digests(small)
+
+
+def test_missing_values_are_id_0_at_the_rate_and_say_nothing() -> None:
+    settings = SyntheticSettings(missing=0.2)
+    planted, full = Planted(settings), Planted(SyntheticSettings())
+    ids, _, logits = planted.chunk("train", 3, CHUNK)
+    there = ids > 0
+    assert np.abs(1 - there.mean(axis=1) - 0.2).max() < 5 * np.sqrt(0.2 * 0.8 / CHUNK)
+    np.testing.assert_array_equal(ids[there], full.chunk("train", 3, CHUNK)[0][there])
+    alone = np.where(there.sum(axis=0) <= 1)[0]
+    assert len(alone) > 0, "a logit of pairs needs two values"
+    np.testing.assert_allclose(logits[alone], -1.0, atol=1e-12)
+
+
+def test_preset_is_the_benchmarks_204_million_rows() -> None:
+    settings = SyntheticSettings(preset="dlrm")
+    assert len(settings.cardinalities) == 26
+    assert sum(settings.cardinalities) == 204_184_588
+    assert settings.preset is None
+    assert SyntheticSettings(preset="dlrm-39", skew=0.5).skew == 0.5
+    assert SyntheticSettings(preset="dlrm-39").cardinalities[13:] == settings.cardinalities
+    with pytest.raises(ValueError, match="preset = 'dlrm' and cardinalities are both given"):
+        SyntheticSettings(preset="dlrm", cardinalities=(3, 4))
+    Planted(settings).check()
+    ids, labels, logits = Planted(settings).chunk("train", 0, 2_000)
+    assert (ids >= 1).all()
+    assert (ids.max(axis=1) < settings.cardinalities).all()
+    assert ids[0].max() > 1_000_000
+    assert logits.std() == pytest.approx(settings.signal, rel=0.2)
+    assert 0.2 < labels.mean() < 0.5
+
+
+def test_values_of_a_large_field_share_latent_rows() -> None:
+    planted = Planted(SyntheticSettings(planted_ranks=(2, 2), cardinalities=(3 * LATENTS, 10)))
+    ids = np.array([[7, 7 + LATENTS, 7 + 2 * LATENTS, 8, LATENTS, 2 * LATENTS, 0], [3] * 7])
+    logits = planted.true_logits(ids)
+    assert logits[0] == logits[1] == logits[2] != logits[3]
+    assert logits[4] == logits[5] != logits[6] == -1.0
+
+
+def test_splits_are_eight_tenths_and_a_tenth_each() -> None:
+    assert split_sizes(1009) == {"train": 809, "validation": 100, "test": 100}
