@@ -13,7 +13,7 @@ from ham_dist.config.load import dump_run, load_run
 from ham_dist.config.schema import RunSettings
 from ham_dist.errors import DataError
 
-COMMANDS = ("prepare", "train", "export", "score", "inspect", "doctor")
+COMMANDS = ("prepare", "generate", "train", "export", "score", "inspect", "doctor")
 
 runner = CliRunner()
 
@@ -141,3 +141,17 @@ def test_generated_data_can_be_prepared_and_inspected(tmp_path: Path) -> None:
     assert prepared.exit_code == 0, prepared.stderr
     assert "prepared data, synthetic" in prepared.stdout
     assert runner.invoke(app, ["inspect", str(tmp_path / "data")]).stdout == prepared.stdout
+
+
+def test_criteo_text_is_one_file_or_a_folder_of_days(tmp_path: Path) -> None:
+    def generate(*arguments: str) -> str:
+        result = runner.invoke(app, ["generate", "criteo-text", "--rows", "30", *arguments])
+        return result.stdout if result.exit_code == 0 else f"exit {result.exit_code}: {result.stderr}"
+
+    file, folder = tmp_path / "train.txt", tmp_path / "days"
+    assert generate("--out", str(file)) == f"30 rows in {file}\n"
+    assert len(file.read_text().splitlines()) == 30
+    assert generate("--out", str(folder), "--days", "2", "--gzip", "--seed", "1") == f"30 rows in {folder}\n"
+    assert sorted(path.name for path in folder.iterdir()) == ["day_0.gz", "day_1.gz"]
+    assert generate("--out", str(file)).startswith(f"exit 2: ham-dist: {file}: is there already; nothing was written\n")
+    assert "--gzip is for --days" in generate("--out", str(tmp_path / "x"), "--gzip")

@@ -1,12 +1,8 @@
 """Generated data with planted truth (planted.py), written as `prepare` writes data: shard by shard, and going on where it was stopped."""
 
-import json
 import logging
-import os
-import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +16,7 @@ from ham_dist.data.folder import already_there
 from ham_dist.data.manifest import FORMAT_VERSION, FieldEntry, Manifest, SplitEntry, StoredFile, Truth
 from ham_dist.data.planted import CHUNK, Planted, auc
 from ham_dist.data.shards import LABEL, ROW_GROUP, VOCABULARY_SCHEMA, split_schema, stored_file
-from ham_dist.errors import DataError
+from ham_dist.data.unfinished import beside, unfinished
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +30,6 @@ BAYES_ROWS = 20 * CHUNK
 # Values counted at once, 8 bytes each; a field of more is counted alone.
 _COUNTED_TOGETHER = 8_000_000
 _SECONDS_PER_LINE = 10.0
-_PLAN = "plan.json"
 
 
 def generate(settings: SyntheticSettings, out: str | Path) -> Manifest:
@@ -59,7 +54,7 @@ def generate(settings: SyntheticSettings, out: str | Path) -> Manifest:
     there = already_there(out, planned)
     if there is not None:
         return there
-    with _unfinished(out, planned) as folder:
+    with unfinished(out, planned | {"versions": _versions()}) as folder:
         splits = _write_splits(planted, folder)
         manifest = Manifest(
             format_version=FORMAT_VERSION,
@@ -67,7 +62,7 @@ def generate(settings: SyntheticSettings, out: str | Path) -> Manifest:
             splits=splits,
             rows_in=settings.rows,
             rows_dropped=0,
-            engine={"numpy": np.__version__, "pyarrow": pa.__version__},
+            engine=_versions(),
             truth=_truth(planted),
             **planned,
         )
@@ -88,8 +83,8 @@ def generate_shard(planted: Planted, split: str, number: int, folder: Path) -> t
         chunks = [planted.chunk(split, (first + done) // CHUNK, min(CHUNK, rows - done)) for done in range(0, rows, CHUNK)]
         # In one piece, because where pages end depends on where pieces do.
         columns = [np.concatenate(parts) for parts in zip(*([labels, *ids] for ids, labels, _ in chunks), strict=True)]
-        with _beside(path) as beside:
-            pq.write_table(pa.table(columns, schema=schema), beside, row_group_size=ROW_GROUP)
+        with beside(path) as hidden:
+            pq.write_table(pa.table(columns, schema=schema), hidden, row_group_size=ROW_GROUP)
     labels = pq.read_table(path, columns=[LABEL])[LABEL]
     return stored_file(folder, path, len(labels)), pc.sum(labels).as_py()
 
@@ -103,6 +98,10 @@ def split_sizes(rows: int) -> dict[str, int]:
 def _written(settings: SyntheticSettings) -> dict[str, Any]:
     """The settings as the manifest has them: without `missing` where nothing is, so that data from before there was that key stays usable."""
     return settings.model_dump(mode="json", exclude=None if settings.missing else {"missing"})
+
+
+def _versions() -> dict[str, str]:
+    return {"numpy": np.__version__, "pyarrow": pa.__version__}
 
 
 def _write_splits(planted: Planted, folder: Path) -> dict[str, SplitEntry]:
@@ -160,7 +159,7 @@ def _add(counts: Array, ids: Array) -> None:
 
 
 def _write_vocabulary(path: Path, counts: Array) -> None:
-    with _beside(path) as beside, pq.ParquetWriter(beside, VOCABULARY_SCHEMA) as writer:
+    with beside(path) as hidden, pq.ParquetWriter(hidden, VOCABULARY_SCHEMA) as writer:
         for first in range(1, len(counts), ROW_GROUP):
             ids = pa.array(np.arange(first, min(first + ROW_GROUP, len(counts)), dtype=np.int32))
             writer.write_table(pa.table([ids.cast(pa.string()), ids, counts[first : first + ROW_GROUP]], schema=VOCABULARY_SCHEMA))
@@ -176,37 +175,3 @@ def _truth(planted: Planted) -> Truth:
         bayes_auc=auc(labels, logits),
         bayes_log_loss=float(np.logaddexp(0, np.where(labels == 1, -logits, logits)).mean()),
     )
-
-
-@contextmanager
-def _unfinished(out: Path, planned: dict[str, Any]) -> Iterator[Path]:
-    """A folder beside `out` that outlives a killed process, renamed to `out` when the block ends well.
-
-    What it holds from an earlier process is kept where that one had the same plan, and deleted where it had another.
-    """
-    folder = out.parent / f".{out.name}.unfinished"
-    plan = json.dumps(planned | {"versions": [np.__version__, pa.__version__]}, sort_keys=True)
-    try:
-        if (folder / _PLAN).is_file() and (folder / _PLAN).read_text(encoding="utf-8") == plan:
-            log.info("%s: going on with what an earlier call has finished", folder)
-            for cut_short in folder.rglob(".*"):
-                cut_short.unlink()
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            with _beside(folder / _PLAN) as beside:
-                beside.write_text(plan, encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{out}: cannot be made ({error.strerror})\n  Give a folder in a place that you can write to.") from None
-    yield folder
-    (folder / _PLAN).unlink()
-    os.replace(folder, out)
-
-
-@contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A path to write to, renamed to `path` when the block ends well."""
-    path.parent.mkdir(exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    yield beside
-    os.replace(beside, path)
