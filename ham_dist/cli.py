@@ -82,6 +82,29 @@ def options(
 
 
 @app.command()
+def fetch(
+    recipe: Annotated[str, typer.Argument(help="A data set of datasets/sources/, such as movielens-1m.")],
+    out: Annotated[Path, typer.Option(help="New folder for the raw files.")],
+    accept_licence: Annotated[bool, typer.Option("--accept-licence", help="You have read the licence that is shown, and accept it.")] = False,
+) -> None:
+    """Download raw files, or say where a person must accept a licence and what to put where.
+
+    A download that was cut off goes on with the same command.
+
+    \b
+    Example:
+      ham-dist fetch movielens-1m --out ml-1m --accept-licence
+    """
+    from ham_dist.data.fetch import fetch as fetch_data
+    from ham_dist.data.fetch import load_source, prepare_command
+
+    source = load_source(recipe)
+    typer.echo(f"{source.page}\n{source.licence}\n")
+    fetch_data(recipe, source, out, accept_licence)
+    typer.echo(f"raw files in {out}. Next:\n  {prepare_command(recipe, out)}")
+
+
+@app.command()
 def prepare(
     recipe: Annotated[str, typer.Argument(help="A recipe of datasets/ by name, the path of one, or `synthetic` for generated data.")],
     out: Annotated[Path, typer.Option(help="New folder for the prepared data.")],

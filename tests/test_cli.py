@@ -13,7 +13,7 @@ from ham_dist.config.load import dump_run, load_run
 from ham_dist.config.schema import RunSettings
 from ham_dist.errors import DataError
 
-COMMANDS = ("prepare", "generate", "train", "export", "score", "inspect", "doctor")
+COMMANDS = ("fetch", "prepare", "generate", "train", "export", "score", "inspect", "doctor")
 
 runner = CliRunner()
 

@@ -15,7 +15,7 @@ from ham_dist.config.schema import SyntheticSettings
 from ham_dist.data.folder import already_there
 from ham_dist.data.manifest import FORMAT_VERSION, FieldEntry, Manifest, SplitEntry, StoredFile, Truth
 from ham_dist.data.planted import CHUNK, Planted, auc
-from ham_dist.data.shards import LABEL, ROW_GROUP, VOCABULARY_SCHEMA, split_schema, stored_file
+from ham_dist.data.shards import LABEL, ROW_GROUP, VOCABULARY_SCHEMA, shard_name, split_schema, stored_file, write_shard
 from ham_dist.data.unfinished import beside, unfinished
 
 log = logging.getLogger(__name__)
@@ -75,18 +75,15 @@ def generate_shard(planted: Planted, split: str, number: int, folder: Path) -> t
 
     The bytes are those that `generate` writes. A shard that is there already is not made again; one that is cut short never has the shard's name.
     """
-    path = folder / split / f"part-{number:05d}.parquet"
-    if not path.exists():
-        first = number * ROWS_PER_SHARD
-        rows = min(ROWS_PER_SHARD, split_sizes(planted.settings.rows)[split] - first)
-        schema = split_schema(dict.fromkeys(planted.names, False))
-        chunks = [planted.chunk(split, (first + done) // CHUNK, min(CHUNK, rows - done)) for done in range(0, rows, CHUNK)]
-        # In one piece, because where pages end depends on where pieces do.
-        columns = [np.concatenate(parts) for parts in zip(*([labels, *ids] for ids, labels, _ in chunks), strict=True)]
-        with beside(path) as hidden:
-            pq.write_table(pa.table(columns, schema=schema), hidden, row_group_size=ROW_GROUP)
-    labels = pq.read_table(path, columns=[LABEL])[LABEL]
-    return stored_file(folder, path, len(labels)), pc.sum(labels).as_py()
+    file = shard_name(split, number)
+    if (folder / file).exists():
+        labels = pq.read_table(folder / file, columns=[LABEL])[LABEL]
+        return stored_file(folder, folder / file, len(labels)), pc.sum(labels).as_py()
+    first = number * ROWS_PER_SHARD
+    rows = min(ROWS_PER_SHARD, split_sizes(planted.settings.rows)[split] - first)
+    schema = split_schema(dict.fromkeys(planted.names, False))
+    chunks = (planted.chunk(split, (first + done) // CHUNK, min(CHUNK, rows - done)) for done in range(0, rows, CHUNK))
+    return write_shard(folder, file, (pa.record_batch([labels, *ids], schema=schema) for ids, labels, _ in chunks), schema)
 
 
 def split_sizes(rows: int) -> dict[str, int]:
