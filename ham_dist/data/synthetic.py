@@ -16,7 +16,7 @@ from ham_dist.data.folder import already_there
 from ham_dist.data.manifest import FORMAT_VERSION, FieldEntry, Manifest, SplitEntry, StoredFile, Truth
 from ham_dist.data.planted import CHUNK, Planted, auc
 from ham_dist.data.shards import LABEL, ROW_GROUP, VOCABULARY_SCHEMA, shard_name, split_schema, stored_file, write_shard
-from ham_dist.data.unfinished import beside, unfinished
+from ham_dist.data.unfinished import unfinished
 
 log = logging.getLogger(__name__)
 
@@ -123,17 +123,17 @@ def _write_vocabularies(planted: Planted, folder: Path, train: SplitEntry) -> It
     """One vocabulary a field: the value of an id is its number as text, and the count is that of the training split."""
     sizes = dict(zip(planted.names, planted.settings.cardinalities, strict=True))
     for names in _counted_together(sizes):
-        paths = {name: folder / "vocabulary" / f"{name}.parquet" for name in names}
-        if not all(path.exists() for path in paths.values()):
+        files = {name: f"vocabulary/{name}.parquet" for name in names}
+        if not all((folder / file).exists() for file in files.values()):
             counts = {name: np.zeros(sizes[name], dtype=np.int64) for name in names}
             for shard in train.shards:
                 table = pq.read_table(folder / shard.file, columns=names)
                 for name in names:
                     _add(counts[name], table[name].to_numpy())
-            for name, path in paths.items():
-                _write_vocabulary(path, counts[name])
-        for name, path in paths.items():
-            yield FieldEntry(name=name, rows=sizes[name], multi_valued=False, vocabulary=stored_file(folder, path, sizes[name] - 1))
+            for name, file in files.items():
+                write_shard(folder, file, _numbered(counts[name]), VOCABULARY_SCHEMA)
+        for name, file in files.items():
+            yield FieldEntry(name=name, rows=sizes[name], multi_valued=False, vocabulary=stored_file(folder, folder / file, sizes[name] - 1))
 
 
 def _counted_together(sizes: dict[str, int]) -> Iterator[list[str]]:
@@ -155,11 +155,11 @@ def _add(counts: Array, ids: Array) -> None:
         counts += np.bincount(ids, minlength=len(counts))
 
 
-def _write_vocabulary(path: Path, counts: Array) -> None:
-    with beside(path) as hidden, pq.ParquetWriter(hidden, VOCABULARY_SCHEMA) as writer:
-        for first in range(1, len(counts), ROW_GROUP):
-            ids = pa.array(np.arange(first, min(first + ROW_GROUP, len(counts)), dtype=np.int32))
-            writer.write_table(pa.table([ids.cast(pa.string()), ids, counts[first : first + ROW_GROUP]], schema=VOCABULARY_SCHEMA))
+def _numbered(counts: Array) -> Iterator[pa.RecordBatch]:
+    """The rows of a vocabulary whose values are the ids as text."""
+    for first in range(1, len(counts), ROW_GROUP):
+        ids = pa.array(np.arange(first, min(first + ROW_GROUP, len(counts)), dtype=np.int32))
+        yield pa.record_batch([ids.cast(pa.string()), ids, pa.array(counts[first : first + ROW_GROUP])], schema=VOCABULARY_SCHEMA)
 
 
 def _truth(planted: Planted) -> Truth:
