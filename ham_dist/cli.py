@@ -6,6 +6,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -136,7 +137,7 @@ def prepare(
         from ham_dist.data.recipe import load_recipe
 
         prepare_data(load_recipe(recipe), raw, out)
-    inspect(out)
+    _describe(out)
 
 
 @app.command()
@@ -219,7 +220,7 @@ def export(
     from ham_dist.export.package import export_run
 
     export_run(run_dir, out, precision)
-    inspect(out)
+    _describe(out)
 
 
 @app.command()
@@ -244,20 +245,35 @@ def score(
 
 
 @app.command()
-def inspect(path: Annotated[Path, typer.Argument(help="Folder of prepared data, of a run, or of a bundle.")]) -> None:
-    """Say what a folder holds.
+def inspect(
+    path: Annotated[Path, typer.Argument(help="Folder of prepared data, of a run, or of a bundle.")],
+    width: Annotated[int | None, typer.Option(min=1, help="Of data: count the bytes of tables this wide; model.base_width without it.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Of data: the same figures as JSON.")] = False,
+) -> None:
+    """Say what a folder holds. Data is read once through: how its ids are spread, and whether the splits hold the same ones.
 
     \b
     Example:
       ham-dist inspect runs/first
+      ham-dist inspect data/movielens-1m --width 8 --json
     """
-    from rich.console import Console
+    from ham_dist.config.schema import ModelSettings
+    from ham_dist.describe import describe_look, holds_data
 
-    from ham_dist.describe import describe
+    if not holds_data(path):
+        if as_json or width is not None:
+            raise ConfigError(f"inspect {path}: is no prepared data, and --width and --json are for that. Leave them out")
+        _describe(path)
+        return
+    from ham_dist.data.look import look_at
+    from ham_dist.data.manifest import Manifest
 
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    for part in describe(path):
-        console.print(part)
+    look = look_at(path, Manifest.load(path), width or ModelSettings().base_width)
+    if as_json:
+        typer.echo(look.model_dump_json(indent=1))
+    else:
+        _describe(path)
+        _print(describe_look(look))
 
 
 @app.command()
@@ -274,6 +290,21 @@ def doctor() -> None:
 
     if not report():
         raise typer.Exit(EXIT_USERS)
+
+
+def _describe(path: Path) -> None:
+    """Print what `path` says of itself, without reading through it."""
+    from ham_dist.describe import describe
+
+    _print(describe(path))
+
+
+def _print(parts: Iterable[Any]) -> None:
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    for part in parts:
+        console.print(part)
 
 
 def _message(error: Exception) -> str | None:

@@ -1,4 +1,5 @@
 import errno
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typer.testing import CliRunner
 from ham_dist import __version__, cli, train
 from ham_dist.cli import app
 from ham_dist.config.load import dump_run, load_run
-from ham_dist.config.schema import RunSettings
+from ham_dist.config.schema import ModelSettings, RunSettings, SyntheticSettings
 from ham_dist.errors import DataError
 
 COMMANDS = ("fetch", "prepare", "generate", "train", "export", "score", "inspect", "doctor")
@@ -140,7 +141,20 @@ def test_generated_data_can_be_prepared_and_inspected(tmp_path: Path) -> None:
     prepared = runner.invoke(app, arguments)
     assert prepared.exit_code == 0, prepared.stderr
     assert "prepared data, synthetic" in prepared.stdout
-    assert runner.invoke(app, ["inspect", str(tmp_path / "data")]).stdout == prepared.stdout
+    inspected = runner.invoke(app, ["inspect", str(tmp_path / "data"), "--width", "4"]).stdout
+    assert inspected.startswith(prepared.stdout)
+    assert "tables of width 4: 0.04 MB" in inspected
+    figures = json.loads(runner.invoke(app, ["inspect", str(tmp_path / "data"), "--json"]).stdout)
+    assert figures["width"] == ModelSettings().base_width
+    assert [field["rows"] for field in figures["fields"]] == list(SyntheticSettings().cardinalities)
+
+
+def test_only_data_has_figures(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("")
+    for option in (["--json"], ["--width", "4"]):
+        refused = runner.invoke(app, ["inspect", str(tmp_path), *option])
+        assert refused.exit_code == 2
+        assert "is no prepared data, and --width and --json are for that" in refused.stderr
 
 
 def test_criteo_text_is_one_file_or_a_folder_of_days(tmp_path: Path) -> None:
