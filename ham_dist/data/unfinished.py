@@ -1,5 +1,6 @@
 """Writing so that a killed process leaves nothing half done under a final name, and the next one goes on."""
 
+import fcntl
 import json
 import logging
 import os
@@ -21,27 +22,39 @@ def unfinished(out: Path, plan: dict[str, Any]) -> Iterator[Path]:
     """A folder beside `out` that outlives a killed process, renamed to `out` when the block ends well.
 
     What it holds from an earlier process is kept where that one had the same `plan` (anything that JSON can hold), and deleted where it had another.
-    raises: DataError if `out` exists with something in it, or its parent cannot be written to.
+    raises: DataError if `out` exists with something in it, its parent cannot be written to, or another process is writing it.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise DataError(f"{out}: is there already; nothing was written\n  Give a name that does not exist yet, or delete it.")
     folder = out.parent / f".{out.name}.unfinished"
-    text = json.dumps(plan, sort_keys=True)
     try:
-        if (folder / _PLAN).is_file() and (folder / _PLAN).read_text(encoding="utf-8") == text:
-            log.info("%s: going on with what an earlier call has finished", folder)
-            for cut_short in folder.rglob(".*"):
-                cut_short.unlink()
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            with beside(folder / _PLAN) as path:
-                path.write_text(text, encoding="utf-8")
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise DataError(f"{out}: cannot be made ({error.strerror})\n  Give a folder in a place that you can write to.") from None
-    yield folder
-    (folder / _PLAN).unlink()
-    os.replace(folder, out)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"{out}: another process is writing it\n  Wait for it, or give another name.") from None
+        _keep_what_fits(folder, json.dumps(plan, sort_keys=True))
+        yield folder
+        (folder / _PLAN).unlink()
+        os.replace(folder, out)
+    finally:
+        os.close(lock)
+
+
+def _keep_what_fits(folder: Path, plan: str) -> None:
+    if (folder / _PLAN).is_file() and (folder / _PLAN).read_text(encoding="utf-8") == plan:
+        log.info("%s: going on with what an earlier call has finished", folder)
+        for cut_short in folder.rglob(".*"):
+            cut_short.unlink()
+        return
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with beside(folder / _PLAN) as hidden:
+        hidden.write_text(plan, encoding="utf-8")
 
 
 @contextmanager
