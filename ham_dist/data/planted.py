@@ -75,12 +75,12 @@ class Planted:
         """Log odds (n,) of a click for samples with `ids` (F, n)."""
         total = np.zeros((ids.shape[1], self.vectors[0].shape[1]))
         squares = np.zeros(ids.shape[1])
-        for rank, vectors, of_field in zip(self.settings.planted_ranks, self.vectors, ids, strict=True):
+        for rank, vectors, norms, of_field in zip(self.settings.planted_ranks, self.vectors, self._square_norms, ids, strict=True):
             if rank == 0:
                 continue
-            rows = vectors[_latent_rows(of_field) if len(vectors) > LATENTS else of_field]
-            total += rows
-            squares += (rows**2).sum(1)
+            rows = _latent_rows(of_field) if len(vectors) > LATENTS else of_field
+            total += vectors[rows]
+            squares += norms[rows]
         # The sum over pairs is half of: square of the sum less sum of the squares.
         return ((total**2).sum(1) - squares) / 2 - OFFSET
 
@@ -116,6 +116,10 @@ class Planted:
                     mistakes.append(f"cardinalities: {name} has {count}; {rank} centred columns need at least {rank + 2}")
         if mistakes:
             raise DataError("\n".join(f"synthetic.{mistake}" for mistake in mistakes))
+
+    @cached_property
+    def _square_norms(self) -> list[Array]:
+        return [(vectors**2).sum(1) for vectors in self.vectors]
 
     @cached_property
     def _edges(self) -> list[Array | None]:

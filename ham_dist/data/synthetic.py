@@ -30,6 +30,8 @@ BAYES_ROWS = 20 * CHUNK
 # Values counted at once, 8 bytes each; a field of more is counted alone.
 _COUNTED_TOGETHER = 8_000_000
 _SECONDS_PER_LINE = 10.0
+# A vocabulary in Parquet takes 12 bytes a value, whatever the rows; worth a word where there are this many.
+_MANY_VALUES, _BYTES_PER_VALUE = 10_000_000, 12
 
 
 def generate(settings: SyntheticSettings, out: str | Path) -> Manifest:
@@ -54,6 +56,8 @@ def generate(settings: SyntheticSettings, out: str | Path) -> Manifest:
     there = already_there(out, planned)
     if there is not None:
         return there
+    if (values := sum(settings.cardinalities)) > _MANY_VALUES:
+        log.info("%s: the vocabularies of %s values take about %.1f GB", out, f"{values:,}", values * _BYTES_PER_VALUE / 1e9)
     with unfinished(out, planned | {"versions": _versions()}) as folder:
         splits = _write_splits(planted, folder)
         manifest = Manifest(
