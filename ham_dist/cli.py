@@ -117,7 +117,7 @@ def prepare(
     \b
     Example:
       ham-dist prepare movielens-1m --raw ml-1m --out data/movielens-1m
-      ham-dist prepare synthetic --out data/synthetic --set data.synthetic.rows=1000000
+      ham-dist prepare synthetic --out data/synthetic --set data.synthetic.rows=1000000 --set data.synthetic.preset=dlrm
     """
     if recipe == "synthetic":
         if raw is not None:
