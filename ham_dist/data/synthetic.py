@@ -168,9 +168,7 @@ def _numbered(counts: Array) -> Iterator[pa.RecordBatch]:
 
 def _truth(planted: Planted) -> Truth:
     rows = min(split_sizes(planted.settings.rows)["test"], BAYES_ROWS)
-    chunks = list(planted.chunks("test", rows))
-    labels = np.concatenate([labels for _, labels, _ in chunks])
-    logits = np.concatenate([logits for _, _, logits in chunks])
+    labels, logits = map(np.concatenate, zip(*((labels, logits) for _, labels, logits in planted.chunks("test", rows)), strict=True))
     return Truth(
         planted_ranks=dict(zip(planted.names, planted.settings.planted_ranks, strict=True)),
         bayes_auc=auc(labels, logits),
