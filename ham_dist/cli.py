@@ -141,36 +141,6 @@ def prepare(
 
 
 @app.command()
-def generate(
-    kind: Annotated[Literal["criteo-text"], typer.Argument(help="Text in the format of Criteo's click logs.")],
-    rows: Annotated[int, typer.Option(min=1, help="Rows in all.")],
-    out: Annotated[Path, typer.Option(help="New file, gzipped where it ends in .gz; with --days, a new folder.")],
-    days: Annotated[int | None, typer.Option(min=1, help="Spread over files day_0, day_1, ... in the folder OUT.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the rows.")] = 0,
-    gzipped: Annotated[bool, typer.Option("--gzip", help="With --days: day_0.gz, day_1.gz, ...")] = False,
-) -> None:
-    """Write raw text that stands in for licensed click logs, to measure preparation at size.
-
-    Its counts of values, and how often they are missing, are those of Criteo's Kaggle file; what it says of clicks is made up. `ham-dist prepare
-    synthetic` makes data for training.
-
-    \b
-    Example:
-      ham-dist generate criteo-text --rows 1000000 --out criteo/train.txt
-      ham-dist generate criteo-text --rows 4000000 --days 24 --gzip --out criteo-days
-    """
-    from ham_dist.data.criteo_text import write_criteo_days, write_criteo_file
-
-    if days is not None:
-        write_criteo_days(out, rows, days, seed=seed, gzipped=gzipped)
-    elif gzipped:
-        raise ConfigError(f"generate {kind}: --gzip is for --days; of one file the name decides. Give --out {out}.gz, and leave --gzip out")
-    else:
-        write_criteo_file(out, rows, seed=seed)
-    typer.echo(f"{rows:,} rows in {out}")
-
-
-@app.command()
 def train(
     run: Annotated[str | None, typer.Argument(metavar="RUN.toml", help="Settings of the run; without them, every default.")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting, over the file's; once for each.")] = None,
@@ -274,6 +244,36 @@ def inspect(
     else:
         _describe(path)
         _print(describe_look(look))
+
+
+@app.command()
+def generate(
+    kind: Annotated[Literal["criteo-text"], typer.Argument(help="Text in the format of Criteo's click logs.")],
+    rows: Annotated[int, typer.Option(min=1, help="Rows in all.")],
+    out: Annotated[Path, typer.Option(help="New file, gzipped where it ends in .gz; with --days, a new folder.")],
+    days: Annotated[int | None, typer.Option(min=1, help="Spread over files day_0, day_1, ... in the folder OUT.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the rows.")] = 0,
+    gzipped: Annotated[bool, typer.Option("--gzip", help="With --days: day_0.gz, day_1.gz, ...")] = False,
+) -> None:
+    """Write raw text that stands in for licensed click logs, to measure preparation at size.
+
+    Its counts of values, and how often they are missing, are those of Criteo's Kaggle file; what it says of clicks is made up. `ham-dist prepare
+    synthetic` makes data for training.
+
+    \b
+    Example:
+      ham-dist generate criteo-text --rows 1000000 --out criteo/train.txt
+      ham-dist generate criteo-text --rows 4000000 --days 24 --gzip --out criteo-days
+    """
+    from ham_dist.data.criteo_text import write_criteo_days, write_criteo_file
+
+    if days is not None:
+        write_criteo_days(out, rows, days, seed=seed, gzipped=gzipped)
+    elif gzipped:
+        raise ConfigError(f"generate {kind}: --gzip is for --days; of one file the name decides. Give --out {out}.gz, and leave --gzip out")
+    else:
+        write_criteo_file(out, rows, seed=seed)
+    typer.echo(f"{rows:,} rows in {out}")
 
 
 @app.command()
