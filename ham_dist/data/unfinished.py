@@ -26,7 +26,8 @@ def unfinished(out: Path, plan: dict[str, Any]) -> Iterator[Path]:
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise DataError(f"{out}: is there already; nothing was written\n  Give a name that does not exist yet, or delete it.")
-    folder = out.parent / f".{out.name}.unfinished"
+    place = out.absolute()  # `.` alone has no name
+    folder = place.parent / f".{place.name}.unfinished"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder, os.O_RDONLY)
@@ -40,7 +41,7 @@ def unfinished(out: Path, plan: dict[str, Any]) -> Iterator[Path]:
         _keep_what_fits(folder, json.dumps(plan, sort_keys=True))
         yield folder
         (folder / _PLAN).unlink()
-        os.replace(folder, out)
+        os.replace(folder, place)
     finally:
         os.close(lock)
 

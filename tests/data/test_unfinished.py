@@ -65,3 +65,11 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
         hidden.write_text("whole")
         assert not (tmp_path / "file").exists()
     assert (tmp_path / "file").read_text() == "whole"
+
+
+def test_the_folder_that_one_stands_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with unfinished(Path("."), {}) as folder:
+        (folder / "first").write_text("first")
+    assert (tmp_path / "here" / "first").exists()
