@@ -6,6 +6,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -82,6 +83,29 @@ def options(
 
 
 @app.command()
+def fetch(
+    recipe: Annotated[str, typer.Argument(help="A data set of datasets/sources/, such as movielens-1m.")],
+    out: Annotated[Path, typer.Option(help="New folder for the raw files.")],
+    accept_licence: Annotated[bool, typer.Option("--accept-licence", help="You have read the licence that is shown, and accept it.")] = False,
+) -> None:
+    """Download raw files, or say where a person must accept a licence and what to put where.
+
+    A download that was cut off goes on with the same command.
+
+    \b
+    Example:
+      ham-dist fetch movielens-1m --out ml-1m --accept-licence
+    """
+    from ham_dist.data.fetch import fetch as fetch_data
+    from ham_dist.data.fetch import load_source, prepare_command
+
+    source = load_source(recipe)
+    typer.echo(f"{source.page}\n{source.licence}\n")
+    fetch_data(recipe, source, out, accept_licence)
+    typer.echo(f"raw files in {out}. Next:\n  {prepare_command(recipe, out)}")
+
+
+@app.command()
 def prepare(
     recipe: Annotated[str, typer.Argument(help="A recipe of datasets/ by name, the path of one, or `synthetic` for generated data.")],
     out: Annotated[Path, typer.Option(help="New folder for the prepared data.")],
@@ -93,7 +117,7 @@ def prepare(
     \b
     Example:
       ham-dist prepare movielens-1m --raw ml-1m --out data/movielens-1m
-      ham-dist prepare synthetic --out data/synthetic --set data.synthetic.rows=1000000
+      ham-dist prepare synthetic --out data/synthetic --set data.synthetic.rows=1000000 --set data.synthetic.preset=dlrm
     """
     if recipe == "synthetic":
         if raw is not None:
@@ -113,7 +137,7 @@ def prepare(
         from ham_dist.data.recipe import load_recipe
 
         prepare_data(load_recipe(recipe), raw, out)
-    inspect(out)
+    _describe(out)
 
 
 @app.command()
@@ -166,7 +190,7 @@ def export(
     from ham_dist.export.package import export_run
 
     export_run(run_dir, out, precision)
-    inspect(out)
+    _describe(out)
 
 
 @app.command()
@@ -191,20 +215,65 @@ def score(
 
 
 @app.command()
-def inspect(path: Annotated[Path, typer.Argument(help="Folder of prepared data, of a run, or of a bundle.")]) -> None:
-    """Say what a folder holds.
+def inspect(
+    path: Annotated[Path, typer.Argument(help="Folder of prepared data, of a run, or of a bundle.")],
+    width: Annotated[int | None, typer.Option(min=1, help="Of data: count the bytes of tables this wide; model.base_width without it.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Of data: the same figures as JSON.")] = False,
+) -> None:
+    """Say what a folder holds. Data is read once through: how its ids are spread, and whether the splits hold the same ones.
 
     \b
     Example:
       ham-dist inspect runs/first
+      ham-dist inspect data/movielens-1m --width 8 --json
     """
-    from rich.console import Console
+    from ham_dist.config.schema import ModelSettings
+    from ham_dist.describe import describe_look, holds_data
 
-    from ham_dist.describe import describe
+    if not holds_data(path):
+        if as_json or width is not None:
+            raise ConfigError(f"inspect {path}: is no prepared data, and --width and --json are for that. Leave them out")
+        _describe(path)
+        return
+    from ham_dist.data.look import look_at
+    from ham_dist.data.manifest import Manifest
 
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    for part in describe(path):
-        console.print(part)
+    look = look_at(path, Manifest.load(path), width or ModelSettings().base_width)
+    if as_json:
+        typer.echo(look.model_dump_json(indent=1))
+    else:
+        _describe(path)
+        _print(describe_look(look))
+
+
+@app.command()
+def generate(
+    kind: Annotated[Literal["criteo-text"], typer.Argument(help="Text in the format of Criteo's click logs.")],
+    rows: Annotated[int, typer.Option(min=1, help="Rows in all.")],
+    out: Annotated[Path, typer.Option(help="New file, gzipped where it ends in .gz; with --days, a new folder.")],
+    days: Annotated[int | None, typer.Option(min=1, help="Spread over files day_0, day_1, ... in the folder OUT.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the rows.")] = 0,
+    gzipped: Annotated[bool, typer.Option("--gzip", help="With --days: day_0.gz, day_1.gz, ...")] = False,
+) -> None:
+    """Write raw text that stands in for licensed click logs, to measure preparation at size.
+
+    Its counts of values, and how often they are missing, are those of Criteo's Kaggle file; what it says of clicks is made up. `ham-dist prepare
+    synthetic` makes data for training.
+
+    \b
+    Example:
+      ham-dist generate criteo-text --rows 1000000 --out criteo/train.txt
+      ham-dist generate criteo-text --rows 4000000 --days 24 --gzip --out criteo-days
+    """
+    from ham_dist.data.criteo_text import write_criteo_days, write_criteo_file
+
+    if days is not None:
+        write_criteo_days(out, rows, days, seed=seed, gzipped=gzipped)
+    elif gzipped:
+        raise ConfigError(f"generate {kind}: --gzip is for --days; of one file the name decides. Give --out {out}.gz, and leave --gzip out")
+    else:
+        write_criteo_file(out, rows, seed=seed)
+    typer.echo(f"{rows:,} rows in {out}")
 
 
 @app.command()
@@ -221,6 +290,21 @@ def doctor() -> None:
 
     if not report():
         raise typer.Exit(EXIT_USERS)
+
+
+def _describe(path: Path) -> None:
+    """Print what `path` says of itself, without reading through it."""
+    from ham_dist.describe import describe
+
+    _print(describe(path))
+
+
+def _print(parts: Iterable[Any]) -> None:
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    for part in parts:
+        console.print(part)
 
 
 def _message(error: Exception) -> str | None:

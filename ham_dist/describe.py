@@ -10,7 +10,8 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from ham_dist.config.load import load_run
-from ham_dist.data.manifest import Manifest
+from ham_dist.data.look import DataLook
+from ham_dist.data.manifest import SPLITS, Manifest
 from ham_dist.errors import DataError
 from ham_dist.export.manifest import FORMAT as BUNDLE_FORMAT
 from ham_dist.export.manifest import BundleManifest, read_manifest
@@ -19,8 +20,13 @@ from ham_dist.training.run_folder import RunFolder, read_json
 MANIFEST = "manifest.json"
 
 
+def holds_data(path: Path) -> bool:
+    """Whether `path` is a folder of prepared data: not a run, not a bundle, and not nothing."""
+    return not RunFolder(path).settings.exists() and (path / MANIFEST).exists() and not _is_bundle(path / MANIFEST)
+
+
 def describe(path: Path) -> Iterator[RenderableType]:
-    """What `path` holds, to be printed part by part.
+    """What `path` holds, to be printed part by part; of data no more than its manifest says.
 
     raises: DataError if it is no folder of ours; DataError, BundleError or ConfigError if it is a damaged one.
     """
@@ -61,6 +67,41 @@ def _data(path: Path, manifest: Manifest) -> Iterator[RenderableType]:
             for field in manifest.fields
         ),
     )
+
+
+def describe_look(look: DataLook) -> Iterator[RenderableType]:
+    """What a look at prepared data found, to be printed part by part."""
+    rejected = sum(look.rejected.values())
+    yield f"raw rows {look.rows_in:,}, dropped {look.rows_dropped:,}, rejected lines {rejected:,}"
+    if look.rejected:
+        yield _table(("reason", "rejected lines"), ((reason, f"{count:,}") for reason, count in look.rejected.items()))
+    yield f"tables of width {look.width}: {look.bytes / 1e6:,.2f} MB. Shares of the values of each split:"
+    yield _table(
+        (
+            "field",
+            "MB",
+            *(f"id 0, {split}" for split in SPLITS),
+            *(f"unseen, {split}" for split in SPLITS[1:]),
+            "top 1 %",
+            "top 10 %",
+            "ids seen",
+            "once",
+        ),
+        (
+            (
+                field.name,
+                f"{field.bytes / 1e6:,.2f}",
+                *(f"{field.zero[split]:.1%}" for split in SPLITS),
+                *(f"{field.unseen[split]:.1%}" for split in SPLITS[1:]),
+                f"{field.top_1_percent:.1%}",
+                f"{field.top_10_percent:.1%}",
+                f"{field.ids_seen:,}",
+                f"{field.ids_seen_once:,}",
+            )
+            for field in look.fields
+        ),
+    )
+    yield from (f"warning: {alarm}" for alarm in look.alarms)
 
 
 def _run(folder: RunFolder) -> Iterator[RenderableType]:

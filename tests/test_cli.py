@@ -1,4 +1,5 @@
 import errno
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,10 @@ from typer.testing import CliRunner
 from ham_dist import __version__, cli, train
 from ham_dist.cli import app
 from ham_dist.config.load import DEMO, dump_run, load_run
-from ham_dist.config.schema import PrecisionSettings, RunSettings
+from ham_dist.config.schema import ModelSettings, PrecisionSettings, RunSettings, SyntheticSettings
 from ham_dist.errors import DataError
 
-COMMANDS = ("prepare", "train", "export", "score", "inspect", "doctor")
+COMMANDS = ("fetch", "prepare", "generate", "train", "export", "score", "inspect", "doctor")
 
 runner = CliRunner()
 
@@ -140,4 +141,31 @@ def test_generated_data_can_be_prepared_and_inspected(tmp_path: Path) -> None:
     prepared = runner.invoke(app, arguments)
     assert prepared.exit_code == 0, prepared.stderr
     assert "prepared data, synthetic" in prepared.stdout
-    assert runner.invoke(app, ["inspect", str(tmp_path / "data")]).stdout == prepared.stdout
+    inspected = runner.invoke(app, ["inspect", str(tmp_path / "data"), "--width", "4"]).stdout
+    assert inspected.startswith(prepared.stdout)
+    assert "tables of width 4: 0.04 MB" in inspected
+    figures = json.loads(runner.invoke(app, ["inspect", str(tmp_path / "data"), "--json"]).stdout)
+    assert figures["width"] == ModelSettings().base_width
+    assert [field["rows"] for field in figures["fields"]] == list(SyntheticSettings().cardinalities)
+
+
+def test_only_data_has_figures(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("")
+    for option in (["--json"], ["--width", "4"]):
+        refused = runner.invoke(app, ["inspect", str(tmp_path), *option])
+        assert refused.exit_code == 2
+        assert "is no prepared data, and --width and --json are for that" in refused.stderr
+
+
+def test_criteo_text_is_one_file_or_a_folder_of_days(tmp_path: Path) -> None:
+    def generate(*arguments: str) -> str:
+        result = runner.invoke(app, ["generate", "criteo-text", "--rows", "30", *arguments])
+        return result.stdout if result.exit_code == 0 else f"exit {result.exit_code}: {result.stderr}"
+
+    file, folder = tmp_path / "train.txt", tmp_path / "days"
+    assert generate("--out", str(file)) == f"30 rows in {file}\n"
+    assert len(file.read_text().splitlines()) == 30
+    assert generate("--out", str(folder), "--days", "2", "--gzip", "--seed", "1") == f"30 rows in {folder}\n"
+    assert sorted(path.name for path in folder.iterdir()) == ["day_0.gz", "day_1.gz"]
+    assert generate("--out", str(file)).startswith(f"exit 2: ham-dist: {file}: is there already; nothing was written\n")
+    assert "--gzip is for --days" in generate("--out", str(tmp_path / "x"), "--gzip")

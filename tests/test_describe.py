@@ -6,7 +6,8 @@ import pytest
 from rich.console import Console
 
 from ham_dist.config.load import load_run
-from ham_dist.describe import describe
+from ham_dist.data.look import DataLook, FieldLook
+from ham_dist.describe import describe, describe_look
 from ham_dist.errors import BundleError, DataError
 from ham_dist.training.run_folder import RunFolder, write_json
 
@@ -42,3 +43,23 @@ def test_damaged_manifest_is_refused(tmp_path: Path, content: str, error: type[E
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(error, match=r"manifest\.json"):
         _described(tmp_path)
+
+
+def test_look_names_rejected_lines_by_reason_and_warns() -> None:
+    field = FieldLook(
+        name="city", rows=50_000, multi_valued=False, bytes=3_200_000, top_1_percent=0.5, top_10_percent=0.75, ids_seen=41_234, ids_seen_once=77,
+        zero={"train": 0.01, "validation": 0.02, "test": 0.03}, unseen={"validation": 0.2, "test": 0.04},
+    )  # fmt: skip
+    look = DataLook(
+        name="x", seed=0, width=16, splits={}, rows_in=1_005, rows_dropped=2, rejected={"too few columns": 3, "not a number": 1}, fields=[field],
+        alarms=["field city: much"],
+    )  # fmt: skip
+    stream = io.StringIO()
+    console = Console(file=stream, width=120)
+    for part in describe_look(look):
+        console.print(part, soft_wrap=True)
+    lines = [line.split() for line in stream.getvalue().splitlines()]
+    assert ["raw", "rows", "1,005,", "dropped", "2,", "rejected", "lines", "4"] in lines
+    assert ["too", "few", "columns", "3"] in lines
+    assert ["city", "3.20", "1.0%", "2.0%", "3.0%", "20.0%", "4.0%", "50.0%", "75.0%", "41,234", "77"] in lines
+    assert lines[-1] == ["warning:", "field", "city:", "much"]

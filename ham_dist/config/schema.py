@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ham_dist.config.presets import PRESETS
+
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
@@ -17,18 +19,34 @@ class Settings(BaseModel):
 class SyntheticSettings(Settings):
     """Generated data with planted truth: which fields matter, and how many columns each needs, is known."""
 
+    preset: Annotated[Literal["dlrm", "dlrm-39"] | None, Field(exclude=True)] = None
+    """Cardinalities, ranks and skew in a word: the DLRM benchmark's 26 tables of 204 million rows; `dlrm-39` puts 13 small ones before them."""
     rows: PositiveInt = 200_000
     """Rows of all three splits together."""
     planted_ranks: tuple[Annotated[int, Field(ge=0)], ...] = (6, 4, 3, 2, 1, 0, 0, 0)
     """Columns that each field truly needs; 0 makes a field pure noise. One entry a field."""
-    cardinalities: tuple[Annotated[int, Field(ge=2)], ...] = (600, 400, 300, 200, 100, 500, 200, 50)
+    cardinalities: tuple[Annotated[int, Field(ge=2, lt=2**31)], ...] = (600, 400, 300, 200, 100, 500, 200, 50)
     """Rows C_j of each field's table, the unknown row 0 included."""
     skew: Annotated[float, Field(ge=0)] = 0.6
     """Zipf exponent of how often the values of a field occur; 0 is uniform."""
+    missing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the values of every field that are missing: id 0, which says nothing of the label."""
     signal: PositiveFloat = 2.0
-    """Standard deviation of the true logit over the rows: how far the labels can be predicted."""
+    """Standard deviation of the true logit over the rows, were none missing: how far the labels can be predicted."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the data; apart from the run's seed, so that runs of several seeds can share one data set."""
+
+    @model_validator(mode="after")
+    def _spell_out_preset(self) -> "SyntheticSettings":
+        if self.preset is None:
+            return self
+        if "cardinalities" in self.model_fields_set:
+            raise ValueError(f"preset = {self.preset!r} and cardinalities are both given; give one of them")
+        for name, value in PRESETS[self.preset].items():
+            if name not in self.model_fields_set:
+                object.__setattr__(self, name, value)  # the model is frozen, and a validator may not give another one
+        object.__setattr__(self, "preset", None)
+        return self
 
     @model_validator(mode="after")
     def _one_entry_a_field(self) -> "SyntheticSettings":

@@ -67,9 +67,9 @@ class Truth(_Part):
     planted_ranks: dict[str, int]
     """Columns that each field truly needs; 0 for pure noise."""
     bayes_auc: float
-    """AUC on the test split of the true logits: no model can do better but by luck."""
+    """AUC on the test split (its first million rows) of the true logits: no model can do better but by luck."""
     bayes_log_loss: float
-    """Mean log loss on the test split of the true probabilities."""
+    """Mean log loss on the same rows of the true probabilities."""
 
 
 class Manifest(_Part):

@@ -1,115 +1,45 @@
-"""Generated data whose truth is planted: which fields matter, and how many columns each of them needs.
+"""Generated data with planted truth (planted.py), written as `prepare` writes data: shard by shard, and going on where it was stopped."""
 
-Field j has a latent matrix U_j (C_j x r_j) with r_j the planted rank, and the true logit of a sample is
-    sum over pairs j < k of <P_j u_j, P_k u_k>,    u_j the row of U_j of the sample's value, P_j (L x r_j) with orthonormal columns.
-The columns of U_j have mean 0, variance 1 and no correlation over the values' distribution, so all r_j of them are needed.
-"""
-
+import logging
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from ham_dist.config.schema import SyntheticSettings
-from ham_dist.data.folder import already_there, staged
-from ham_dist.data.manifest import FORMAT_VERSION, SPLITS, FieldEntry, Manifest, Truth
-from ham_dist.data.shards import split_schema, write_split, write_vocabulary
-from ham_dist.errors import DataError
+from ham_dist.data.folder import already_there
+from ham_dist.data.manifest import FORMAT_VERSION, FieldEntry, Manifest, SplitEntry, StoredFile, Truth
+from ham_dist.data.planted import CHUNK, Planted, auc
+from ham_dist.data.shards import LABEL, ROW_GROUP, VOCABULARY_SCHEMA, shard_name, split_schema, stored_file, write_shard
+from ham_dist.data.unfinished import unfinished
+
+log = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, Any]
 
 NAME = "synthetic"
-ROWS_PER_SHARD = 250_000
-# Rows drawn at once; each chunk has a random stream of its own, so that any can be generated without those before it.
-CHUNK = 50_000
-# Taken off the true logit, so that clicks are the rarer label.
-OFFSET = 1.0
-# Draws of the P_j, of which the most even one is taken.
-_DRAWS = 200
-_LEAST_ROWS = 1000
-# First number of a random stream, apart from the split's number.
-_PLANTED = 1000
-
-
-@dataclass(frozen=True)
-class Planted:
-    """The truth behind a generated set; made from the settings alone."""
-
-    settings: SyntheticSettings
-
-    @cached_property
-    def names(self) -> list[str]:
-        """field_0, field_1, ... in order."""
-        return [f"field_{number}" for number in range(len(self.settings.planted_ranks))]
-
-    @cached_property
-    def distributions(self) -> list[Array]:
-        """Probability of each of the values 1 .. C_j - 1 (Zipf), most frequent first, as ids of prepared data are."""
-        weights = [np.arange(1, rows, dtype=np.float64) ** -self.settings.skew for rows in self.settings.cardinalities]
-        return [weight / weight.sum() for weight in weights]
-
-    @cached_property
-    def vectors(self) -> list[Array]:
-        """V_j (C_j, L) = U_j P_j' of each field, row 0 zero, scaled so that the true logit has the standard deviation `signal`; L = max r_j."""
-        random = _random(self.settings.seed, _PLANTED)
-        latents = [_latent(random, chance, rank) for chance, rank in zip(self.distributions, self.settings.planted_ranks, strict=True)]
-        frames = _frames(random, self.settings.planted_ranks)
-        # u_j and u_k are independent with unit covariance, so <P_j u_j, P_k u_k> has variance |P_j' P_k|^2, and no two pairs correlate.
-        variance = sum(float(((a.T @ b) ** 2).sum()) for a, b in combinations(frames, 2))
-        scale = (self.settings.signal**2 / variance) ** 0.25
-        return [np.vstack([np.zeros((1, frame.shape[0])), scale * latent @ frame.T]) for latent, frame in zip(latents, frames, strict=True)]
-
-    def true_logits(self, ids: Array) -> Array:
-        """Log odds (n,) of a click for samples with `ids` (F, n)."""
-        total = np.zeros((ids.shape[1], self.vectors[0].shape[1]))
-        squares = np.zeros(ids.shape[1])
-        for vectors, of_field in zip(self.vectors, ids, strict=True):
-            rows = vectors[of_field]
-            total += rows
-            squares += (rows**2).sum(1)
-        # The sum over pairs is half of: square of the sum less sum of the squares.
-        return ((total**2).sum(1) - squares) / 2 - OFFSET
-
-    def chunk(self, split: str, number: int, rows: int) -> tuple[Array, Array, Array]:
-        """ids (F, rows) int32, labels (rows,) int8 and true logits (rows,) of chunk `number` of `split`."""
-        random = _random(self.settings.seed, SPLITS.index(split), number)
-        ids = np.stack([1 + _draw(random, chance, rows) for chance in self.distributions]).astype(np.int32)
-        logits = self.true_logits(ids)
-        labels = random.random(rows) < 1 / (1 + np.exp(-logits))
-        return ids, labels.astype(np.int8), logits
-
-    def chunks(self, split: str, rows: int) -> Iterator[tuple[Array, Array, Array]]:
-        """The chunks of `split`, `rows` rows in all."""
-        for number, first in enumerate(range(0, rows, CHUNK)):
-            yield self.chunk(split, number, min(CHUNK, rows - first))
-
-    def check(self) -> None:
-        """raises: DataError if the settings plant ranks that no sample could show."""
-        ranks, rows = self.settings.planted_ranks, self.settings.cardinalities
-        mistakes = []
-        if self.settings.rows < _LEAST_ROWS:
-            mistakes.append(f"rows = {self.settings.rows}: give at least {_LEAST_ROWS}, so that each split holds both labels")
-        if sum(rank > 0 for rank in ranks) < 2:
-            mistakes.append("planted_ranks: fewer than two fields have a rank above 0, and the logit is made of pairs of fields; give at least two")
-        else:
-            for name, rank, count in zip(self.names, ranks, rows, strict=True):
-                if rank > sum(ranks) - rank:
-                    mistakes.append(f"planted_ranks: {name} has {rank}, and the others only {sum(ranks) - rank} together, which cannot show so many")
-                if rank > count - 2:
-                    mistakes.append(f"cardinalities: {name} has {count}; {rank} centred columns need at least {rank + 2}")
-        if mistakes:
-            raise DataError("\n".join(f"synthetic.{mistake}" for mistake in mistakes))
+# A whole number of chunks, so that a shard needs no chunk of another.
+ROWS_PER_SHARD = 5 * CHUNK
+# Rows of the test split that Bayes' AUC and log loss are taken over at most: the AUC sorts them in memory.
+BAYES_ROWS = 20 * CHUNK
+# Values counted at once, 8 bytes each; a field of more is counted alone.
+_COUNTED_TOGETHER = 8_000_000
+_SECONDS_PER_LINE = 10.0
+# A vocabulary in Parquet takes 12 bytes a value, whatever the rows; worth a word where there are this many.
+_MANY_VALUES, _BYTES_PER_VALUE = 10_000_000, 12
 
 
 def generate(settings: SyntheticSettings, out: str | Path) -> Manifest:
     """Write generated data into the new folder `out`, in the format of `prepare`, and give its manifest with the planted truth.
 
-    The same settings give the same rows. Where `out` holds them already it is left alone.
+    The same settings give the same rows. Where `out` holds them already it is left alone; where an earlier call with the same settings was stopped,
+    the shards that it finished are kept. Memory does not grow with the rows: it holds one shard, and the counts of the largest field (8 bytes a row
+    of its table).
     raises: DataError if the settings fit no data, or `out` holds something else.
     """
     out = Path(out)
@@ -118,7 +48,7 @@ def generate(settings: SyntheticSettings, out: str | Path) -> Manifest:
     planned: dict[str, Any] = {
         "name": NAME,
         "recipe": None,
-        "settings": settings.model_dump(mode="json"),
+        "settings": _written(settings),
         "seed": settings.seed,
         "rows_per_shard": ROWS_PER_SHARD,
         "raw": (),
@@ -126,24 +56,38 @@ def generate(settings: SyntheticSettings, out: str | Path) -> Manifest:
     there = already_there(out, planned)
     if there is not None:
         return there
-    with staged(out) as folder:
-        schema = split_schema(dict.fromkeys(planted.names, False))
-        splits = {}
-        for split, rows in split_sizes(settings.rows).items():
-            batches = (pa.record_batch([labels, *ids], schema=schema) for ids, labels, _ in planted.chunks(split, rows))
-            splits[split] = write_split(folder, split, batches, schema, ROWS_PER_SHARD)
+    if (values := sum(settings.cardinalities)) > _MANY_VALUES:
+        log.info("%s: the vocabularies of %s values take about %.1f GB", out, f"{values:,}", values * _BYTES_PER_VALUE / 1e9)
+    with unfinished(out, planned | {"versions": _versions()}) as folder:
+        splits = _write_splits(planted, folder)
         manifest = Manifest(
             format_version=FORMAT_VERSION,
-            fields=tuple(_fields(folder, planted)),
+            fields=tuple(_write_vocabularies(planted, folder, splits["train"])),
             splits=splits,
             rows_in=settings.rows,
             rows_dropped=0,
-            engine={"numpy": np.__version__, "pyarrow": pa.__version__},
+            engine=_versions(),
             truth=_truth(planted),
             **planned,
         )
         manifest.save(folder)
     return manifest
+
+
+def generate_shard(planted: Planted, split: str, number: int, folder: Path) -> tuple[StoredFile, int]:
+    """Write shard `number` of `split` into `folder`, without any other, and give its manifest entry and the number of its clicks.
+
+    The bytes are those that `generate` writes. A shard that is there already is not made again; one that is cut short never has the shard's name.
+    """
+    file = shard_name(split, number)
+    if (folder / file).exists():
+        labels = pq.read_table(folder / file, columns=[LABEL])[LABEL]
+        return stored_file(folder, folder / file, len(labels)), pc.sum(labels).as_py()
+    first = number * ROWS_PER_SHARD
+    rows = min(ROWS_PER_SHARD, split_sizes(planted.settings.rows)[split] - first)
+    schema = split_schema(dict.fromkeys(planted.names, False))
+    chunks = (planted.chunk(split, (first + done) // CHUNK, min(CHUNK, rows - done)) for done in range(0, rows, CHUNK))
+    return write_shard(folder, file, (pa.record_batch([labels, *ids], schema=schema) for ids, labels, _ in chunks), schema)
 
 
 def split_sizes(rows: int) -> dict[str, int]:
@@ -152,74 +96,81 @@ def split_sizes(rows: int) -> dict[str, int]:
     return {"train": rows - 2 * validation, "validation": validation, "test": validation}
 
 
-def auc(labels: Array, scores: Array) -> float:
-    """Chance that a random positive scores above a random negative, a tie being half; nan where one of the two is absent."""
-    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    # Ranks from 1, the mean rank for ties.
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
-    positives = int(labels.sum())
-    negatives = len(labels) - positives
-    if positives == 0 or negatives == 0:
-        return float("nan")
-    return float((ranks[labels == 1].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+def _written(settings: SyntheticSettings) -> dict[str, Any]:
+    """The settings as the manifest has them: without `missing` where nothing is, so that data from before there was that key stays usable."""
+    return settings.model_dump(mode="json", exclude=None if settings.missing else {"missing"})
 
 
-def _fields(folder: Path, planted: Planted) -> Iterator[FieldEntry]:
-    """Writes the vocabularies: the value of an id is its number as text."""
-    counts = [np.zeros(rows, dtype=np.int64) for rows in planted.settings.cardinalities]
-    for ids, _, _ in planted.chunks("train", split_sizes(planted.settings.rows)["train"]):
-        for count, of_field in zip(counts, ids, strict=True):
-            count += np.bincount(of_field, minlength=len(count))
-    for name, count in zip(planted.names, counts, strict=True):
-        ids = np.arange(1, len(count))
-        table = pa.table({"value": ids.astype(str), "id": ids, "count": count[1:]})
-        yield FieldEntry(name=name, rows=len(count), multi_valued=False, vocabulary=write_vocabulary(folder, name, table))
+def _versions() -> dict[str, str]:
+    return {"numpy": np.__version__, "pyarrow": pa.__version__}
+
+
+def _write_splits(planted: Planted, folder: Path) -> dict[str, SplitEntry]:
+    began = told = time.monotonic()
+    done, total = 0, planted.settings.rows
+    splits = {}
+    for split, rows in split_sizes(total).items():
+        shards, positives = [], 0
+        for number in range(-(-rows // ROWS_PER_SHARD)):
+            shard, clicks = generate_shard(planted, split, number, folder)
+            shards.append(shard)
+            positives += clicks
+            done += shard.rows
+            if (now := time.monotonic()) - told > _SECONDS_PER_LINE:
+                told, speed = now, done / (now - began)
+                log.info("%s of %s rows, %s rows/s, %.0f s left", f"{done:,}", f"{total:,}", f"{speed:,.0f}", (total - done) / speed)
+        splits[split] = SplitEntry(rows=rows, positives=positives, shards=tuple(shards))
+    return splits
+
+
+def _write_vocabularies(planted: Planted, folder: Path, train: SplitEntry) -> Iterator[FieldEntry]:
+    """One vocabulary a field: the value of an id is its number as text, and the count is that of the training split."""
+    sizes = dict(zip(planted.names, planted.settings.cardinalities, strict=True))
+    for names in _counted_together(sizes):
+        files = {name: f"vocabulary/{name}.parquet" for name in names}
+        if not all((folder / file).exists() for file in files.values()):
+            counts = {name: np.zeros(sizes[name], dtype=np.int64) for name in names}
+            for shard in train.shards:
+                table = pq.read_table(folder / shard.file, columns=names)
+                for name in names:
+                    _add(counts[name], table[name].to_numpy())
+            for name, file in files.items():
+                write_shard(folder, file, _numbered(counts[name]), VOCABULARY_SCHEMA)
+        for name, file in files.items():
+            yield FieldEntry(name=name, rows=sizes[name], multi_valued=False, vocabulary=stored_file(folder, folder / file, sizes[name] - 1))
+
+
+def _counted_together(sizes: dict[str, int]) -> Iterator[list[str]]:
+    """The fields in order, in groups that are counted in one pass over the shards."""
+    names: list[str] = []
+    for name, rows in sizes.items():
+        if names and sum(sizes[other] for other in names) + rows > _COUNTED_TOGETHER:
+            yield names
+            names = []
+        names.append(name)
+    yield names
+
+
+def _add(counts: Array, ids: Array) -> None:
+    if len(counts) > len(ids):
+        seen, times = np.unique(ids, return_counts=True)
+        counts[seen] += times
+    else:
+        counts += np.bincount(ids, minlength=len(counts))
+
+
+def _numbered(counts: Array) -> Iterator[pa.RecordBatch]:
+    """The rows of a vocabulary whose values are the ids as text."""
+    for first in range(1, len(counts), ROW_GROUP):
+        ids = pa.array(np.arange(first, min(first + ROW_GROUP, len(counts)), dtype=np.int32))
+        yield pa.record_batch([ids.cast(pa.string()), ids, pa.array(counts[first : first + ROW_GROUP])], schema=VOCABULARY_SCHEMA)
 
 
 def _truth(planted: Planted) -> Truth:
-    chunks = list(planted.chunks("test", split_sizes(planted.settings.rows)["test"]))
-    labels = np.concatenate([labels for _, labels, _ in chunks])
-    logits = np.concatenate([logits for _, _, logits in chunks])
+    rows = min(split_sizes(planted.settings.rows)["test"], BAYES_ROWS)
+    labels, logits = map(np.concatenate, zip(*((labels, logits) for _, labels, logits in planted.chunks("test", rows)), strict=True))
     return Truth(
         planted_ranks=dict(zip(planted.names, planted.settings.planted_ranks, strict=True)),
         bayes_auc=auc(labels, logits),
         bayes_log_loss=float(np.logaddexp(0, np.where(labels == 1, -logits, logits)).mean()),
     )
-
-
-def _random(seed: int, *stream: int) -> np.random.Generator:
-    """Counter-based, so that streams of other numbers are independent; negative seeds wrap."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed % 2**64, *stream])))
-
-
-def _draw(random: np.random.Generator, chance: Array, rows: int) -> Array:
-    """(rows,) places in `chance`, drawn by it."""
-    edges = np.cumsum(chance)
-    return np.minimum(np.searchsorted(edges, random.random(rows), side="right"), len(chance) - 1)
-
-
-def _latent(random: np.random.Generator, chance: Array, rank: int) -> Array:
-    """(values, rank): columns of mean 0, variance 1 and no correlation where value i comes with probability chance[i]."""
-    latent = random.standard_normal((len(chance), rank))
-    latent -= chance @ latent
-    covariance = latent.T @ (chance[:, None] * latent)
-    return latent @ np.linalg.inv(np.linalg.cholesky(covariance)).T if rank else latent
-
-
-def _frames(random: np.random.Generator, ranks: tuple[int, ...]) -> list[Array]:
-    """The P_j (L, r_j): of many random draws the one in which the weakest direction of any field still has the greatest share of its field's part."""
-    length = max(ranks)
-    draws = ([np.linalg.qr(random.standard_normal((length, length)))[0][:, :rank] for rank in ranks] for _ in range(_DRAWS))
-    return max(draws, key=evenness)
-
-
-def evenness(frames: list[Array]) -> float:
-    """The least ratio, over the fields, of the variance that the weakest direction of the field gives the logit to the mean over its directions."""
-    least = 1.0
-    everything = sum(frame @ frame.T for frame in frames)
-    for frame in frames:
-        if frame.shape[1]:
-            # sum over k != j of (P_j' P_k)(P_j' P_k)'
-            shares = np.linalg.eigvalsh(frame.T @ (everything - frame @ frame.T) @ frame)
-            least = min(least, float(shares[0] / shares.mean()))
-    return least

@@ -1,5 +1,8 @@
 import hashlib
-from itertools import combinations
+import random
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from ham_dist.config.schema import SyntheticSettings
+from ham_dist.data import synthetic
 from ham_dist.data.encode import encode_raw
 from ham_dist.data.manifest import Manifest
+from ham_dist.data.planted import Planted
 from ham_dist.data.reader import open_split
-from ham_dist.data.synthetic import CHUNK, Planted, auc, evenness, generate
+from ham_dist.data.synthetic import ROWS_PER_SHARD, generate, generate_shard, split_sizes
 from ham_dist.errors import DataError
 
 SMALL = SyntheticSettings(rows=20_000)
@@ -24,16 +29,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.fixture(scope="module")
-def planted() -> Planted:
-    return Planted(SyntheticSettings())
-
-
-@pytest.fixture(scope="module")
-def sample(planted: Planted) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ids, labels and true logits of 200,000 rows."""
-    ids, labels, logits = zip(*planted.chunks("train", 4 * CHUNK), strict=True)
-    return np.concatenate(ids, axis=1), np.concatenate(labels), np.concatenate(logits)
+def _digests(folder: Path) -> list[str]:
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
 def test_the_folder_is_one_that_prepare_could_have_written(small: Path) -> None:
@@ -42,7 +39,7 @@ def test_the_folder_is_one_that_prepare_could_have_written(small: Path) -> None:
     assert {name: entry.rows for name, entry in manifest.splits.items()} == {"train": 16_000, "validation": 2000, "test": 2000}
     assert [(field.name, field.rows) for field in manifest.fields] == [(f"field_{n}", rows) for n, rows in enumerate(SMALL.cardinalities)]
     assert manifest.recipe is None
-    assert manifest.settings == SMALL.model_dump(mode="json")
+    assert SyntheticSettings.model_validate(manifest.settings) == SMALL
     assert manifest.truth is not None
     assert manifest.truth.planted_ranks == {f"field_{n}": rank for n, rank in enumerate(SMALL.planted_ranks)}
     assert open_split(small, manifest, "test").take(7).sparse_features.keys() == manifest.field_names()
@@ -62,16 +59,13 @@ def test_vocabulary_counts_the_training_split(small: Path) -> None:
 
 
 def test_same_settings_same_bytes_other_seed_other_rows(small: Path, tmp_path: Path) -> None:
-    def digest(folder: Path) -> list[str]:
-        return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()]
-
     again = generate(SMALL, tmp_path / "again")
-    assert digest(tmp_path / "again") == digest(small)
+    assert _digests(tmp_path / "again") == _digests(small)
     assert generate(SMALL, tmp_path / "again") == again, "what is there is left alone"
     with pytest.raises(DataError, match="holds synthetic with seed 0, which differs in settings, seed; nothing was written"):
         generate(SMALL.model_copy(update={"seed": 1}), tmp_path / "again")
     other = generate(SMALL.model_copy(update={"seed": 1}), tmp_path / "other")
-    assert not {shard.sha256 for split in other.splits.values() for shard in split.shards} & set(digest(small))
+    assert not {shard.sha256 for split in other.splits.values() for shard in split.shards} & set(_digests(small))
 
 
 def test_any_chunk_can_be_generated_alone(small: Path) -> None:
@@ -81,81 +75,11 @@ def test_any_chunk_can_be_generated_alone(small: Path) -> None:
     assert stored["field_2"].to_pylist() == ids[2].tolist()
 
 
-def test_latents_are_centred_and_uncorrelated_over_the_values(planted: Planted) -> None:
-    for rank, chance, vectors in zip(planted.settings.planted_ranks, planted.distributions, planted.vectors, strict=True):
-        assert np.abs(vectors[0]).max() == 0, "an unknown value says nothing"
-        seen = vectors[1:]
-        np.testing.assert_allclose(chance @ seen, 0, atol=1e-12)
-        variances = np.linalg.eigvalsh(seen.T @ (chance[:, None] * seen))
-        assert np.linalg.matrix_rank(seen) == rank
-        if rank:
-            # Exactly `rank` directions, of one variance.
-            np.testing.assert_allclose(variances[-rank:], variances[-1], rtol=1e-9)
-        np.testing.assert_allclose(variances[: len(variances) - rank], 0, atol=1e-9)
-
-
-def test_every_planted_column_carries_a_share(planted: Planted) -> None:
-    """The logit is v_j . sum of the other v_k: each direction of field j must meet some of theirs."""
-    frames = []
-    for rank, vectors in zip(planted.settings.planted_ranks, planted.vectors, strict=True):
-        frames.append(np.linalg.svd(vectors, full_matrices=False)[2][:rank].T)
-    assert evenness(frames) > 0.4
-
-
-def test_true_logits_are_the_sum_over_pairs(planted: Planted, sample: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
-    ids, _, logits = sample
-    rows = [vectors[of_field[:100]] for vectors, of_field in zip(planted.vectors, ids, strict=True)]
-    pairs = sum((a * b).sum(1) for a, b in combinations(rows, 2))
-    np.testing.assert_allclose(logits[:100] - (pairs - 1.0), 0, atol=1e-12)
-    assert logits.std() == pytest.approx(planted.settings.signal, rel=0.05)
-
-
-def test_fields_of_rank_0_do_not_enter(planted: Planted, sample: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
-    ids, labels, logits = sample
-    other = ids[:, :1000].copy()
-    other[5:] = 1
-    np.testing.assert_array_equal(planted.true_logits(other), logits[:1000])
-    for field, rank in enumerate(planted.settings.planted_ranks):
-        if rank == 0:
-            counts = np.bincount(ids[field], minlength=planted.settings.cardinalities[field])[1:]
-            positives = np.bincount(ids[field], weights=labels, minlength=len(counts) + 1)[1:]
-            mean = labels.mean()
-            seen = counts > 0
-            chi_square = ((positives[seen] - counts[seen] * mean) ** 2 / (counts[seen] * mean * (1 - mean))).sum()
-            freedom = seen.sum() - 1
-            assert abs(chi_square - freedom) < 5 * np.sqrt(2 * freedom)
-
-
-def test_labels_follow_the_true_logits(sample: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
-    _, labels, logits = sample
-    chance = 1 / (1 + np.exp(-logits))
-    for tenth in np.array_split(np.argsort(chance), 10):
-        spread = np.sqrt((chance[tenth] * (1 - chance[tenth])).sum())
-        assert abs(labels[tenth].sum() - chance[tenth].sum()) < 5 * spread
-
-
-def test_values_are_zipf_by_id(planted: Planted, sample: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
-    ids, _, _ = sample
-    for chance, of_field in zip(planted.distributions, ids, strict=True):
-        assert of_field.min() >= 1
-        counts = np.bincount(of_field, minlength=len(chance) + 1)[1:]
-        assert np.abs(counts - 200_000 * chance).max() < 6 * np.sqrt(200_000 * chance.max())
-        assert chance[0] / chance[9] == pytest.approx(10**planted.settings.skew)
-
-
 def test_bayes_auc_is_a_ceiling_that_leaves_room(small: Path) -> None:
     truth = Manifest.load(small).truth
     assert truth is not None
     assert 0.8 < truth.bayes_auc < 0.95
     assert 0.3 < truth.bayes_log_loss < 0.6
-
-
-def test_auc_by_counting_pairs() -> None:
-    random = np.random.default_rng(0)
-    labels, scores = random.integers(2, size=60), random.integers(10, size=60) / 10
-    positive, negative = scores[labels == 1][:, None], scores[labels == 0][None]
-    assert auc(labels, scores) == pytest.approx(((positive > negative) + (positive == negative) / 2).mean())
-    assert np.isnan(auc(np.ones(5), scores[:5]))
 
 
 def test_settings_that_plant_nothing_that_shows(tmp_path: Path) -> None:
@@ -176,3 +100,102 @@ def test_an_odd_number_of_rows(tmp_path: Path) -> None:
     manifest = generate(SMALL.model_copy(update={"rows": 1009}), tmp_path / "out")
     assert {name: entry.rows for name, entry in manifest.splits.items()} == {"train": 809, "validation": 100, "test": 100}
     assert pa.concat_tables([pq.read_table(tmp_path / "out" / shard.file) for shard in manifest.splits["train"].shards]).num_rows == 809
+
+
+def test_rows_of_the_default_settings_stay_what_results_were_measured_on(tmp_path: Path) -> None:
+    """What the files hold, not their bytes, which may change with Parquet's encoding."""
+    generate(SyntheticSettings(), tmp_path / "out")
+    digest = hashlib.sha256()
+    for path in sorted((tmp_path / "out").rglob("*.parquet")):
+        table = pq.read_table(path)
+        digest.update(str(path.relative_to(tmp_path / "out")).encode())
+        for name in table.column_names:
+            column = table[name]
+            digest.update(name.encode())
+            digest.update("\n".join(column.to_pylist()).encode() if name == "value" else column.to_numpy().tobytes())
+    assert digest.hexdigest() == "9df5f41fb4837e1771924b1c3e61fc5c29569a9c7e9e08129f21346fe2e0e749"
+
+
+TWO_SHARDS = SyntheticSettings(rows=ROWS_PER_SHARD * 3 // 2, planted_ranks=(2, 1, 1), cardinalities=(50, 30, 20), missing=0.1)
+
+
+@pytest.fixture(scope="module")
+def two_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("synthetic") / "two"
+    generate(TWO_SHARDS, out)
+    return out
+
+
+def test_any_shard_can_be_made_alone(two_shards: Path, tmp_path: Path) -> None:
+    manifest = Manifest.load(two_shards)
+    assert len(manifest.splits["train"].shards) == 2
+    shard, positives = generate_shard(Planted(TWO_SHARDS), "train", 1, tmp_path)
+    assert shard == manifest.splits["train"].shards[1]
+    assert (tmp_path / shard.file).read_bytes() == (two_shards / shard.file).read_bytes()
+    first = pq.read_table(two_shards / "train/part-00000.parquet")["label"].to_numpy()
+    assert manifest.splits["train"].positives == positives + first.sum()
+
+
+def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(two_shards: Path, tmp_path: Path) -> None:
+    code = f"""
+import sys
+from ham_dist.config.schema import SyntheticSettings
+from ham_dist.data.synthetic import generate
+print("ready", flush=True)
+generate(SyntheticSettings.model_validate({TWO_SHARDS.model_dump()!r}), sys.argv[1])
+"""
+    moments = random.Random(0)
+    killed = 0
+    for _ in range(6):
+        process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "out")], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        try:
+            process.wait(timeout=moments.uniform(0.02, 0.3))
+        except subprocess.TimeoutExpired:
+            process.kill()
+        killed += process.wait() == -signal.SIGKILL
+        process.stdout.close()
+    assert killed > 1
+    generate(TWO_SHARDS, tmp_path / "out")
+    assert _digests(tmp_path / "out") == _digests(two_shards)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_was_finished_before_a_stop_is_kept(two_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    whole = Planted.chunk
+
+    def chunk(planted: Planted, split: str, number: int, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        made.append(f"{split} {number}")
+        if len(made) == 6:
+            raise KeyboardInterrupt
+        return whole(planted, split, number, rows)
+
+    monkeypatch.setattr(Planted, "chunk", chunk)
+    with pytest.raises(KeyboardInterrupt):
+        generate(TWO_SHARDS, tmp_path / "out")
+    assert made == [f"train {number}" for number in range(6)]
+    generate(TWO_SHARDS, tmp_path / "out")
+    assert made[6:8] == ["train 5", "validation 0"]
+    assert _digests(tmp_path / "out") == _digests(two_shards)
+
+
+def test_what_other_settings_left_behind_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic, "_truth", lambda planted: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        generate(SMALL.model_copy(update={"seed": 5}), tmp_path / "out")
+    monkeypatch.undo()
+    generate(SMALL, tmp_path / "out")
+    generate(SMALL, tmp_path / "elsewhere")
+    assert _digests(tmp_path / "out") == _digests(tmp_path / "elsewhere")
+
+
+def test_fields_counted_in_several_passes_are_counted_alike(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic, "_COUNTED_TOGETHER", 650)
+    generate(SMALL, tmp_path / "out")
+    assert _digests(tmp_path / "out") == _digests(small)
+
+
+def test_splits_are_eight_tenths_and_a_tenth_each() -> None:
+    assert split_sizes(1009) == {"train": 809, "validation": 100, "test": 100}

@@ -1,0 +1,188 @@
+"""A look at prepared data: how ids are spread, what the tables would cost, and whether the splits hold the same values."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import ibis
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from ham_dist.data.manifest import SPLITS, FieldEntry, Manifest
+from ham_dist.errors import DataError
+
+# Of the validation or test values of a field: where the share that training cannot have taught (id 0, or never in the training split) is greater by
+# this than the share of id 0 in training, there is an alarm.
+ALARM = 0.10
+# What DuckDB may hold in memory; beyond it, it spills to the temporary folder.
+MEMORY = "1GB"
+_BYTES_PER_NUMBER = 4
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+
+class SplitLook(_Part):
+    """One split."""
+
+    rows: int
+    positives: int
+    label_rate: float | None
+    """Share of positives; None without rows."""
+
+
+class FieldLook(_Part):
+    """One field. Shares are of a split's values: one a row, or several where the field is multi-valued."""
+
+    name: str
+    rows: int
+    """C_j of its table."""
+    multi_valued: bool
+    bytes: int
+    """Of its table as float32, min(width, C_j) columns wide."""
+    zero: dict[str, float]
+    """Of each split: share of id 0, which stands for missing and unknown values."""
+    unseen: dict[str, float]
+    """Of validation and test: share of ids other than 0 that the training split lacks."""
+    top_1_percent: float
+    """Share of the training values that the most frequent 1 % of the ids 1 .. C_j - 1 (at least one) cover."""
+    top_10_percent: float
+    """The same for 10 %."""
+    ids_seen: int
+    """Ids other than 0 in the training split."""
+    ids_seen_once: int
+    """Those of them that are there once."""
+
+
+class DataLook(_Part):
+    """One data folder."""
+
+    name: str
+    seed: int
+    width: int
+    """Columns that `bytes` are counted for."""
+    splits: dict[str, SplitLook]
+    rows_in: int
+    rows_dropped: int
+    rejected: dict[str, int]
+    """Raw lines that could not be read, by reason."""
+    fields: list[FieldLook]
+    alarms: list[str]
+    """Where validation or test holds many ids that training lacks."""
+
+    @property
+    def bytes(self) -> int:
+        """Of all tables."""
+        return sum(field.bytes for field in self.fields)
+
+
+def look_at(folder: Path, manifest: Manifest, width: int) -> DataLook:
+    """Read the prepared data in `folder` once through, a field at a time, in bounded memory (MEMORY, then disk; time grows with rows and fields).
+
+    raises: DataError if a shard is missing, is not of the size that the manifest says, or cannot be read.
+    """
+    manifest.check(folder, deep=False)
+    with tempfile.TemporaryDirectory(prefix="ham-dist-") as spill:
+        connection = ibis.duckdb.connect(memory_limit=MEMORY, temp_directory=spill)
+        try:
+            splits = _open(connection, folder, manifest)
+            fields = [_look_at_field(field, splits, width) for field in manifest.fields]
+        except duckdb.Error as error:
+            raise DataError(f"{folder}: cannot be read: {str(error).splitlines()[0]}") from None
+        finally:
+            connection.disconnect()
+    return DataLook(
+        name=manifest.name,
+        seed=manifest.seed,
+        width=width,
+        splits={
+            name: SplitLook(rows=split.rows, positives=split.positives, label_rate=split.positives / split.rows if split.rows else None)
+            for name, split in manifest.splits.items()
+        },
+        rows_in=manifest.rows_in,
+        rows_dropped=manifest.rows_dropped,
+        rejected=_rejected(manifest),
+        fields=fields,
+        alarms=[alarm for field in fields for alarm in _alarms(field)],
+    )
+
+
+def _rejected(manifest: Manifest) -> dict[str, int]:
+    """Empty for a folder whose manifest does not count them."""
+    return dict(manifest.model_dump().get("rejected", {}).get("reasons", {}))
+
+
+def _open(connection: Any, folder: Path, manifest: Manifest) -> dict[str, ibis.Table]:
+    """The rows of each split, not read yet."""
+    tables = {}
+    for split in SPLITS:
+        shards = manifest.splits[split].shards
+        if shards:
+            tables[split] = connection.read_parquet([_literal(folder / shard.file) for shard in shards], table_name=split)
+        else:
+            columns = [(field.name, pa.list_(pa.int32()) if field.multi_valued else pa.int32()) for field in manifest.fields]
+            tables[split] = ibis.memtable(pa.schema(columns).empty_table())
+    return tables
+
+
+def _look_at_field(field: FieldEntry, splits: dict[str, ibis.Table], width: int) -> FieldLook:
+    found = _summary(field, splits).to_pyarrow().to_pylist()[0]
+    found = {name: value or 0 for name, value in found.items()}  # a sum over nothing is null
+    shares = {split: (found[f"{split}_values"] or 1) for split in SPLITS}
+    return FieldLook(
+        name=field.name,
+        rows=field.rows,
+        multi_valued=field.multi_valued,
+        bytes=field.rows * min(width, field.rows) * _BYTES_PER_NUMBER,
+        zero={split: found[f"{split}_zero"] / shares[split] for split in SPLITS},
+        unseen={split: found[f"{split}_unseen"] / shares[split] for split in SPLITS[1:]},
+        top_1_percent=found["top_1"] / shares["train"],
+        top_10_percent=found["top_10"] / shares["train"],
+        ids_seen=found["seen"],
+        ids_seen_once=found["once"],
+    )
+
+
+def _summary(field: FieldEntry, splits: dict[str, ibis.Table]) -> ibis.Table:
+    """One row of counts: the ids of all splits are counted by split, placed by how often training has them, and added up."""
+    values = []
+    for split, table in splits.items():
+        column = table[field.name].unnest() if field.multi_valued else table[field.name]
+        values.append(table.select(id=column).mutate(split=ibis.literal(split)))
+    together = ibis.union(*values)
+    counted = together.group_by("id").aggregate(**{split: (together.split == split).sum() for split in SPLITS})
+    known = counted.id != 0
+    placed = counted.mutate(place=ibis.row_number().over(order_by=[known.desc(), counted.train.desc()]))
+    known, seen = placed.id != 0, placed.train > 0
+    ids = field.rows - 1
+    counts = {
+        "seen": (known & seen).sum(),
+        "once": (known & (placed.train == 1)).sum(),
+        "top_1": placed.train.sum(where=known & (placed.place < max(1, -(-ids // 100)))),
+        "top_10": placed.train.sum(where=known & (placed.place < max(1, -(-ids // 10)))),
+    }
+    for split in SPLITS:
+        counts |= {
+            f"{split}_values": placed[split].sum(),
+            f"{split}_zero": placed[split].sum(where=~known),
+            f"{split}_unseen": placed[split].sum(where=known & ~seen),
+        }
+    return placed.aggregate(**counts)
+
+
+def _alarms(field: FieldLook) -> Iterator[str]:
+    for split, unseen in field.unseen.items():
+        untaught = field.zero[split] + unseen
+        if untaught > field.zero["train"] + ALARM:
+            yield (
+                f"field {field.name}: {untaught:.1%} of the {split} values are unknown or never in the training split, "
+                f"where {field.zero['train']:.1%} are unknown (alarm at {ALARM:.0%} more)"
+            )
+
+
+def _literal(path: Path) -> str:
+    """DuckDB takes *, ? and [ in a path for a pattern."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in str(path))
