@@ -33,3 +33,8 @@ def local_path(path: str | Path) -> Path:
 def exists(path: str | Path) -> bool:
     """Whether `path` is there."""
     return bool(path_manager().exists(str(path)))
+
+
+def is_local(path: str | Path) -> bool:
+    """Whether `path` is one of the local file system, which needs no handler."""
+    return "://" not in str(path)

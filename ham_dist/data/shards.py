@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,7 +11,10 @@ import pyarrow.parquet as pq
 
 from ham_dist.data.manifest import SplitEntry, StoredFile
 
-ROW_GROUP = 65_536
+# What a reader takes at once: a shuffle in bounded memory is the better the more row groups it holds (perf/results/reader_cpu_2026-11.md).
+ROW_GROUP = 16_384
+# Dictionaries halve the files and cost no time in reading. The checksums of pages find a flipped bit, which would be another id.
+PARQUET: dict[str, Any] = {"compression": "snappy", "use_dictionary": True, "write_page_checksum": True}
 LABEL = "label"
 
 VOCABULARY_SCHEMA = pa.schema([("value", pa.string()), ("id", pa.int32()), ("count", pa.int64())])
@@ -36,7 +40,7 @@ def write_split(folder: Path, split: str, batches: Iterable[pa.RecordBatch], sch
     while table is not None:
         path = folder / split / f"part-{len(shards):05d}.parquet"
         rows = 0
-        with pq.ParquetWriter(path, schema) as writer:
+        with pq.ParquetWriter(path, schema, **PARQUET) as writer:
             while table is not None and rows < rows_per_shard:
                 writer.write_table(table, row_group_size=ROW_GROUP)
                 rows += table.num_rows

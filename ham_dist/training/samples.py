@@ -30,7 +30,7 @@ class Samples:
     def __init__(self, folder: Path, manifest: Manifest, settings: RunSettings, device: torch.device) -> None:
         self.folder = folder
         self.manifest = manifest
-        self._splits = {name: open_split(folder, manifest, name) for name in ("train", "validation", "test")}
+        self._splits = {name: open_split(folder, manifest, name, settings.data) for name in ("train", "validation", "test")}
         self._settings = settings
         self.device = device
         self.steps = self._splits["train"].steps(settings.data.batch_size, keep_last=False)
