@@ -89,13 +89,13 @@ class Span(NamedTuple):
 class Order:
     """The order of one pass over a split; see the top of this file.
 
-    group_rows:   rows of each row group, in the order of the files.
+    group_rows:   (row groups,) int64: rows of each, in the order of the files.
     batch_size:   B, rows of a global batch.
     shuffle:      (seed, epoch); None is the order of the files, one lane whose windows are the row groups.
     shuffle_rows: rows in the windows of all lanes together; a row group is read whole, so one that is larger than this is held whole.
     """
 
-    group_rows: tuple[int, ...]
+    group_rows: Array
     batch_size: int
     shuffle: tuple[int, int] | None
     shuffle_rows: int
@@ -103,12 +103,12 @@ class Order:
     @cached_property
     def rows(self) -> int:
         """N."""
-        return sum(self.group_rows)
+        return int(self.group_rows.sum())
 
     @cached_property
     def lanes(self) -> int:
         """G."""
-        return 1 if self.shuffle is None else max(1, min(LANES, self.batch_size, self.shuffle_rows // max(self.group_rows)))
+        return 1 if self.shuffle is None else max(1, min(LANES, self.batch_size, self.shuffle_rows // int(self.group_rows.max())))
 
     def batch_rows(self, step: int) -> int:
         """Rows of global batch number `step`: B, and what is left for the last one."""
@@ -124,20 +124,15 @@ class Order:
                 done = step * (self._quota(self.batch_size, lane + 1) - self._quota(self.batch_size, lane))
                 yield Span(lane, done + low - begin, done + high - begin)
 
-    def windows(self, lane: int) -> list[Window]:
-        """The windows of a lane, in order; together they are all its rows."""
-        first, last = self._start(lane), self._start(lane + 1)
-        if self.shuffle is None:
-            windows = [[piece] for piece in self._pieces(first, last)]
-        else:
-            windows = _packed(self._pieces(first, last), self.shuffle_rows // self.lanes)
-        made, position = [], 0
-        for number, pieces in enumerate(windows):
-            end = position + sum(piece.last - piece.first for piece in pieces)
-            stream = None if self.shuffle is None else (*self.shuffle, _OF_LANES + lane, number)
-            made.append(Window(position, end, tuple(pieces), stream))
+    def windows(self, lane: int) -> Iterator[Window]:
+        """The windows of a lane, in order; together they are all its rows. Made one by one, since an epoch can have a million."""
+        pieces = self._pieces(self._start(lane), self._start(lane + 1))
+        runs = ([piece] for piece in pieces) if self.shuffle is None else _packed(pieces, self.shuffle_rows // self.lanes)
+        position = 0
+        for number, run in enumerate(runs):
+            end = position + sum(piece.last - piece.first for piece in run)
+            yield Window(position, end, tuple(run), None if self.shuffle is None else (*self.shuffle, _OF_LANES + lane, number))
             position = end
-        return made
 
     def _quota(self, size: int, lane: int) -> int:
         """Rows of a batch of `size` that come from the lanes before `lane`."""
@@ -152,7 +147,7 @@ class Order:
     def _laid(self) -> tuple[Array, Array]:
         """Numbers of the row groups in the order of this pass, and where each begins (and the last ends)."""
         groups = np.arange(len(self.group_rows)) if self.shuffle is None else permutation(len(self.group_rows), *self.shuffle, _OF_GROUPS)
-        return groups, np.concatenate([[0], np.cumsum(np.asarray(self.group_rows)[groups])])
+        return groups, np.concatenate([[0], np.cumsum(self.group_rows[groups])])
 
     def _pieces(self, first: int, last: int) -> Iterator[Piece]:
         """Positions first to last - 1 as pieces of row groups."""
@@ -165,15 +160,16 @@ class Order:
             first, place = end, place + 1
 
 
-def _packed(pieces: Iterator[Piece], rows: int) -> list[list[Piece]]:
+def _packed(pieces: Iterator[Piece], rows: int) -> Iterator[list[Piece]]:
     """The pieces in runs of at most `rows` rows, or of one piece where that has more."""
-    runs: list[list[Piece]] = []
-    room = 0
+    run: list[Piece] = []
+    room = rows
     for piece in pieces:
         size = piece.last - piece.first
-        if size > room:
-            runs.append([])
-            room = rows
-        runs[-1].append(piece)
+        if run and size > room:
+            yield run
+            run, room = [], rows
+        run.append(piece)
         room -= size
-    return runs
+    if run:
+        yield run

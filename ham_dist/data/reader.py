@@ -5,7 +5,6 @@ that its parts of the batches come from, and all ranks together hold `data.shuff
 """
 
 import hashlib
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -116,27 +115,24 @@ class Split:
 class _Lane:
     """The rows of one lane, of which one window is in memory; asked for in rising order, it reads each window once."""
 
-    def __init__(self, groups: RowGroups, windows: list[Window]) -> None:
+    def __init__(self, groups: RowGroups, windows: Iterator[Window]) -> None:
         self._groups = groups
         self._windows = windows
-        self._starts = [window.first for window in windows]
-        self._held: tuple[int, Rows] | None = None
+        self._window = next(windows)
+        self._held: Rows | None = None
 
     def rows(self, first: int, last: int) -> Iterator[Rows]:
         """Positions first to last - 1 of the lane, in one piece or, over the end of a window, in several."""
         while first < last:
-            number = bisect_right(self._starts, first) - 1
-            window = self._windows[number]
-            end = min(last, window.last)
-            yield self._window(number).slice(first - window.first, end - window.first)
+            while self._window.last <= first:
+                self._window = next(self._windows)
+                self._held = None  # before the next is read, so that the two are not in memory together
+            if self._held is None:
+                rows, order = self._groups.read(self._window.pieces), self._window.order()
+                self._held = rows if order is None else rows.take(order)
+            end = min(last, self._window.last)
+            yield self._held.slice(first - self._window.first, end - self._window.first)
             first = end
-
-    def _window(self, number: int) -> Rows:
-        if self._held is None or self._held[0] != number:
-            self._held = None  # before the next window is read, so that the two are not in memory together
-            rows, order = self._groups.read(self._windows[number].pieces), self._windows[number].order()
-            self._held = number, rows if order is None else rows.take(order)
-        return self._held[1]
 
 
 class Batches(Iterator[Batch]):

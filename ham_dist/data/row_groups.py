@@ -4,10 +4,9 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import accumulate
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,14 +23,6 @@ from ham_dist.errors import DataError
 FOOTER_BYTES = 64 << 20
 
 
-class _Place(NamedTuple):
-    """Row group `number` of the file `path`, and which row of the file its first is."""
-
-    path: str
-    number: int
-    first_row: int
-
-
 class RowGroups:
     """The row groups of one split, numbered from 0 in the order of the shards. Opening it reads and checks every footer, and no row.
 
@@ -43,8 +34,8 @@ class RowGroups:
         self._schema = split_schema({field.name: field.multi_valued for field in manifest.fields})
         self._footers: OrderedDict[str, pq.FileMetaData] = OrderedDict()
         self._lock = Lock()
-        self._places: list[_Place] = []
-        sizes: list[int] = []
+        self._paths: list[str] = []
+        sizes: list[Array] = []
         for shard in manifest.splits[split].shards:
             path = f"{folder}/{shard.file}"
             with _told(path), self._open(path) as file:
@@ -52,21 +43,21 @@ class RowGroups:
                 self._check_columns(path, file.schema_arrow)
             if footer.num_rows != shard.rows:
                 raise DataError(f"{path}: has {footer.num_rows:,} rows; the manifest says {shard.rows:,}")
-            of_shard = [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]
-            first_rows = accumulate(of_shard, initial=0)
-            self._places += [_Place(path, number, first) for number, first in zip(range(len(of_shard)), first_rows, strict=False)]
-            sizes += of_shard
-        self.sizes = tuple(sizes)
-        """Rows of each row group."""
+            self._paths.append(path)
+            sizes.append(np.array([footer.row_group(number).num_rows for number in range(footer.num_row_groups)], dtype=np.int64))
+        self.sizes = np.concatenate([np.empty(0, dtype=np.int64), *sizes])
+        """(row groups,) int64: rows of each."""
+        self._first_groups = np.cumsum([0, *map(len, sizes)])[:-1]  # of each shard
+        self._first_rows = np.concatenate([np.empty(0, dtype=np.int64), *(np.cumsum(of_shard) - of_shard for of_shard in sizes)])  # in its shard
 
     @property
     def rows(self) -> int:
         """Of the split."""
-        return sum(self.sizes)
+        return int(self.sizes.sum())
 
     def all(self) -> list[Piece]:
         """The whole split, for `read`."""
-        return [Piece(group, 0, size) for group, size in enumerate(self.sizes)]
+        return [Piece(group, 0, size) for group, size in enumerate(self.sizes.tolist())]
 
     def read(self, pieces: Sequence[Piece]) -> Rows:
         """The rows of `pieces`, one after the other. Row groups are read whole, one at a time.
@@ -76,15 +67,15 @@ class RowGroups:
         """
         filling = _Filling(self.fields, sum(piece.last - piece.first for piece in pieces))
         for piece in pieces:
-            place = self._places[piece.group]
-            table = self._read_group(place)
-            filling.add(table.slice(piece.first, piece.last - piece.first), place.path, place.first_row + piece.first)
+            shard = int(np.searchsorted(self._first_groups, piece.group, side="right")) - 1
+            table = self._read_group(self._paths[shard], piece.group - int(self._first_groups[shard]))
+            filling.add(table.slice(piece.first, piece.last - piece.first), self._paths[shard], int(self._first_rows[piece.group]) + piece.first)
         return filling.rows()
 
-    def _read_group(self, place: _Place) -> pa.Table:
-        with _told(place.path), self._open(place.path) as file:
+    def _read_group(self, path: str, number: int) -> pa.Table:
+        with _told(path), self._open(path) as file:
             # The caller's thread is enough for a million rows a second, and other threads would take the cores of the training.
-            return file.read_row_group(place.number, columns=self._schema.names, use_threads=False).select(self._schema.names)
+            return file.read_row_group(number, columns=self._schema.names, use_threads=False).select(self._schema.names)
 
     def _open(self, path: str) -> pq.ParquetFile:
         # A local file is opened by name: Arrow then reads it without holding back Python's other threads.
