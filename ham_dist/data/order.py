@@ -11,6 +11,7 @@ sorted by its label, the spread of batches' label rates is at most about sqrt(B 
 (perf/results/reader_cpu_2026-11.md).
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -117,12 +118,15 @@ class Order:
     def spans(self, step: int, first: int, last: int) -> Iterator[Span]:
         """Where rows first to last - 1 of global batch number `step` come from, in order."""
         size = self.batch_rows(step)
-        for lane in range(self.lanes):
-            begin, end = self._quota(size, lane), self._quota(size, lane + 1)
+        edges = self._edges if size == self.batch_size else self._edges_of(size)
+        for lane in range(max(0, bisect_right(edges, first) - 1), self.lanes):
+            begin, end = edges[lane], edges[lane + 1]
             low, high = max(begin, first), min(end, last)
             if low < high:
-                done = step * (self._quota(self.batch_size, lane + 1) - self._quota(self.batch_size, lane))
+                done = step * (self._edges[lane + 1] - self._edges[lane])
                 yield Span(lane, done + low - begin, done + high - begin)
+            elif begin >= last:
+                return
 
     def windows(self, lane: int) -> Iterator[Window]:
         """The windows of a lane, in order; together they are all its rows. Made one by one, since an epoch can have a million."""
@@ -134,14 +138,18 @@ class Order:
             yield Window(position, end, tuple(run), None if self.shuffle is None else (*self.shuffle, _OF_LANES + lane, number))
             position = end
 
-    def _quota(self, size: int, lane: int) -> int:
-        """Rows of a batch of `size` that come from the lanes before `lane`."""
-        return size * lane // self.lanes
+    def _edges_of(self, size: int) -> list[int]:
+        """Rows of a batch of `size` that come from the lanes before each lane, and `size`."""
+        return [size * lane // self.lanes for lane in range(self.lanes + 1)]
+
+    @cached_property
+    def _edges(self) -> list[int]:
+        return self._edges_of(self.batch_size)
 
     def _start(self, lane: int) -> int:
         """Rows of the lanes before `lane`: each is as long as all batches together, the incomplete last one too, take from it."""
         whole, left = divmod(self.rows, self.batch_size)
-        return whole * self._quota(self.batch_size, lane) + self._quota(left, lane)
+        return whole * self._edges[lane] + self._edges_of(left)[lane]
 
     @cached_property
     def _laid(self) -> tuple[Array, Array]:
