@@ -38,3 +38,8 @@ def exists(path: str | Path) -> bool:
 def is_local(path: str | Path) -> bool:
     """Whether `path` is one of the local file system, which needs no handler."""
     return "://" not in str(path)
+
+
+def absolute(path: str | Path) -> str:
+    """`path` as it is called from any folder."""
+    return str(Path(path).resolve()) if is_local(path) else str(path)

@@ -13,7 +13,7 @@ from ham_dist.config.schema import DataSettings
 from ham_dist.data.batch import Batch
 from ham_dist.data.manifest import FieldEntry, Manifest, SplitEntry
 from ham_dist.data.order import Order, Window, permutation, rows_of_rank
-from ham_dist.data.prefetch import prefetched
+from ham_dist.data.prefetch import Prefetched
 from ham_dist.data.row_groups import RowGroups
 from ham_dist.data.rows import Rows, concatenated
 from ham_dist.errors import DataError
@@ -138,25 +138,27 @@ class _Lane:
 class Batches(Iterator[Batch]):
     """One pass over a split, from `Split.batches`: an iterator that knows where it is.
 
-    Batches are made ahead, on a thread of their own, which is gone when the pass has ended or this object is closed or dropped. What goes wrong there
-    is raised by the `next` that asked for the batch.
+    Batches are made ahead, on a thread of their own, which is gone when the pass has ended or was closed, and soon after this object is dropped. What
+    goes wrong there is raised by the `next` that asked for the batch.
     """
 
     def __init__(self, split: Split, settings: "_Pass", start: int) -> None:
         self._split = split
         self._pass = settings
         self._step = start
-        self._running: Iterator[Batch] | None = None
+        self._running: Prefetched[Batch] | None = None
 
     def __next__(self) -> Batch:
         if self._running is None:
-            self._running = prefetched(self._made(self._pass, self._step), self._split.settings.prefetch)
+            self._running = Prefetched(self._made(self._pass, self._step), self._split.settings.prefetch)
         batch = next(self._running)
         self._step += 1
         return batch
 
     def close(self) -> None:
         """End the thread; the next `next` would start another, for the batch that is due."""
+        if self._running is not None:
+            self._running.close()
         self._running = None
 
     def state_dict(self) -> dict[str, int]:
