@@ -1,4 +1,6 @@
-"""Settings, data and bundles are read through one iopath PathManager, so that a handler registered once (s3://, hdfs://) works for all of them.
+"""Settings, data and bundles are read through one iopath PathManager, so that a handler registered once (hdfs://) works for all of them.
+
+http://, https://, s3:// and gs:// are there from the start, and read what is asked for where it lies (remote.py).
 
 What is written (data, run folders, bundles) goes to the local file system.
 """
@@ -11,10 +13,13 @@ from typing import IO, Any
 @cache
 def path_manager() -> Any:
     """The one PathManager of this process. Register further handlers on it: `path_manager().register_handler(MyHandler())`."""
-    from iopath.common.file_io import HTTPURLHandler, PathManager
+    from iopath.common.file_io import PathManager
+
+    from ham_dist.config.remote import ArrowHandler, HttpHandler
 
     manager = PathManager()
-    manager.register_handler(HTTPURLHandler())
+    manager.register_handler(HttpHandler())
+    manager.register_handler(ArrowHandler())
     return manager
 
 

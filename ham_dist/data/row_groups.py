@@ -174,4 +174,6 @@ def _told(path: str) -> Iterator[None]:
     except OSError as error:
         if error.errno is None:  # Arrow's word for what does not decode
             raise DataError(f"{path}: is damaged ({str(error).splitlines()[0]})\n  {REDO}") from None
-        raise DataError(f"{path}: cannot be read ({os.strerror(error.errno)})\n  {REDO}") from None
+        # Arrow's own text repeats the path.
+        reason = os.strerror(error.errno) if is_local(path) else error.strerror
+        raise DataError(f"{path}: cannot be read ({reason})\n  {REDO}") from None
