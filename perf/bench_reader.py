@@ -132,7 +132,7 @@ def quality(folder: Path, rows: int) -> None:
     for group in (ROW_GROUP, 4 * ROW_GROUP):
         table = pa.table([labels, np.zeros(rows, dtype=np.int32)], schema=split_schema({"field_0": False}))
         manifest = write(folder / str(group), "train", iter([table]), (1,), group)
-        for shuffle_rows in (1 << 18, 1 << 20, 1 << 22, rows):
+        for shuffle_rows in sorted({min(limit, rows) for limit in (1 << 18, 1 << 20, 1 << 22, rows)}):
             split = open_split(folder / str(group), manifest, "train", DataSettings(shuffle_rows=shuffle_rows))
             rates = [float(batch.labels.mean()) for batch in split.batches(BATCHES[0], rank=0, world_size=1, order=(0, 0), keep_last=False)]
             lanes = "whole" if shuffle_rows >= rows else f"{max(1, min(64, shuffle_rows // group))}"
