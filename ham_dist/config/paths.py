@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
+from ham_dist.errors import DataError
+
 
 @cache
 def path_manager() -> Any:
@@ -36,8 +38,14 @@ def local_path(path: str | Path) -> Path:
 
 
 def exists(path: str | Path) -> bool:
-    """Whether `path` is there."""
-    return bool(path_manager().exists(str(path)))
+    """Whether `path` is there.
+
+    raises: DataError where that cannot be found out, because a server does not answer or refuses.
+    """
+    try:
+        return bool(path_manager().exists(str(path)))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be looked for ({error.strerror or error})\n  Check the address, the network and your credentials.") from None
 
 
 def is_local(path: str | Path) -> bool:

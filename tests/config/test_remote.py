@@ -7,6 +7,7 @@ from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 from ham_dist.config import remote
 from ham_dist.config.load import load_run
 from ham_dist.config.paths import absolute, exists, is_local, local_path, open_file
+from ham_dist.errors import DataError
 from tests.file_server import FileServer, served
 
 CONTENT = bytes(range(256)) * 40
@@ -70,6 +71,8 @@ def test_a_server_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         pass
     with pytest.raises(OSError, match="the server does not answer"):
         open_file(f"{server.url}/file.bin", "rb")
+    with pytest.raises(DataError, match=r"file\.bin: cannot be looked for \(the server does not answer .*\n  Check the address"):
+        exists(f"{server.url}/file.bin")
 
 
 def test_arrows_file_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
