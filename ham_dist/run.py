@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ham_dist.config.paths import absolute
 from ham_dist.config.schema import RunSettings, Target
 from ham_dist.data.manifest import Manifest
 from ham_dist.data.synthetic import generate
@@ -55,6 +56,7 @@ def run_stages(settings: RunSettings, run_dir: Path | None, *, resume: bool) -> 
         with _open_log(folder) as log:
             data = _data_folder(settings, folder, log)
             manifest = process_group.together(lambda: Manifest.load(data))
+            process_group.on_first_rank(lambda: folder.tie(manifest))
             process_group.on_first_rank(lambda: manifest.check(data, deep=False))
             samples = process_group.together(lambda: Samples(data, manifest, settings, device))
             _all_stages(Run(settings, folder, manifest, samples, device, log))
@@ -73,9 +75,9 @@ def _refuse_part(folder: RunFolder) -> None:
         )
 
 
-def _data_folder(settings: RunSettings, folder: RunFolder, log: RunLog) -> Path:
+def _data_folder(settings: RunSettings, folder: RunFolder, log: RunLog) -> str | Path:
     if settings.data.path is not None:
-        return Path(settings.data.path)
+        return settings.data.path
 
     def make() -> None:
         log.say(f"data: {settings.data.synthetic.rows:,} generated rows with planted truth in {folder.data}")
@@ -158,9 +160,10 @@ def _target_folder(run: Run, target: Target) -> RunFolder:
         return run.folder
     folder = RunFolder(run.folder.path / target.label)
     search_settings = run.settings.search.model_copy(update={"targets": (target,)})
-    data = run.settings.data.model_copy(update={"path": str(run.samples.folder.resolve())})
+    data = run.settings.data.model_copy(update={"path": absolute(run.samples.folder)})
     settings = run.settings.model_copy(update={"search": search_settings, "data": data})
     process_group.on_first_rank(lambda: folder.start(settings, resume=True, world_size=process_group.world_size(), device=_device_name(run.device)))
+    process_group.on_first_rank(lambda: folder.tie(run.manifest))
     return folder
 
 

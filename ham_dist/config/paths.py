@@ -1,4 +1,6 @@
-"""Settings, data and bundles are read through one iopath PathManager, so that a handler registered once (s3://, hdfs://) works for all of them.
+"""Settings, data and bundles are read through one iopath PathManager, so that a handler registered once (hdfs://) works for all of them.
+
+http://, https://, s3:// and gs:// are there from the start, and read what is asked for where it lies (remote.py).
 
 What is written (data, run folders, bundles) goes to the local file system.
 """
@@ -7,14 +9,19 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
+from ham_dist.errors import DataError
+
 
 @cache
 def path_manager() -> Any:
     """The one PathManager of this process. Register further handlers on it: `path_manager().register_handler(MyHandler())`."""
-    from iopath.common.file_io import HTTPURLHandler, PathManager
+    from iopath.common.file_io import PathManager
+
+    from ham_dist.config.remote import ArrowHandler, HttpHandler
 
     manager = PathManager()
-    manager.register_handler(HTTPURLHandler())
+    manager.register_handler(HttpHandler())
+    manager.register_handler(ArrowHandler())
     return manager
 
 
@@ -31,5 +38,21 @@ def local_path(path: str | Path) -> Path:
 
 
 def exists(path: str | Path) -> bool:
-    """Whether `path` is there."""
-    return bool(path_manager().exists(str(path)))
+    """Whether `path` is there.
+
+    raises: DataError where that cannot be found out, because a server does not answer or refuses.
+    """
+    try:
+        return bool(path_manager().exists(str(path)))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be looked for ({error.strerror or error})\n  Check the address, the network and your credentials.") from None
+
+
+def is_local(path: str | Path) -> bool:
+    """Whether `path` is one of the local file system, which needs no handler."""
+    return "://" not in str(path)
+
+
+def absolute(path: str | Path) -> str:
+    """`path` as it is called from any folder."""
+    return str(Path(path).resolve()) if is_local(path) else str(path)

@@ -1,199 +1,228 @@
 """Prepared shards -> batches of this rank, whatever the world size the same global batches.
 
-A split lies in memory as a few long arrays, 4 bytes an id, and a batch is a gather from them; no Python runs a row.
+A split that is no larger than `data.shuffle_rows` is held in memory and wholly shuffled. A larger one is streamed: each rank reads the row groups
+that its parts of the batches come from, and all ranks together hold `data.shuffle_rows` rows (order.py says in which order, and how good that is).
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import groupby
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
-
-from ham_dist.config.paths import open_file
+from ham_dist.config.schema import DataSettings
 from ham_dist.data.batch import Batch
-from ham_dist.data.manifest import REDO, FieldEntry, Manifest
-from ham_dist.data.shards import LABEL, split_schema
+from ham_dist.data.manifest import FieldEntry, Manifest, SplitEntry
+from ham_dist.data.order import Order, Window, permutation, rows_of_rank
+from ham_dist.data.prefetch import Prefetched
+from ham_dist.data.row_groups import RowGroups
+from ham_dist.data.rows import Rows, concatenated
 from ham_dist.errors import DataError
-
-# TorchRec and FBGEMM take int32 and int64 ids alike, and widen them between the all-to-all and the kernel: int32 halves what is held and sent.
-ID_TYPE = torch.int32
-
-
-@dataclass(frozen=True)
-class _SingleValued:
-    """Neighbouring fields of one id a row: ids (fields, rows)."""
-
-    ids: torch.Tensor
-
-    def gather(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """KJT values and lengths of `rows`, field after field."""
-        values = self.ids.index_select(1, rows).reshape(-1)
-        return values, torch.ones_like(values)
-
-
-@dataclass(frozen=True)
-class _MultiValued:
-    """A field of any number of ids a row: row i has ids[offsets[i] : offsets[i + 1]]."""
-
-    ids: torch.Tensor
-    offsets: torch.Tensor
-
-    def gather(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """KJT values and lengths of `rows`."""
-        starts = self.offsets[rows]
-        lengths = self.offsets[rows + 1] - starts
-        ends = lengths.cumsum(0)
-        # The n-th value of the batch lies at n + (start of its row in the split - start of its row in the batch).
-        places = torch.arange(int(ends[-1]) if len(ends) else 0) + torch.repeat_interleave(starts - ends + lengths, lengths)
-        return self.ids[places], lengths.to(ID_TYPE)
-
-
-def rows_of_rank(rows: int, rank: int, world_size: int) -> tuple[int, int]:
-    """First row, and last row plus one, of a rank's part of a global batch of `rows` rows; the parts follow one another and cover it.
-
-    Cut at multiples of 16 rows where every rank then gets some, else of the largest power of two that allows it. Matrix kernels work in blocks of a
-    few rows and treat what is left over differently, so only with whole blocks does a row's result not depend on which rank has it.
-    """
-    block = next((block for block in (16, 8, 4, 2) if rows >= (world_size - 1) * block + 1), 1)
-    blocks = -(-rows // block)
-    return min(rows, blocks * rank // world_size * block), min(rows, blocks * (rank + 1) // world_size * block)
 
 
 class Split:
-    """One of train, validation, test, held in memory. `open_split` makes it."""
+    """One of train, validation, test. `open_split` makes it.
 
-    def __init__(self, fields: list[FieldEntry], blocks: list[_SingleValued | _MultiValued], labels: torch.Tensor) -> None:
-        self.fields = fields
-        self._names = [field.name for field in fields]
-        self._blocks = blocks
-        self._labels = labels
+    identity: a number that is the same for the same shards (by their sha256) and another for others.
+    settings: how much of it is in memory, and how many batches are made ahead.
+    """
+
+    def __init__(self, name: str, groups: RowGroups, identity: int, settings: DataSettings) -> None:
+        self.name = name
+        self.identity = identity
+        self.settings = settings
+        self._groups = groups
+        self._held = groups.read(groups.all()) if groups.rows <= settings.shuffle_rows else None
+
+    @property
+    def fields(self) -> tuple[FieldEntry, ...]:
+        """The F fields, in order."""
+        return self._groups.fields
 
     @property
     def rows(self) -> int:
         """Samples of the split."""
-        return len(self._labels)
+        return self._groups.rows
 
     def steps(self, batch_size: int, keep_last: bool) -> int:
         """Global batches of one pass; the last, incomplete one counts where `keep_last` is set."""
         return -(-self.rows // batch_size) if keep_last else self.rows // batch_size
 
+    def batch_rows(self, batch_size: int, step: int) -> int:
+        """Rows of global batch number `step`: `batch_size`, and what is left for the last one."""
+        return min(batch_size, self.rows - step * batch_size)
+
     def batches(
-        self, batch_size: int, *, rank: int, world_size: int, order: tuple[int, int] | None, keep_last: bool, start: int = 0
-    ) -> Iterator[Batch]:
+        self,
+        batch_size: int,
+        *,
+        rank: int,
+        world_size: int,
+        order: tuple[int, int] | None,
+        keep_last: bool,
+        start: int = 0,
+        pin_memory: bool = False,
+    ) -> "Batches":
         """This rank's part of each global batch of one pass.
 
         batch_size: rows of a global batch, over all ranks. Global batches do not depend on the world size.
-        rank, world_size: this rank gets the rows that `rows_of_rank` says.
-        order:      (seed, epoch) shuffles all rows in an order that the two determine; None is file order.
+        rank, world_size: which rows of each global batch come; see `rows_of_rank`.
+        order:      (seed, epoch) shuffles the rows in an order that the two determine; None is file order.
         keep_last:  whether the last batch comes though it is incomplete; with fewer rows than ranks, some ranks get an empty batch then.
-        start:      batches to skip, at no cost: the pass goes on as if they had been taken.
+        start:      batches to skip, at the cost of reading `data.shuffle_rows` rows at most: the pass goes on as if they had been taken.
+        pin_memory: whether batches lie in page-locked memory, from which a GPU copies while the next step is prepared.
         raises:     DataError if a global batch has fewer rows than there are ranks, or the split has no whole batch.
         """
         if not 0 <= rank < world_size:
             raise DataError(f"rank {rank} of {world_size} ranks: must be from 0 to {world_size - 1}")
         if world_size > batch_size:
             raise DataError(f"batch size {batch_size}: fewer rows than the {world_size} ranks that share them\n  Set it to at least {world_size}.")
-        steps = self.steps(batch_size, keep_last)
-        if steps == 0:
+        if self.steps(batch_size, keep_last) == 0:
             raise DataError(f"batch size {batch_size}: more rows than the {self.rows} of this split\n  Set it to at most {self.rows}.")
-        return self._generate(batch_size, rank, world_size, order, range(start, steps))
-
-    def _generate(self, batch_size: int, rank: int, world_size: int, order: tuple[int, int] | None, steps: range) -> Iterator[Batch]:
-        shuffled = None if order is None else torch.from_numpy(_permutation(self.rows, *order))
-        for step in steps:
-            first = step * batch_size
-            size = min(batch_size, self.rows - first)
-            low, high = (first + row for row in rows_of_rank(size, rank, world_size))
-            yield self._batch(torch.arange(low, high) if shuffled is None else shuffled[low:high], size)
+        return Batches(self, _Pass(batch_size, (rank, world_size), order, keep_last, pin_memory), start)
 
     def take(self, rows: int) -> Batch:
         """The first `rows` samples in file order (all, where there are fewer) as one batch of a single rank."""
         size = min(rows, self.rows)
-        return self._batch(torch.arange(size), size)
+        if self._held is not None:
+            return self._held.slice(0, size).batch(self.fields, size)
+        return next(self._streamed(self._order(size, None), (0, 1), range(1))).batch(self.fields, size)
 
-    def _batch(self, rows: torch.Tensor, global_rows: int) -> Batch:
-        values, lengths = zip(*(block.gather(rows) for block in self._blocks), strict=True)
-        features = KeyedJaggedTensor(keys=self._names, values=torch.cat(values), lengths=torch.cat(lengths), stride=len(rows))
-        return Batch(features, self._labels[rows], global_rows)
+    def parts(self, batch_size: int, place: tuple[int, int], shuffle: tuple[int, int] | None, steps: range) -> Iterator[Rows]:
+        """The rows of rank `place` = (rank, world size) in each of the global batches `steps`; see `batches`."""
+        order = self._order(batch_size, shuffle)
+        return self._streamed(order, place, steps) if self._held is None else self._gathered(self._held, order, place, steps)
+
+    def _order(self, batch_size: int, shuffle: tuple[int, int] | None) -> Order:
+        return Order(self._groups.sizes, batch_size, shuffle, self.settings.shuffle_rows)
+
+    def _gathered(self, held: Rows, order: Order, place: tuple[int, int], steps: range) -> Iterator[Rows]:
+        shuffled = None if order.shuffle is None else permutation(self.rows, *order.shuffle)
+        for step in steps:
+            low, high = (step * order.batch_size + row for row in rows_of_rank(order.batch_rows(step), *place))
+            yield held.slice(low, high) if shuffled is None else held.take(shuffled[low:high])
+
+    def _streamed(self, order: Order, place: tuple[int, int], steps: range) -> Iterator[Rows]:
+        lanes: dict[int, _Lane] = {}
+        for step in steps:
+            parts: list[Rows] = []
+            for lane, first, last in order.spans(step, *rows_of_rank(order.batch_rows(step), *place)):
+                if lane not in lanes:
+                    lanes[lane] = _Lane(self._groups, order.windows(lane))
+                parts += lanes[lane].rows(first, last)
+            yield concatenated(parts) if parts else self._groups.read([])
 
 
-def _permutation(rows: int, seed: int, epoch: int) -> np.ndarray[Any, Any]:
-    """An order of `rows` rows that (seed, epoch) determine, the same on every rank and every machine."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed % 2**64, epoch]))).permutation(rows)
+class _Lane:
+    """The rows of one lane, of which one window is in memory; asked for in rising order, it reads each window once."""
+
+    def __init__(self, groups: RowGroups, windows: Iterator[Window]) -> None:
+        self._groups = groups
+        self._windows = windows
+        self._window = next(windows)
+        self._held: Rows | None = None
+
+    def rows(self, first: int, last: int) -> Iterator[Rows]:
+        """Positions first to last - 1 of the lane, in one piece or, over the end of a window, in several."""
+        while first < last:
+            while self._window.last <= first:
+                self._window = next(self._windows)
+                self._held = None  # before the next is read, so that the two are not in memory together
+            if self._held is None:
+                rows, order = self._groups.read(self._window.pieces), self._window.order()
+                self._held = rows if order is None else rows.take(order)
+            end = min(last, self._window.last)
+            yield self._held.slice(first - self._window.first, end - self._window.first)
+            first = end
 
 
-def open_split(folder: str | Path, manifest: Manifest, split: str) -> Split:
-    """Read `split` of the prepared data in `folder` into memory and check it.
+class Batches(Iterator[Batch]):
+    """One pass over a split, from `Split.batches`: an iterator that knows where it is.
 
-    raises: DataError for a shard that is missing, damaged or has other columns than the manifest says; for an id outside [0, C_j); for a label that
-            is neither 0 nor 1.
+    Batches are made ahead, on a thread of their own, which is gone when the pass has ended or was closed, and soon after this object is dropped. What
+    goes wrong there is raised by the `next` that asked for the batch.
+    """
+
+    def __init__(self, split: Split, settings: "_Pass", start: int) -> None:
+        self._split = split
+        self._pass = settings
+        self._step = start
+        self._running: Prefetched[Batch] | None = None
+
+    def __next__(self) -> Batch:
+        if self._running is None:
+            self._running = Prefetched(self._made(self._pass, self._step), self._split.settings.prefetch)
+        batch = next(self._running)
+        self._step += 1
+        return batch
+
+    def close(self) -> None:
+        """End the thread; the next `next` would start another, for the batch that is due."""
+        if self._running is not None:
+            self._running.close()
+        self._running = None
+
+    def state_dict(self) -> dict[str, int]:
+        """Where this pass is, and what its order depends on, as plain numbers: what `load_state_dict` goes on from, on any number of ranks."""
+        return {**self._identity(), **({} if self._pass.order is None else {"epoch": self._pass.order[1]}), "step": self._step}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on where `state` was taken: its next batch comes next, for the cost of reading `data.shuffle_rows` rows at most.
+
+        raises: DataError that names what differs, if the state is of other data, another batch size, seed or shuffle, or is no state.
+        """
+        mine = self.state_dict()
+        if mine.keys() != state.keys():
+            raise DataError(f"state of a pass over {self._split.name}: has the keys {', '.join(state)}; wanted are {', '.join(mine)}")
+        differ = [f"{name} = {state[name]}, and this pass has {value}" for name, value in self._identity().items() if state[name] != value]
+        if differ:
+            raise DataError(f"state of a pass over {self._split.name}: {'; '.join(differ)}\n  It can only go on as it began.")
+        steps = self._split.steps(self._pass.batch_size, self._pass.keep_last)
+        if not 0 <= state["step"] <= steps:
+            raise DataError(f"state of a pass over {self._split.name}: step = {state['step']}; must be from 0 to {steps}")
+        self.close()
+        self._step = state["step"]
+        if self._pass.order is not None:
+            self._pass = replace(self._pass, order=(self._pass.order[0], state["epoch"]))
+
+    def _identity(self) -> dict[str, int]:
+        identity = {"data": self._split.identity, "batch_size": self._pass.batch_size}
+        if self._pass.order is not None:
+            # All values from the split's own rows on mean the same.
+            identity |= {"seed": self._pass.order[0], "shuffle_rows": min(self._split.settings.shuffle_rows, self._split.rows)}
+        return identity
+
+    def _made(self, settings: "_Pass", start: int) -> Iterator[Batch]:
+        steps = range(start, self._split.steps(settings.batch_size, settings.keep_last))
+        parts = self._split.parts(settings.batch_size, settings.place, settings.order, steps)
+        for step, rows in zip(steps, parts, strict=True):
+            batch = rows.batch(self._split.fields, self._split.batch_rows(settings.batch_size, step))
+            yield batch.pin_memory() if settings.pin_memory else batch
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What `Split.batches` was called with."""
+
+    batch_size: int
+    place: tuple[int, int]
+    order: tuple[int, int] | None
+    keep_last: bool
+    pin_memory: bool
+
+
+def open_split(folder: str | Path, manifest: Manifest, split: str, settings: DataSettings | None = None) -> Split:
+    """Open `split` of the prepared data in `folder`: check its files, and read it where it is no larger than `settings.shuffle_rows`.
+
+    settings: None takes the defaults; only `shuffle_rows` and `prefetch` count here.
+    raises:   DataError for a shard that is missing, damaged or has other columns or rows than the manifest says. For an id outside [0, C_j) and a
+              label that is neither 0 nor 1: here where the split is held in memory, else where its batch is asked for.
     """
     if split not in manifest.splits:
         raise DataError(f"{folder}: has no split {split!r}; its splits are {', '.join(manifest.splits)}")
-    shards = manifest.splits[split].shards
-    tables = [_read_shard(f"{folder}/{shard.file}", manifest, shard.rows) for shard in shards]
-    where = f"{folder}/{split}"
-    table = pa.concat_tables(tables)
-    labels = table[LABEL].to_numpy()
-    wrong = labels[(labels != 0) & (labels != 1)]
-    if len(wrong):
-        raise DataError(f"{where}: label {wrong[0]} in {len(wrong):,} rows; a label is 0 or 1\n  {REDO}")
-    blocks: list[_SingleValued | _MultiValued] = []
-    for multi_valued, group in groupby(manifest.fields, key=lambda field: field.multi_valued):
-        if multi_valued:
-            blocks += [_multi_valued(where, field, table[field.name]) for field in group]
-        else:
-            blocks.append(_single_valued(where, list(group), table))
-    return Split(list(manifest.fields), blocks, torch.from_numpy(labels.astype(np.float32)))
+    return Split(split, RowGroups(folder, manifest, split), _identity(manifest.splits[split]), settings or DataSettings())
 
 
-def _read_shard(path: str, manifest: Manifest, rows: int) -> pa.Table:
-    wanted = split_schema({field.name: field.multi_valued for field in manifest.fields})
-    try:
-        with open_file(path, "rb") as file:
-            table = pq.read_table(file)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})\n  {REDO}") from None
-    except pa.ArrowException as error:
-        raise DataError(f"{path}: is damaged ({str(error).splitlines()[0]})\n  {REDO}") from None
-    for column in wanted:
-        if column.name not in table.column_names:
-            raise DataError(f"{path}: has no column {column.name}; it has {', '.join(table.column_names)}")
-        found = table.schema.field(column.name).type
-        if found != column.type:
-            raise DataError(f"{path}: column {column.name} is {found}; the manifest says {column.type}")
-        if table[column.name].null_count:
-            raise DataError(f"{path}: column {column.name} lacks {table[column.name].null_count:,} values")
-    if table.num_rows != rows:
-        raise DataError(f"{path}: has {table.num_rows:,} rows; the manifest says {rows:,}")
-    return table.select(wanted.names)
-
-
-def _single_valued(where: str, fields: list[FieldEntry], table: pa.Table) -> _SingleValued:
-    ids = np.empty((len(fields), table.num_rows), dtype=np.int32)
-    for number, field in enumerate(fields):
-        ids[number] = table[field.name].to_numpy()
-        _check_ids(where, field, ids[number])
-    return _SingleValued(torch.from_numpy(ids))
-
-
-def _multi_valued(where: str, field: FieldEntry, column: pa.ChunkedArray) -> _MultiValued:
-    lists = column.combine_chunks()
-    # flatten() and the lengths, not .values and .offsets: those show the whole buffer of a sliced array.
-    ids = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int32)
-    _check_ids(where, field, ids)
-    offsets = np.zeros(len(lists) + 1, dtype=np.int64)
-    np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False), out=offsets[1:])
-    return _MultiValued(torch.from_numpy(ids), torch.from_numpy(offsets))
-
-
-def _check_ids(where: str, field: FieldEntry, ids: np.ndarray[Any, Any]) -> None:
-    if len(ids) and (ids.min() < 0 or ids.max() >= field.rows):
-        wrong = ids[(ids < 0) | (ids >= field.rows)]
-        raise DataError(f"{where}: field {field.name} has id {wrong[0]}; its ids go from 0 to {field.rows - 1}\n  {REDO}")
+def _identity(entry: SplitEntry) -> int:
+    """63 bits of a hash of the shards' hashes."""
+    digest = hashlib.sha256("\n".join(shard.sha256 for shard in entry.shards).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

@@ -45,7 +45,7 @@ def export_state(state: TrainingState, samples: Samples, out: Path, *, precision
         chunks=chunks(state.sharded.local),
         first_order_chunks=chunks(state.sharded.first_order),
         dense={name: values.float() if values.is_floating_point() else values for name, values in state.interaction.state_dict().items()},
-        vocabulary=samples.folder / "vocabulary" if manifest.recipe is not None else None,
+        vocabulary=f"{samples.folder}/vocabulary" if manifest.recipe is not None else None,
         verify=lambda partial: verify_bundle(partial, [held], live, state.sharded.device),
     )
 
@@ -53,7 +53,7 @@ def export_state(state: TrainingState, samples: Samples, out: Path, *, precision
 def export_run(run_dir: Path, out: Path, precision: Precision) -> dict[str, Any]:
     """Write the narrow model of a finished run as a bundle, from its best retraining checkpoint; alone or as one of many ranks.
 
-    raises: CheckpointError if `run_dir` holds no finished run.
+    raises: CheckpointError if `run_dir` holds no finished run, or its data is not what it was trained on.
     """
     folder = RunFolder(run_dir)
     if not folder.settings.exists():
@@ -70,8 +70,9 @@ def export_run(run_dir: Path, out: Path, precision: Precision) -> dict[str, Any]
         raise BundleError(f"{out}: is there already; a bundle is never written over. Delete it, or give another folder")
     settings = load_run(str(folder.settings))
     with process_group.process_group() as device:
-        data = Path(settings.data.path) if settings.data.path else folder.data
+        data = settings.data.path or folder.data
         manifest = process_group.together(lambda: Manifest.load(data))
+        process_group.on_first_rank(lambda: folder.check_data(manifest))
         samples = process_group.together(lambda: Samples(data, manifest, settings, device))
         columns = {
             size.field: torch.tensor(size.kept_columns, dtype=torch.int64) for size in process_group.together(lambda: read_sizes(folder.sizes))

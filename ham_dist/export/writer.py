@@ -15,6 +15,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import save
 
+from ham_dist.config.paths import exists, open_file
 from ham_dist.config.schema import ModelSettings
 from ham_dist.distributed.process_group import gather_objects, on_first_rank, rank, together
 from ham_dist.errors import BundleError
@@ -78,7 +79,7 @@ def write_bundle(
     chunks: Iterable["TableChunk"],
     dense: Mapping[str, torch.Tensor],
     first_order_chunks: Iterable["TableChunk"] = (),
-    vocabulary: Path | None = None,
+    vocabulary: str | Path | None = None,
     verify: Callable[[Path], Mapping[str, Any]] | None = None,
     piece_numbers: int = PIECE_NUMBERS,
 ) -> dict[str, Any]:
@@ -166,7 +167,7 @@ def _finish(
     description: Description,
     written: Sequence[_Written],
     dense: Mapping[str, torch.Tensor],
-    vocabulary: Path | None,
+    vocabulary: str | Path | None,
     verify: Callable[[Path], Mapping[str, Any]] | None,
 ) -> dict[str, Any]:
     """What rank 0 does when all tables are there: dense weights, vocabulary, manifest, the check, and the name."""
@@ -220,16 +221,17 @@ def _entries(folder: str, description: Description, written: Sequence[_Written])
     return tuple(tables)
 
 
-def _copy_vocabulary(partial: Path, fields: Iterable[str], folder: Path, files: dict[str, FileEntry]) -> dict[str, str]:
+def _copy_vocabulary(partial: Path, fields: Iterable[str], folder: str | Path, files: dict[str, FileEntry]) -> dict[str, str]:
     """Copy <field>.parquet of each field that the model reads; adds to `files`, and gives the copies' paths by field."""
     copies = {}
     for field in fields:
-        source, path = folder / f"{field}.parquet", inside(f"vocabulary/{field}.parquet")
-        if not source.is_file():
+        source, path = f"{folder}/{field}.parquet", inside(f"vocabulary/{field}.parquet")
+        if not exists(source):
             raise BundleError(f"{source}: missing: the vocabulary of {field!r}. Give the folder `vocabulary` that `ham-dist prepare` wrote.")
         with writing(partial / path):
             (partial / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, partial / path)
-        files[path] = FileEntry(size=source.stat().st_size, sha256=sha256_of(source))
+            with open_file(source, "rb") as read, (partial / path).open("wb") as written:
+                shutil.copyfileobj(read, written)
+        files[path] = FileEntry(size=(partial / path).stat().st_size, sha256=sha256_of(partial / path))
         copies[field] = path
     return copies

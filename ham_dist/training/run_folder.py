@@ -14,7 +14,10 @@ from typing import Any
 import ham_dist
 from ham_dist.config.load import differences, dump_run, load_run
 from ham_dist.config.schema import RunSettings
+from ham_dist.data.manifest import Manifest
 from ham_dist.errors import CheckpointError
+from ham_dist.training.data_record import differences as data_differences
+from ham_dist.training.data_record import digest_of, record_of
 
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy", "pyarrow", "duckdb")
 """Packages whose versions can change a run's numbers."""
@@ -80,6 +83,11 @@ class RunFolder:
         return self.path / "result.json"
 
     @property
+    def data_record(self) -> Path:
+        """data.json: the manifest of the data that the run began with, and its digest."""
+        return self.path / "data.json"
+
+    @property
     def data(self) -> Path:
         """data/: the generated data set of a run that names no data."""
         return self.path / "data"
@@ -98,7 +106,7 @@ class RunFolder:
         if held:
             self._check_same_run(settings, resume)
         elif ended_early:
-            for left in (self.environment, self.log, self.metrics):
+            for left in (self.environment, self.log, self.metrics, self.data_record):
                 left.unlink(missing_ok=True)
             shutil.rmtree(self.tensorboard, ignore_errors=True)
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
@@ -113,6 +121,25 @@ class RunFolder:
         starts = read_json(self.environment) if self.environment.exists() else []
         write_json(self.environment, [*starts, environment(world_size, device)])
         return held
+
+    def tie(self, manifest: Manifest) -> None:
+        """Note the data that the run begins with, or check that it goes on with the same; call it on one rank only."""
+        if self.data_record.exists():
+            self.check_data(manifest)
+        else:
+            write_json(self.data_record, {"sha256": digest_of(manifest), "manifest": record_of(manifest)})
+
+    def check_data(self, manifest: Manifest) -> None:
+        """raises: CheckpointError that names the parts in which the data that the run began with differs from data with this manifest."""
+        if not self.data_record.exists():
+            return  # a run that began before runs kept one
+        began: dict[str, Any] = read_json(self.data_record)
+        if began["sha256"] != digest_of(manifest):
+            listed = "\n  ".join(data_differences(began["manifest"], manifest))
+            raise CheckpointError(
+                f"{self.path}: the run began with other data than is there now:\n  {listed}\n"
+                "  Put the data of its data.json back, or start another run on this data with another --run-dir"
+            )
 
     def _check_same_run(self, settings: RunSettings, resume: bool) -> None:
         if not resume:

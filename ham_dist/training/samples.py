@@ -12,6 +12,7 @@ from ham_dist.data.batch import Batch
 from ham_dist.data.manifest import Manifest
 from ham_dist.data.reader import open_split
 from ham_dist.distributed import process_group
+from ham_dist.training.data_record import digest_of
 
 StageName = Literal["pretrain", "search", "retrain"]
 
@@ -22,15 +23,17 @@ ORDER_OF = {"pretrain": 0, "search": 1, "retrain": 2, "validation": 3}
 class Samples:
     """This rank's part of every batch; the global batches do not depend on the number of ranks.
 
-    folder:   a prepared data folder.
+    folder:   a prepared data folder, local or by a scheme that config/paths.py knows.
     manifest: what it holds.
+    digest:   sha256 of the manifest, which names the data whatever the folder is called.
     steps:    training batches of an epoch.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, settings: RunSettings, device: torch.device) -> None:
+    def __init__(self, folder: str | Path, manifest: Manifest, settings: RunSettings, device: torch.device) -> None:
         self.folder = folder
         self.manifest = manifest
-        self._splits = {name: open_split(folder, manifest, name) for name in ("train", "validation", "test")}
+        self.digest = digest_of(manifest)
+        self._splits = {name: open_split(folder, manifest, name, settings.data) for name in ("train", "validation", "test")}
         self._settings = settings
         self.device = device
         self.steps = self._splits["train"].steps(settings.data.batch_size, keep_last=False)
@@ -48,15 +51,11 @@ class Samples:
 
     def evaluation(self, split: Literal["validation", "test"]) -> Iterator[Batch]:
         """Every row of a split once, in file order."""
-        size = self._settings.data.evaluation_batch_size
-        for batch in self._splits[split].batches(size, rank=process_group.rank(), world_size=process_group.world_size(), order=None, keep_last=True):
-            yield batch.to(self.device)
+        return self._batches(split, order=None, keep_last=True, size=self._settings.data.evaluation_batch_size)
 
     def part(self, split: Literal["validation", "test"], rows: int) -> Batch:
         """This rank's part of the first `rows` rows of a split, or of all where there are fewer."""
-        size = min(rows, self._splits[split].rows)
-        batches = self._splits[split].batches(size, rank=process_group.rank(), world_size=process_group.world_size(), order=None, keep_last=True)
-        return next(batches).to(self.device)
+        return next(self._batches(split, order=None, keep_last=True, size=min(rows, self._splits[split].rows)))
 
     def whole(self, split: Literal["validation", "test"], rows: int) -> Batch:
         """The same rows, all of them on this rank."""
@@ -67,14 +66,18 @@ class Samples:
         """Rows of a global batch for alpha: a training batch's, or the whole split where that is smaller."""
         return min(self._settings.data.batch_size, self._splits["validation"].rows)
 
-    def _batches(self, split: str, order: tuple[int, int], start: int = 0, size: int | None = None) -> Iterator[Batch]:
+    def _batches(
+        self, split: str, *, order: tuple[int, int] | None, keep_last: bool = False, start: int = 0, size: int | None = None
+    ) -> Iterator[Batch]:
         batches = self._splits[split].batches(
             size or self._settings.data.batch_size,
             rank=process_group.rank(),
             world_size=process_group.world_size(),
             order=order,
-            keep_last=False,
+            keep_last=keep_last,
             start=start,
+            # A copy from page-locked memory goes on beside the step that comes before it.
+            pin_memory=self.device.type == "cuda",
         )
         for batch in batches:
             yield batch.to(self.device, non_blocking=True)

@@ -13,6 +13,7 @@ from ham_dist.data.expressions import mix, seed_key, split_of
 from ham_dist.data.manifest import SPLITS, Manifest
 from ham_dist.data.prepare import prepare
 from ham_dist.data.recipe import Recipe, load_recipe, parse_recipe
+from ham_dist.data.shards import ROW_GROUP
 from ham_dist.errors import DataError
 from tests.data.conftest import ROOT
 from tests.data.raw_movielens import read_lines, write_lines, write_raw_movielens
@@ -88,10 +89,10 @@ def test_shards_and_row_groups_have_their_sizes(prepared: Path, manifest: Manife
         *(f"{field}: int32" for field in ("user", "movie", "gender", "age", "occupation", "zip")),
         "genres: list<element: int32>",
     ]
-    raw = write_raw_movielens(tmp_path / "raw", ratings=110_000)
+    raw = write_raw_movielens(tmp_path / "raw", ratings=30_000)
     big = prepare(recipe, raw, tmp_path / "out").splits["train"].shards[0]
     parquet = pq.ParquetFile(tmp_path / "out" / big.file)
-    assert [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)] == [65_536, big.rows - 65_536]
+    assert [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)] == [ROW_GROUP, big.rows - ROW_GROUP]
 
 
 def test_same_bytes_whatever_the_threads_and_the_compression(raw: Path, prepared: Path, recipe: Recipe, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from ham_dist.config.load import load_run
 from ham_dist.config.schema import RunSettings
 from ham_dist.errors import CheckpointError, TargetError
+from ham_dist.export.package import export_run
 from ham_dist.run import run_stages
 from ham_dist.training.checkpoints import StageCheckpoints, StageProgress
 from tests.multiprocess import run_on_ranks
@@ -103,6 +104,20 @@ def test_another_runs_folder_is_refused(unbroken: Path) -> None:
         do_run(small_run(), unbroken)
     with pytest.raises(CheckpointError, match="seed"):
         do_run(small_run().model_copy(update={"seed": 5}), unbroken, resume=True)
+
+
+def test_other_data_is_refused_by_resume_and_export(unbroken: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(unbroken, tmp_path / "run"))
+    manifest = folder / "data" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["fields"][1]["rows"] += 1
+    manifest.write_text(json.dumps(content))
+    wanted = r"began with other data than is there now:\n  fields\[field_1\]\.rows: 40, not 41\n"
+    with pytest.raises(CheckpointError, match=wanted):
+        do_run(small_run(), folder, resume=True)
+    with pytest.raises(CheckpointError, match=wanted):
+        export_run(folder, tmp_path / "bundle", "fp32")
+    assert not (tmp_path / "bundle").exists()
 
 
 FLOAT64 = {"dense": "float64"}
