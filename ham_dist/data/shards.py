@@ -1,6 +1,7 @@
 """Writing Parquet: shards of a fixed number of rows, and vocabularies; the same rows give the same bytes, however they come."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -26,42 +27,68 @@ def split_schema(multi_valued: dict[str, bool]) -> pa.Schema:
     return pa.schema([pa.field(LABEL, pa.int8()), *id_columns(multi_valued)])
 
 
+def write_shard(folder: Path, file: str, batches: Iterable[pa.RecordBatch | pa.Table], schema: pa.Schema) -> tuple[StoredFile, int]:
+    """Write the rows of `batches`, however they are cut, as the one file `file` of `folder`: it is there whole or not at all.
+
+    returns: its manifest entry, and how many of its labels are 1 (0 where `schema` has no label).
+    """
+    path = folder / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.partial")
+    rows = positives = 0
+    with pq.ParquetWriter(beside, schema) as writer:
+        for table in _row_groups(batches, schema):
+            writer.write_table(table, row_group_size=ROW_GROUP)
+            rows += table.num_rows
+            if LABEL in schema.names:
+                positives += pc.sum(table[LABEL]).as_py()
+    os.replace(beside, path)
+    return stored_file(folder, path, rows), positives
+
+
 def write_split(folder: Path, split: str, batches: Iterable[pa.RecordBatch], schema: pa.Schema, rows_per_shard: int) -> SplitEntry:
     """Write the rows of `batches`, however they are cut, as `split`/part-00000.parquet and so on, `rows_per_shard` in each but the last."""
     (folder / split).mkdir()
-    shards: list[StoredFile] = []
-    positives = 0
-    row_groups = _row_groups(batches, schema, rows_per_shard)
-    table = next(row_groups, None)
-    while table is not None:
-        path = folder / split / f"part-{len(shards):05d}.parquet"
-        rows = 0
-        with pq.ParquetWriter(path, schema) as writer:
-            while table is not None and rows < rows_per_shard:
-                writer.write_table(table, row_group_size=ROW_GROUP)
-                rows += table.num_rows
-                positives += pc.sum(table[LABEL]).as_py()
-                table = next(row_groups, None)
-        shards.append(stored_file(folder, path, rows))
-    return SplitEntry(rows=sum(shard.rows for shard in shards), positives=positives, shards=tuple(shards))
+    written = [write_shard(folder, shard_name(split, number), part, schema) for number, part in enumerate(_parts(batches, rows_per_shard))]
+    shards = tuple(shard for shard, _ in written)
+    return SplitEntry(rows=sum(shard.rows for shard in shards), positives=sum(positives for _, positives in written), shards=shards)
 
 
-def _row_groups(batches: Iterable[pa.RecordBatch], schema: pa.Schema, rows_per_shard: int) -> Iterator[pa.Table]:
-    """The rows of `batches` cut into row groups, none of which goes over the end of a shard."""
+def shard_name(split: str, number: int) -> str:
+    """Where shard `number` (from 0) of a split lies in the folder."""
+    return f"{split}/part-{number:05d}.parquet"
+
+
+def _parts(batches: Iterable[pa.RecordBatch], rows_per_part: int) -> Iterator[list[pa.RecordBatch]]:
+    """The rows of `batches` in lists of `rows_per_part` rows each but the last."""
+    part: list[pa.RecordBatch] = []
+    room = rows_per_part
+    for batch in batches:
+        start = 0
+        while batch.num_rows - start >= room:
+            yield [*part, batch.slice(start, room)]
+            start, room, part = start + room, rows_per_part, []
+        if start < batch.num_rows:
+            part.append(batch.slice(start))
+            room -= batch.num_rows - start
+    if part:
+        yield part
+
+
+def _row_groups(batches: Iterable[pa.RecordBatch | pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
+    """The rows of `batches` cut into row groups."""
     waiting: list[pa.Table] = []
     rows_waiting = 0
-    room = rows_per_shard
     for batch in batches:
-        waiting.append(pa.Table.from_batches([batch]).cast(schema))
+        table = batch if isinstance(batch, pa.Table) else pa.Table.from_batches([batch])
+        waiting.append(table.cast(schema))
         rows_waiting += batch.num_rows
-        while rows_waiting >= min(ROW_GROUP, room):
-            size = min(ROW_GROUP, room)
+        while rows_waiting >= ROW_GROUP:
             table = pa.concat_tables(waiting)
             # In one piece, because where pages end depends on where pieces do.
-            yield table.slice(0, size).combine_chunks()
-            waiting = [table.slice(size)]
-            rows_waiting -= size
-            room = room - size or rows_per_shard
+            yield table.slice(0, ROW_GROUP).combine_chunks()
+            waiting = [table.slice(ROW_GROUP)]
+            rows_waiting -= ROW_GROUP
     if rows_waiting:
         yield pa.concat_tables(waiting).combine_chunks()
 
