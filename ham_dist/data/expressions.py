@@ -18,6 +18,8 @@ Sides = Sequence[tuple[Join, ibis.Table]]
 """The side files of a recipe, each with its rows."""
 
 _LOW_32 = 0xFFFF_FFFF
+# ASCII's unit separator, which text does not hold.
+_UNIT = "\x1f"
 
 
 def mix(number: Any) -> Any:
@@ -123,7 +125,8 @@ def vocabulary_of(values: ibis.Table, separator: str | None, min_count: int, max
 def _pieces(table: ibis.Table, separator: str) -> ibis.Table:
     """One row for each value in the column VALUE (text, or a list), with `value` and `position` beside the other columns; no empty pieces."""
     cell = table[VALUE]
-    pieces = table.mutate(value=cell if cell.type().is_array() else cell.split(separator)).unnest("value", offset="position")
+    # Spark takes what it splits by for a pattern, in which this sign stands for itself.
+    pieces = table.mutate(value=cell if cell.type().is_array() else cell.replace(separator, _UNIT).split(_UNIT)).unnest("value", offset="position")
     pieces = pieces.mutate(value=pieces.value.cast("string"))
     return pieces.filter(pieces.value != "")
 

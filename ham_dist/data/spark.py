@@ -56,8 +56,7 @@ class Spark:
         shutil.rmtree(folder)
 
     def fetch(self, expression: ibis.Table) -> pa.Table:
-        batches = list(self.batches(expression))
-        return pa.Table.from_batches(batches) if batches else expression.schema().to_pyarrow().empty_table()
+        return self._frame(expression).toArrow()
 
     def _name(self, kind: str) -> str:
         self._tables += 1

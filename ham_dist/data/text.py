@@ -40,12 +40,12 @@ class Block:
     cut: bool = False
 
 
-def read_blocks(path: Path, format: Format, start: Position | None = None, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
-    """The lines of a text file, plain or compressed (by the ending of its name), from `start` on.
+def read_blocks(path: Path, format: Format, start: Position | None = None, block_bytes: int | None = None) -> Iterator[Block]:
+    """The lines of a text file, plain or compressed (by the ending of its name), from `start` on; a block is about `block_bytes` (or BLOCK_BYTES).
 
     raises: DataError if it is compressed and cut short or damaged, or is not of the 2-byte encoding that the format names.
     """
-    position = start or Position()
+    position, block_bytes = start or Position(), block_bytes or BLOCK_BYTES
     with _open(path, format) as stream:
         stream.skip(position.offset)
         waiting = b""
