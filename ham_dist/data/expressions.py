@@ -9,8 +9,8 @@ from ham_dist.data.columns import AnyField, Categorical, Join, MultiValued, Nume
 
 # Position of a sample in the files, from 0: the number of lines before it, and so the same whatever engine reads it. No recipe can name a column so.
 ROW = "_row"
-# What a field has for a sample, and the ids that come of it. They are no names of a recipe either.
-VALUE, ID = "_value", "_id"
+# What stands in a sample's column, and the ids that come of it. They are no names of a recipe either.
+CELL, ID = "_cell", "_ids"
 # The value of a missing number, and of a missing category that is a value of its own.
 MISSING = "missing"
 
@@ -46,14 +46,14 @@ def tenth_of(row: Any, seed: int) -> Any:
     return mix((row & _LOW_32) ^ seed_key(seed)) % 10
 
 
-def values_of(samples: ibis.Table, sides: Sides, column: str, field: AnyField) -> ibis.Table:
-    """ROW and VALUE: the text (or list) that a field has for each sample before it becomes ids, made from `column`. Null is unknown.
+def cells_of(samples: ibis.Table, sides: Sides, column: str) -> ibis.Table:
+    """ROW and CELL of each sample: what stands in `column`, null where nothing does.
 
-    sides: the side files, by whose keys a column comes that the samples lack; null where a key is not there.
+    sides: the side files, by whose keys a column comes that the samples lack.
     """
     if column not in samples.columns:
         samples = _joined(samples, sides)
-    return samples.select(ROW, **{VALUE: _value(samples[column], field)})
+    return samples.select(ROW, **{CELL: samples[column]})
 
 
 def _joined(samples: ibis.Table, sides: Sides) -> ibis.Table:
@@ -64,6 +64,7 @@ def _joined(samples: ibis.Table, sides: Sides) -> ibis.Table:
 
 
 def _value(cell: Any, field: AnyField) -> Any:
+    """The text (or list) that a field makes of a cell, before it becomes ids. Null is unknown."""
     match field:
         case Categorical():
             return cell if field.missing == "unknown" else cell.fill_null(MISSING)
@@ -71,7 +72,6 @@ def _value(cell: Any, field: AnyField) -> Any:
             # A logarithm of what is not above 2 is not asked for: of 0 it is an error in DuckDB.
             logarithm = ibis.greatest(cell, 2.0).ln()
             cut = ibis.cases((cell > 2, (logarithm * logarithm).floor()), else_=_whole(cell) - 2)
-            # The same word for 3 and 3.0, and for 0 and -0.0.
             return cut.cast("int64").cast("string").fill_null(MISSING)
         case Time():
             return _time_part(cell, field)
@@ -103,18 +103,18 @@ def _time_part(cell: Any, field: Time) -> Any:
     return ibis.ifelse(is_time, weekday.cast("string"), ibis.null("string"))
 
 
-def vocabulary_of(values: ibis.Table, separator: str | None, min_count: int, max_rows: int | None) -> ibis.Table:
-    """value, id, count of the values (column VALUE) seen at least `min_count` times: ids from 1 by descending count, then by value.
+def vocabulary_of(cells: ibis.Table, field: AnyField, min_count: int, max_rows: int | None) -> ibis.Table:
+    """value, id, count of the values that `cells` (CELL) hold at least `min_count` times: ids from 1 by descending count, then by value.
 
-    separator: what stands between the values of a multi-valued field; None for a field of one value.
-    max_rows:  the most ids, 0 counted; the most frequent values get them.
+    max_rows: the most ids, 0 counted; the most frequent values get them.
     """
-    cells = values.filter(values[VALUE].notnull()).group_by(VALUE).aggregate(count=lambda t: t.count())
-    if separator is None:
-        counted = cells.select(value=cells[VALUE], count=cells["count"])
+    if isinstance(field, Categorical):
+        counted = cells.select(value=_value(cells[CELL], field)).group_by("value").aggregate(count=lambda t: t.count())
+        counted = counted.filter(counted.value.notnull())
     else:
-        # Cells repeat, so they are counted before they are cut.
-        counted = _pieces(cells, separator).group_by("value").aggregate(count=lambda t: t["count"].sum())
+        # Cells repeat, so they are counted before something is made of them.
+        counted = _values(cells.group_by(CELL).aggregate(count=lambda t: t.count()), field)
+        counted = counted.group_by("value").aggregate(count=lambda t: t["count"].sum())
     counted = counted.filter(counted["count"] >= min_count)
     if max_rows is not None:
         counted = counted.order_by(counted["count"].desc(), counted.value.asc()).limit(max_rows - 1)
@@ -122,51 +122,59 @@ def vocabulary_of(values: ibis.Table, separator: str | None, min_count: int, max
     return counted.select("value", id=(place + 1).cast("int32"), count=counted["count"].cast("int64")).order_by("id")
 
 
-def _pieces(table: ibis.Table, separator: str) -> ibis.Table:
-    """One row for each value in the column VALUE (text, or a list), with `value` and `position` beside the other columns; no empty pieces."""
-    cell = table[VALUE]
+def _values(table: ibis.Table, field: AnyField) -> ibis.Table:
+    """One row for each value of the column CELL, with `value` and its `position` in the cell beside the other columns; none for unknown cells."""
+    value = _value(table[CELL], field)
+    if not isinstance(field, MultiValued):
+        table = table.mutate(value=value, position=ibis.literal(0))
+        return table.filter(table.value.notnull())
     # Spark takes what it splits by for a pattern, in which this sign stands for itself.
-    pieces = table.mutate(value=cell if cell.type().is_array() else cell.replace(separator, _UNIT).split(_UNIT)).unnest("value", offset="position")
+    pieces = table.mutate(value=value if value.type().is_array() else value.replace(field.separator, _UNIT).split(_UNIT))
+    pieces = pieces.unnest("value", offset="position")
     pieces = pieces.mutate(value=pieces.value.cast("string"))
     return pieces.filter(pieces.value != "")
 
 
-def ids_of(values: ibis.Table, vocabulary: ibis.Table, separator: str | None) -> ibis.Table:
-    """ROW and ID of `values` (ROW and VALUE), in no order: int32, or a list of int32 where there is a separator.
+def ids_of(cells: ibis.Table, vocabulary: ibis.Table, field: AnyField) -> ibis.Table:
+    """ROW and ID of `cells` (ROW and CELL), in no order: int32, or a list of int32 where the field is multi-valued.
 
     A missing value, and one that the vocabulary lacks, is 0; so is a multi-valued cell without values: one id 0.
     """
-    if separator is None:
+    if isinstance(field, Categorical):
+        values = cells.select(ROW, _value=_value(cells[CELL], field))
         lookup = vocabulary.select(_key=vocabulary.value, _found=vocabulary.id)
-        nothing = ibis.literal(0)
+        found = values.left_join(lookup, values._value == lookup._key)
     else:
-        lookup = _ids_of_cells(values, vocabulary, separator)
-        nothing = ibis.array([ibis.literal(0)])
-    found = values.left_join(lookup, values[VALUE] == lookup._key)
+        lookup = _ids_of_cells(cells, vocabulary, field)
+        # A missing number has a value, so null must find null.
+        found = cells.left_join(lookup, cells[CELL].identical_to(lookup._key))
+    nothing = ibis.array([ibis.literal(0)]) if isinstance(field, MultiValued) else ibis.literal(0)
     return found.select(ROW, **{ID: found._found.coalesce(nothing.cast(found._found.type()))})
 
 
-def _ids_of_cells(values: ibis.Table, vocabulary: ibis.Table, separator: str) -> ibis.Table:
-    """Each distinct cell of a multi-valued field with its ids in the cell's order. Cells repeat: there are far fewer than samples."""
-    cells = values.filter(values[VALUE].notnull()).select(VALUE).distinct()
-    pieces = _pieces(cells, separator)
+def _ids_of_cells(cells: ibis.Table, vocabulary: ibis.Table, field: AnyField) -> ibis.Table:
+    """Each distinct cell with its id, or its ids in the cell's order. Cells repeat: there are far fewer than samples."""
+    values = _values(cells.select(CELL).distinct(), field)
     lookup = vocabulary.select(_known=vocabulary.value, _id=vocabulary.id)
-    pieces = pieces.left_join(lookup, pieces.value == lookup._known)
-    placed = ibis.struct({"position": pieces.position, "id": pieces._id.coalesce(ibis.literal(0).cast("int32"))})
+    values = values.left_join(lookup, values.value == lookup._known)
+    id = values._id.coalesce(ibis.literal(0).cast("int32"))
+    if not isinstance(field, MultiValued):
+        return values.select(_key=values[CELL], _found=id)
+    placed = ibis.struct({"position": values.position, "id": id})
     # Not collect(order_by=...), which Spark cannot do; structs sort by their first entry.
-    cells = pieces.select(VALUE, placed=placed).group_by(VALUE).aggregate(placed=lambda t: t.placed.collect())
-    return cells.select(_key=cells[VALUE], _found=cells.placed.sort().map(lambda item: item["id"]))
+    lists = values.select(CELL, placed=placed).group_by(CELL).aggregate(placed=lambda t: t.placed.collect())
+    return lists.select(_key=lists[CELL], _found=lists.placed.sort().map(lambda item: item["id"]))
 
 
-def hashed_ids(values: ibis.Table, rows: int) -> ibis.Table:
-    """ROW and ID of `values` without a vocabulary: 1 + a hash of the value into `rows` - 1, and 0 for a missing one.
+def hashed_ids(cells: ibis.Table, field: AnyField, rows: int) -> ibis.Table:
+    """ROW and ID of `cells` without a vocabulary: 1 + a hash of the value into `rows` - 1, and 0 for a missing one.
 
-    The hash is the first 32 bits of MD5, which every engine has. 32 bits over fewer than 2^31 places are even to one part in two.
+    The hash is the first 32 bits of MD5, which every engine has.
     """
-    digest = values[VALUE].hexdigest("md5")
+    digest = _value(cells[CELL], field).hexdigest("md5")
     number: Any = 0
     for place in range(8):
         # The digits 0 to 9 are 48 to 57 in ASCII, a to f 97 to 102.
         code = digest.substr(place, 1).ascii_str().cast("int64")
         number = number * 16 + ibis.ifelse(code >= 97, code - 87, code - 48)
-    return values.select(ROW, **{ID: (number % (rows - 1) + 1).coalesce(0).cast("int32")})
+    return cells.select(ROW, **{ID: (number % (rows - 1) + 1).coalesce(0).cast("int32")})

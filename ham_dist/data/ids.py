@@ -10,9 +10,9 @@ import ibis
 import numpy as np
 import pyarrow as pa
 
-from ham_dist.data.columns import AnyField, Categorical, MultiValued
+from ham_dist.data.columns import AnyField, Categorical
 from ham_dist.data.engine import Engine
-from ham_dist.data.expressions import ID, ROW, Sides, hashed_ids, ids_of, values_of
+from ham_dist.data.expressions import ID, ROW, Sides, cells_of, hashed_ids, ids_of
 
 # Beyond this many positions a row, the table from positions to places costs more than searching.
 _SPARSE = 64
@@ -44,11 +44,11 @@ class Encoder:
 
     def _ids(self, samples: ibis.Table, name: str) -> ibis.Table:
         column, field, max_rows = self._fields[name]
-        values = values_of(samples, self._sides, column, field)
+        cells = cells_of(samples, self._sides, column)
         if isinstance(field, Categorical) and field.hash:
             assert max_rows is not None, "the recipe was checked"
-            return hashed_ids(values, max_rows)
-        return ids_of(values, self._vocabularies[name], field.separator if isinstance(field, MultiValued) else None)
+            return hashed_ids(cells, field, max_rows)
+        return ids_of(cells, self._vocabularies[name], field)
 
 
 class _Places:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from ham_dist.config.paths import local_path
 from ham_dist.data.columns import Categorical, Join
 from ham_dist.data.engine import Engine, Machine, open_engine
-from ham_dist.data.expressions import ROW, Sides, values_of, vocabulary_of
+from ham_dist.data.expressions import ROW, Sides, cells_of, vocabulary_of
 from ham_dist.data.folder import already_there
 from ham_dist.data.ids import Encoder
 from ham_dist.data.manifest import FORMAT_VERSION, SPLITS, FieldEntry, Manifest, RawFile, Rejected, SplitEntry, StoredFile
@@ -189,8 +189,8 @@ class _Preparation:
         return entries
 
     def _vocabulary(self, samples: ibis.Table, sides: Sides, name: str) -> ibis.Table:
-        values = values_of(samples, sides, self.recipe.column(name), self.recipe.fields[name])
-        return vocabulary_of(values, self.recipe.separators()[name], self.recipe.min_count_of(name), self.recipe.max_rows_of(name))
+        cells = cells_of(samples, sides, self.recipe.column(name))
+        return vocabulary_of(cells, self.recipe.fields[name], self.recipe.min_count_of(name), self.recipe.max_rows_of(name))
 
     def _entry(self, name: str, stored: StoredFile) -> FieldEntry:
         hashed = _is_hashed(self.recipe.fields[name])

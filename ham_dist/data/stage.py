@@ -173,7 +173,9 @@ def _in_order(threads: int, function: Callable[[int, Block], Segment], items: It
 
 def _write_parquet(table: pa.Table, path: Path) -> None:
     beside = path.with_suffix(".partial")
-    pq.write_table(table, beside, row_group_size=_ROW_GROUP, compression="lz4")
+    # A dictionary of positions, which are all different, would cost time for nothing.
+    repeating = [name for name in table.column_names if name != ROW]
+    pq.write_table(table, beside, row_group_size=_ROW_GROUP, compression="lz4", use_dictionary=repeating, write_statistics=[ROW])
     os.replace(beside, path)
 
 
