@@ -177,7 +177,7 @@ def _parquet_records(engine: DuckDB, path: Path, made: Mapping[str, Made]) -> Re
 def _numbered(engine: DuckDB, table: pa.Table, before: int) -> tuple[ibis.Table, np.ndarray[Any, Any]]:
     """Records with their places, of which the first is `before`."""
     positions = np.arange(before, before + table.num_rows)
-    return engine.read_arrow(table.append_column(ROW, pa.array(positions))), positions
+    return engine.show_arrow(Encoder.VIEW, table.append_column(ROW, pa.array(positions))), positions
 
 
 def _refuse_rejected(path: Path, rows: Rows) -> None:

@@ -1,7 +1,7 @@
 """What runs the expressions: DuckDB within this process, or Spark for those who outgrow one machine."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,8 +70,11 @@ class Engine(Protocol):
     def batches(self, expression: ibis.Table) -> Iterator[pa.RecordBatch]:
         """The rows of `expression` piece by piece, so that they need not fit in memory."""
 
-    def fetch(self, expression: ibis.Table) -> pa.Table:
-        """The rows of `expression`, which are few."""
+    def show(self, name: str, expression: ibis.Table) -> ibis.Table:
+        """A view called `name` of the rows of `expression`, in place of the one that was called so before."""
+
+    def query(self, expression: ibis.Table) -> Callable[[], pa.Table]:
+        """Gives the rows of `expression`, which are few, as its views are then; translated once, as that takes longer than many a query."""
 
 
 def parse_size(text: str) -> int:
@@ -129,10 +132,8 @@ class DuckDB:
         except duckdb.Error as error:
             raise self._told(error) from error
 
-    def read_arrow(self, table: pa.Table) -> ibis.Table:
-        """The rows of a table that is in memory, not copied."""
-        self._tables += 1
-        name = f"arrow_{self._tables}"
+    def show_arrow(self, name: str, table: pa.Table) -> ibis.Table:
+        """A view called `name` of a table that is in memory, in place of the one that was called so before."""
         self._connection.con.register(name, table)
         return self._connection.table(name)
 
@@ -149,11 +150,19 @@ class DuckDB:
         except duckdb.Error as error:
             raise self._told(error) from error
 
-    def fetch(self, expression: ibis.Table) -> pa.Table:
-        try:
-            return self._connection.raw_sql(self._connection.compile(expression)).to_arrow_table()
-        except duckdb.Error as error:
-            raise self._told(error) from error
+    def show(self, name: str, expression: ibis.Table) -> ibis.Table:
+        return self._connection.create_view(name, expression, overwrite=True)
+
+    def query(self, expression: ibis.Table) -> Callable[[], pa.Table]:
+        sql = self._connection.compile(expression)
+
+        def fetch() -> pa.Table:
+            try:
+                return self._connection.raw_sql(sql).to_arrow_table()
+            except duckdb.Error as error:
+                raise self._told(error) from error
+
+        return fetch
 
     def _told(self, error: duckdb.Error) -> Exception:
         """A mistake that is the user's to mend, as ours."""

@@ -3,7 +3,7 @@
 A query for one field at a time holds the lookup of one field in memory, and moves no column but its own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ibis
@@ -32,15 +32,20 @@ class Encoder:
 
     def __init__(self, engine: Engine, fields: Mapping[str, Made], vocabularies: Mapping[str, ibis.Table], sides: Sides = ()) -> None:
         self._engine, self._fields, self._vocabularies, self._sides = engine, fields, vocabularies, sides
+        self._queries: dict[str, Callable[[], pa.Table]] = {}
+
+    VIEW = "samples"
 
     def encode(self, samples: ibis.Table, rows: np.ndarray[Any, np.dtype[np.int64]]) -> dict[str, pa.Array]:
         """A column of ids for each field: int32, or lists of int32.
 
-        samples: the raw columns and ROW, in any order.
+        samples: the view VIEW of the engine: the raw columns and ROW, in any order. Its columns are the same in every call.
         rows:    the ROW of every sample, ascending; the order of what is returned.
         """
+        if not self._queries:
+            self._queries = {name: self._engine.query(self._ids(samples, name)) for name in self._fields}
         places = _Places(rows)
-        return {name: places.sort(self._engine.fetch(self._ids(samples, name))) for name in self._fields}
+        return {name: places.sort(query()) for name, query in self._queries.items()}
 
     def _ids(self, samples: ibis.Table, name: str) -> ibis.Table:
         column, field, max_rows = self._fields[name]

@@ -214,8 +214,9 @@ class _Preparation:
                 first, last = numbers[0] * self.rows_per_shard, min((numbers[-1] + 1) * self.rows_per_shard, splits[split].rows)
                 paths, known = splits[split].part(first, last)
                 rows = known[ROW].to_numpy()
-                samples = self.engine.read_parquet(paths)
-                ids = encoder.encode(samples.filter(samples[ROW].between(int(rows[0]), int(rows[-1]))), rows)
+                staged = self.engine.read_parquet(paths)
+                staged = staged.filter(staged[ROW].between(int(rows[0]), int(rows[-1])))
+                ids = encoder.encode(self.engine.show(Encoder.VIEW, staged), rows)
                 table = pa.table({LABEL: known[STAGED_LABEL], **ids}).cast(schema)
                 if writing is not None:
                     writing.result()

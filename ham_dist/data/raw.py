@@ -134,7 +134,7 @@ def _refuse_repeated(engine: Engine, side: ibis.Table, key: str, path: Path) -> 
     counts = (
         side.filter(side[key].notnull()).group_by(key).aggregate(count=lambda t: t.count(), first=lambda t: t[ROW].min(), last=lambda t: t[ROW].max())
     )
-    rows = engine.fetch(counts.filter(counts["count"] > 1).order_by("first").limit(1)).to_pylist()
+    rows = engine.query(counts.filter(counts["count"] > 1).order_by("first").limit(1))().to_pylist()
     if rows:
         row = rows[0]
         where = f"{row['first'] + 1:,} and {row['last'] + 1:,}"

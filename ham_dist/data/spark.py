@@ -1,7 +1,7 @@
 """Spark as the engine: the same expressions on this machine's cores or on a cluster, whose workers must see the folder that is prepared."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,13 @@ class Spark:
             yield from pq.ParquetFile(path).iter_batches(ROWS_PER_BATCH)
         shutil.rmtree(folder)
 
-    def fetch(self, expression: ibis.Table) -> pa.Table:
-        return self._frame(expression).toArrow()
+    def show(self, name: str, expression: ibis.Table) -> ibis.Table:
+        self._frame(expression).createOrReplaceTempView(name)
+        return self._connection.table(name)
+
+    def query(self, expression: ibis.Table) -> Callable[[], pa.Table]:
+        sql = self._connection.compile(expression)
+        return lambda: self._session.sql(sql).toArrow()
 
     def _name(self, kind: str) -> str:
         self._tables += 1
