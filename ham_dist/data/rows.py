@@ -113,7 +113,8 @@ def _faults(data: bytes, lines: pa.Array, columns: int, format: Format) -> Any:
     reasons = np.full(len(lines), "", dtype=object)
 
     def note(mask: Any, reason: str) -> None:
-        reasons[mask & (reasons == "")] = reason
+        if mask.any():
+            reasons[mask & (reasons == "")] = reason
 
     lengths = pc.binary_length(lines).to_numpy() - 1
     if lengths.max(initial=0) > format.max_line_bytes:
