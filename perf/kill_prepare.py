@@ -27,7 +27,8 @@ prepare(load_recipe("criteo-kaggle"), Path(sys.argv[1]), Path(sys.argv[2]), rows
 
 def digests(folder: Path) -> dict[str, str]:
     """sha256 of every file."""
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def main() -> None:
