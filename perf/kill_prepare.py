@@ -1,6 +1,6 @@
 """Kills `prepare` with SIGKILL at random moments, starts it again each time, and compares the sha256 of every file with an undisturbed run.
 
-    python perf/kill_prepare.py --kills 50 --rows 200000
+python perf/kill_prepare.py --kills 50 --rows 200000
 """
 
 import argparse

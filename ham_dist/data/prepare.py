@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ham_dist.data.manifest import FORMAT_VERSION, SPLITS, FieldEntry, Manifest,
 from ham_dist.data.progress import progress
 from ham_dist.data.raw import Rejections, find_raw, read_side, stamp
 from ham_dist.data.recipe import Recipe
-from ham_dist.data.rows import REJECTED_SCHEMA
+from ham_dist.data.rows import REJECTED_SCHEMA, rejected_table
 from ham_dist.data.shards import LABEL, ROW_GROUP, VOCABULARY_SCHEMA, shard_name, split_schema, write_shard
 from ham_dist.data.stage import STAGED_LABEL, Segment, StagedSplit, Staging, rejected_lines
 from ham_dist.data.text import text_size
@@ -104,8 +105,8 @@ class _Preparation:
     def run(self, sizes: dict[str, tuple[float, float]], planned: dict[str, Any]) -> Manifest:
         self.work.stage.mkdir(exist_ok=True)
         raw = tuple(self._stamp(path) for path in self.files.values())
-        side_reasons: Counter[str] = Counter()
-        sides = list(self._sides(side_reasons))
+        of_sides: list[Rejections] = []
+        sides = list(self._sides(of_sides))
         segments = self._stage(raw, sizes)
         rows_in = sum(segment.lines for segment in segments)
         rejected = sum((Counter(segment.rejected) for segment in segments), Counter())
@@ -126,7 +127,7 @@ class _Preparation:
             rows_dropped=sum(segment.dropped for segment in segments),
             engine=self.engine.versions | {"pyarrow": pa.__version__},
             truth=None,
-            rejected=self._rejected(segments, rejected, side_reasons),
+            rejected=self._rejected(segments, rejected, of_sides),
             row_group_rows=ROW_GROUP,
             raw=raw,
             **planned,
@@ -146,14 +147,13 @@ class _Preparation:
             self.work.done(f"raw/{path.name}", record)
         return RawFile(**record["stamp"])
 
-    def _sides(self, reasons: Counter[str]) -> Iterator[tuple[Join, ibis.Table]]:
+    def _sides(self, rejections: list[Rejections]) -> Iterator[tuple[Join, ibis.Table]]:
         columns = self.recipe.columns_of(self.recipe.fields)
         for number, join in enumerate(self.recipe.joins):
             path, store = self.files[join.file], self.work.stage / f"side-{number}.parquet"
             wanted = [column for column in join.columns if column in columns]
-            rejections = Rejections(path, self.recipe.max_rejected)
-            yield join, read_side(self.engine, path, join, wanted, self.recipe.format, store, rejections)
-            reasons.update(rejections.counts)
+            rejections.append(Rejections(path, self.recipe.max_rejected))
+            yield join, read_side(self.engine, path, join, wanted, self.recipe.format, store, rejections[-1])
 
     def _stage(self, raw: Sequence[RawFile], sizes: dict[str, tuple[float, float]]) -> list[Segment]:
         staging = Staging(self.work, self.recipe, self.seed, self.machine.threads, self.machine.memory)
@@ -243,13 +243,14 @@ class _Preparation:
         wanted = max(_ROWS_TOGETHER, *(entry.rows for entry in entries)) // self.rows_per_shard
         return max(1, most if self.engine.long_queries else min(wanted, most))
 
-    def _rejected(self, segments: Sequence[Segment], rejected: Counter[str], side_reasons: Counter[str]) -> Rejected:
+    def _rejected(self, segments: Sequence[Segment], rejected: Counter[str], of_sides: Sequence[Rejections]) -> Rejected:
+        reasons = sum((one.counts for one in of_sides), rejected)
         stored = None
-        if rejected:
-            lines = rejected_lines(self.work.stage, segments)
+        if reasons:
+            sides = (rejected_table(one.path.name, one.kept) for one in of_sides)
+            lines = chain(sides, rejected_lines(self.work.stage, segments))
             stored, _ = write_shard(self.work.data, "rejected/lines.parquet", lines, REJECTED_SCHEMA)
-        reasons = dict(sorted((rejected + side_reasons).items()))
-        return Rejected(samples=rejected.total(), reasons=reasons, stored=stored)
+        return Rejected(samples=rejected.total(), reasons=dict(sorted(reasons.items())), stored=stored)
 
 
 def _encoder(engine: Engine, recipe: Recipe, vocabularies: dict[str, Path], sides: Sides) -> Encoder:

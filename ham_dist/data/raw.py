@@ -85,6 +85,7 @@ class Rejections:
     lines: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     shown: list[str] = field(default_factory=list)
+    kept: list[Rejected] = field(default_factory=list)
 
     def add(self, lines: int, reasons: Mapping[str, int], worst: Sequence[Rejected]) -> None:
         """Count a block of `lines` lines: how many are bad for which reason, and the first of them."""
@@ -113,7 +114,7 @@ def _told(path: Path, one: Rejected) -> str:
 
 
 def read_side(engine: Engine, path: Path, join: Join, wanted: Sequence[str], format: Format, store: Path, rejections: Rejections) -> ibis.Table:
-    """A side file: its columns `wanted` as strings, through the Parquet file `store`.
+    """A side file: its columns `wanted` as strings, through the Parquet file `store`; bad lines, which are few, go to `rejections.kept`.
 
     raises: DataError with file and line if a key is there twice, or too much cannot be read.
     """
@@ -122,6 +123,7 @@ def read_side(engine: Engine, path: Path, join: Join, wanted: Sequence[str], for
         for block in sample_blocks(path, join.columns, format):
             rows = parse(block, join.columns, dict.fromkeys(wanted, "string"), format)
             rejections.add(len(rows.lines) + len(rows.rejected), rows.reasons(), rows.rejected)
+            rejections.kept += rows.rejected
             writer.write_table(rows.table.append_column(ROW, pa.array(rows.lines)).cast(schema))
     rejections.check()
     side = engine.read_parquet([store])

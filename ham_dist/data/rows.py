@@ -6,7 +6,7 @@ Every row is one line, so that a bad one never takes its neighbours with it, and
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,11 @@ class Rejected:
     reason: str
     detail: str
     text: str
+
+
+def rejected_table(file: str, lines: Sequence[Rejected]) -> pa.Table:
+    """Bad lines of one file, as REJECTED_SCHEMA."""
+    return pa.Table.from_pylist([{"file": file} | asdict(one) for one in lines], schema=REJECTED_SCHEMA)
 
 
 @dataclass(frozen=True)

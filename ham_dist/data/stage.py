@@ -20,7 +20,7 @@ from ham_dist.data.manifest import SPLITS
 from ham_dist.data.progress import Step
 from ham_dist.data.raw import SHOWN, Rejections, sample_blocks
 from ham_dist.data.recipe import Recipe
-from ham_dist.data.rows import REJECTED_SCHEMA, Rejected, parse
+from ham_dist.data.rows import Rejected, parse, rejected_table
 from ham_dist.data.text import BLOCK_BYTES, Block, Position, count_lines
 from ham_dist.data.work import Work
 
@@ -138,8 +138,7 @@ class Staging:
         counts: dict[str, int] = {}
         segment = Segment(number, place, block.end, counts, int(len(known) - known.sum()), rows.reasons(), rows.rejected[:SHOWN])
         if rows.rejected:
-            lines = [{"file": path.name} | asdict(one) for one in rows.rejected]
-            _write_parquet(pa.Table.from_pylist(lines, schema=REJECTED_SCHEMA), segment.path(self._work.stage, "rejected"))
+            _write_parquet(rejected_table(path.name, rows.rejected), segment.path(self._work.stage, "rejected"))
         for code, name in enumerate(SPLITS):
             mask = known & (part == code)
             counts[name] = int(mask.sum())

@@ -15,6 +15,7 @@ from ham_dist.data.recipe import Recipe, parse_recipe
 from ham_dist.data.rows import COLUMNS, CONTROL, NOT_TEXT, NUMBER, QUOTE, TOO_LONG, parse
 from ham_dist.data.text import read_blocks
 from ham_dist.errors import DataError
+from tests.data.raw_everything import everything, write_everything
 
 NAMES = ("click", "price", "site")
 GOOD = b"1\t2.5\tshop"
@@ -159,6 +160,19 @@ def test_nothing_is_dropped_silently(recipe: Recipe, tmp_path: Path, block_bytes
     assert kept[1]["detail"] == "click is not a number"
     assert kept[2]["text"] == "1\t1\t\\xff"
     manifest.check(tmp_path / "out", deep=True)
+
+
+def test_bad_lines_of_a_side_file_are_kept_aside_too(tmp_path: Path) -> None:
+    raw = write_everything(tmp_path / "raw")
+    with (raw / "users").open("a", encoding="utf-8") as file:
+        file.write("u99\n")
+    with pytest.raises(DataError, match="users: line 22: 1 columns where 3 are wanted, in 'u99'"):
+        prepare(everything(), raw, tmp_path / "out")
+    manifest = prepare(everything(max_rejected=0.1), raw, tmp_path / "out")
+    assert (manifest.rows_in, manifest.rejected.samples, manifest.rejected.reasons) == (900, 0, {COLUMNS: 1})
+    assert manifest.rejected.stored is not None
+    (line,) = pq.read_table(tmp_path / "out" / manifest.rejected.stored.file).to_pylist()
+    assert line == {"file": "users", "line": 22, "reason": COLUMNS, "detail": "1 columns where 3 are wanted", "text": "u99"}
 
 
 def test_too_many_bad_lines_stop_the_work(tmp_path: Path) -> None:
