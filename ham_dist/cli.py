@@ -37,6 +37,8 @@ class Commands(TyperGroup):
         except KeyboardInterrupt:
             if ctx.invoked_subcommand == "train":
                 _tell("interrupted; the last checkpoint is kept, and the same command with --run-dir and --resume goes on from it")
+            elif ctx.invoked_subcommand == "prepare":
+                _tell("interrupted; what is finished is kept, and the same command goes on from it")
             else:
                 _tell("interrupted")
             raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -111,12 +113,21 @@ def prepare(
     out: Annotated[Path, typer.Option(help="New folder for the prepared data.")],
     raw: Annotated[str | None, typer.Option(help="Folder with the raw files; generated data needs none.")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="For `synthetic`: a key of data.synthetic.")] = None,
+    memory: Annotated[str | None, typer.Option(metavar="SIZE", help="What the work may take, such as 4GB (the default).")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="As many as cores, without it.")] = None,
+    spill: Annotated[Path | None, typer.Option(help="Folder for what does not fit in memory; beside the output, without it.")] = None,
+    engine: Annotated[Literal["duckdb", "spark"], typer.Option(help="What counts and encodes: both write the same.")] = "duckdb",
+    master: Annotated[str | None, typer.Option(metavar="URL", help="Spark's master address; this machine, without it.")] = None,
+    max_rejected: Annotated[float | None, typer.Option(min=0, max=1, help="Over the recipe's: the share of a file's lines that may be bad.")] = None,
 ) -> None:
     """Turn raw files into Parquet shards, vocabularies and a manifest.
+
+    Stopped at any moment, the same command goes on with what is finished. Lines that cannot be read stand in OUT/rejected, each with its reason.
 
     \b
     Example:
       ham-dist prepare movielens-1m --raw ml-1m --out data/movielens-1m
+      ham-dist prepare criteo-kaggle --raw criteo --out data/criteo-kaggle --memory 8GB --threads 4 --spill /fast/spill
       ham-dist prepare synthetic --out data/synthetic --set data.synthetic.rows=1000000 --set data.synthetic.preset=dlrm
     """
     if recipe == "synthetic":
@@ -124,6 +135,9 @@ def prepare(
             raise ConfigError("prepare synthetic: has no raw files. Leave --raw out")
         if wrong := [override for override in overrides or [] if not override.startswith("data.synthetic.")]:
             raise ConfigError(f"prepare synthetic: --set {wrong[0]}: only keys of data.synthetic count here, such as --set data.synthetic.seed=3")
+        given = {"--memory": memory, "--threads": threads, "--spill": spill, "--master": master, "--max-rejected": max_rejected}
+        if unused := [name for name, value in given.items() if value is not None] + ["--engine"] * (engine != "duckdb"):
+            raise ConfigError(f"prepare synthetic: {unused[0]} is for raw files. Leave it out")
         from ham_dist.config.load import load_run
         from ham_dist.data.synthetic import generate
 
@@ -133,10 +147,17 @@ def prepare(
     elif overrides:
         raise ConfigError(f"prepare {recipe}: --set {overrides[0]}: a recipe's settings stand in its TOML. Copy it, change it, and name the copy")
     else:
+        from ham_dist.data.engine import Machine, parse_size
         from ham_dist.data.prepare import prepare as prepare_data
         from ham_dist.data.recipe import load_recipe
 
-        prepare_data(load_recipe(recipe), raw, out)
+        machine = Machine(
+            memory=parse_size(memory) if memory is not None else Machine.memory, threads=threads, spill=spill, engine=engine, master=master
+        )
+        chosen = load_recipe(recipe)
+        if max_rejected is not None:
+            chosen = chosen.model_copy(update={"max_rejected": max_rejected})
+        prepare_data(chosen, raw, out, machine=machine)
     _describe(out)
 
 

@@ -1,19 +1,32 @@
 """Raw records -> ids, for scoring: by the expressions that prepared the training data, without torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import ibis
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
 
 from ham_dist.config.paths import exists, local_path
-from ham_dist.data.engine import DuckDB
-from ham_dist.data.expressions import ROW, encoded
-from ham_dist.data.raw import find_raw, read_samples
+from ham_dist.data.columns import AnyField, Categorical, Format, MultiValued, Numeric
+from ham_dist.data.engine import DuckDB, Machine
+from ham_dist.data.expressions import ROW, Sides
+from ham_dist.data.ids import Encoder, Made
+from ham_dist.data.lines import Rows, parse
+from ham_dist.data.raw import Rejections, find_raw, read_side, sample_blocks
 from ham_dist.data.recipe import Recipe
 from ham_dist.data.shards import VOCABULARY_SCHEMA, id_columns
+from ham_dist.data.text import COMPRESSED, read_blocks
 from ham_dist.errors import DataError
+
+# Of a file of records with a header and a column for each field.
+_CSV = Format(separator=",", header=True, quote='"')
+_CSV_NAMES = tuple(f".csv{suffix}" for suffix in ("", *COMPRESSED))
 
 
 def encode_raw(
@@ -22,34 +35,44 @@ def encode_raw(
     raw: str | Path,
     *,
     fields: Sequence[str] | None = None,
-    threads: int | None = None,
+    machine: Machine | None = None,
 ) -> pa.Table:
     """The ids of raw records: one int32 column a field (a list of int32 where the field is multi-valued), rows in the order of `raw`.
 
     recipe:     of the data that the model was trained on; None for generated data, whose fields all have one value a record.
     vocabulary: folder of <field>.parquet as `prepare` writes them, or the file of each field.
     raw:        a folder of raw files as the recipe names them (no sample is dropped; the label is not looked at), or a .csv, .csv.gz or .parquet file
-                with a column for each field: text or whole numbers; a multi-valued field as text with the recipe's separator, or as a list.
+                with each column that the fields are made from: text or whole numbers; a multi-valued field as text with the recipe's separator, or as
+                a list; a numeric field as numbers.
     fields:     which ones, in which order; None takes all.
     returns:    a value that is missing or not in the vocabulary has id 0.
-    raises:     DataError naming the file, and the line or column, of what cannot be read.
+    raises:     DataError naming the file, and the line or column, of what cannot be read: a record that is rejected would have no probability.
     """
     if not exists(raw):
         raise DataError(f"{raw}: no such file or folder")
-    separators = recipe.separators() if recipe is not None else dict.fromkeys(_vocabulary_names(vocabulary))
-    names = list(separators) if fields is None else list(fields)
-    unknown = [name for name in names if name not in separators]
+    known: dict[str, AnyField] = dict(recipe.fields) if recipe is not None else {n: Categorical(kind="categorical") for n in _names(vocabulary)}
+    names = list(known) if fields is None else list(fields)
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise DataError(f"no field is called {', '.join(unknown)}; the fields are {', '.join(separators)}")
-    separators = {name: separators[name] for name in names}
-    with DuckDB(threads=threads) as engine:
-        records = _records(engine, recipe, local_path(raw), separators)
-        vocabularies = {name: _read_vocabulary(engine, _vocabulary_file(vocabulary, name)) for name in names}
-        ids = encoded(records, vocabularies, separators, keep=[ROW]).order_by(ROW)
-        return ids.select(*names).to_pyarrow().cast(pa.schema(id_columns({name: separator is not None for name, separator in separators.items()})))
+        raise DataError(f"no field is called {', '.join(unknown)}; the fields are {', '.join(known)}")
+    raw = local_path(raw)
+    if recipe is not None and raw.is_dir():
+        find_raw(recipe, raw)
+    made = {name: (known[name].column or name, known[name], recipe.max_rows_of(name) if recipe else None) for name in names}
+    with DuckDB(machine or Machine()) as engine:
+        tables = {
+            name: engine.keep(_read_vocabulary(engine, _vocabulary_file(vocabulary, name)))
+            for name, field in known.items()
+            if name in made and not (isinstance(field, Categorical) and field.hash)
+        }
+        sides = _sides(engine, recipe, raw, names) if recipe is not None and raw.is_dir() else []
+        encoder = Encoder(engine, made, tables, sides)
+        schema = pa.schema(id_columns({name: isinstance(known[name], MultiValued) for name in names}))
+        blocks = [pa.table(encoder.encode(samples, rows)).cast(schema) for samples, rows in _records(engine, recipe, raw, made)]
+        return pa.concat_tables([schema.empty_table(), *blocks]).combine_chunks()
 
 
-def _vocabulary_names(vocabulary: str | Path | Mapping[str, Path]) -> list[str]:
+def _names(vocabulary: str | Path | Mapping[str, Path]) -> list[str]:
     if isinstance(vocabulary, Mapping):
         return list(vocabulary)
     names = sorted(path.stem for path in local_path(vocabulary).glob("*.parquet"))
@@ -69,41 +92,122 @@ def _vocabulary_file(vocabulary: str | Path | Mapping[str, Path], field: str) ->
 def _read_vocabulary(engine: DuckDB, path: Path) -> ibis.Table:
     if not path.is_file():
         raise DataError(f"{path}: no such vocabulary")
-    table = engine.read_parquet(path)
+    table = engine.read_parquet([path])
     missing = [name for name in VOCABULARY_SCHEMA.names if name not in table.columns]
     if missing:
         raise DataError(f"{path}: is no vocabulary: it lacks the column {', '.join(missing)}")
     return table
 
 
-def _records(engine: DuckDB, recipe: Recipe | None, raw: Path, separators: dict[str, str | None]) -> ibis.Table:
-    """One row a record: the fields as strings or lists, and ROW."""
+Records = Iterator[tuple[ibis.Table, np.ndarray[Any, Any]]]
+
+
+def _records(engine: DuckDB, recipe: Recipe | None, raw: Path, made: Mapping[str, Made]) -> Records:
+    """Blocks of records in order: the columns that the fields are made from, and ROW."""
     if raw.is_dir():
         if recipe is None:
-            raise DataError(
-                f"{raw}: is a folder, and generated data has no raw files\n  Give a .csv or .parquet file with the columns {', '.join(separators)}."
-            )
-        return engine.keep(read_samples(engine, recipe, find_raw(recipe, raw), with_label=False))
+            columns = ", ".join(column for column, _, _ in made.values())
+            raise DataError(f"{raw}: is a folder, and generated data has no raw files\n  Give a .csv or .parquet file with the columns {columns}.")
+        return _raw_records(engine, recipe, raw, list(made))
     if raw.name.endswith(".parquet"):
-        table = engine.read_parquet(raw)
-    elif raw.name.endswith((".csv", ".csv.gz")):
-        table = engine.read_csv(raw)
-    else:
-        raise DataError(f"{raw}: must be a folder of raw files, or a file that ends in .csv, .csv.gz or .parquet")
-    missing = [name for name in separators if name not in table.columns]
+        return _parquet_records(engine, raw, made)
+    if raw.name.endswith(_CSV_NAMES):
+        return _csv_records(engine, raw, made)
+    raise DataError(f"{raw}: must be a folder of raw files, or a file that ends in .csv, .csv.gz or .parquet")
+
+
+def _sides(engine: DuckDB, recipe: Recipe, raw: Path, fields: Sequence[str]) -> Sides:
+    files = find_raw(recipe, raw)
+    wanted = recipe.columns_of(fields)
+    sides = []
+    with TemporaryDirectory() as folder:
+        for join in recipe.joins:
+            path, store = files[join.file], Path(folder) / "side.parquet"
+            columns = [column for column in join.columns if column in wanted]
+            sides.append((join, engine.keep(read_side(engine, path, join, columns, recipe.format, store, Rejections(path, allowed=0)))))
+    return sides
+
+
+def _raw_records(engine: DuckDB, recipe: Recipe, raw: Path, fields: Sequence[str]) -> Records:
+    files = find_raw(recipe, raw)
+    columns = recipe.columns_of(fields)
+    wanted = {name: columns[name] for name in recipe.samples.columns if name in columns}
+    before = 0
+    for name in recipe.samples.files:
+        for block in sample_blocks(files[name], recipe.samples.columns, recipe.format):
+            rows = parse(block, recipe.samples.columns, wanted, recipe.format)
+            _refuse_rejected(files[name], rows)
+            samples, positions = _numbered(engine, rows.table, before)
+            before += len(positions)
+            yield samples, positions
+
+
+def _csv_records(engine: DuckDB, path: Path, made: Mapping[str, Made]) -> Records:
+    head = next(read_blocks(path, _CSV, block_bytes=1 << 16), None)
+    names = (
+        []
+        if head is None
+        else [name.strip('"') for name in head.data.partition(b"\n")[0].decode("utf-8", "replace").removeprefix("\ufeff").split(",")]
+    )
+    _require_columns(path, names, made)
+    wanted = {column: "float64" if isinstance(field, Numeric) else "string" for column, field, _ in made.values()}
+    before = 0
+    for block in sample_blocks(path, names, _CSV):
+        rows = parse(block, names, wanted, _CSV)
+        _refuse_rejected(path, rows)
+        samples, positions = _numbered(engine, rows.table, before)
+        before += len(positions)
+        yield samples, positions
+
+
+def _parquet_records(engine: DuckDB, path: Path, made: Mapping[str, Made]) -> Records:
+    try:
+        with pq.ParquetFile(path) as file:
+            _require_columns(path, file.schema_arrow.names, made)
+            before = 0
+            for batch in file.iter_batches(columns=list(dict.fromkeys(column for column, _, _ in made.values()))):
+                table = pa.table({column: _as_kind(path, column, batch.column(column), field) for column, field, _ in made.values()})
+                samples, positions = _numbered(engine, table, before)
+                before += len(positions)
+                yield samples, positions
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a Parquet file that can be read ({str(error).splitlines()[0]})") from None
+
+
+def _numbered(engine: DuckDB, table: pa.Table, before: int) -> tuple[ibis.Table, np.ndarray[Any, Any]]:
+    """Records with their places, of which the first is `before`."""
+    positions = np.arange(before, before + table.num_rows)
+    return engine.show_arrow(Encoder.VIEW, table.append_column(ROW, pa.array(positions))), positions
+
+
+def _refuse_rejected(path: Path, rows: Rows) -> None:
+    rejections = Rejections(path, allowed=0)
+    rejections.add(len(rows.lines) + len(rows.rejected), rows.reasons(), rows.rejected)
+    rejections.check()
+
+
+def _require_columns(path: Path, names: Sequence[str], made: Mapping[str, Made]) -> None:
+    missing = [column for column, _, _ in made.values() if column not in names]
     if missing:
-        hints = [f" (did you mean {near[0]}?)" if (near := get_close_matches(name, table.columns, n=1)) else "" for name in missing]
+        hints = [f" (did you mean {near[0]}?)" if (near := get_close_matches(name, names, n=1)) else "" for name in missing]
         lacks = ", ".join(name + hint for name, hint in zip(missing, hints, strict=True))
-        raise DataError(f"{raw}: lacks the column {lacks}; it has {', '.join(name for name in table.columns if name != ROW)}")
-    return table.select(ROW, **{name: _as_text(raw, table[name], separator is not None) for name, separator in separators.items()})
+        raise DataError(f"{path}: lacks the column {lacks}; it has {', '.join(names)}")
 
 
-def _as_text(raw: Path, column: ibis.Column, multi_valued: bool) -> ibis.Column:
-    type = column.type()
-    if type.is_array() and multi_valued:
-        type = type.value_type
+def _as_kind(path: Path, name: str, column: pa.Array, field: AnyField) -> pa.Array:
+    """A column of records as the field wants it: text, lists of text, or float64."""
+    type = column.type
+    several = isinstance(field, MultiValued) and (pa.types.is_list(type) or pa.types.is_large_list(type))
+    one = type.value_type if several else type
+    if isinstance(field, Numeric):
+        if pa.types.is_integer(one) or pa.types.is_floating(one) or pa.types.is_null(one):
+            numbers = column.cast(pa.float64())
+            if not pa.compute.all(pa.compute.is_finite(numbers)).as_py() and numbers.null_count < len(numbers):
+                raise DataError(f"{path}: column {name} holds a number that is not finite\n  Leave it out: a missing number has a value of its own.")
+            return numbers
+        raise DataError(f"{path}: column {name} is {type}; wanted are numbers")
     # A vocabulary has "1", and 1.0 as text is "1.0": every value would be unknown without a word.
-    if not (type.is_string() or type.is_integer() or type.is_null()):
-        kinds = "text, whole numbers or lists of them" if multi_valued else "text or whole numbers"
-        raise DataError(f"{raw}: column {column.get_name()} is {column.type()}; wanted are {kinds}\n  Write it as text.")
-    return column if column.type().is_array() or column.type().is_string() else column.cast("string")
+    if not (pa.types.is_string(one) or pa.types.is_large_string(one) or pa.types.is_integer(one) or pa.types.is_null(one)):
+        kinds = "text, whole numbers or lists of them" if isinstance(field, MultiValued) else "text or whole numbers"
+        raise DataError(f"{path}: column {name} is {type}; wanted are {kinds}\n  Write it as text.")
+    return column.cast(pa.list_(pa.string()) if several else pa.string())

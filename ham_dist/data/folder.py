@@ -21,7 +21,7 @@ def staged(out: Path) -> Iterator[Path]:
 
     raises: DataError if `out` exists with something in it, or its parent cannot be written to.
     """
-    _refuse_occupied(out)
+    refuse_occupied(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
@@ -31,7 +31,7 @@ def staged(out: Path) -> Iterator[Path]:
         yield folder
         # mkdtemp lets nobody else read.
         folder.chmod(0o777 & ~_umask())
-        _refuse_occupied(out)
+        refuse_occupied(out)
         os.replace(folder, out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -43,7 +43,7 @@ def already_there(out: Path, planned: dict[str, Any]) -> Manifest | None:
     raises: DataError if it holds anything else.
     """
     if not (out / FILE_NAME).is_file():
-        _refuse_occupied(out)
+        refuse_occupied(out)
         return None
     manifest = Manifest.load(out)
     differ = [name for name, value in planned.items() if getattr(manifest, name) != value]
@@ -57,7 +57,8 @@ def already_there(out: Path, planned: dict[str, Any]) -> Manifest | None:
     return manifest
 
 
-def _refuse_occupied(out: Path) -> None:
+def refuse_occupied(out: Path) -> None:
+    """raises: DataError if `out` exists with something in it."""
     if out.is_dir() and not any(out.iterdir()):
         return
     if out.exists():

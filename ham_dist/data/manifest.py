@@ -11,7 +11,7 @@ from ham_dist.config.paths import exists, open_file
 from ham_dist.errors import DataError
 
 # Raised whenever a folder written by this version cannot be read by the version before.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FILE_NAME = "manifest.json"
 REDO = "Delete the folder and prepare it again, or copy it again from where it came."
 SPLITS = ("train", "validation", "test")
@@ -50,7 +50,7 @@ class FieldEntry(_Part):
     multi_valued: bool
     """Whether a sample can have several ids: its column then is a list."""
     vocabulary: StoredFile
-    """Which value has which id."""
+    """Which value has which id; without rows for a field whose ids are hashes."""
 
 
 class SplitEntry(_Part):
@@ -59,6 +59,17 @@ class SplitEntry(_Part):
     rows: Count
     positives: Count
     shards: tuple[StoredFile, ...]
+
+
+class Rejected(_Part):
+    """Lines of the raw files that are no rows."""
+
+    samples: Count = 0
+    """Of the samples' files; the others are of side files."""
+    reasons: dict[str, Annotated[int, Field(ge=1)]] = {}
+    """How many lines for each reason."""
+    stored: StoredFile | None = None
+    """File, line, reason and beginning of each; None where there are none."""
 
 
 class Truth(_Part):
@@ -89,7 +100,7 @@ class Manifest(_Part):
     """In the order that models take them."""
     splits: dict[str, SplitEntry]
     rows_in: Count
-    """Raw samples."""
+    """Lines of the raw samples' files that are not blank: the rows of all splits, the dropped and the rejected."""
     rows_dropped: Count
     """Raw samples that are neither positive nor negative."""
     raw: tuple[RawFile, ...]
@@ -98,6 +109,10 @@ class Manifest(_Part):
     """Versions of the programs that did the work, the engine first."""
     truth: Truth | None
     """For generated data only."""
+    rejected: Rejected = Rejected()
+    """Raw lines that could not be read, none of them silently."""
+    row_group_rows: int | None = None
+    """Rows of each Parquet row group but a shard's last; None where the version that wrote the folder did not say."""
 
     @staticmethod
     def load(folder: str | Path) -> "Manifest":
@@ -133,7 +148,8 @@ class Manifest(_Part):
 
     def files(self) -> list[StoredFile]:
         """Every file of the folder but the manifest."""
-        return [field.vocabulary for field in self.fields] + [shard for split in self.splits.values() for shard in split.shards]
+        rejected = [] if self.rejected.stored is None else [self.rejected.stored]
+        return [field.vocabulary for field in self.fields] + [shard for split in self.splits.values() for shard in split.shards] + rejected
 
     def check(self, folder: str | Path, deep: bool) -> None:
         """Compare the files of `folder` with this manifest: presence and size, and with `deep` every byte.

@@ -1,37 +1,46 @@
-"""The raw files that a recipe names: found, whole, and read into one table of samples."""
+"""The raw files that a recipe names: found, stamped, and read a block at a time."""
 
 import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import ibis
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from ham_dist.data.engine import DuckDB
-from ham_dist.data.expressions import ROW, joined
+from ham_dist.data.columns import Format, Join
+from ham_dist.data.engine import Engine
+from ham_dist.data.expressions import ROW
+from ham_dist.data.lines import Rejected, parse
 from ham_dist.data.manifest import RawFile
 from ham_dist.data.recipe import Recipe
+from ham_dist.data.text import COMPRESSED, Block, Position, read_blocks
 from ham_dist.errors import DataError
+
+# Rejected lines that a message shows.
+SHOWN = 5
+_SHOWN_LETTERS = 80
 
 
 def find_raw(recipe: Recipe, raw: Path) -> dict[str, Path]:
-    """The path of each file that `recipe` names, plain or gzipped, in the folder `raw`.
+    """The path of each file that `recipe` names, plain or compressed, in the folder `raw`; the samples first.
 
     raises: DataError that names every file that is not there.
     """
+    names = [*recipe.samples.files, *(join.file for join in recipe.joins)]
     if not raw.is_dir():
         what = "is a file" if raw.exists() else "no such folder"
-        raise DataError(f"{raw}: {what}; give the folder that holds {_names(recipe)}\n  {recipe.name} comes from {recipe.source}")
+        raise DataError(f"{raw}: {what}; give the folder that holds {', '.join(names)}\n  {recipe.name} comes from {recipe.source}")
     found = {}
-    for name in (recipe.samples.file, *(join.file for join in recipe.joins)):
-        candidates = [raw / name, raw / f"{name}.gz"]
+    for name in names:
+        candidates = [raw / f"{name}{suffix}" for suffix in ("", *COMPRESSED)]
         found[name] = next((path for path in candidates if path.is_file()), None)
     missing = [name for name, path in found.items() if path is None]
     if missing:
         raise DataError(f"{raw}: lacks {', '.join(missing)} (plain or with .gz behind the name)\n  {recipe.name} comes from {recipe.source}")
     return {name: path for name, path in found.items() if path is not None}
-
-
-def _names(recipe: Recipe) -> str:
-    return ", ".join([recipe.samples.file, *(join.file for join in recipe.joins)])
 
 
 def stamp(path: Path) -> RawFile:
@@ -43,39 +52,92 @@ def stamp(path: Path) -> RawFile:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def read_samples(engine: DuckDB, recipe: Recipe, files: dict[str, Path], with_label: bool) -> ibis.Table:
-    """One row a sample in file order: its columns and those of its side files as strings, and ROW. `with_label` reads the label's column as float64.
+def sample_blocks(path: Path, columns: Sequence[str], format: Format, start: Position | None = None) -> Iterator[Block]:
+    """The lines of a raw file below its header, from `start` on.
 
-    raises: DataError with file and line of what cannot be read.
+    raises: DataError if the header does not name `columns`.
     """
-    types = dict.fromkeys(recipe.samples.columns, "string")
-    if with_label:
-        types[recipe.label.column] = "float64"
-    path = files[recipe.samples.file]
-    samples = engine.read_text(path, types, recipe.format)
-    if with_label:
-        _refuse_nan(samples, recipe, path)
-    sides = []
-    for join in recipe.joins:
-        side = engine.read_text(files[join.file], dict.fromkeys(join.columns, "string"), recipe.format)
-        _refuse_repeated(side, join.key, files[join.file])
-        sides.append((join, side))
-    return joined(samples, sides)
+    blocks = read_blocks(path, format, start)
+    if format.header and (start is None or start.lines == 0):
+        first = next(blocks, None)
+        head, _, rest = (b"", b"", b"") if first is None else first.data.partition(b"\n")
+        found = header_names(head, format)
+        if found != list(columns):
+            raise DataError(f"{path}: line 1: names the columns {', '.join(found)}; the recipe says {', '.join(columns)}")
+        if first is not None and rest:
+            yield replace(first, data=rest, start=Position(first.start.offset, 1))
+    yield from blocks
 
 
-def _refuse_nan(samples: ibis.Table, recipe: Recipe, path: Path) -> None:
-    first = samples.filter(samples[recipe.label.column].isnan())[ROW].min().to_pyarrow().as_py()
-    if first is not None:
-        raise DataError(f"{path}: sample {first + 1:,} (blank lines not counted): {recipe.label.column} is not a number")
+def header_names(head: bytes, format: Format) -> list[str]:
+    """The columns that a header names."""
+    text = head.decode("utf-8", "backslashreplace").removeprefix("\ufeff")
+    return [name.strip(format.quote) if format.quote else name for name in text.split(format.separator)]
 
 
-def _refuse_repeated(side: ibis.Table, key: str, path: Path) -> None:
+@dataclass
+class Rejections:
+    """The bad lines of one file so far. Told of each block in order."""
+
+    path: Path
+    allowed: float
+    """The share of lines that may be bad."""
+    lines: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    shown: list[str] = field(default_factory=list)
+    kept: list[Rejected] = field(default_factory=list)
+
+    def add(self, lines: int, reasons: Mapping[str, int], worst: Sequence[Rejected]) -> None:
+        """Count a block of `lines` lines: how many are bad for which reason, and the first of them."""
+        self.lines += lines
+        self.counts.update(reasons)
+        self.shown += [_told(self.path, one) for one in worst[: SHOWN - len(self.shown)]]
+
+    def check(self, share_read: float = 1.0) -> None:
+        """raises: DataError if there are too many; `share_read` of the file's lines are counted so far."""
+        bad = self.counts.total()
+        if bad <= self.allowed * self.lines / share_read:
+            return
+        text = self.shown[:SHOWN]
+        if bad > len(text):
+            more, least = bad - len(text), "at least " if share_read < 1 else ""
+            text.append(f"{self.path}: and {least}{more:,} more such line{'s' if more > 1 else ''}")
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.counts.most_common())
+        text.append(f"  {bad:,} of {self.lines:,} lines are rejected ({reasons}); max_rejected = {self.allowed:g} allows fewer.")
+        text.append("  Mend or delete these lines, and check that it is the file that the recipe means; or raise max_rejected.")
+        raise DataError("\n".join(text))
+
+
+def _told(path: Path, one: Rejected) -> str:
+    text = one.text
+    return f"{path}: line {one.line}: {one.detail}, in {text[:_SHOWN_LETTERS]!r}{'...' if len(text) > _SHOWN_LETTERS else ''}"
+
+
+def read_side(engine: Engine, path: Path, join: Join, wanted: Sequence[str], format: Format, store: Path, rejections: Rejections) -> ibis.Table:
+    """A side file: its columns `wanted` as strings, through the Parquet file `store`; bad lines, which are few, go to `rejections.kept`.
+
+    raises: DataError with file and line if a key is there twice, or too much cannot be read.
+    """
+    schema = pa.schema([(name, pa.string()) for name in wanted] + [(ROW, pa.int64())])
+    with pq.ParquetWriter(store, schema) as writer:
+        for block in sample_blocks(path, join.columns, format):
+            rows = parse(block, join.columns, dict.fromkeys(wanted, "string"), format)
+            rejections.add(len(rows.lines) + len(rows.rejected), rows.reasons(), rows.rejected)
+            rejections.kept += rows.rejected
+            writer.write_table(rows.table.append_column(ROW, pa.array(rows.lines)).cast(schema))
+    rejections.check()
+    side = engine.read_parquet([store])
+    _refuse_repeated(engine, side, join.key, path)
+    return side.drop(ROW)
+
+
+def _refuse_repeated(engine: Engine, side: ibis.Table, key: str, path: Path) -> None:
     """A key that is there twice would double its samples."""
     counts = (
         side.filter(side[key].notnull()).group_by(key).aggregate(count=lambda t: t.count(), first=lambda t: t[ROW].min(), last=lambda t: t[ROW].max())
     )
-    rows = counts.filter(counts["count"] > 1).order_by("first").limit(1).to_pyarrow().to_pylist()
+    rows = engine.query(counts.filter(counts["count"] > 1).order_by("first").limit(1))().to_pylist()
     if rows:
         row = rows[0]
         where = f"{row['first'] + 1:,} and {row['last'] + 1:,}"
-        raise DataError(f"{path}: {key} {row[key]!r} is there {row['count']} times (rows {where}, blank lines not counted)\n  Keep one line a {key}.")
+        raise DataError(f"{path}: {key} {row[key]!r} is there {row['count']} times (lines {where})\n  Keep one line a {key}.")

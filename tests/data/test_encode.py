@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ham_dist.data.encode import encode_raw
+from ham_dist.data.engine import Machine
 from ham_dist.data.manifest import Manifest
 from ham_dist.data.recipe import Recipe
 from ham_dist.data.shards import write_vocabulary
@@ -44,7 +45,7 @@ def test_text_and_lists_and_raw_files_agree(raw: Path, prepared: Path, recipe: R
     pq.write_table(numbers, tmp_path / "numbers.parquet", row_group_size=500)
     for name in ("records.csv", "text.parquet", "numbers.parquet"):
         for threads in (1, 2):
-            assert encode_raw(recipe, prepared / "vocabulary", tmp_path / name, threads=threads).equals(wanted), name
+            assert encode_raw(recipe, prepared / "vocabulary", tmp_path / name, machine=Machine(threads=threads)).equals(wanted), name
 
 
 def test_unknown_and_missing_values_are_0(prepared: Path, recipe: Recipe, tmp_path: Path) -> None:
@@ -144,8 +145,8 @@ class TestMistakes:
         path = tmp_path / "x.parquet"
         pq.write_table(pa.table({"user": [1.0, None], "genders": ["F", "M"], "age": [[1], [2]]}), path)
         assert message(path, fields=["gender", "zip"]) == f"{path}: lacks the column gender (did you mean genders?), zip; it has user, genders, age"
-        assert message(path, fields=["user"]).startswith(f"{path}: column user is float64; wanted are text or whole numbers")
-        assert message(path, fields=["age"]).startswith(f"{path}: column age is array<int64>; wanted are text or whole numbers")
+        assert message(path, fields=["user"]).startswith(f"{path}: column user is double; wanted are text or whole numbers")
+        assert message(path, fields=["age"]).startswith(f"{path}: column age is list<element: int64>; wanted are text or whole numbers")
 
     def test_lines(self, message: Any, raw: Path, tmp_path: Path) -> None:
         (tmp_path / "x.csv").write_text("gender,age\nF,1\nM\nF,25\n")

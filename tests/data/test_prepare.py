@@ -1,5 +1,6 @@
 import hashlib
 import logging
+import shutil
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -9,11 +10,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ham_dist.data.expressions import mix, seed_key, split_of
+from ham_dist.data.engine import Machine
+from ham_dist.data.expressions import mix, seed_key, tenth_of
 from ham_dist.data.manifest import SPLITS, Manifest
 from ham_dist.data.prepare import prepare
 from ham_dist.data.recipe import Recipe, load_recipe, parse_recipe
-from ham_dist.data.shards import ROW_GROUP
+from ham_dist.data.shards import ROW_GROUP, write_shard
 from ham_dist.errors import DataError
 from tests.data.conftest import ROOT
 from tests.data.raw_movielens import read_lines, write_lines, write_raw_movielens
@@ -24,7 +26,7 @@ def folder_bytes(folder: Path) -> dict[str, str]:
 
 
 def tenth(row: int, seed: int) -> int:
-    """What split_of does, for one row, in plain Python."""
+    """What tenth_of does, for one row, in plain Python."""
     return mix((row & 0xFFFFFFFF) ^ seed_key(seed)) % 10
 
 
@@ -97,7 +99,7 @@ def test_shards_and_row_groups_have_their_sizes(prepared: Path, manifest: Manife
 
 def test_same_bytes_whatever_the_threads_and_the_compression(raw: Path, prepared: Path, recipe: Recipe, tmp_path: Path) -> None:
     for threads in (1, 2):
-        prepare(recipe, raw, tmp_path / f"threads-{threads}", rows_per_shard=700, threads=threads)
+        prepare(recipe, raw, tmp_path / f"threads-{threads}", rows_per_shard=700, machine=Machine(threads=threads))
         assert folder_bytes(tmp_path / f"threads-{threads}") == folder_bytes(prepared)
     prepare(recipe, write_raw_movielens(tmp_path / "zipped", zipped=True), tmp_path / "from-zipped", rows_per_shard=700)
     zipped = folder_bytes(tmp_path / "from-zipped")
@@ -133,14 +135,51 @@ def test_a_folder_with_something_else_is_refused(raw: Path, recipe: Recipe, tmp_
     prepare(recipe, raw, tmp_path / "empty").check(tmp_path / "empty", deep=True)
 
 
-def test_a_failure_leaves_nothing_behind(raw: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise KeyboardInterrupt
+def test_what_failed_goes_on_where_it_stopped(raw: Path, prepared: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted before each of its files in turn: nothing but hidden work stands there, and nothing that is finished is written again."""
+    written: list[str] = []
 
-    monkeypatch.setattr("ham_dist.data.prepare.write_split", fail)
-    with pytest.raises(KeyboardInterrupt):
-        prepare(recipe, raw, tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
+    def write_one(folder: Path, file: str, *rest: Any) -> Any:
+        if file in written:
+            raise AssertionError(f"{file} is written twice")
+        if len(written) % 3 == 2:
+            written.append("")
+            raise KeyboardInterrupt
+        written.append(file)
+        return write_shard(folder, file, *rest)
+
+    monkeypatch.setattr("ham_dist.data.prepare.write_shard", write_one)
+    for _ in range(20):
+        try:
+            prepare(recipe, raw, tmp_path / "out", rows_per_shard=700)
+            break
+        except KeyboardInterrupt:
+            assert [path.name for path in tmp_path.iterdir()] == [".out.partial"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert folder_bytes(tmp_path / "out") == folder_bytes(prepared)
+
+
+def test_pieces_of_other_work_are_not_used(raw: Path, prepared: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After work of another seed, of another recipe and of other raw files was interrupted in the last moment."""
+    changed = write_raw_movielens(tmp_path / "changed", seed=1)
+    other = parse_recipe(recipe.model_dump(mode="json") | {"min_count": 2}, where="test")
+    mine = shutil.copytree(raw, tmp_path / "mine")
+    for recipe_before, raw_before, seed_before in ((recipe, raw, 1), (other, raw, 0), (recipe, changed, 0)):
+        for path in raw_before.iterdir():
+            shutil.copyfile(path, mine / path.name)
+        with monkeypatch.context() as patched:
+            patched.setattr(Manifest, "save", _interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                prepare(recipe_before, mine, tmp_path / "out", rows_per_shard=700, seed=seed_before)
+        for path in raw.iterdir():
+            shutil.copyfile(path, mine / path.name)
+        prepare(recipe, mine, tmp_path / "out", rows_per_shard=700)
+        assert folder_bytes(tmp_path / "out") == folder_bytes(prepared)
+        shutil.rmtree(tmp_path / "out")
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_min_count_makes_rare_values_unknown(raw: Path, recipe: Recipe, tmp_path: Path) -> None:
@@ -170,15 +209,10 @@ def test_mix_is_one_to_one() -> None:
     assert all(0 <= mix(number) < 2**32 for number in (0, 1, 2**31, 2**32 - 1))
 
 
-def test_the_split_is_the_same_in_duckdb_for_any_row_and_seed() -> None:
-    import ibis
-
+def test_the_split_of_arrays_is_that_of_python_for_any_row_and_seed() -> None:
     rows = [0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40 + 7]
-    connection = ibis.duckdb.connect()
-    table = connection.create_table("t", ibis.memtable({"row": rows}, schema={"row": "int64"}), temp=True)
     for seed in (0, 1, -1, 2**31, 2**33 + 5):
-        found = table.mutate(split=split_of(table.row, seed)).order_by("row").to_pyarrow()["split"].to_pylist()
-        assert found == ["train" if tenth(row, seed) < 8 else "validation" if tenth(row, seed) == 8 else "test" for row in rows]
+        assert tenth_of(np.array(rows), seed).tolist() == [tenth(row, seed) for row in rows]
 
 
 def test_values_stand_as_they_are_written(recipe: Recipe, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_unknown_key_of_a_field_and_of_the_whole(settings: dict[str, Any]) -> No
     settings["fields"]["user"]["separator"] = "|"
     settings["min_cuont"] = 3
     assert mistakes(settings) == [
-        "x.toml: fields.user.separator: unknown key; the keys here are kind",
+        "x.toml: fields.user.separator: unknown key; the keys here are column, min_count, max_rows, kind, missing, hash",
         "x.toml: fields.genres.seperator: unknown key; did you mean separator?",
         "x.toml: min_cuont: unknown key; did you mean min_count?",
     ]
@@ -81,7 +81,7 @@ def test_a_label_cannot_be_both(settings: dict[str, Any]) -> None:
 def test_lookup_by_name_and_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: Recipe) -> None:
     monkeypatch.chdir(tmp_path)
     assert load_recipe("movielens-1m") == recipe
-    with pytest.raises(DataError, match=r"'movielens1m': there is none of that name; did you mean movielens-1m\?\n  Give one of: movielens-1m"):
+    with pytest.raises(DataError, match=r"'movielens1m': there is none of that name; did you mean movielens-1m\?\n  Give one of: .*movielens-1m"):
         load_recipe("movielens1m")
     with pytest.raises(DataError, match=r"mine\.toml: no such recipe file"):
         load_recipe("mine.toml")

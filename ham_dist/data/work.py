@@ -1,0 +1,103 @@
+"""The folder in which data is prepared: what is finished in it stays finished, whenever the program ends."""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ham_dist.data.folder import refuse_occupied
+from ham_dist.errors import DataError
+
+log = logging.getLogger(__name__)
+
+
+class Work:
+    """A folder `.NAME.partial` beside the output. A piece of work writes its files, each beside its name and renamed, and then its record.
+
+    data:  what becomes the output.
+    stage: rows between the raw files and the output; gone in the end.
+    spill: where an engine puts what it cannot hold.
+    """
+
+    def __init__(self, folder: Path, spill: Path | None) -> None:
+        self.folder = folder
+        self.data = folder / "data"
+        self.stage = folder / "stage"
+        self.spill = folder / "spill" if spill is None else spill / f"ham_dist-{key_of(str(folder.absolute()))[:12]}"
+        self._records = folder / "records"
+
+    def record(self, name: str) -> Any:
+        """What `done` was told of a finished piece, or None."""
+        try:
+            return json.loads((self._records / f"{name}.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+
+    def done(self, name: str, record: Any) -> None:
+        """Say that the piece `name` is finished: all its files have their names."""
+        path = self._records / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.partial")
+        beside.write_text(json.dumps(record), encoding="utf-8")
+        os.replace(beside, path)
+
+    def require(self, name: str, key: Any) -> None:
+        """Forget every finished piece under the folder `name` of records if it was made from another `key`, or from none."""
+        if self.record(f"{name}/key") != key:
+            shutil.rmtree(self._records / name, ignore_errors=True)
+            self.done(f"{name}/key", key)
+
+
+def key_of(content: Any) -> str:
+    """A word for what JSON can hold: the same for the same, another for anything else."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def work_on(out: Path, key: str, spill: Path | None) -> Iterator[Work]:
+    """The work folder of `out`; its `data` becomes `out` when the block ends well. When it does not, what is finished is kept for the next time.
+
+    key: of all that the output depends on; a folder that was left by other work is cleared first.
+    raises: DataError if `out` is in the way, another process works on it, or the place cannot be written to.
+    """
+    refuse_occupied(out)
+    folder = out.parent / f".{out.name}.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("w")
+    except OSError as error:
+        raise DataError(f"{out}: cannot be made ({error.strerror})\n  Give a folder in a place that you can write to.") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DataError(f"{out}: another process is preparing it\n  Wait for it, or give another folder.") from None
+        work = Work(folder, spill)
+        if work.record("key") != key:
+            if work.record("key") is not None:
+                log.info("%s: left by other work; it starts afresh", folder)
+            for child in folder.iterdir():
+                if child.is_dir():
+                    shutil.rmtree(child)
+            work.done("key", key)
+        else:
+            log.info("%s: goes on with what is finished there", folder)
+        try:
+            work.data.mkdir(exist_ok=True)
+            shutil.rmtree(work.spill, ignore_errors=True)  # What a killed process left.
+            work.spill.mkdir(parents=True)
+            yield work
+        except BaseException:
+            log.info("%s: keeps what is finished; the same command goes on from there", folder)
+            raise
+        finally:
+            shutil.rmtree(work.spill, ignore_errors=True)
+        refuse_occupied(out)
+        os.replace(work.data, out)
+        shutil.rmtree(folder)
