@@ -26,7 +26,6 @@ def move(
     *,
     replicated: bool,
     device: torch.device,
-    chunk_numbers: int = CHUNK_NUMBERS,
 ) -> None:
     """Fill the parts in `target` from those in `source`: column k of the target is column kept[k] of the source. A collective.
 
@@ -40,16 +39,16 @@ def move(
     """
     pairs = _pairs(source, target, replicated)
     crosses = any(giver.rank != taker.rank for giver, taker in pairs)
-    for start, stop in windows(target, chunk_numbers):
+    for start, stop in windows(target):
         clipped = [(giver, taker, giver.within(start, stop).within(taker.first_row, taker.first_row + taker.rows)) for giver, taker in pairs]
         _exchange([(giver, taker, rows) for giver, taker, rows in clipped if rows.rows], values, into, kept, device, crosses=crosses)
 
 
-def windows(parts: Sequence[Part], chunk_numbers: int = CHUNK_NUMBERS) -> Iterator[tuple[int, int]]:
-    """Ranges of rows that cover `parts`, each of about `chunk_numbers` numbers; the same on every rank."""
+def windows(parts: Sequence[Part]) -> Iterator[tuple[int, int]]:
+    """Ranges of rows that cover `parts`, each of about CHUNK_NUMBERS numbers; the same on every rank."""
     first, last = min(part.first_row for part in parts), max(part.first_row + part.rows for part in parts)
     width = max(part.first_column + part.columns for part in parts)
-    step = max(1, chunk_numbers // max(1, width))
+    step = max(1, CHUNK_NUMBERS // max(1, width))
     for start in range(first, last, step):
         yield start, min(last, start + step)
 
