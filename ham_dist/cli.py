@@ -122,6 +122,8 @@ def train(
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting, over the file's; once for each.")] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Folder of the run; without one, a new one under runs/.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir; starts it where there is none.")] = False,
+    plan_only: Annotated[bool, typer.Option("--plan-only", help="Say which rank would hold what, and what it costs; nothing is allocated.")] = False,
+    topology: Annotated[str | None, typer.Option(metavar="RANKSxMEMORY", help="With --plan-only: ranks to plan for, such as 8xA100-80GB.")] = None,
 ) -> None:
     """Do a whole run: pretrain, search, slice, retrain, export. On one process; torchrun and torchx start it on many.
 
@@ -132,6 +134,7 @@ def train(
       ham-dist train launch/runs/movielens_dcnv2.toml --set seed=1 --run-dir runs/first
       ham-dist train --run-dir runs/first --resume
       torchx run dist.ddp -j 1x8 ham_dist/train.py -- launch/runs/movielens_dcnv2.toml --set=seed=1 --set=search.epochs=5
+      ham-dist train launch/runs/movielens_dcnv2.toml --plan-only --topology 8xA100-80GB
 
     torchx refuses an option that it sees twice, so several settings are written --set=KEY=VALUE there.
     """
@@ -143,7 +146,13 @@ def train(
         raise ConfigError("train --resume: needs the folder of the run to go on with. Give --run-dir FOLDER")
     if resume and run is None and run_dir is not None and (settings_file := RunFolder(run_dir).settings).exists():
         run = str(settings_file)
-    train_run(load_run(run or DEMO, overrides or []), run_dir, resume)
+    settings = load_run(run or DEMO, overrides or [])
+    if plan_only:
+        _print_plan(settings, topology)
+    elif topology is not None:
+        raise ConfigError(f"train --topology {topology}: is what to plan for, and a run takes the ranks that there are. Give --plan-only with it")
+    else:
+        train_run(settings, run_dir, resume)
 
 
 @app.command()
@@ -221,6 +230,19 @@ def doctor() -> None:
 
     if not report():
         raise typer.Exit(EXIT_USERS)
+
+
+def _print_plan(settings: Any, topology: str | None) -> None:
+    from ham_dist.backend import require_backend
+
+    require_backend()
+    from rich.console import Console
+
+    from ham_dist.plan import describe_plan
+
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    for part in describe_plan(settings, topology):
+        console.print(part)
 
 
 def _message(error: Exception) -> str | None:

@@ -41,17 +41,17 @@ def plan_by_torchrec(planner: Planner, groups: Mapping[str, Sequence[Table]], ba
         parameter._optimizer_classes = [optimizer]  # type: ignore[attr-defined]
     memory = topology.memory if rule.fused is not None else topology.memory * ADAM_COPIES // DENSE_COPIES
     memory -= max(planner.load)
-    made = EmbeddingShardingPlanner(
-        topology=Topology(topology.ranks, "cuda", hbm_cap=memory, local_world_size=topology.ranks_of_host),
-        batch_size=-(-batch_size // topology.ranks),
-        storage_reservation=FixedPercentageStorageReservation(1.0 - planner.settings.memory_share),
-        constraints={table.field: _constraints(planner, table) for group in tables.values() for table in group},
-        stats=[],
-        debug=False,
-    )
     sharder: Any = EmbeddingBagCollectionSharder()
     try:
         with _quiet():
+            made = EmbeddingShardingPlanner(
+                topology=Topology(topology.ranks, "cuda", hbm_cap=memory, local_world_size=topology.ranks_of_host),
+                batch_size=-(-batch_size // topology.ranks),
+                storage_reservation=FixedPercentageStorageReservation(1.0 - planner.settings.memory_share),
+                constraints={table.field: _constraints(planner, table) for group in tables.values() for table in group},
+                stats=[],
+                debug=False,
+            )
             plan = made.plan(model, [sharder])
     except PlannerError as error:
         largest = max((table for group in tables.values() for table in group), key=lambda table: table.rows * table.stored_width)
@@ -111,11 +111,13 @@ def _name(path: str) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The planner warns of each table that it could place in one way only, which is what a kind in the settings asks of it."""
-    logger = logging.getLogger("torchrec.distributed.planner")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """The planner warns of each table that it could place in one way only, which is what a kind in the settings asks of it.
+
+    And of a topology that was not made by a factory of its own, which TorchRec 1.6 does not have.
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logging.disable(before)

@@ -26,7 +26,7 @@ def whole(state: TrainingState) -> dict[str, torch.Tensor]:
     """Every table and all that its rule remembers, put together from all ranks, on every rank; by the names that a checkpoint has."""
     state.optimizers.open_state()
     states = state.optimizers.table_states()
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for key, placement in state.sharded.placements():
         local = state.sharded.part(key)
         here = {} if local is None else {key: local.values, **{f"{name}/{key}": values for name, values in states[key].items()}}
