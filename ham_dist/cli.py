@@ -167,6 +167,8 @@ def train(
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting, over the file's; once for each.")] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Folder of the run; without one, a new one under runs/.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir; starts it where there is none.")] = False,
+    plan_only: Annotated[bool, typer.Option("--plan-only", help="Say which rank would hold what, and what it costs; nothing is allocated.")] = False,
+    topology: Annotated[str | None, typer.Option(metavar="RANKSxMEMORY", help="With --plan-only: ranks to plan for, such as 8xA100-80GB.")] = None,
 ) -> None:
     """Do a whole run: pretrain, search, slice, retrain, export. On one process; torchrun and torchx start it on many.
 
@@ -177,6 +179,7 @@ def train(
       ham-dist train launch/runs/movielens_dcnv2.toml --set seed=1 --run-dir runs/first
       ham-dist train --run-dir runs/first --resume
       torchx run dist.ddp -j 1x8 ham_dist/train.py -- launch/runs/movielens_dcnv2.toml --set=seed=1 --set=search.epochs=5
+      ham-dist train launch/runs/movielens_dcnv2.toml --plan-only --topology 8xA100-80GB
 
     torchx refuses an option that it sees twice, so several settings are written --set=KEY=VALUE there.
     """
@@ -188,7 +191,13 @@ def train(
         raise ConfigError("train --resume: needs the folder of the run to go on with. Give --run-dir FOLDER")
     if resume and run is None and run_dir is not None and (settings_file := RunFolder(run_dir).settings).exists():
         run = str(settings_file)
-    train_run(load_run(run or DEMO, overrides or []), run_dir, resume)
+    settings = load_run(run or DEMO, overrides or [])
+    if plan_only:
+        _print_plan(settings, topology)
+    elif topology is not None:
+        raise ConfigError(f"train --topology {topology}: is what to plan for, and a run takes the ranks that there are. Give --plan-only with it")
+    else:
+        train_run(settings, run_dir, resume)
 
 
 @app.command()
@@ -320,10 +329,19 @@ def _describe(path: Path) -> None:
     _print(describe(path))
 
 
-def _print(parts: Iterable[Any]) -> None:
+def _print_plan(settings: Any, topology: str | None) -> None:
+    from ham_dist.backend import require_backend
+
+    require_backend()
+    from ham_dist.plan import describe_plan
+
+    _print(describe_plan(settings, topology), width=150)
+
+
+def _print(parts: Iterable[Any], width: int = 120) -> None:
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = Console(width=None if sys.stdout.isatty() else width)
     for part in parts:
         console.print(part)
 

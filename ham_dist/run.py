@@ -116,7 +116,7 @@ def _one_target(run: Run, target: Target, wide: TrainingState, method: Method, p
     retrained = retrain(sliced, run.samples, StageCheckpoints(folder.checkpoints / "retrain", sliced), run.log)
     after = _model_result(run, sliced)
     sizes = table_sizes(wide.sharded.tables, sliced.sharded.tables, columns)
-    plan = {"supernet": wide.sharded.plan, "narrow": sliced.sharded.plan}
+    plan = {"supernet": wide.sharded.plan.describe(), "narrow": sliced.sharded.plan.describe()}
     process_group.on_first_rank(lambda: write_json(folder.plan, plan))
     process_group.on_first_rank(lambda: write_json(folder.sizes, [asdict(size) for size in sizes]))
     if not process_group.on_first_rank(folder.bundle.exists):

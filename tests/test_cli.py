@@ -1,5 +1,6 @@
 import errno
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -169,3 +170,20 @@ def test_criteo_text_is_one_file_or_a_folder_of_days(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["day_0.gz", "day_1.gz"]
     assert generate("--out", str(file)).startswith(f"exit 2: ham-dist: {file}: is there already; nothing was written\n")
     assert "--gzip is for --days" in generate("--out", str(tmp_path / "x"), "--gzip")
+
+
+def test_plan_only_prints_what_each_rank_would_hold_and_makes_no_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    calls = _calls(monkeypatch)
+    arguments = ["train", "--plan-only", "--topology", "4x8xA100-80GB", "--set", "sharding.tables.field_1=row_wise"]
+    told = runner.invoke(app, arguments)
+    assert told.exit_code == 0, told.stderr
+    assert "4x8xA100-80GB: 32 x cuda on 4 hosts, 80.00 GB each" in told.stdout
+    assert re.search(r"field_1 +400 +16 +row_wise +dense +0 to 31 \(32\)", told.stdout)
+    assert "columns-16" in told.stdout
+    assert calls == []
+    assert list(tmp_path.iterdir()) == []
+    here = runner.invoke(app, ["train", "--plan-only"])
+    assert "the ranks at hand: 1 x cpu" in here.stdout
+    assert runner.invoke(app, ["train", "--topology", "2x1GB"]).stderr.endswith("Give --plan-only with it\n")
+    assert "is not [HOSTSx]RANKSx[CARD-]MEMORY" in runner.invoke(app, ["train", "--plan-only", "--topology", "8"]).stderr

@@ -7,9 +7,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-# From the top down; rooms in one group stand side by side. `run`, `library`, `doctor`, `describe` belong to the doors; `backend` is below all rooms.
+# From the top down; rooms in one group stand side by side. `run`, `plan`, `library`, `doctor`, `describe` are doors; `backend` is below all rooms.
 ORDER = (
-    {"__main__", "cli", "train", "run", "library", "doctor", "describe"},
+    {"__main__", "cli", "train", "run", "plan", "library", "doctor", "describe"},
     {"stages", "export", "report"},
     {"methods"},
     {"training"},

@@ -198,10 +198,10 @@ def _fill(container: tomlkit.TOMLDocument | Table, section: BaseModel) -> None:
 
 
 def _item(value: Any) -> Any:
-    """The TOML item of a plain value; a list of sections becomes a list of inline tables."""
-    if isinstance(value, BaseModel):
+    """The TOML item of a plain value; a section within a list, or keys that the user chose, become an inline table."""
+    if isinstance(value, BaseModel | dict):
         inline = tomlkit.inline_table()
-        inline.update({name: _item(entry) for name, entry in value if entry is not None})
+        inline.update({name: _item(entry) for name, entry in (value.items() if isinstance(value, dict) else value) if entry is not None})
         return inline
     if isinstance(value, tuple):
         array = tomlkit.array()

@@ -104,15 +104,37 @@ class ModelSettings(Settings):
         return self
 
 
+TableRuleName = Literal["adam", "sgd", "adagrad", "rowwise_adagrad", "fused_adam", "lamb", "partial_rowwise_adam"]
+
+
 class OptimizerSettings(Settings):
     """How weights move in all three stages."""
 
-    tables: Literal["adam", "rowwise_adagrad"] = "adam"
-    """Rule of the tables: `adam` exactly as in the paper (on CPU by the dense kernel), or `rowwise_adagrad` fused into the backward pass."""
+    tables: TableRuleName = "adam"
+    """Rule of the tables: `adam` exactly as in the paper (every row, every step; by the dense kernel), or fused into the backward pass `sgd`,
+    `adagrad` or `rowwise_adagrad`, and on GPU alone `fused_adam`, `lamb` or `partial_rowwise_adam`."""
     tables_learning_rate: PositiveFloat = 1e-3
     """Learning rate of the tables."""
     learning_rate: PositiveFloat = 1e-3
     """Learning rate of Adam on the dense weights."""
+
+
+ShardingKind = Literal["table_wise", "row_wise", "column_wise", "table_row_wise", "grid", "data_parallel"]
+"""`table_wise`: whole on one rank; `row_wise`: blocks of rows on all ranks; `column_wise`: blocks of columns on several; `table_row_wise`: blocks of
+rows on the ranks of one host; `grid`: blocks of columns on several hosts, each in blocks of rows there; `data_parallel`: a copy on every rank."""
+
+
+class ShardingSettings(Settings):
+    """How tables are spread over the ranks. `ham-dist train --plan-only` shows what comes of it."""
+
+    kind: Literal["auto"] | ShardingKind = "auto"
+    """Of every table that `tables` does not name. `auto` on GPU: what TorchRec's planner takes for the fastest plan that fits; on CPU: table_wise by
+    size, and row_wise for a table too large for one rank."""
+    tables: dict[str, ShardingKind] = {}
+    """Kind of single tables, by field: { user = "row_wise" }."""
+    memory_share: Annotated[float, Field(gt=0, le=1)] = 0.85
+    """Share of a rank's memory that tables, their gradients and their optimizer's state may take; the rest is for batches, activations and the
+    dense part. TorchRec's planner keeps 15 % free as well."""
 
 
 class PrecisionSettings(Settings):
@@ -203,6 +225,7 @@ class RunSettings(Settings):
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
+    sharding: ShardingSettings = ShardingSettings()
     precision: PrecisionSettings = PrecisionSettings()
     orthogonality: OrthogonalitySettings = OrthogonalitySettings()
     pretrain: PretrainSettings = PretrainSettings()
@@ -211,9 +234,10 @@ class RunSettings(Settings):
 
     @model_validator(mode="after")
     def _coupled_needs_the_whole_gradient(self) -> "RunSettings":
-        if self.optimizer.tables == "rowwise_adagrad" and self.orthogonality.form != "none" and self.orthogonality.application == "coupled":
+        tables = self.optimizer.tables
+        if tables != "adam" and self.orthogonality.form != "none" and self.orthogonality.application == "coupled":
             raise ValueError(
-                'orthogonality.application = "coupled" adds to the gradient of whole tables, which optimizer.tables = "rowwise_adagrad" never forms '
+                f'orthogonality.application = "coupled" adds to the gradient of whole tables, which optimizer.tables = "{tables}" never forms '
                 '(it steps inside the backward pass); set orthogonality.application = "decoupled", or optimizer.tables = "adam"'
             )
         return self

@@ -2,16 +2,22 @@
 
     V (C, d) a table, G = V'V (d, d)
 
-Callers ask by table and need not know how it is sharded.
+Callers ask by table and need not know how it is sharded. What it takes:
+    a whole table on a rank (or a copy on each)   nothing: G is that rank's own
+    rows on several ranks                         G is the sum of the ranks' own: one all-reduce of d x d numbers, of all such tables together
+    columns on several ranks                      rows are brought together some at a time and shared out evenly, then as above; and V M takes the
+                                                  same way there and back. So it costs an all-to-all of the whole table, with bounded memory.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
 from ham_dist.distributed import process_group
-from ham_dist.distributed.sharding import LocalTable, ShardedModel
-from ham_dist.errors import ShardingError
+from ham_dist.distributed.exchange import even_blocks, move, windows
+from ham_dist.distributed.placement import Placement
+from ham_dist.distributed.rounding import FLOAT32_BITS, rounded
+from ham_dist.distributed.sharding import TABLES, LocalTable, ShardedModel, joined_rows
 
 MatrixOf = Callable[[torch.Tensor, int], torch.Tensor]
 """A (d, d) matrix, or a number, made from the Gram matrix and the base width of a table."""
@@ -20,15 +26,27 @@ BLOCK_NUMBERS = 1 << 22
 """Numbers of a table that are multiplied at a time, so that no second copy of it comes up."""
 
 
-def gram(local: LocalTable) -> torch.Tensor:
-    """G of one table, (d, d), on the rank that holds it.
+def grams(model: ShardedModel) -> dict[str, torch.Tensor]:
+    """G of each table under search that this rank has something of, (d, d) float32; the same on every rank that has it. A collective.
 
-    raises: ShardingError if the rank holds a part of the rows only: the sum over ranks that this would take is not built.
+    Where G is a sum over ranks it is summed in float64 and rounded to float32, so that it does not depend on how many they are.
     """
-    columns = local.columns.detach()
-    if columns.shape[0] != local.table.rows:
-        raise ShardingError(f"table {local.table.field!r}: this rank holds {columns.shape[0]} of its {local.table.rows} rows. Shard it table-wise")
-    return columns.T @ columns
+    found, sums = {}, {}
+    for field, placement in model.plan.groups[TABLES].items():
+        local = model.local.get(field)
+        if placement.splits_columns or placement.shares_rows:
+            sums[field] = torch.zeros(placement.table.width, placement.table.width, dtype=torch.float64, device=model.device)
+            for rows in _whole_rows(model, placement, local):
+                block = rows.double()
+                sums[field] += block.T @ block
+        elif local is not None:
+            columns = local.columns.detach()
+            found[field] = columns.T @ columns
+    if sums:
+        flat = process_group.sum_over_ranks(torch.cat([matrix.flatten() for matrix in sums.values()]))
+        parts = flat.split([matrix.numel() for matrix in sums.values()])
+        found |= {field: rounded(part, FLOAT32_BITS).float().view_as(sums[field]) for field, part in zip(sums, parts, strict=True)}
+    return found
 
 
 @torch.no_grad()
@@ -37,27 +55,36 @@ def add_to_gradients(model: ShardedModel, matrix_of: MatrixOf, scale: float) -> 
 
     Needs the dense kernel, whose tables have a gradient of their own.
     """
-    for local in model.local.values():
-        assert local.parameter is not None
-        assert local.parameter.grad is not None
-        gradient = local.parameter.grad[:, : local.table.width]
-        gradient.addmm_(local.columns, matrix_of(gram(local), local.table.base_width), alpha=scale)
+    matrices = _matrices(model, matrix_of)
+    for field, placement in model.plan.groups[TABLES].items():
+        local = model.local.get(field)
+        if placement.splits_columns:
+            for rows, product in _products(model, placement, local, matrices[field]):
+                _gradient(local)[rows].add_(product, alpha=scale)
+        elif local is not None:
+            _gradient(local).addmm_(local.columns, matrices[field], alpha=scale)
 
 
 @torch.no_grad()
 def multiply(model: ShardedModel, matrix_of: MatrixOf, step: float) -> None:
     """V <- V - step * V matrix_of(G), in place, for each table."""
-    for local in model.local.values():
-        matrix = matrix_of(gram(local), local.table.base_width)
-        for block in local.columns.split(max(1, BLOCK_NUMBERS // local.table.stored_width)):
-            block.sub_(block @ matrix, alpha=step)
+    matrices = _matrices(model, matrix_of)
+    for field, placement in model.plan.groups[TABLES].items():
+        local = model.local.get(field)
+        if placement.splits_columns:
+            for rows, product in _products(model, placement, local, matrices[field]):
+                assert local is not None
+                local.columns[rows].sub_(product, alpha=step)
+        elif local is not None:
+            for block in local.columns.split(max(1, BLOCK_NUMBERS // local.table.stored_width)):
+                block.sub_(block @ matrices[field], alpha=step)
 
 
 def sum_over_tables(model: ShardedModel, number_of: MatrixOf) -> float:
     """The sum of number_of(G, base width) over all tables of all ranks; the same on every rank."""
     total = torch.zeros((), dtype=torch.float64)
-    for local in model.local.values():
-        total += number_of(gram(local), local.table.base_width).double().cpu()
+    for field, matrix in _counted_once(model):
+        total += number_of(matrix, model.plan.groups[TABLES][field].table.base_width).double().cpu()
     return float(process_group.sum_over_ranks(total.to(model.device)))
 
 
@@ -65,6 +92,51 @@ def column_norms(model: ShardedModel) -> torch.Tensor:
     """Euclidean length of every column, (S,) float32 on CPU in the layout's order; the same on every rank."""
     layout = model.mask.layout
     norms = torch.zeros(layout.size)
-    for field, local in model.local.items():
-        norms[layout.slices[field]] = gram(local).diagonal().sqrt().cpu()
+    for field, matrix in _counted_once(model):
+        norms[layout.slices[field]] = matrix.diagonal().sqrt().cpu()
     return process_group.sum_over_ranks(norms.to(model.device)).cpu()
+
+
+def _counted_once(model: ShardedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """G of each table on one rank only: the one with its first part."""
+    for field, matrix in grams(model).items():
+        if model.plan.groups[TABLES][field].parts[0].rank == process_group.rank():
+            yield field, matrix
+
+
+def _matrices(model: ShardedModel, matrix_of: MatrixOf) -> dict[str, torch.Tensor]:
+    return {field: matrix_of(matrix, model.plan.groups[TABLES][field].table.base_width) for field, matrix in grams(model).items()}
+
+
+def _whole_rows(model: ShardedModel, placement: Placement, local: LocalTable | None) -> Iterator[torch.Tensor]:
+    """Rows with all their columns in use, some at a time, which together with the other ranks' are the table."""
+    if placement.splits_columns:
+        yield from (rows for _, rows in joined_rows(placement, local, model.device))
+    elif local is not None:
+        yield from local.columns.detach().split(max(1, BLOCK_NUMBERS // local.table.stored_width))
+
+
+def _products(model: ShardedModel, placement: Placement, local: LocalTable | None, matrix: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    """V M of a table whose columns are apart, some rows at a time: which rows of this rank's part, and (rows, columns in use there) of the product.
+
+    Nothing for a rank without a part, which takes its share of the work all the same. A collective: go through to the end.
+    """
+    kept = torch.arange(placement.table.width)
+    for (start, stop), (_, rows) in zip(windows(placement.parts), joined_rows(placement, local, model.device), strict=True):
+        takers = [part.within(start, stop) for part in placement.parts]
+        blocks = even_blocks(start, stop, placement.table.width, process_group.world_size())
+        back = None if local is None else rows.new_empty(local.part.within(start, stop).rows, local.part.columns)
+        move(blocks, rows @ matrix, takers, back, kept, replicated=False, device=model.device)
+        if local is not None:
+            assert back is not None
+            mine = local.part.within(start, stop)
+            first = mine.first_row - local.part.first_row
+            yield slice(first, first + mine.rows), back[:, : local.columns.shape[1]]
+
+
+def _gradient(local: LocalTable | None) -> torch.Tensor:
+    """(rows here, columns in use here) of the gradient."""
+    assert local is not None
+    assert local.parameter is not None
+    assert local.parameter.grad is not None
+    return local.parameter.grad[:, : local.columns.shape[1]]

@@ -1,26 +1,31 @@
 """A CTR model with its tables spread over the ranks, and each rank's view of its own part of them.
 
-C rows and d columns of one table; a rank holds some rows of it, all columns
+C rows and d columns of one table; a rank holds some rows and some columns of it, or none
 """
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
+from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor, ShardedTensorMetadata, TensorProperties
 from torch.distributed.optim import _apply_optimizer_in_backward
 from torch.nn.parallel import DistributedDataParallel
 from torchrec.distributed.comm_ops import set_gradient_division
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from ham_dist.data.order import rows_of_rank
 from ham_dist.distributed import process_group
 from ham_dist.distributed.batch_norm import synchronize_batch_norm
-from ham_dist.distributed.planning import describe, sharding_plan, spread_tables
+from ham_dist.distributed.exchange import even_blocks, move, windows
+from ham_dist.distributed.placement import Part, Placement, Plan
+from ham_dist.distributed.rules import TableRule
 from ham_dist.embedding.mask import ColumnMask
 from ham_dist.embedding.tables import Table, TableChunk
 
@@ -30,37 +35,32 @@ TABLES, FIRST_ORDER = "tables.ebc", "first_order_tables"
 START_ROWS = 65_536
 """Rows that are started from one seed; fixed, so that a table's start does not depend on how it is spread."""
 
-CHUNK_NUMBERS = 1 << 22
-"""Numbers in one piece of a table that is streamed out."""
-
-
-@dataclass(frozen=True)
-class FusedRule:
-    """Optimizer that the fused kernels apply inside the backward pass."""
-
-    kind: type[torch.optim.Optimizer]
-    options: Mapping[str, float]
-
 
 @dataclass(frozen=True)
 class LocalTable:
     """This rank's part of one table.
 
     table:     what it is a part of.
-    first_row: number of its first row in the whole table.
-    values:    (rows here, stored width); the kernel's own memory, so writing to it moves the table.
-    parameter: what the dense kernel trains, with `.grad`; None under a fused kernel.
+    part:      which part.
+    values:    (rows, stored columns) of the part; the kernel's own memory, so writing to it moves the table.
+    parameter: what is trained where the part has a gradient; None under a fused kernel.
     """
 
     table: Table
-    first_row: int
+    part: Part
     values: torch.Tensor
     parameter: nn.Parameter | None
 
     @property
     def columns(self) -> torch.Tensor:
-        """(rows here, width): the columns in use, without padding; a view."""
-        return self.values[:, : self.table.width]
+        """(rows of the part, its columns in use), without padding; a view."""
+        return self.values[:, : self.in_use.stop - self.in_use.start]
+
+    @property
+    def in_use(self) -> slice:
+        """Which of the table's columns in use lie here."""
+        first = self.part.first_column
+        return slice(first, max(first, min(self.table.width, first + self.part.columns)))
 
 
 class ShardedModel:
@@ -69,92 +69,101 @@ class ShardedModel:
     model:       the model itself; calling it bypasses DDP, as steps on alpha and evaluation need.
     parallel:    the same under DistributedModelParallel, for steps on the weights.
     mask:        over the columns of the tables under search.
+    rule:        how its tables move.
+    plan:        where each table lies.
     tables:      the tables under search; first_order_tables: those of width 1 beside them, if any.
     local:       this rank's parts of the tables under search, by table name.
     first_order: likewise of the first-order tables.
-    owners:      the rank of each table, by place in the model and table name.
-    plan:        who holds what, as plain data.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        groups: Mapping[str, Sequence[Table]],
-        mask: ColumnMask,
-        *,
-        device: torch.device,
-        fused: FusedRule | None,
-        owners: Mapping[str, Mapping[str, int]] | None = None,
-    ) -> None:
+    def __init__(self, model: nn.Module, plan: Plan, mask: ColumnMask, *, device: torch.device, rule: TableRule, learning_rate: float) -> None:
         """Shard `model`, whose tables have no memory yet.
 
-        groups: tables by the place in `model` of the EmbeddingBagCollection that they are: TABLES, and FIRST_ORDER where there are such.
-        fused:  what the kernels apply inside the backward pass; None gives every table a gradient instead.
-        owners: the rank of each table; None spreads them by size.
+        plan:          places in `model` of the EmbeddingBagCollections are TABLES, and FIRST_ORDER where there are such.
+        learning_rate: of the rule, where the kernels apply it inside the backward pass.
         """
         self.device = device
-        self.fused = fused is not None
         self.mask = mask
-        self.tables = tuple(groups[TABLES])
-        self.first_order_tables = tuple(groups.get(FIRST_ORDER, ()))
-        bags = {path: model.get_submodule(path) for path in groups}
-        ranks = process_group.world_size()
-        self.owners = owners if owners is not None else spread_tables(groups, ranks)
-        self.plan = [entry for path in bags for entry in describe(groups[path], self.owners[path], fused=self.fused)]
-        if fused is not None:
-            for ebc in bags.values():
-                _apply_optimizer_in_backward(fused.kind, ebc.parameters(), dict(fused.options))
-        plan = sharding_plan(bags, self.owners, fused=self.fused, device=device, ranks=ranks, ranks_of_host=process_group.ranks_of_host())
+        self.rule = rule
+        self.plan = plan
+        self.tables = tuple(placement.table for placement in plan.groups[TABLES].values())
+        self.first_order_tables = tuple(placement.table for placement in plan.groups.get(FIRST_ORDER, {}).values())
         synchronize_batch_norm(model)
-        sharder: Any = EmbeddingBagCollectionSharder()
-        self.parallel = DistributedModelParallel(model, device=device, plan=plan, sharders=[sharder])
-        _add_up_gradients(self.parallel)
+        self.parallel = _parallel(model, plan, device, rule, learning_rate)
         self.model: nn.Module = self.parallel.module
-        state = self.parallel.state_dict()
-        self._state: dict[str, ShardedTensor] = {
-            f"{path}/{table.field}": state[f"{path}.embedding_bags.{table.field}.weight"] for path, group in groups.items() for table in group
+        state, parameters = self.parallel.state_dict(), dict(self.parallel.named_parameters())
+        self._placements = dict(self.placements())
+        parts = {
+            f"{path}/{field}": _local_table(placement, state, parameters, f"{path}.embedding_bags.{field}.weight")
+            for path, group in plan.groups.items()
+            for field, placement in group.items()
         }
-        parameters = dict(self.parallel.named_parameters())
-        self.local = self._local_tables(TABLES, parameters)
-        self.first_order = self._local_tables(FIRST_ORDER, parameters)
+        self._parts = {key: local for key, local in parts.items() if local is not None}
+        self.local, self.first_order = self._of_group(TABLES), self._of_group(FIRST_ORDER)
 
-    def _local_tables(self, path: str, parameters: Mapping[str, nn.Parameter]) -> dict[str, LocalTable]:
-        return {
-            table.field: LocalTable(
-                table=table,
-                first_row=shard.metadata.shard_offsets[0],
-                values=shard.tensor,
-                parameter=None if self.fused else parameters[f"{path}.embedding_bags.{table.field}.weight"],
-            )
-            for table in (self.tables if path == TABLES else self.first_order_tables)
-            for shard in self._state[f"{path}/{table.field}"].local_shards()
-        }
+    def inputs(self, features: KeyedJaggedTensor, global_rows: int) -> tuple[KeyedJaggedTensor, int | None]:
+        """What the model takes for this rank's part of a batch of `global_rows` rows: features, and how many of their rows are samples.
 
-    def local_by_key(self) -> Iterator[tuple[str, LocalTable]]:
-        """This rank's parts of all tables, each under the name it has in `table_tensors`."""
-        for path, group in ((TABLES, self.local), (FIRST_ORDER, self.first_order)):
-            for field, local in group.items():
-                yield f"{path}/{field}", local
-
-    def table_tensors(self) -> dict[str, ShardedTensor]:
-        """Every table as a ShardedTensor over the kernels' own memory, by name; the same names on every rank."""
-        return dict(self._state)
-
-    def tensors_like_tables(self, kind: str, local: Mapping[str, torch.Tensor]) -> dict[str, ShardedTensor]:
-        """ShardedTensors that lie as the tables lie, made of this rank's parts: for optimizer state of the tables' shape.
-
-        local:   tensors of the shape of this rank's parts, by the names of `local_by_key`.
-        returns: named "<kind>/<name of the table>", one for every table, the same names on every rank.
+        Where rows of tables are spread over ranks, partial sums are exchanged in pieces of one size: a rank with fewer rows than the largest part
+        gets empty bags up to that (16 rows a table at most, a length each: no id, no lookup), and the model drops their zeros right behind the
+        lookup. The sizes of all parts follow from `global_rows`, without a word between ranks. None for the number where nothing was added.
         """
-        tensors = {}
-        for key, table in self._state.items():
-            shards = [Shard(local[key], shard.metadata) for shard in table.local_shards()]
-            tensors[f"{kind}/{key}"] = ShardedTensor._init_from_local_shards_and_global_metadata(shards, table.metadata())
-        return tensors
+        if not self.plan.needs_equal_parts or process_group.world_size() == 1:
+            return features, None
+        ranks = process_group.world_size()
+        parts = (rows_of_rank(global_rows, rank, ranks) for rank in range(ranks))
+        return padded(features, max(stop - start for start, stop in parts)), features.stride()
+
+    def placements(self) -> Iterator[tuple[str, Placement]]:
+        """Every table, by the name that it has in `table_tensors`; the same on every rank."""
+        for path, group in self.plan.groups.items():
+            for field, placement in group.items():
+                yield f"{path}/{field}", placement
+
+    def part(self, key: str) -> LocalTable | None:
+        """This rank's part of a table, by its name in `placements`."""
+        return self._parts.get(key)
+
+    def table_tensors(self) -> dict[str, Any]:
+        """Every table over the kernels' own memory, by name; the same names under every plan and on every rank.
+
+        A table whose parts are on the ranks is a ShardedTensor, one with a copy on every rank is a plain tensor: checkpoints load either from either.
+        """
+        return {key: self.tensor_like(key, local.values if (local := self.part(key)) else None) for key, _ in self.placements()}
+
+    def tensor_like(self, key: str, local: torch.Tensor | None, *, of_row: bool = False) -> Any:
+        """A whole tensor that lies as the table `key` lies, made of this rank's part: the table itself, or state of its optimizer.
+
+        local:  (rows, stored columns) of the part; None where this rank holds nothing.
+        of_row: for state with one number a row: `local` is (rows,).
+        """
+        placement = self._placements[key]
+        if placement.replicated:
+            return local
+        shards = placement.shard_metadata(self.device, process_group.ranks_of_host(), of_row=of_row)
+        ranks = [part.rank for part in placement.parts]
+        here = [] if local is None else [Shard(local, shards[ranks.index(process_group.rank())])]
+        size = [placement.table.rows] if of_row else [placement.table.rows, placement.table.stored_width]
+        metadata = ShardedTensorMetadata(shards, torch.Size(size), TensorProperties(dtype=torch.float32))
+        return ShardedTensor._init_from_local_shards_and_global_metadata(here, metadata)
+
+    def kernel_state(self) -> dict[str, dict[str, torch.Tensor]]:
+        """What the fused kernels remember of this rank's parts, live, by table (as in `placements`) and state: (rows, columns), or (rows,)."""
+        states: dict[str, dict[str, torch.Tensor]] = {}
+        if self.rule.fused is None:
+            return states
+        for name, found in self.parallel.fused_optimizer.state_dict()["state"].items():
+            path, _, rest = name.rpartition(".embedding_bags.")
+            field = rest.removesuffix(".weight")
+            states[f"{path}/{field}"] = {
+                state: found[f"{field}.{kernel_key}"].local_shards()[0].tensor
+                for state, kernel_key in zip(self.rule.states, self.rule.kernel_keys, strict=True)
+            }
+        return states
 
     @torch.no_grad()
     def start_tables(self, seed: int, deviation: float) -> None:
-        """Fill the tables under search from a normal distribution: the same numbers for one seed whatever the world size and the sharding.
+        """Fill the tables under search from a normal distribution: the same numbers for one seed whatever the world size and the plan.
 
         First-order tables and padding start at zero.
         """
@@ -164,14 +173,83 @@ class ShardedModel:
             local.values.zero_()
             _fill(local, field, seed, deviation)
 
+    def chunks(self, path: str) -> Iterator[TableChunk]:
+        """The tables of one group in pieces of bounded size, on CPU, without padding: whole rows, each on one rank.
 
-def chunks(group: Mapping[str, LocalTable]) -> Iterator[TableChunk]:
-    """This rank's parts of some tables in pieces of bounded size, on CPU, without padding."""
-    for field, local in group.items():
-        rows = max(1, CHUNK_NUMBERS // local.table.stored_width)
-        for start in range(0, local.values.shape[0], rows):
-            piece = local.columns[start : start + rows].detach().cpu().contiguous()
-            yield TableChunk(field, local.first_row + start, piece)
+        A collective, where columns of a table lie on several ranks: go through to the end.
+
+        Rows whose columns lie on several ranks are brought together on one, a piece at a time, and each rank gets as many; of a table with a copy on
+        every rank, one rank gives all.
+        """
+        for number, (field, placement) in enumerate(self.plan.groups.get(path, {}).items()):
+            local = self.part(f"{path}/{field}")
+            if placement.splits_columns:
+                yield from self._joined_chunks(placement, local)
+            elif local is not None and (not placement.replicated or process_group.rank() == number % process_group.world_size()):
+                for start, stop in windows((local.part,)):
+                    rows = local.columns[start - local.part.first_row : stop - local.part.first_row]
+                    yield TableChunk(field, start, rows.detach().cpu().contiguous())
+
+    def _joined_chunks(self, placement: Placement, local: LocalTable | None) -> Iterator[TableChunk]:
+        for part, rows in joined_rows(placement, local, self.device):
+            if part.rows:
+                yield TableChunk(placement.table.field, part.first_row, rows.cpu())
+
+    def _of_group(self, path: str) -> dict[str, LocalTable]:
+        return {field: local for field in self.plan.groups.get(path, {}) if (local := self.part(f"{path}/{field}")) is not None}
+
+
+def joined_rows(placement: Placement, local: LocalTable | None, device: torch.device) -> Iterator[tuple[Part, torch.Tensor]]:
+    """Whole rows of a table whose columns lie on several ranks, some at a time, shared out evenly. A collective: go through to the end.
+
+    local:  this rank's part.
+    yields: which rows this rank got, maybe none, and (rows, width) of them: the columns in use.
+    """
+    width = placement.table.width
+    for start, stop in windows(placement.parts):
+        blocks = even_blocks(start, stop, width, process_group.world_size())
+        mine = blocks[process_group.rank()]
+        rows = torch.empty(mine.rows, width, device=device)
+        values = None if local is None else local.values
+        move(placement.parts, values, blocks, rows, torch.arange(width), replicated=False, device=device)
+        yield mine, rows
+
+
+def padded(features: KeyedJaggedTensor, rows: int) -> KeyedJaggedTensor:
+    """`features` with empty bags behind those of each key, up to `rows` of them."""
+    if features.stride() == rows:
+        return features
+    lengths = features.lengths().view(len(features.keys()), -1)
+    more = lengths.new_zeros(len(features.keys()), rows - lengths.shape[1])
+    return KeyedJaggedTensor(features.keys(), features.values(), lengths=torch.cat([lengths, more], dim=1).view(-1), stride=rows)
+
+
+def _parallel(model: nn.Module, plan: Plan, device: torch.device, rule: TableRule, learning_rate: float) -> DistributedModelParallel:
+    """`model` under TorchRec: tables as planned, the rest replicated, and gradients added up over the ranks."""
+    shardings: dict[str, EmbeddingModuleShardingPlan] = {}
+    for path, group in plan.groups.items():
+        bags = model.get_submodule(path).embedding_bags
+        if rule.fused is not None:
+            kind, options = rule.fused
+            trained = [bags[field].weight for field, placement in group.items() if placement.fused]  # type: ignore[index, union-attr]
+            _apply_optimizer_in_backward(kind, trained, {"lr": learning_rate, **options})
+        shardings[path] = EmbeddingModuleShardingPlan(
+            {field: placement.sharding(device, process_group.ranks_of_host()) for field, placement in group.items()}
+        )
+    sharder: Any = EmbeddingBagCollectionSharder()
+    parallel = DistributedModelParallel(model, device=device, plan=ShardingPlan(shardings), sharders=[sharder])
+    _add_up_gradients(parallel)
+    return parallel
+
+
+def _local_table(placement: Placement, state: Mapping[str, Any], parameters: Mapping[str, nn.Parameter], name: str) -> LocalTable | None:
+    part = placement.part_of(process_group.rank())
+    if part is None:
+        return None
+    if placement.fused:
+        return LocalTable(placement.table, part, state[name].local_shards()[0].tensor, None)
+    parameter = parameters[name]
+    return LocalTable(placement.table, part, parameter.detach(), parameter)
 
 
 def _add_up_gradients(parallel: DistributedModelParallel) -> None:
@@ -184,6 +262,12 @@ def _add_up_gradients(parallel: DistributedModelParallel) -> None:
     for module in parallel.modules():
         if isinstance(module, DistributedDataParallel):
             module.register_comm_hook(None, _sum_of_bucket)
+        if isinstance(module, ShardedEmbeddingBagCollection):
+            # A plain list, which modules() does not look into; data-parallel tables have a DDP of their own in it.
+            for lookup in module._lookups:
+                if isinstance(lookup, DistributedDataParallel):
+                    lookup.register_comm_hook(None, _sum_of_bucket)
+                    lookup.broadcast_buffers = False  # Constants of the kernel, which would be sent at every lookup.
 
 
 def _sum_of_bucket(state: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
@@ -191,12 +275,12 @@ def _sum_of_bucket(state: None, bucket: dist.GradBucket) -> torch.futures.Future
 
 
 def _fill(local: LocalTable, name: str, seed: int, deviation: float) -> None:
-    """Start `local` block by block, each block from a seed of its own: a rank makes just the blocks that it holds."""
-    first, last = local.first_row, local.first_row + local.values.shape[0]
+    """Start `local` block by block, each block from a seed of its own: a rank makes just the blocks that it holds a part of."""
+    first, last = local.part.first_row, local.part.first_row + local.part.rows
     for block in range(first // START_ROWS, -(-last // START_ROWS)):
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}/{block}".encode()))
         block_first = block * START_ROWS
         rows = min(START_ROWS, local.table.rows - block_first)
         values = torch.randn(rows, local.table.width, generator=generator) * deviation
         start, stop = max(first, block_first), min(last, block_first + rows)
-        local.columns[start - first : stop - first] = values[start - block_first : stop - block_first].to(local.values.device)
+        local.columns[start - first : stop - first] = values[start - block_first : stop - block_first, local.in_use].to(local.values.device)

@@ -71,13 +71,14 @@ def output_keys(ebc: EmbeddingBagCollection) -> list[tuple[str, str, str]]:
 class ColumnMask:
     """The mask in force. Not a Module: it must stay out of DDP, of optimizers and of state dicts.
 
-    values: (S,) float32 in the layout's order, or None while every column is open (then nothing is multiplied at all).
+    values:   (S,) float32 in the layout's order, or None while every column is open (then nothing is multiplied at all).
+    detached: whether lookups are to get no gradient.
     """
 
     def __init__(self, layout: ColumnLayout) -> None:
         self.layout = layout
         self.values: torch.Tensor | None = None
-        self._detached = False
+        self.detached = False
 
     def set(self, values: torch.Tensor | None) -> None:
         """Multiply by `values` from the next lookup on; None opens every column."""
@@ -91,18 +92,18 @@ class ColumnMask:
         would train the tables on validation data.
         """
         before = self.values
-        self.values, self._detached = values, True
+        self.values, self.detached = values, True
         try:
             yield
         finally:
-            self.values, self._detached = before, False
+            self.values, self.detached = before, False
 
     def __call__(self, looked_up: KeyedTensor) -> KeyedTensor:
         """`looked_up` with closed columns at zero: by key, as the order of keys depends on how tables are sharded."""
         if self.values is None:
             return looked_up
         values = looked_up.values()
-        if self._detached:
+        if self.detached:
             values = values.detach()
         keys, lengths = looked_up.keys(), looked_up.length_per_key()
         return KeyedTensor(keys, lengths, values * self._in_order_of(keys, lengths))
@@ -132,15 +133,22 @@ class MaskedEmbeddingBagCollection(nn.Module):
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         """Vectors of all keys, values (B, sum of stored widths)."""
-        return self.mask(self.ebc(features))
+        # Data-parallel tables have a DDP of their own, which counts a lookup with a gradient as the begin of a step and waits for its end.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.mask.detached):
+            looked_up = self.ebc(features)
+        return self.mask(looked_up)
 
 
-def ordered_columns(looked_up: KeyedTensor, widths: Mapping[str, int]) -> torch.Tensor:
-    """The columns in use, (B, D), keys in the order of `widths`, whatever the order and the padding in `looked_up`."""
+def ordered_columns(looked_up: KeyedTensor, widths: Mapping[str, int], counts: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
+    """The columns in use, (B, D), keys in the order of `widths`, whatever the order and the padding in `looked_up`.
+
+    counts: (B, 1) by key, for keys that hold sums: what makes means of them.
+    """
     keys, lengths = looked_up.keys(), looked_up.length_per_key()
-    if list(keys) == list(widths) and list(lengths) == list(widths.values()):
+    if not counts and list(keys) == list(widths) and list(lengths) == list(widths.values()):
         return looked_up.values()
-    return torch.cat([looked_up[key][:, :width] for key, width in widths.items()], dim=1)
+    parts = {key: looked_up[key][:, :width] for key, width in widths.items()}
+    return torch.cat([part / counts[key] if counts and key in counts else part for key, part in parts.items()], dim=1)
 
 
 @contextmanager

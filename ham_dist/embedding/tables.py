@@ -1,6 +1,6 @@
 """The tables of a model: which there are, how wide, and how TorchRec is told of them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -62,8 +62,11 @@ def narrow_tables(tables: Iterable[Table], columns: Mapping[str, torch.Tensor], 
     )
 
 
-def embedding_bags(tables: Iterable[Table], device: torch.device | str = "meta") -> EmbeddingBagCollection:
-    """TorchRec's module for `tables`, mean pooling (a field with one value a row gives just its row), without memory of its own by default."""
+def embedding_bags(tables: Iterable[Table], device: torch.device | str = "meta", summed: Container[str] = ()) -> EmbeddingBagCollection:
+    """TorchRec's module for `tables`, mean pooling (a field with one value a row gives just its row), without memory of its own by default.
+
+    summed: tables that give the sum of a bag's rows instead, whose mean the caller takes.
+    """
     return EmbeddingBagCollection(
         tables=[
             EmbeddingBagConfig(
@@ -71,7 +74,7 @@ def embedding_bags(tables: Iterable[Table], device: torch.device | str = "meta")
                 embedding_dim=table.stored_width,
                 num_embeddings=table.rows,
                 feature_names=[table.field],
-                pooling=PoolingType.MEAN,
+                pooling=PoolingType.SUM if table.field in summed else PoolingType.MEAN,
             )
             for table in tables
         ],

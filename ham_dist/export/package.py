@@ -11,7 +11,7 @@ from ham_dist.config.schema import RunSettings
 from ham_dist.data.batch import Batch
 from ham_dist.data.manifest import Manifest
 from ham_dist.distributed import process_group
-from ham_dist.distributed.sharding import chunks
+from ham_dist.distributed.sharding import FIRST_ORDER, TABLES
 from ham_dist.embedding.sizes import read_sizes
 from ham_dist.errors import BundleError, CheckpointError
 from ham_dist.export.compact import Ids
@@ -42,8 +42,8 @@ def export_state(state: TrainingState, samples: Samples, out: Path, *, precision
     return write_bundle(
         out,
         Description(_fields(state, manifest), state.settings.model, precision, manifest.recipe, run),
-        chunks=chunks(state.sharded.local),
-        first_order_chunks=chunks(state.sharded.first_order),
+        chunks=state.sharded.chunks(TABLES),
+        first_order_chunks=state.sharded.chunks(FIRST_ORDER),
         dense={name: values.float() if values.is_floating_point() else values for name, values in state.interaction.state_dict().items()},
         vocabulary=f"{samples.folder}/vocabulary" if manifest.recipe is not None else None,
         verify=lambda partial: verify_bundle(partial, [held], live, state.sharded.device),

@@ -86,7 +86,8 @@ def write_bundle(
     """Write the bundle `out`; every rank calls it. The folder is called `<out>.partial` until all is written and `verify` has passed.
 
     out:           a folder that does not exist yet, on storage that all ranks see.
-    chunks:        table rows of this rank, each row on one rank only; only the chunk at hand is in use. Going through them must hold no collective.
+    chunks:        table rows of this rank, each row on one rank only; only the chunk at hand is in use. Going through them may be a collective:
+                   a rank that cannot write still goes through them all.
     dense:         state dict of the model above the tables; rank 0's is written.
     first_order_chunks: the same for the first-order tables of width 1.
     vocabulary:    folder with <field>.parquet of each field that the model reads; None where values are ids already. Read on rank 0.
@@ -127,16 +128,30 @@ def _require_seen(partial: Path) -> None:
 def _write_tables(
     partial: Path, description: Description, chunks: Iterable["TableChunk"], first_order_chunks: Iterable["TableChunk"], piece_numbers: int
 ) -> Iterator[_Written]:
-    """Write this rank's rows, a piece at a time."""
-    known = {field.name for field in description.fields}
+    """Write this rank's rows, a piece at a time.
+
+    raises: what the first piece failed by that could not be written, after all chunks were gone through: other ranks may wait for this one's part.
+    """
+    failure: Exception | None = None
     for folder, of_folder in (("tables", chunks), ("first_order", first_order_chunks)):
         for chunk in of_folder:
-            if chunk.field not in known:
-                raise BundleError(f"{folder}: rows of {chunk.field!r}, which is not one of the fields {', '.join(sorted(known))}")
-            rows_of_piece = max(1, piece_numbers // max(1, chunk.values.shape[1]))
-            for start in range(0, chunk.values.shape[0], rows_of_piece):
-                values = chunk.values[start : start + rows_of_piece]
-                yield _write_piece(partial, folder, chunk.field, chunk.first_row + start, values, description.precision)
+            try:
+                if failure is None:
+                    yield from _write_chunk(partial, folder, chunk, description, piece_numbers)
+            except Exception as error:
+                failure = error
+    if failure is not None:
+        raise failure
+
+
+def _write_chunk(partial: Path, folder: str, chunk: "TableChunk", description: Description, piece_numbers: int) -> Iterator[_Written]:
+    known = {field.name for field in description.fields}
+    if chunk.field not in known:
+        raise BundleError(f"{folder}: rows of {chunk.field!r}, which is not one of the fields {', '.join(sorted(known))}")
+    rows_of_piece = max(1, piece_numbers // max(1, chunk.values.shape[1]))
+    for start in range(0, chunk.values.shape[0], rows_of_piece):
+        values = chunk.values[start : start + rows_of_piece]
+        yield _write_piece(partial, folder, chunk.field, chunk.first_row + start, values, description.precision)
 
 
 def _write_piece(partial: Path, folder: str, field: str, first_row: int, values: torch.Tensor, precision: Precision) -> _Written:

@@ -1,6 +1,6 @@
 """A CTR model over TorchRec tables: lookup, mask, interaction."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import torch
 from torch import nn
@@ -19,25 +19,39 @@ class CTRModel(nn.Module):
     interaction:        reads the columns of all fields, in the order of its `widths`.
     first_order_tables: tables of width 1 (the usual first-order term of FM and DeepFM), added up into the logit; None where the term, if there is
                         one, is part of the interaction.
+    summed:             tables of both, by field, that give the sum of a bag's rows: the mean is taken here. TorchRec has a mean of its own for rows
+                        that are spread over ranks, which divides by the count + 1e-6, and the sums of all other tables of the collection as well.
     """
 
     def __init__(
-        self, tables: MaskedEmbeddingBagCollection, interaction: Interaction, first_order_tables: EmbeddingBagCollection | None = None
+        self,
+        tables: MaskedEmbeddingBagCollection,
+        interaction: Interaction,
+        first_order_tables: EmbeddingBagCollection | None = None,
+        summed: Container[str] = (),
     ) -> None:
         super().__init__()
         self.tables = tables
         self.interaction = interaction
         self.first_order_tables = first_order_tables
         self._widths = {field: width for field, width in interaction.widths.items() if width}
+        first_order = [] if first_order_tables is None else [config.name for config in first_order_tables.embedding_bag_configs()]
+        self._terms = dict.fromkeys(first_order, 1)
+        self._summed = [field for field in dict.fromkeys([*self._widths, *first_order]) if field in summed]
 
-    def forward(self, sparse_features: KeyedJaggedTensor) -> torch.Tensor:
-        """Logits (B,)."""
-        columns = ordered_columns(self.tables(sparse_features), self._widths)
+    def forward(self, sparse_features: KeyedJaggedTensor, rows: int | None = None) -> torch.Tensor:
+        """Logits (B,).
+
+        rows: B, where `sparse_features` has empty bags behind those of the samples: what is looked up for them goes no further.
+        """
+        counts = {field: sparse_features[field].lengths().clamp(min=1).unsqueeze(1) for field in self._summed}
+        columns = ordered_columns(self.tables(sparse_features), self._widths, counts)[:rows]
         logits = self.interaction(columns.to(self.interaction.dtype))
         if self.first_order_tables is not None:
-            terms = self.first_order_tables(sparse_features)
-            # Only the first column of each table is the term; where a kernel needs padding, the rest must get no gradient.
-            logits = logits + terms.values()[:, :: terms.length_per_key()[0]].sum(dim=1)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.mask.detached):
+                # Only the first column of each table is the term; where a kernel needs padding, the rest must get no gradient.
+                terms = ordered_columns(self.first_order_tables(sparse_features), self._terms, counts)[:rows]
+            logits = logits + terms.sum(dim=1)
         return logits
 
     @property
@@ -46,8 +60,11 @@ class CTRModel(nn.Module):
         return self.tables.mask
 
 
-def ctr_model(tables: Sequence[Table], interaction: Interaction, first_order: Sequence[Table] = ()) -> CTRModel:
-    """A model whose tables have no memory yet: sharding gives each rank its own."""
+def ctr_model(tables: Sequence[Table], interaction: Interaction, first_order: Sequence[Table] = (), summed: Container[str] = ()) -> CTRModel:
+    """A model whose tables have no memory yet: sharding gives each rank its own.
+
+    summed: tables whose rows will lie on several ranks.
+    """
     layout = ColumnLayout({table.field: table.width for table in tables}, {table.field: table.rows for table in tables})
-    masked = MaskedEmbeddingBagCollection(embedding_bags(tables), ColumnMask(layout))
-    return CTRModel(masked, interaction, embedding_bags(first_order) if first_order else None)
+    masked = MaskedEmbeddingBagCollection(embedding_bags(tables, summed=summed), ColumnMask(layout))
+    return CTRModel(masked, interaction, embedding_bags(first_order, summed=summed) if first_order else None, summed)

@@ -37,4 +37,4 @@ def slice_columns(state: TrainingState, columns: Columns, samples: Samples, log:
 def _logits(state: TrainingState, batch: Batch) -> torch.Tensor:
     model = state.sharded.model
     with as_evaluated(model):
-        return gather_rows(model(batch.sparse_features))
+        return gather_rows(model(*state.sharded.inputs(batch.sparse_features, batch.global_rows)))

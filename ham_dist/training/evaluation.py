@@ -31,7 +31,7 @@ def predict(state: TrainingState, batches: Iterable[Batch]) -> tuple[torch.Tenso
     logits, labels = [], []
     with as_evaluated(model):
         for batch in batches:
-            logits.append(model(batch.sparse_features))
+            logits.append(model(*state.sharded.inputs(batch.sparse_features, batch.global_rows)))
             labels.append(batch.labels)
     return gather_rows(torch.cat(logits)), gather_rows(torch.cat(labels))
 

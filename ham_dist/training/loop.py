@@ -28,7 +28,7 @@ def log_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
 def weight_step(state: TrainingState, batch: Batch) -> torch.Tensor:
     """Move tables and dense weights by one step on a training batch, under the mask in force; returns this rank's share of the loss."""
     state.optimizers.zero_grad()
-    loss = log_loss(state.sharded.parallel(batch.sparse_features), batch)
+    loss = log_loss(state.sharded.parallel(*state.sharded.inputs(batch.sparse_features, batch.global_rows)), batch)
     loss.backward()
     state.regularizer.before_step(state.sharded)
     state.optimizers.step()
@@ -48,7 +48,7 @@ def mask_gradient(state: TrainingState, batch: Batch, mask: torch.Tensor) -> tor
     """
     values = mask.detach().to(state.interaction.dtype, copy=True).requires_grad_()
     with state.sharded.mask.differentiable(values), as_evaluated(state.sharded.model):
-        loss = log_loss(state.sharded.model(batch.sparse_features), batch)
+        loss = log_loss(state.sharded.model(*state.sharded.inputs(batch.sparse_features, batch.global_rows)), batch)
     (gradient,) = torch.autograd.grad(loss, values)
     return process_group.sum_over_ranks(gradient).float()
 

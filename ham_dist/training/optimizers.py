@@ -1,67 +1,78 @@
-"""How weights move: Adam over the dense weights (and over tables of the dense kernel), or tables that step inside the backward pass."""
+"""How weights move: Adam over the dense weights, and over tables the run's rule, after the backward pass or within it."""
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import nn
-from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from ham_dist.config.schema import OptimizerSettings
 from ham_dist.distributed.rounding import GRADIENT_BITS, rounded
-from ham_dist.distributed.sharding import FusedRule, ShardedModel
+from ham_dist.distributed.sharding import ShardedModel
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's state of a weight, each of the weight's shape."""
 
 
-def fused_rule(settings: OptimizerSettings) -> FusedRule | None:
-    """What the fused kernels are to apply, or None where tables are trained by Adam through the dense kernel (fused Adam exists on GPU only)."""
-    if settings.tables == "adam":
-        return None
-    return FusedRule(RowWiseAdagrad, {"lr": settings.tables_learning_rate})
-
-
 class Optimizers:
     """All optimizers of one model behind one zero_grad and one step.
 
-    Under a fused rule the tables have stepped by the time backward() returns, and `step` moves the dense weights alone.
+    Tables of fused kernels have stepped by the time backward() returns. `step` moves the dense weights, and the tables that have a gradient: all of
+    them under Adam, the data-parallel ones under a fused rule (TorchRec applies no fused rule to those, and says nothing).
     """
 
     def __init__(self, model: ShardedModel, dense: Iterable[nn.Parameter], settings: OptimizerSettings) -> None:
         self.model = model
         self._dense = list(dense)
-        groups: list[dict[str, Any]] = [{"params": self._dense, "lr": settings.learning_rate}]
-        tables = [local.parameter for _, local in model.local_by_key() if local.parameter is not None]
-        if tables:
-            groups.append({"params": tables, "lr": settings.tables_learning_rate})
-        self.adam = torch.optim.Adam(groups, fused=True)
+        self._tables = {key: local.parameter for key, _ in model.placements() if (local := model.part(key)) and local.parameter is not None}
+        self.adam = torch.optim.Adam(self._dense, lr=settings.learning_rate, fused=True)
+        self.of_tables: torch.optim.Optimizer | None = None
+        if self._tables:
+            assert model.rule.dense is not None, "the plan puts no table of such a rule outside of the fused kernels"
+            self.of_tables = model.rule.dense(self._tables.values(), settings.tables_learning_rate)
         self._steps = 0
 
     def zero_grad(self) -> None:
         """Forget the gradients of the step before."""
-        self.adam.zero_grad()
+        for optimizer in self._all:
+            optimizer.zero_grad()
 
     def step(self) -> None:
         """Move every weight that the backward pass has not moved yet."""
         for parameter in self._dense:
             if parameter.dtype == torch.float64 and parameter.grad is not None:
                 parameter.grad.copy_(rounded(parameter.grad, GRADIENT_BITS))
-        self.adam.step()
+        for optimizer in self._all:
+            optimizer.step()
         self._steps += 1
 
     def open_state(self) -> None:
         """Make the state that a first step would make (zeros), so that a checkpoint or a wider model's state can be loaded into it."""
-        for parameter in self._parameters():
-            if not self.adam.state[parameter]:
-                self.adam.state[parameter] = {
-                    "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                    **{moment: torch.zeros_like(parameter, memory_format=torch.preserve_format).detach() for moment in MOMENTS},
-                }
+        for optimizer in self._all:
+            if not isinstance(optimizer, torch.optim.Adam):
+                continue  # The others make theirs when they are opened.
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    if not optimizer.state[parameter]:
+                        optimizer.state[parameter] = {
+                            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                            **{moment: torch.zeros_like(parameter, memory_format=torch.preserve_format).detach() for moment in MOMENTS},
+                        }
 
     def moments(self, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
-        """Adam's two moments of `parameter`, by name; the live tensors."""
+        """Adam's two moments of a dense weight, by name; the live tensors. Needs `open_state` first."""
         return {moment: self.adam.state[parameter][moment] for moment in MOMENTS}
+
+    def table_states(self) -> dict[str, dict[str, torch.Tensor]]:
+        """What the rule remembers of this rank's parts, live, by table (as in `ShardedModel.placements`) and state. Needs `open_state` first.
+
+        A state is (rows, stored columns) of the part; where the rule keeps one number a row, (rows,).
+        """
+        states = self.model.kernel_state()
+        for key, parameter in self._tables.items():
+            assert self.of_tables is not None
+            found = self.of_tables.state[parameter]
+            states[key] = {name: found[name].view(-1) if of_row else found[name] for name, of_row in self.model.rule.states.items()}
+        return states
 
     @property
     def steps(self) -> int:
@@ -71,22 +82,11 @@ class Optimizers:
     @steps.setter
     def steps(self, count: int) -> None:
         self._steps = count
-        for state in self.adam.state.values():
-            state["step"].fill_(count)
+        for optimizer in self._all:
+            for state in optimizer.state.values():
+                if "step" in state:
+                    state["step"].fill_(count)
 
-    def fused_tensors(self) -> dict[str, Any]:
-        """The fused kernels' own state of every table, as ShardedTensors named without regard to ranks; empty under the dense kernel."""
-        tensors = {}
-        if self.model.fused:
-            for name, state in self.model.parallel.fused_optimizer.state_dict()["state"].items():
-                for key, values in state.items():
-                    tensors[f"fused/{name}/{key.rpartition('.')[2]}"] = values
-        return tensors
-
-    def fused_rows(self) -> dict[str, torch.Tensor]:
-        """This rank's part of `fused_tensors`: the live tensors, (rows here,)."""
-        return {name: shard.tensor for name, values in self.fused_tensors().items() for shard in values.local_shards()}
-
-    def _parameters(self) -> Iterator[nn.Parameter]:
-        for group in self.adam.param_groups:
-            yield from group["params"]
+    @property
+    def _all(self) -> list[torch.optim.Optimizer]:
+        return [self.adam] if self.of_tables is None else [self.adam, self.of_tables]

@@ -5,17 +5,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from ham_dist.config.schema import RunSettings
-from ham_dist.distributed.sharding import FIRST_ORDER, TABLES, LocalTable, ShardedModel
+from ham_dist.distributed import process_group, topology
+from ham_dist.distributed.exchange import move
+from ham_dist.distributed.placement import Placement, Plan
+from ham_dist.distributed.planning import Planner, bytes_held, require_known_fields
+from ham_dist.distributed.rules import table_rule
+from ham_dist.distributed.sharding import FIRST_ORDER, TABLES, ShardedModel
 from ham_dist.embedding.mask import Columns
 from ham_dist.embedding.tables import Table, base_tables, narrow_tables, stored_width
 from ham_dist.models.ctr import ctr_model
 from ham_dist.models.interaction import Interaction
-from ham_dist.models.registry import build_interaction
+from ham_dist.models.registry import INTERACTIONS, build_interaction
 from ham_dist.models.slicing import cut_weight, narrow_interaction
-from ham_dist.training.optimizers import MOMENTS, Optimizers, fused_rule
+from ham_dist.training.optimizers import Optimizers
 from ham_dist.training.regularizer import Regularizer
 
 
@@ -45,85 +49,107 @@ class TrainingState:
         tensors = self.weights()
         for name, parameter in self.interaction.named_parameters():
             tensors |= {f"{moment}/dense/{name}": values for moment, values in self.optimizers.moments(parameter).items()}
-        if self.sharded.fused:
-            return tensors | self.optimizers.fused_tensors()
-        for moment in MOMENTS:
-            local = {key: self.optimizers.moments(_parameter(local))[moment] for key, local in self.sharded.local_by_key()}
-            tensors |= self.sharded.tensors_like_tables(moment, local)
+        states = self.optimizers.table_states()
+        for key, _ in self.sharded.placements():
+            for state, of_row in self.sharded.rule.states.items():
+                tensors[f"{state}/{key}"] = self.sharded.tensor_like(key, states[key][state] if key in states else None, of_row=of_row)
         return tensors
 
 
+def table_groups(settings: RunSettings, cardinalities: Mapping[str, int], columns: Columns | None = None) -> dict[str, tuple[Table, ...]]:
+    """The tables of a run's model by their place in it; the supernet's, or with `columns` those of the model over just these."""
+    fused = table_rule(settings.optimizer).fused is not None
+    tables = base_tables(cardinalities, settings.model.base_width, fused=fused)
+    groups = {TABLES: tables if columns is None else narrow_tables(tables, columns, fused=fused)}
+    if settings.model.first_order == "table" and INTERACTIONS[settings.model.name].adds_first_order:
+        groups[FIRST_ORDER] = tuple(Table(field, rows, 1, stored_width(1, fused=fused), 1) for field, rows in cardinalities.items())
+    return groups
+
+
+def plan_for(
+    settings: RunSettings, groups: Mapping[str, Sequence[Table]], ranks: topology.Topology, taken: Sequence[int] = (), fields: Sequence[str] = ()
+) -> Plan:
+    """Where a run puts its tables on `ranks`: nothing is allocated, so that it can be asked for ranks that are not there.
+
+    taken:  bytes of each rank that other tables hold.
+    fields: of the data, where the settings are to be held against them.
+    raises: ConfigError for a kind of a field that is not there; ShardingError and BackendError as Planner.plan.
+    """
+    if fields:
+        require_known_fields(settings.sharding, fields)
+    return Planner(settings.sharding, table_rule(settings.optimizer), ranks, taken).plan(groups, settings.data.batch_size)
+
+
 def open_supernet(settings: RunSettings, cardinalities: Mapping[str, int], device: torch.device) -> TrainingState:
-    """The wide model of a run, freshly started: the same weights for one seed on any number of ranks.
+    """The wide model of a run, freshly started: the same weights for one seed on any number of ranks and under any plan.
 
     cardinalities: C_j by field, in the order of the data.
+    raises:        on all ranks together, what `plan_for` raises.
     """
-    fused = fused_rule(settings.optimizer) is not None
-    tables = base_tables(cardinalities, settings.model.base_width, fused=fused)
+    groups = table_groups(settings, cardinalities)
+    plan = _plan_together(settings, groups, device, fields=list(cardinalities))
     torch.manual_seed(settings.seed)
-    interaction = build_interaction(settings.model, {table.field: table.width for table in tables})
-    first_order = _first_order_tables(settings, interaction, cardinalities, fused=fused)
-    state = _placed(settings, tables, interaction, first_order, device)
+    interaction = build_interaction(settings.model, {table.field: table.width for table in groups[TABLES]})
+    state = _placed(settings, plan, interaction, device)
     state.sharded.start_tables(settings.seed, settings.model.table_start)
     return state
 
 
 def open_narrow(settings: RunSettings, cardinalities: Mapping[str, int], columns: Columns, device: torch.device) -> TrainingState:
     """The model over `columns`, with no weights of worth: for a checkpoint to be loaded into."""
-    fused = fused_rule(settings.optimizer) is not None
-    tables = narrow_tables(base_tables(cardinalities, settings.model.base_width, fused=fused), columns, fused=fused)
-    interaction = build_interaction(settings.model, {field: len(columns[field]) for field in cardinalities})
-    return _placed(settings, tables, interaction, _first_order_tables(settings, interaction, cardinalities, fused=fused), device)
+    plan = _plan_together(settings, table_groups(settings, cardinalities, columns), device)
+    return _placed(settings, plan, build_interaction(settings.model, {field: len(columns[field]) for field in cardinalities}), device)
 
 
 def narrow(wide: TrainingState, columns: Columns) -> TrainingState:
     """The model over `columns` alone, physically: tables, their optimizer state, and every dense weight that reads a column are cut.
+
+    Its tables are placed anew by their own sizes; what lies on another rank than before goes there some rows at a time.
 
     wide:    stays as it is.
     columns: kept column numbers of every table; a table without any leaves the model.
     """
     settings, sharded = wide.settings, wide.sharded
     interaction = narrow_interaction(wide.interaction, settings.model, columns)
-    tables = narrow_tables(sharded.tables, columns, fused=sharded.fused)
-    # Each table stays on its rank, so that cutting it is a copy on that rank.
-    state = _placed(settings, tables, interaction, sharded.first_order_tables, sharded.device, owners=sharded.owners)
+    fused = sharded.rule.fused is not None
+    groups = {TABLES: narrow_tables(sharded.tables, columns, fused=fused)}
+    if sharded.first_order_tables:
+        groups[FIRST_ORDER] = sharded.first_order_tables
+    plan = _plan_together(settings, groups, sharded.device, taken=bytes_held(sharded.plan, sharded.rule, process_group.world_size()))
+    state = _placed(settings, plan, interaction, sharded.device)
     _cut_tables(wide, state, columns)
     _cut_optimizers(wide, state, columns)
     return state
 
 
-def _placed(
-    settings: RunSettings,
-    tables: Sequence[Table],
-    interaction: Interaction,
-    first_order: Sequence[Table],
-    device: torch.device,
-    owners: Mapping[str, Mapping[str, int]] | None = None,
-) -> TrainingState:
-    model = ctr_model(tables, interaction.to(device, getattr(torch, settings.precision.dense)), first_order)
-    groups = {TABLES: tables, FIRST_ORDER: first_order} if first_order else {TABLES: tables}
-    sharded = ShardedModel(model, groups, model.mask, device=device, fused=fused_rule(settings.optimizer), owners=owners)
+def _plan_together(
+    settings: RunSettings, groups: Mapping[str, Sequence[Table]], device: torch.device, taken: Sequence[int] = (), fields: Sequence[str] = ()
+) -> Plan:
+    """A plan made on rank 0, which all ranks follow; if there is none, all of them end with the reason."""
+    here = topology.here(device)
+    return process_group.on_first_rank(lambda: plan_for(settings, groups, here, taken, fields))
+
+
+def _placed(settings: RunSettings, plan: Plan, interaction: Interaction, device: torch.device) -> TrainingState:
+    model = ctr_model(
+        [placement.table for placement in plan.groups[TABLES].values()],
+        interaction.to(device, getattr(torch, settings.precision.dense)),
+        [placement.table for placement in plan.groups.get(FIRST_ORDER, {}).values()],
+        summed={placement.table.field for placement in plan.placements if placement.spreads_rows},
+    )
+    rule = table_rule(settings.optimizer)
+    sharded = ShardedModel(model, plan, model.mask, device=device, rule=rule, learning_rate=settings.optimizer.tables_learning_rate)
     optimizers = Optimizers(sharded, interaction.parameters(), settings.optimizer)
     return TrainingState(settings, sharded, interaction, optimizers, Regularizer(settings.orthogonality))
 
 
-def _first_order_tables(settings: RunSettings, interaction: Interaction, cardinalities: Mapping[str, int], *, fused: bool) -> tuple[Table, ...]:
-    if settings.model.first_order == "linear" or not interaction.adds_first_order:
-        return ()
-    return tuple(Table(field, rows, 1, stored_width(1, fused=fused), 1) for field, rows in cardinalities.items())
-
-
 @torch.no_grad()
 def _cut_tables(wide: TrainingState, state: TrainingState, columns: Columns) -> None:
-    for field, local in state.sharded.local.items():
-        _copy_columns(wide.sharded.local[field].values, local.values, columns[field])
-    for field, local in state.sharded.first_order.items():
-        local.values.copy_(wide.sharded.first_order[field].values)
-
-
-def _copy_columns(source: torch.Tensor, target: torch.Tensor, kept: torch.Tensor) -> None:
-    target.zero_()
-    target[:, : len(kept)] = source.index_select(1, kept.to(source.device))
+    for key, placement in state.sharded.placements():
+        local, before = state.sharded.part(key), wide.sharded.part(key)
+        if local is not None:
+            local.values.zero_()
+        _cut(wide, state, key, None if before is None else before.values, None if local is None else local.values, _kept(key, placement, columns))
 
 
 @torch.no_grad()
@@ -136,20 +162,37 @@ def _cut_optimizers(wide: TrainingState, state: TrainingState, columns: Columns)
         before = wide.optimizers.moments(wide_dense[name])
         for moment, values in state.optimizers.moments(parameter).items():
             values.copy_(cut_weight(wide.interaction, name, before[moment], columns))
-    if state.sharded.fused:
-        # One number a row, which says how far the row has moved: it holds for the columns that stay as it did for all.
-        before_rows = wide.optimizers.fused_rows()
-        for key, rows in state.optimizers.fused_rows().items():
-            rows.copy_(before_rows[key])
-        return
-    for field, local in state.sharded.local.items():
-        for moment, values in state.optimizers.moments(_parameter(local)).items():
-            _copy_columns(wide.optimizers.moments(_parameter(wide.sharded.local[field]))[moment], values, columns[field])
-    for field, local in state.sharded.first_order.items():
-        for moment, values in state.optimizers.moments(_parameter(local)).items():
-            values.copy_(wide.optimizers.moments(_parameter(wide.sharded.first_order[field]))[moment])
+    wide_states, states = wide.optimizers.table_states(), state.optimizers.table_states()
+    for key, placement in state.sharded.placements():
+        for name, of_row in state.sharded.rule.states.items():
+            source, target = wide_states.get(key, {}).get(name), states.get(key, {}).get(name)
+            # One number a row says how far the row has moved: it holds for the columns that stay as it did for all.
+            _cut(wide, state, key, source, target, torch.zeros(1, dtype=torch.int64) if of_row else _kept(key, placement, columns), of_row=of_row)
 
 
-def _parameter(local: LocalTable) -> nn.Parameter:
-    assert local.parameter is not None, "the dense kernel gives every table a parameter"
-    return local.parameter
+def _kept(key: str, placement: Placement, columns: Columns) -> torch.Tensor:
+    """Columns that a table keeps; first-order tables are not cut."""
+    return columns[placement.table.field] if key.startswith(f"{TABLES}/") else torch.arange(placement.table.width)
+
+
+def _cut(
+    wide: TrainingState,
+    state: TrainingState,
+    key: str,
+    source: torch.Tensor | None,
+    target: torch.Tensor | None,
+    kept: torch.Tensor,
+    *,
+    of_row: bool = False,
+) -> None:
+    """Bring columns `kept` of a table (or of state that lies as it does) from the wide model's ranks to the narrow model's. A collective."""
+    before, after = (dict(model.sharded.placements())[key] for model in (wide, state))
+    move(
+        before.rows_alone() if of_row else before.parts,
+        source.view(-1, 1) if of_row and source is not None else source,
+        after.rows_alone() if of_row else after.parts,
+        target.view(-1, 1) if of_row and target is not None else target,
+        kept,
+        replicated=before.replicated,
+        device=state.sharded.device,
+    )

@@ -13,6 +13,7 @@ from ham_dist.config.schema import (
     OrthogonalitySettings,
     RunSettings,
     SearchSettings,
+    ShardingSettings,
     SyntheticSettings,
     Target,
 )
@@ -40,6 +41,13 @@ runs = st.builds(
         ModelSettings, name=st.sampled_from(["fm", "deepfm", "autoint", "dcnv2"]), mlp=st.lists(positive).map(tuple), table_start=positive_floats
     ),
     optimizer=st.builds(OptimizerSettings, tables=st.just("adam"), learning_rate=positive_floats),
+    sharding=st.builds(
+        ShardingSettings,
+        kind=st.sampled_from(["auto", "row_wise", "grid"]),
+        tables=st.dictionaries(
+            st.text(st.characters(exclude_categories=["Cs"]), min_size=1), st.sampled_from(["table_wise", "data_parallel"]), max_size=3
+        ),
+    ),
     orthogonality=st.builds(OrthogonalitySettings, form=st.sampled_from(["gram", "cosine", "none"]), weight=positive_floats),
     search=st.builds(SearchSettings, targets=st.lists(targets, min_size=1, max_size=4).map(tuple), push=positive_floats),
 )

@@ -1,0 +1,110 @@
+"""How tables may move: each value of `optimizer.tables`, what keeps its state, and where it exists."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torchrec.optim.optimizers import LAMB, PartialRowWiseAdam
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+
+from ham_dist.config.schema import OptimizerSettings
+from ham_dist.embedding.tables import BYTES_PER_NUMBER
+from ham_dist.errors import BackendError
+
+EPSILON = 1e-8
+"""Added to the root in Adagrad's rules: fbgemm's default, given to all kernels alike so that a table moves alike under each."""
+
+OpenOptimizer = Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class TableRule:
+    """One rule for moving tables.
+
+    name:        as in `optimizer.tables`.
+    fused:       the class that tells TorchRec's fused kernels of it, and its options but for the learning rate; None: the dense kernel, where every
+                 table gets a gradient and `dense` moves it.
+    dense:       the same rule over parameters with a gradient, as data-parallel tables are; None where there is no such optimizer.
+    states:      name of each thing it remembers, and whether that is one number a row (else one for each number of the table).
+    kernel_keys: TorchRec's names of the same things in the fused kernels' state.
+    devices:     where its fused kernel exists.
+    nearest:     the rule to take where it does not.
+    """
+
+    name: str
+    fused: tuple[type[torch.optim.Optimizer], Mapping[str, float]] | None
+    dense: OpenOptimizer | None
+    states: Mapping[str, bool]
+    kernel_keys: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    nearest: str = "adam"
+
+    @property
+    def whole_rows(self) -> bool:
+        """Whether it computes one number from all columns of a row, and so is another rule for a table whose columns are apart."""
+        return any(self.states.values()) or self.name == "lamb"
+
+    def require(self, device: str) -> None:
+        """Refuse a rule whose kernel does not exist on `device` ("cpu" or "cuda").
+
+        raises: BackendError that names the nearest rule that does.
+        """
+        if device not in self.devices:
+            raise BackendError(
+                f'optimizer.tables = "{self.name}": its kernel exists on {" and ".join(self.devices)} only, and this run is on {device}.\n'
+                f'  Set optimizer.tables = "{self.nearest}", the nearest that exists here.'
+            )
+
+    def bytes_of(self, rows: int, columns: int, *, fused: bool) -> tuple[int, int]:
+        """Bytes of a part of a table, and of what training keeps beside it: the optimizer's state, and the gradient where it has one."""
+        numbers = rows * columns
+        state = sum(rows if of_row else numbers for of_row in self.states.values())
+        return numbers * BYTES_PER_NUMBER, (state + (0 if fused else numbers)) * BYTES_PER_NUMBER
+
+
+def _adam(parameters: Iterable[nn.Parameter], rate: float) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=rate, fused=True)
+
+
+def _sgd(parameters: Iterable[nn.Parameter], rate: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=rate)
+
+
+def _adagrad(parameters: Iterable[nn.Parameter], rate: float) -> torch.optim.Optimizer:
+    return torch.optim.Adagrad(parameters, lr=rate, eps=EPSILON)
+
+
+def _rowwise_adagrad(parameters: Iterable[nn.Parameter], rate: float) -> torch.optim.Optimizer:
+    return RowWiseAdagrad(parameters, lr=rate, eps=EPSILON)
+
+
+_MOMENTS = {"exp_avg": False, "exp_avg_sq": False}
+_GPU = ("cuda",)
+
+TABLE_RULES: dict[str, TableRule] = {
+    rule.name: rule
+    for rule in (
+        TableRule("adam", None, _adam, _MOMENTS),
+        TableRule("sgd", (torch.optim.SGD, {}), _sgd, {}),
+        TableRule("adagrad", (torch.optim.Adagrad, {"eps": EPSILON}), _adagrad, {"sum": False}, ("momentum1",)),
+        TableRule("rowwise_adagrad", (RowWiseAdagrad, {"eps": EPSILON}), _rowwise_adagrad, {"sum": True}, ("momentum1",)),
+        TableRule("fused_adam", (torch.optim.Adam, {}), None, _MOMENTS, ("momentum1", "exp_avg_sq"), _GPU, "adam"),
+        TableRule("lamb", (LAMB, {}), None, _MOMENTS, ("momentum1", "exp_avg_sq"), _GPU, "adam"),
+        TableRule(
+            "partial_rowwise_adam",
+            (PartialRowWiseAdam, {}),
+            None,
+            {"exp_avg": False, "exp_avg_sq": True},
+            ("momentum1", "exp_avg_sq"),
+            _GPU,
+            "rowwise_adagrad",
+        ),
+    )
+}
+"""The rules by name. Fused Adam, LAMB and partial row-wise Adam fail on fbgemm's CPU build ("is not supported in CPU mode")."""
+
+
+def table_rule(settings: OptimizerSettings) -> TableRule:
+    """The rule that `optimizer.tables` names."""
+    return TABLE_RULES[settings.tables]

@@ -1,0 +1,123 @@
+"""Plans by TorchRec's EmbeddingShardingPlanner: the kinds that it takes to be fastest on GPUs, among those that fit."""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import nn
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.distributed.planner.types import ParameterConstraints, PlannerError
+from torchrec.distributed.types import ParameterSharding
+
+from ham_dist.distributed.placement import TORCHREC_KIND, Part, Placement, Plan
+from ham_dist.distributed.planning import Planner, ways_out
+from ham_dist.embedding.tables import KERNEL_WIDTH, Table, embedding_bags
+from ham_dist.errors import ShardingError
+
+KIND = {torchrec.value: kind for kind, torchrec in TORCHREC_KIND.items()}
+
+DENSE_COPIES, ADAM_COPIES = 4, 3
+"""A table of the dense kernel under Adam, its gradient and two moments; and what the planner counts for a fused table under Adam (no gradient). The
+planner knows the dense kernel for data-parallel tables only, so it is asked for fused ones on ranks with 3/4 of the memory."""
+
+
+def plan_by_torchrec(planner: Planner, groups: Mapping[str, Sequence[Table]], batch_size: int) -> Plan:
+    """TorchRec's plan for `groups` on planner.topology, tables of a kind that the settings name being held to it.
+
+    batch_size: rows of a global batch.
+    raises:     ShardingError with ways out where it finds none.
+    """
+    topology, rule = planner.topology, planner.rule
+    tables = {path: list(group) for path, group in groups.items()}
+    model = nn.ModuleDict({_name(path): embedding_bags(group) for path, group in tables.items()})
+    optimizer = rule.fused[0] if rule.fused is not None else torch.optim.Adam
+    for parameter in model.parameters():
+        parameter._optimizer_classes = [optimizer]  # type: ignore[attr-defined]
+    memory = topology.memory if rule.fused is not None else topology.memory * ADAM_COPIES // DENSE_COPIES
+    memory -= max(planner.load)
+    sharder: Any = EmbeddingBagCollectionSharder()
+    try:
+        with _quiet():
+            made = EmbeddingShardingPlanner(
+                topology=Topology(topology.ranks, "cuda", hbm_cap=memory, local_world_size=topology.ranks_of_host),
+                batch_size=-(-batch_size // topology.ranks),
+                storage_reservation=FixedPercentageStorageReservation(1.0 - planner.settings.memory_share),
+                constraints={table.field: _constraints(planner, table) for group in tables.values() for table in group},
+                stats=[],
+                debug=False,
+            )
+            plan = made.plan(model, [sharder])
+    except PlannerError as error:
+        largest = max((table for group in tables.values() for table in group), key=lambda table: table.rows * table.stored_width)
+        total = sum(sum(rule.bytes_of(table.rows, table.stored_width, fused=rule.fused is not None)) for group in tables.values() for table in group)
+        raise ShardingError(
+            f"sharding: TorchRec's planner finds no place for the tables, {total / 1e9:,.2f} GB with what training keeps beside them, on "
+            f"{topology.ranks} ranks of {topology.memory / 1e9:,.0f} GB, of which {planner.settings.memory_share:.0%} may be taken.\n"
+            + ways_out(planner, largest, total // topology.ranks)
+        ) from error
+    return Plan(
+        {path: {table.field: _placement(planner, table, plan.plan[_name(path)][table.field]) for table in group} for path, group in tables.items()}
+    )
+
+
+def _constraints(planner: Planner, table: Table) -> ParameterConstraints:
+    kind = planner.kind_of(table)
+    rowless = {"column_wise", "grid"} if planner.rule.whole_rows else set()
+    copyless = set() if planner.rule.dense is not None else {"data_parallel"}
+    kinds: Iterable[str] = [kind] if kind != "auto" else [kind for kind in TORCHREC_KIND if kind not in rowless | copyless]
+    return ParameterConstraints(
+        sharding_types=[TORCHREC_KIND[kind].value for kind in kinds],
+        # Data-parallel tables have the dense kernel only, all others are asked for as fused.
+        compute_kernels=[EmbeddingComputeKernel.FUSED.value, EmbeddingComputeKernel.DENSE.value],
+        min_partition=KERNEL_WIDTH,
+    )
+
+
+def _placement(planner: Planner, table: Table, sharding: ParameterSharding) -> Placement:
+    kind = KIND[sharding.sharding_type]
+    if kind == "data_parallel":
+        parts = [Part(rank, 0, table.rows, 0, table.stored_width) for rank in range(planner.topology.ranks)]
+    else:
+        shards = sharding.sharding_spec.shards
+        parts = [Part(shard.placement.rank(), *_interleaved(shard.shard_offsets, shard.shard_sizes)) for shard in shards]
+    return Placement(table, kind, planner.is_fused(kind), tuple(_one_a_rank(parts) if kind == "column_wise" else parts))  # type: ignore[arg-type]
+
+
+def _interleaved(offsets: Sequence[int], sizes: Sequence[int]) -> tuple[int, int, int, int]:
+    return offsets[0], sizes[0], offsets[1], sizes[1]
+
+
+def _one_a_rank(parts: Sequence[Part]) -> list[Part]:
+    """Column blocks of one rank put side by side and joined: as blocks of one width cost the same, which of them a rank has makes no difference."""
+    blocks = sorted(parts, key=lambda part: part.first_column)
+    ranks = sorted(part.rank for part in parts)
+    owned = [(rank, block) for rank, block in zip(ranks, blocks, strict=True)]
+    joined = []
+    for rank, group in groupby(owned, key=lambda entry: entry[0]):
+        of_rank = [block for _, block in group]
+        joined.append(Part(rank, 0, of_rank[0].rows, of_rank[0].first_column, sum(block.columns for block in of_rank)))
+    return joined
+
+
+def _name(path: str) -> str:
+    return path.replace(".", "-")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The planner warns of each table that it could place in one way only, which is what a kind in the settings asks of it.
+
+    And of a topology that was not made by a factory of its own, which TorchRec 1.6 does not have.
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,166 @@
+"""`ham-dist train --plan-only`: where a run would put its tables and what that costs, before anything is allocated."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table as Grid
+
+from ham_dist.config.schema import RunSettings, Target
+from ham_dist.data.ids_per_row import ids_per_row
+from ham_dist.data.manifest import Manifest
+from ham_dist.distributed import process_group, topology
+from ham_dist.distributed.placement import Plan
+from ham_dist.distributed.rules import TableRule, table_rule
+from ham_dist.distributed.sharding import FIRST_ORDER, TABLES
+from ham_dist.distributed.traffic import RankCost, costs_by_rank
+from ham_dist.embedding.tables import BYTES_PER_NUMBER, KERNEL_WIDTH, Table
+from ham_dist.errors import DataError
+from ham_dist.training.state import plan_for, table_groups
+
+MOST_RANKS = 16
+"""Ranks with a line each; of more, those that hold least and most."""
+
+
+def describe_plan(settings: RunSettings, topology_name: str | None) -> Iterator[RenderableType]:
+    """The plan of a run, to be printed part by part: tables, ranks, and what the search will leave at most.
+
+    topology_name: ranks that need not be there, as topology.parse takes them; None for those of this run.
+    raises:        what making the plan raises; ConfigError and DataError for settings and data that cannot be used.
+    """
+    cardinalities, ids = _fields(settings)
+    if topology_name is not None:
+        yield from _parts(settings, topology.parse(topology_name), topology_name, cardinalities, ids)
+        return
+    with process_group.process_group() as device:
+        here = topology.here(device)
+        described = process_group.on_first_rank(lambda: list(_parts(settings, here, "the ranks at hand", cardinalities, ids)))
+        if process_group.rank() == 0:
+            yield from described
+
+
+def _fields(settings: RunSettings) -> tuple[dict[str, int], dict[str, float]]:
+    """C_j and mean ids a row, by field."""
+    if settings.data.path is None:
+        rows = settings.data.synthetic.cardinalities
+        return {f"field_{number}": count for number, count in enumerate(rows)}, {}
+    manifest = Manifest.load(settings.data.path)
+    if not manifest.fields:
+        raise DataError(f"{settings.data.path}: has no fields")
+    return {field.name: field.rows for field in manifest.fields}, ids_per_row(settings.data.path, manifest)
+
+
+def _parts(
+    settings: RunSettings, ranks: topology.Topology, name: str, cardinalities: Mapping[str, int], ids: Mapping[str, float]
+) -> Iterator[RenderableType]:
+    groups, rule = table_groups(settings, cardinalities), table_rule(settings.optimizer)
+    plan = plan_for(settings, groups, ranks, fields=list(cardinalities))
+    costs = costs_by_rank(plan, rule, ranks, settings.data.batch_size, ids)
+    hosts = f"{ranks.hosts} host{'s' if ranks.hosts > 1 else ''}"
+    yield (
+        f"{name}: {ranks.ranks} x {ranks.device} on {hosts}, {_size(ranks.memory)} each, {settings.sharding.memory_share:.0%} of it for tables; "
+        f'optimizer.tables = "{rule.name}", {settings.data.batch_size:,} rows a step'
+    )
+    yield _tables(plan)
+    yield _ranks(costs)
+    yield _kinds(plan, rule, ranks, settings.data.batch_size, ids)
+    yield _narrow(settings, groups, rule, plan, ranks, costs)
+    yield "A step on the weights moves this much; a step of the search looks up a validation batch besides: its ids and vectors, no gradients."
+
+
+def _tables(plan: Plan) -> Grid:
+    grid = _grid("table", "rows", "stored width", "kind", "kernel", "ranks")
+    for path, group in plan.groups.items():
+        for field, placement in group.items():
+            ranks = sorted({part.rank for part in placement.parts})
+            where = ", ".join(map(str, ranks)) if len(ranks) <= 4 else f"{ranks[0]} to {ranks[-1]} ({len(ranks)})"
+            name = field if path == TABLES else f"{field} (first order)"
+            kernel = "fused" if placement.fused else "dense"
+            grid.add_row(name, f"{placement.table.rows:,}", str(placement.table.stored_width), placement.kind, kernel, where)
+    return grid
+
+
+def _ranks(costs: Sequence[RankCost]) -> Grid:
+    grid = _grid("rank", "tables", "gradients and state", "ids out / in", "vectors out / in", "gradients out / in", "of copies")
+    shown: list[tuple[str, RankCost]] = [(str(rank), cost) for rank, cost in enumerate(costs)]
+    if len(costs) > MOST_RANKS:
+        by_size = sorted(shown, key=lambda entry: entry[1].tables + entry[1].beside)
+        shown = [
+            (f"{rank} ({word})", cost)
+            for word, (rank, cost) in zip(("least", "median", "most"), (by_size[0], by_size[len(by_size) // 2], by_size[-1]), strict=True)
+        ]
+    for rank, cost in shown:
+        grid.add_row(
+            rank,
+            _size(cost.tables),
+            _size(cost.beside),
+            f"{_size(cost.ids_out)} / {_size(cost.ids_in)}",
+            f"{_size(cost.vectors_out)} / {_size(cost.vectors_in)}",
+            f"{_size(cost.vectors_in)} / {_size(cost.vectors_out)}",
+            _size(cost.copies_out),
+        )
+    return grid
+
+
+def _kinds(plan: Plan, rule: TableRule, ranks: topology.Topology, batch_size: int, ids: Mapping[str, float]) -> Grid:
+    grid = _grid("kind", "tables", "bytes", "bytes between ranks a step")
+    counts = Counter(placement.kind for placement in plan.placements)
+    for kind, count in counts.items():
+        of_kind = Plan({path: {field: entry for field, entry in group.items() if entry.kind == kind} for path, group in plan.groups.items()})
+        costs = costs_by_rank(of_kind, rule, ranks, batch_size, ids)
+        grid.add_row(kind, str(count), _size(sum(cost.tables for cost in costs)), _size(sum(cost.out for cost in costs)))
+    return grid
+
+
+def _narrow(
+    settings: RunSettings, groups: Mapping[str, Sequence[Table]], rule: TableRule, plan: Plan, ranks: topology.Topology, costs: Sequence[RankCost]
+) -> Grid:
+    """What the narrow model's tables and their state take at most, whichever columns the search keeps."""
+    grid = _grid("after the search", "tables at most", "with gradients and state", "on one rank at most, the supernet besides")
+    unit = KERNEL_WIDTH if rule.fused is not None else 1
+    rows = sum(table.rows for table in groups[TABLES])
+    first_order = sum(table.rows * table.stored_width for table in groups.get(FIRST_ORDER, ()))
+    held = max(cost.tables + cost.beside for cost in costs)
+    copies = ranks.ranks if any(placement.replicated for placement in plan.placements) else 1
+    for target in settings.search.targets:
+        numbers = most_numbers(groups[TABLES], target, unit) + first_order
+        tables = numbers * BYTES_PER_NUMBER
+        states = sum(rows if of_row else numbers for of_row in rule.states.values()) + (0 if rule.fused is not None and copies == 1 else numbers)
+        whole = tables + states * BYTES_PER_NUMBER
+        grid.add_row(target.label, _size(tables), _size(whole), _size(whole + held))
+    return grid
+
+
+def most_numbers(tables: Sequence[Table], target: Target, unit: int) -> int:
+    """The most numbers that tables within `target` can hold, each stored at a multiple of `unit` columns.
+
+    The first column of a table stores `unit` columns, and w columns at most unit + w - 1. Taken in the order of what they store for what they cost,
+    the last in part, columns give a bound that no choice goes beyond (the relaxed knapsack problem).
+    """
+    pieces = []
+    for table in tables:
+        cost = 1 if target.columns is not None else table.rows * BYTES_PER_NUMBER
+        pieces += [(unit * table.rows, cost), ((table.width - 1) * table.rows, cost * (table.width - 1))]
+    left: float = target.columns if target.columns is not None else target.bytes or 0
+    numbers = 0.0
+    for stored, cost in sorted((piece for piece in pieces if piece[1]), key=lambda piece: -piece[0] / piece[1]):
+        share = min(1.0, left / cost)
+        numbers += share * stored
+        left -= share * cost
+    return min(round(numbers), sum(table.rows * table.stored_width for table in tables))
+
+
+def _grid(*names: str) -> Grid:
+    """A table whose first column is text and whose others are numbers."""
+    grid = Grid(box=box.SIMPLE_HEAD)
+    for number, name in enumerate(names):
+        grid.add_column(name, justify="right" if number else "left")
+    return grid
+
+
+def _size(count: int) -> str:
+    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:,.2f} {unit}"
+    return f"{count} B"

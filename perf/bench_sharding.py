@@ -1,0 +1,100 @@
+"""A training step under each kind of sharding, on gloo ranks of this machine: seconds, beside table_wise in the same run.
+
+    python perf/bench_sharding.py --ranks 2 --rows 200000 --rounds 7
+
+Kinds take their steps in turn, round by round, so that a machine that slows down slows all of them; figures are medians, the ratio is taken round by
+round. With one core a rank or less, what is measured is mostly arithmetic and copying, not a network.
+
+The last line is what equal parts of a batch cost (row_wise needs them): the seconds of adding empty bags to a batch, of a step's.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+import torch.distributed as dist
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from ham_dist.config.schema import RunSettings
+from ham_dist.data.batch import Batch
+from ham_dist.data.reader import rows_of_rank
+from ham_dist.distributed.sharding import padded
+from ham_dist.training.loop import weight_step
+from ham_dist.training.state import TrainingState, open_supernet
+
+KINDS = ("table_wise", "row_wise", "column_wise", "data_parallel")
+FIELDS = 8
+BATCH = 2048
+STEPS = 10
+
+
+def settings(kind: str, rule: str) -> RunSettings:
+    return RunSettings.model_validate(
+        {"optimizer": {"tables": rule}, "sharding": {"kind": kind}, "orthogonality": {"form": "none"}, "data": {"batch_size": BATCH}}
+    )
+
+
+def batch(cardinalities: dict[str, int]) -> Batch:
+    """This rank's part of a batch of random ids."""
+    low, high = rows_of_rank(BATCH, dist.get_rank(), dist.get_world_size())
+    ids = torch.cat([torch.randint(rows, (high - low,), dtype=torch.int32) for rows in cardinalities.values()])
+    features = KeyedJaggedTensor(list(cardinalities), ids, lengths=torch.ones_like(ids), stride=high - low)
+    return Batch(features, torch.randint(0, 2, (high - low,)).float(), BATCH)
+
+
+def seconds_of_steps(state: TrainingState, batches: list[Batch]) -> float:
+    """A step's, mean over the batches."""
+    dist.barrier()
+    start = time.perf_counter()
+    for one in batches:
+        weight_step(state, one)
+    dist.barrier()
+    return (time.perf_counter() - start) / len(batches)
+
+
+def measure(rank: int, ranks: int, rows: int, rounds: int, rule: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(rank)
+    dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", ranks), rank=rank, world_size=ranks)
+    cardinalities = {f"field_{number}": rows for number in range(FIELDS)}
+    batches = [batch(cardinalities) for _ in range(STEPS)]
+    states = {kind: open_supernet(settings(kind, rule), cardinalities, torch.device("cpu")) for kind in KINDS}
+    seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    for number in range(rounds + 1):
+        for kind, state in states.items():
+            taken = seconds_of_steps(state, batches)
+            if number:  # the first round warms up
+                seconds[kind].append(taken)
+    start = time.perf_counter()
+    for one in batches:
+        padded(one.sparse_features, one.sparse_features.stride() + 16)
+    padding = (time.perf_counter() - start) / len(batches)
+    if rank == 0:
+        print(f"\n| {rule}, {ranks} ranks, {FIELDS} tables of {rows:,} x 16, {BATCH} rows | ms a step: median (lowest..highest) | of table_wise's |")
+        print("|---|---|---|")
+        for kind, values in seconds.items():
+            ratio = statistics.median(value / base for value, base in zip(values, seconds["table_wise"], strict=True))
+            print(f"| {kind} | {statistics.median(values) * 1e3:.1f} ({min(values) * 1e3:.1f}..{max(values) * 1e3:.1f}) | {ratio:.2f} |")
+        print(f"| empty bags for 16 rows more | {padding * 1e3:.2f} | {padding / statistics.median(seconds['row_wise']):.3f} of row_wise's |")
+    dist.destroy_process_group()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--rows", type=int, default=50_000, help="of each table")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rules", nargs="+", default=["adam", "sgd"])
+    arguments = parser.parse_args()
+    for rule in arguments.rules:
+        with TemporaryDirectory() as folder:
+            torch.multiprocessing.spawn(
+                measure, (arguments.ranks, arguments.rows, arguments.rounds, rule, str(Path(folder))), nprocs=arguments.ranks, join=True
+            )
+
+
+if __name__ == "__main__":
+    main()

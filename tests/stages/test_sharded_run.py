@@ -1,0 +1,78 @@
+"""Whole runs with tables of several kinds: pretrain, search, slice, retrain and export as without any sharding."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ham_dist.config.schema import RunSettings
+from ham_dist.errors import HamError
+from ham_dist.export.bundle import open_bundle
+from ham_dist.run import run_stages
+from tests.multiprocess import run_on_ranks
+from tests.stages.small_run import small_run
+from tests.stages.test_run import TIMES, metrics, result
+
+SHORT: dict[str, dict[str, Any]] = {"pretrain": {"max_epochs": 2}, "retrain": {"max_epochs": 2}}
+EXACT = {"field_0": "row_wise", "field_1": "column_wise", "field_2": "table_wise", "field_3": "column_wise"}
+COPIED = {"field_0": "column_wise", "field_1": "data_parallel", "field_2": "row_wise", "field_3": "table_wise"}
+
+
+def do_run(settings: RunSettings, folder: Path) -> None:
+    torch.set_num_threads(1)
+    run_stages(settings, folder, resume=False)
+
+
+def test_in_float64_rows_and_columns_apart_make_the_same_model_bit_for_bit(tmp_path: Path) -> None:
+    """Where the arithmetic is the same: without the regularizer, whose products are cut where the rows are, and with parts of 16 n numbers.
+
+    torch's fused Adam moves the last few numbers of a part by scalar code, which in rare cases rounds otherwise (seen: 5e-10).
+    """
+    data = {**small_run().data.model_dump(), "synthetic": {**small_run().data.synthetic.model_dump(), "cardinalities": (96, 48, 48, 96)}}
+    base: dict[str, Any] = {**SHORT, "data": data, "precision": {"dense": "float64"}, "orthogonality": {"form": "none"}}
+    do_run(small_run(**base), tmp_path / "one")
+    run_on_ranks(3, do_run, small_run(**base, sharding={"tables": EXACT}), tmp_path / "three")
+    kinds = {entry["table"]: entry["kind"] for entry in json.loads((tmp_path / "three" / "plan.json").read_text())["supernet"]}
+    assert kinds == EXACT
+    ours, theirs = result(tmp_path / "three"), result(tmp_path / "one")
+    assert ours["kept_columns"] == theirs["kept_columns"]
+    for name in ("test_auc", "validation_auc"):
+        assert ours[name] == theirs[name]
+    assert ours["test_logloss"] == pytest.approx(theirs["test_logloss"], abs=1e-12)  # a mean over rows that come from several ranks
+    tables = [open_bundle(tmp_path / run / "bundle").tables() for run in ("one", "three")]
+    assert tables[0].keys() == tables[1].keys()
+    assert all(torch.equal(table, tables[1][field]) for field, table in tables[0].items())
+    dense = [(tmp_path / run / "bundle" / "dense.safetensors").read_bytes() for run in ("one", "three")]
+    assert dense[0] == dense[1]
+
+
+@pytest.mark.parametrize("application", ["coupled", "decoupled"])
+def test_with_copies_and_the_regularizer_ranks_pretrain_alike(tmp_path: Path, application: str) -> None:
+    """To 1e-5, as far as the search: a copy's gradient is a sum of the ranks' own in float32, and so is a Gram matrix' product."""
+    base: dict[str, Any] = {**SHORT, "orthogonality": {"application": application, "weight": 0.1, "step": 0.01}}
+    do_run(small_run(**base), tmp_path / "one")
+    run_on_ranks(2, do_run, small_run(**base, sharding={"tables": COPIED}), tmp_path / "two")
+    assert sum(result(tmp_path / "two")["kept_columns"].values()) == 6
+    for ours, theirs in zip(metrics(tmp_path / "two"), metrics(tmp_path / "one"), strict=False):
+        if theirs["stage"] == "pretrain":
+            names = theirs.keys() - TIMES - {"stage", "time"}
+            assert {name: ours[name] for name in names} == pytest.approx({name: theirs[name] for name in names}, abs=1e-5, rel=1e-5)
+
+
+def refused(settings: RunSettings, folder: Path) -> str:
+    try:
+        run_stages(settings, folder, resume=False)
+    except HamError as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def test_a_plan_that_cannot_be_made_ends_all_ranks_together(tmp_path: Path) -> None:
+    settings = small_run(sharding={"memory_share": 1e-9})
+    first, second = run_on_ranks(2, refused, settings, tmp_path / "run", timeout=60)
+    assert first.startswith("ShardingError: sharding: ")
+    assert "1. Fewer columns" in first
+    assert "rank 0: sharding: " in second
+    assert not (tmp_path / "run" / "checkpoints").exists()
