@@ -35,7 +35,7 @@ class RunLog:
     """
 
     def __init__(self, folder: RunFolder, *, is_first: bool, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._folder = folder
+        self.folder = folder
         self._is_first = is_first
         self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self._clock = clock
@@ -85,13 +85,13 @@ class RunLog:
         if not self._is_first:
             return
         self._metrics.close()
-        dropped, kept = _keep_lines(self._folder.metrics, lambda entry: entry["stage"] != stage or entry["epoch"] <= epoch)
-        self._metrics = _appending(self._folder.metrics)
+        dropped, kept = _keep_lines(self.folder.metrics, lambda entry: entry["stage"] != stage or entry["epoch"] <= epoch)
+        self._metrics = _appending(self.folder.metrics)
         if dropped:
             if self._events is not None:
                 self._events.close()
                 self._events = None
-            shutil.rmtree(self._folder.tensorboard, ignore_errors=True)
+            shutil.rmtree(self.folder.tensorboard, ignore_errors=True)
             for entry in kept:
                 self._to_tensorboard(entry)
 
@@ -121,7 +121,7 @@ class RunLog:
             # TensorBoard takes a second to import and is needed on one rank only.
             from torch.utils.tensorboard import SummaryWriter
 
-            self._events = SummaryWriter(str(self._folder.tensorboard))
+            self._events = SummaryWriter(str(self.folder.tensorboard))
         for name, value in entry.items():
             if name not in ("stage", "epoch", "step") and isinstance(value, int | float):
                 self._events.add_scalar(f"{entry['stage']}/{name}", value, entry["step"])
