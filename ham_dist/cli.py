@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -51,6 +51,8 @@ class Commands(TyperGroup):
             if ctx.params["debug"]:
                 traceback.print_exc()
             _tell(message)
+            if isinstance(error, LostRankError):
+                _leave_at_once(EXIT_USERS)
             raise typer.Exit(EXIT_USERS) from None
 
 
@@ -246,6 +248,13 @@ def _message(error: Exception) -> str | None:
         detail = str(error).partition("\n")[0]
         return f"out of memory{f' ({detail})' if detail else ''}\n  Lower data.batch_size, or spread the tables over more ranks"
     return None
+
+
+def _leave_at_once(code: int) -> NoReturn:
+    """End the process without Python's way out: a thread that waits inside torch for a rank that is gone would have it aborted."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _out_of_torch_memory(error: Exception) -> bool:

@@ -3,8 +3,8 @@
     python -m tests.kill_runs --times 100
 
 Each start has one to three ranks, and one of them or all are killed after a random number of training steps and a random part of the time after
-that, so that the blow falls into any part of any stage: steps, evaluation, checkpoints, slicing, export. Model and metrics must come out the same to the
-last bit (float64 makes the number of ranks no matter). Ranks are forked from this process, which has imported everything and done nothing.
+that, so that the blow falls into any part of any stage: steps, evaluation, checkpoints, slicing, export. Model and metrics must come out the same to
+the last bit (float64 makes the number of ranks no matter). Ranks are forked from this process, which has imported everything and done nothing.
 """
 
 import argparse

@@ -79,6 +79,11 @@ class CheckpointWriter:
         if not snapshot.copied:
             self._thread.join()
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether a write was started and is not settled."""
+        return self._thread is not None
+
     def settle(self) -> FailedWrite | None:
         """Wait for the write in flight, if any; gives what failed, alike on every rank. What was written is held no longer.
 

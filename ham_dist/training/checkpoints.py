@@ -150,6 +150,8 @@ class StageCheckpoints:
 
     def _settle(self) -> None:
         """Wait for the write in flight. That it failed is said once, until one succeeds; the end of an epoch is held, as it may be the best."""
+        if not self._saving.writer.is_writing:
+            return
         failed = self._saving.writer.settle()
         if failed is None:
             self._told = False

@@ -44,4 +44,4 @@ def tiny_run(**sections: dict[str, Any]) -> RunSettings:
     }
     for key, section in sections.items():
         base[key] = {**base.get(key, {}), **section}
-    return small_run(**base)
+    return small_run("dcnv2", **base)
