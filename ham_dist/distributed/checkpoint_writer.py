@@ -64,7 +64,7 @@ class CheckpointWriter:
 
     def snapshot(self, path: Path, tensors: Mapping[str, Any], values: Mapping[str, Any]) -> Snapshot:
         """The state of this moment, as far as `copy_bytes` allows a copy."""
-        if sum(map(_bytes_here, tensors.values())) > self.copy_bytes:
+        if sum(map(bytes_here, tensors.values())) > self.copy_bytes:
             return Snapshot(path, tensors, values, copied=False)
         return Snapshot(path, {name: _copy(values) for name, values in tensors.items()}, values, copied=True)
 
@@ -108,7 +108,8 @@ class CheckpointWriter:
             self._failure = (snapshot, error)
 
 
-def _bytes_here(tensor: torch.Tensor | ShardedTensor) -> int:
+def bytes_here(tensor: torch.Tensor | ShardedTensor) -> int:
+    """Bytes of a tensor that lie on this rank."""
     parts = [shard.tensor for shard in tensor.local_shards()] if isinstance(tensor, ShardedTensor) else [tensor]
     return sum(part.numel() * part.element_size() for part in parts)
 
