@@ -20,7 +20,7 @@ from ham_dist.distributed.checkpoint_format import IndexedReader, IndexedWriter
 from ham_dist.errors import CheckpointError
 
 VALUES = "values.json"
-"""Written last, with the size and the sha256 of every other file: a folder without it is no checkpoint."""
+"""Written last, with the size and the sha256 of every other file and of itself: a folder without it is no checkpoint."""
 
 
 def save(path: Path, tensors: Mapping[str, Any], values: Mapping[str, Any], group: dist.ProcessGroup | None = None) -> None:
@@ -39,7 +39,7 @@ def save(path: Path, tensors: Mapping[str, Any], values: Mapping[str, Any], grou
 
     def finish(files: Mapping[str, Any]) -> None:
         with open(beside / VALUES, "w", encoding="utf-8") as file:
-            json.dump({"files": files, "values": values}, file)
+            json.dump({"files": files, "values": values, "sha256": _sha256_of(files, values)}, file)
             file.flush()
             os.fsync(file.fileno())
         aside = path.with_name(f"{path.name}.replaced")
@@ -87,8 +87,8 @@ def values_of(path: Path) -> dict[str, Any]:
     """The same, of this rank alone."""
     try:
         whole: dict[str, Any] = json.loads((path / VALUES).read_text(encoding="utf-8"))
-        if not (isinstance(whole["values"], dict) and isinstance(whole["files"], dict)):
-            raise ValueError("has no values and files")
+        if _sha256_of(whole["files"], whole["values"]) != whole["sha256"]:
+            raise ValueError("is not what was written")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: no whole checkpoint: {VALUES}: {error}. Remove it to go on from the checkpoint before it.") from error
     return whole
@@ -107,6 +107,10 @@ def _described_files(folder: Path) -> dict[str, Any]:
 def _description(path: Path) -> dict[str, Any]:
     with open(path, "rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _sha256_of(files: Mapping[str, Any], values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([files, values], sort_keys=True).encode()).hexdigest()
 
 
 def _check_files(folder: Path, files: Mapping[str, Any]) -> None:

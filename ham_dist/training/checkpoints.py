@@ -19,7 +19,7 @@ from ham_dist.distributed import checkpoint, process_group
 from ham_dist.distributed.checkpoint_writer import CheckpointWriter, Snapshot
 from ham_dist.errors import CheckpointError, Preempted
 from ham_dist.training.preemption import Preemption
-from ham_dist.training.progress import StageProgress
+from ham_dist.training.progress import StageProgress, progress_names
 from ham_dist.training.run_log import RunLog
 from ham_dist.training.state import TrainingState
 
@@ -178,6 +178,10 @@ class StageCheckpoints:
     def _load(self, moment: Moment) -> dict[str, Any]:
         tensors = self._tensors()
         values = checkpoint.load(self.folder / moment.name, tensors)
+        if missing := progress_names() - values.keys():
+            raise CheckpointError(
+                f"{self.folder / moment.name}: is of another version of ham_dist: {checkpoint.VALUES} has no {', '.join(sorted(missing))}"
+            )
         torch.set_rng_state(tensors[RANDOM])
         self.state.optimizers.steps = values["optimizer_steps"]
         return values
@@ -216,6 +220,8 @@ def drop_all_but_newest(folder: Path, newest: Moment, keep: int) -> None:
     best = {_best_of(folder / moment.name, moment) for moment in kept}
     for moment in set(found) - set(kept) - best:
         shutil.rmtree(folder / moment.name, ignore_errors=True)
+    for left_by_a_killed_run in (*folder.glob("epoch-*.partial"), *folder.glob("epoch-*.replaced")):
+        shutil.rmtree(left_by_a_killed_run, ignore_errors=True)
 
 
 def _best_of(path: Path, moment: Moment) -> Moment:

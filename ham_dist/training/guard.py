@@ -43,7 +43,8 @@ class Guard:
         self._stage, self._progress, self._checkpoints, self._log = stage, progress, checkpoints, log
         self._save = self._stop = False
         self._usual, self._steps, self._spiked = 0.0, 0, False
-        self._fields: FieldWatch | None = FieldWatch(model)
+        # The later stages train the same tables on the same fields.
+        self._fields = FieldWatch(model) if stage == "pretrain" else None
 
     def check(self, share: torch.Tensor, batch: Batch) -> None:
         """Before backward().

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ham_dist.training.stopping import EarlyStopper
@@ -89,3 +89,8 @@ class StageProgress:
         self.epochs, self.steps, self.loss, self.samples = (values[name] for name in ("epochs", "steps", "loss", "samples"))
         self.seconds, self.training_seconds = values["seconds"], values["training_seconds"]
         self._since = time.perf_counter()
+
+
+def progress_names() -> set[str]:
+    """What `StageProgress.values` holds."""
+    return {entry.name for entry in fields(StageProgress) if entry.name != "_since"}

@@ -51,7 +51,11 @@ def empty() -> dict[str, torch.Tensor]:
 def describe_again(path: Path) -> None:
     """Have values.json tell the truth about files that were exchanged, as a stranger would."""
     whole = json.loads((path / checkpoint.VALUES).read_text())
-    whole["files"] = {name: checkpoint._description(path / name) for name in whole["files"]}
+    write_values(path, {name: checkpoint._description(path / name) for name in whole["files"]}, whole["values"])
+
+
+def write_values(path: Path, files: dict[str, Any], values: dict[str, Any]) -> None:
+    whole = {"files": files, "values": values, "sha256": checkpoint._sha256_of(files, values)}
     (path / checkpoint.VALUES).write_text(json.dumps(whole))
 
 
@@ -68,7 +72,7 @@ def test_a_pickled_index_is_refused_by_name_and_not_opened(saved: Path, tmp_path
     (saved / INDEX).unlink()
     whole = json.loads((saved / checkpoint.VALUES).read_text())
     del whole["files"][INDEX]
-    (saved / checkpoint.VALUES).write_text(json.dumps(whole))
+    write_values(saved, whole["files"], whole["values"])
     with pytest.raises(CheckpointError, match=r"epoch-0001: cannot be loaded \(.*\.metadata: is a pickle, which can run code"):
         checkpoint.load(saved, empty())
     assert not (tmp_path / "harm").exists()
@@ -117,7 +121,7 @@ def test_every_damage_to_every_file_is_found(saved: Path, name: str, how: str) -
     elif how == "half":
         (saved / name).write_bytes(content[: len(content) // 2])
     else:
-        content[0] ^= 1
+        content[len(content) // 2] ^= 1
         (saved / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=r"epoch-0001: (cannot be loaded \(.*(missing|not what was written)|no whole checkpoint)"):
         checkpoint.load(saved, empty())
@@ -127,12 +131,23 @@ def test_the_newest_and_the_best_of_each_stay(tmp_path: Path) -> None:
     best_of = {Moment(1): 1, Moment(2): 1, Moment(2, 30): 1, Moment(3): 3, Moment(3, 30): 3, Moment(4): 3}
     for moment, best in best_of.items():
         (tmp_path / moment.name).mkdir()
-        (tmp_path / moment.name / checkpoint.VALUES).write_text(json.dumps({"files": {}, "values": {"stopper": {"best_epoch": best}}}))
+        write_values(tmp_path / moment.name, {}, {"stopper": {"best_epoch": best}})
     (tmp_path / "epoch-0005.partial").mkdir()
     drop_all_but_newest(tmp_path, Moment(4), keep=2)
     assert moments(tmp_path) == [Moment(3), Moment(3, 30), Moment(4)]
+    assert not (tmp_path / "epoch-0005.partial").exists()
     drop_all_but_newest(tmp_path, Moment(3), keep=1)
     assert moments(tmp_path) == [Moment(3)], "what lies after it is of a run that went another way"
+
+
+def test_a_checkpoint_of_another_version_is_said_to_be_one(tmp_path: Path) -> None:
+    run_until(tiny_run(), tmp_path / "run", {8: _stop})
+    (path,) = (tmp_path / "run" / "checkpoints" / "pretrain").iterdir()
+    whole = json.loads((path / checkpoint.VALUES).read_text())
+    del whole["values"]["steps"]
+    write_values(path, whole["files"], whole["values"])
+    with pytest.raises(CheckpointError, match=r"is of another version of ham_dist: values.json has no steps"):
+        run_stages(tiny_run(), tmp_path / "run", resume=True)
 
 
 def test_no_whole_checkpoint_left_is_an_error_that_names_the_folder(tmp_path: Path) -> None:

@@ -111,14 +111,7 @@ def test_a_table_that_no_gradient_reaches_is_told_of_once(tmp_path: Path, tables
     assert "no gradient has reached the tables of genres in 100 steps" in line
 
 
-def test_a_loss_far_above_the_usual_one_is_told_of_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Nothing:
-        def __init__(self, model: Any) -> None: ...
-
-        def close(self) -> list[str]:
-            return []
-
-    monkeypatch.setattr("ham_dist.training.guard.FieldWatch", Nothing)
+def test_a_loss_far_above_the_usual_one_is_told_of_once(tmp_path: Path) -> None:
     log = RunLog(RunFolder(tmp_path), is_first=True)
     guard = Guard("search", cast(Any, None), StageProgress(EarlyStopper(2)), cast(StageCheckpoints, NoCheckpoints()), log)
     with log:
