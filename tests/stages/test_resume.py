@@ -72,6 +72,14 @@ def test_a_run_stopped_within_epochs_of_all_stages_goes_on_to_the_same_bits(unbr
     assert_same_bits(folder, unbroken)
 
 
+def test_the_same_ranks_go_on_within_an_epoch_to_the_same_bits_in_float32(tmp_path: Path) -> None:
+    run_on_ranks(2, do_run, tiny_run(), tmp_path / "unbroken")
+    run_on_ranks(2, do_part, tiny_run(), tmp_path / "run", 32)
+    run_on_ranks(2, do_run, tiny_run(), tmp_path / "run", True)
+    assert result(tmp_path / "run") == result(tmp_path / "unbroken")
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "unbroken")
+
+
 def test_another_number_of_ranks_goes_on_within_an_epoch_to_the_same_bits(unbroken_float64: Path, tmp_path: Path) -> None:
     settings = tiny_run(precision=FLOAT64)
     run_on_ranks(2, do_part, settings, tmp_path / "run", 32)
