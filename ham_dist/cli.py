@@ -8,15 +8,17 @@ import time
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 import ham_dist
-from ham_dist.errors import ConfigError, HamError
+from ham_dist.errors import ConfigError, HamError, LostRankError, Preempted
 
 EXIT_USERS = 2
+EXIT_PREEMPTED = 75
+"""EX_TEMPFAIL of sysexits.h, "try again later": SIGTERM came, and the run was saved before it ended."""
 EXIT_INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
 
@@ -42,6 +44,9 @@ class Commands(TyperGroup):
             else:
                 _tell("interrupted")
             raise typer.Exit(EXIT_INTERRUPTED) from None
+        except Preempted as preempted:
+            _tell(str(preempted))
+            raise typer.Exit(EXIT_PREEMPTED) from None
         except Exception as error:
             message = _message(error)
             if message is None:
@@ -49,6 +54,8 @@ class Commands(TyperGroup):
             if ctx.params["debug"]:
                 traceback.print_exc()
             _tell(message)
+            if isinstance(error, LostRankError):
+                _leave_at_once(EXIT_USERS)
             raise typer.Exit(EXIT_USERS) from None
 
 
@@ -172,7 +179,7 @@ def train(
 ) -> None:
     """Do a whole run: pretrain, search, slice, retrain, export. On one process; torchrun and torchx start it on many.
 
-    Without RUN.toml it generates data with planted truth and shows the whole flow in a minute.
+    Without RUN.toml it generates data with planted truth and shows the whole flow in a minute. SIGTERM saves a checkpoint and exits with 75.
 
     \b
     Example:
@@ -189,6 +196,10 @@ def train(
 
     if resume and run_dir is None:
         raise ConfigError("train --resume: needs the folder of the run to go on with. Give --run-dir FOLDER")
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0 and run_dir is None:
+        raise ConfigError("train: ranks that are started again must find their run, which has no fixed name by itself. Give --run-dir FOLDER")
+    # torchrun repeats the command as it was after a rank has died.
+    resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     if resume and run is None and run_dir is not None and (settings_file := RunFolder(run_dir).settings).exists():
         run = str(settings_file)
     settings = load_run(run or DEMO, overrides or [])
@@ -348,6 +359,8 @@ def _print(parts: Iterable[Any], width: int = 120) -> None:
 
 def _message(error: Exception) -> str | None:
     """What to tell of an error that is not a bug of ours, and None for one that is."""
+    if isinstance(error, LostRankError):
+        time.sleep(GRACE_SECONDS)  # The rank that failed first has the word.
     if isinstance(error, HamError):
         return str(error)
     if isinstance(error, OSError) and error.errno in REFUSED:
@@ -357,19 +370,14 @@ def _message(error: Exception) -> str | None:
     if isinstance(error, MemoryError) or _out_of_torch_memory(error):
         detail = str(error).partition("\n")[0]
         return f"out of memory{f' ({detail})' if detail else ''}\n  Lower data.batch_size, or spread the tables over more ranks"
-    if _lost_a_peer(error):
-        time.sleep(GRACE_SECONDS)  # The rank that failed first has the word.
-        return "another rank ended first, so this one cannot go on. What that rank says is why; --resume goes on from the last checkpoint"
     return None
 
 
-def _lost_a_peer(error: Exception) -> bool:
-    """gloo raises a plain RuntimeError where another rank has gone, NCCL a class of torch's own."""
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(error, torch.distributed.DistBackendError):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and "gloo" in text and any(words in text for words in ("Connection", "Read error", "Write error"))
+def _leave_at_once(code: int) -> NoReturn:
+    """End the process without Python's way out: a thread that waits inside torch for a rank that is gone would have it aborted."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _out_of_torch_memory(error: Exception) -> bool:

@@ -43,3 +43,11 @@ class BackendError(HamError):
 
 class DivergedError(HamError):
     """The loss is not a finite number."""
+
+
+class LostRankError(HamError):
+    """Another rank ended, or does not answer."""
+
+
+class Preempted(Exception):
+    """Whoever runs the machine asked for it back (SIGTERM), and the run has saved what it had. Nobody's mistake, so no HamError."""

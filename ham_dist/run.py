@@ -1,6 +1,7 @@
 """A whole run: pretrain once, then for each target search, slice, retrain and export."""
 
 import resource
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -14,6 +15,7 @@ from ham_dist.config.schema import RunSettings, Target
 from ham_dist.data.manifest import Manifest
 from ham_dist.data.synthetic import generate
 from ham_dist.distributed import gram, process_group
+from ham_dist.distributed.checkpoint_writer import CheckpointWriter
 from ham_dist.embedding.mask import Columns
 from ham_dist.embedding.sizes import TableSize, table_sizes
 from ham_dist.embedding.tables import BYTES_PER_NUMBER
@@ -26,11 +28,13 @@ from ham_dist.stages.pretrain import pretrain
 from ham_dist.stages.retrain import retrain
 from ham_dist.stages.search import search
 from ham_dist.stages.slice import slice_columns
-from ham_dist.training.checkpoints import StageCheckpoints, StageProgress
+from ham_dist.training.checkpoints import Saving, StageCheckpoints
 from ham_dist.training.evaluation import evaluate
+from ham_dist.training.preemption import Preemption
+from ham_dist.training.progress import StageProgress
 from ham_dist.training.run_folder import RunFolder, default_run_dir, read_json, write_json
 from ham_dist.training.run_log import RunLog
-from ham_dist.training.samples import Samples
+from ham_dist.training.samples import Samples, StageName
 from ham_dist.training.state import TrainingState, open_supernet
 from ham_dist.training.summary import ModelResult, print_summary
 
@@ -45,11 +49,16 @@ class Run:
     samples: Samples
     device: torch.device
     log: RunLog
+    saving: Saving
+
+    def checkpoints(self, stage: StageName, state: TrainingState, extra: Callable[[], Mapping[str, torch.Tensor]] = dict) -> StageCheckpoints:
+        """Those of one stage; see StageCheckpoints."""
+        return StageCheckpoints(self.folder.checkpoints / stage, state, self.saving, self.log, extra)
 
 
 def run_stages(settings: RunSettings, run_dir: Path | None, *, resume: bool) -> None:
     """Do, or go on with, the run that `settings` describe; see ham_dist.train.run."""
-    with process_group.process_group() as device:
+    with Preemption() as preemption, process_group.process_group(settings.ranks) as device:
         folder = RunFolder(process_group.on_first_rank(lambda: run_dir or default_run_dir(settings)))
         process_group.on_first_rank(lambda: _refuse_part(folder))
         process_group.on_first_rank(lambda: folder.start(settings, resume=resume, world_size=process_group.world_size(), device=_device_name(device)))
@@ -59,7 +68,8 @@ def run_stages(settings: RunSettings, run_dir: Path | None, *, resume: bool) -> 
             process_group.on_first_rank(lambda: folder.tie(manifest))
             process_group.on_first_rank(lambda: manifest.check(data, deep=False))
             samples = process_group.together(lambda: Samples(data, manifest, settings, device))
-            _all_stages(Run(settings, folder, manifest, samples, device, log))
+            with CheckpointWriter(settings.checkpoint.copy_bytes) as writer:
+                _all_stages(Run(settings, folder, manifest, samples, device, log, Saving(settings.checkpoint, writer, preemption)))
 
 
 def _open_log(folder: RunFolder) -> RunLog:
@@ -91,7 +101,7 @@ def _all_stages(run: Run) -> None:
     """Algorithm 1, once for each target, from one pretrained supernet."""
     wide = open_supernet(run.settings, {field.name: field.rows for field in run.manifest.fields}, run.device)
     spaces = {target: _search_space(run, wide, target) for target in run.settings.search.targets}  # a target out of reach is said before any training
-    checkpoints = StageCheckpoints(run.folder.checkpoints / "pretrain", wide)
+    checkpoints = run.checkpoints("pretrain", wide)
     pretrained = pretrain(wide, run.samples, checkpoints, run.log)
     before = _model_result(run, wide)
     for target, space in spaces.items():
@@ -110,10 +120,10 @@ def _one_target(run: Run, target: Target, wide: TrainingState, method: Method, p
     folder = run.folder
     run.log.say(f"target {target.label}: search by {run.settings.search.method}")
     _warn_of_too_short_a_search(run, method)
-    columns, searched = search(wide, method, run.samples, StageCheckpoints(folder.checkpoints / "search", wide, method.tensors), run.log)
+    columns, searched = search(wide, method, run.samples, run.checkpoints("search", wide, method.tensors), run.log)
     wide.optimizers.zero_grad()  # gradients as large as the tables, which retraining would carry along
     sliced = slice_columns(wide, columns, run.samples, run.log)
-    retrained = retrain(sliced, run.samples, StageCheckpoints(folder.checkpoints / "retrain", sliced), run.log)
+    retrained = retrain(sliced, run.samples, run.checkpoints("retrain", sliced), run.log)
     after = _model_result(run, sliced)
     sizes = table_sizes(wide.sharded.tables, sliced.sharded.tables, columns)
     plan = {"supernet": wide.sharded.plan.describe(), "narrow": sliced.sharded.plan.describe()}

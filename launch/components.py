@@ -1,6 +1,11 @@
-"""The torchx component that runs start with: `torchx run dist.ddp -j 1x8 ham_dist/train.py -- launch/runs/movielens_dcnv2.toml`.
+"""The torchx component that runs start with, on one host or several, here or through a scheduler:
 
-torchx's own `dist.ddp` wants the script as `--script` or `-m`; this one takes it as the first argument as well, and hands on to that one.
+    torchx run dist.ddp -j 1x8 ham_dist/train.py -- launch/runs/movielens_dcnv2.toml
+    torchx run -s slurm dist.ddp -j 4x8 --gpu 8 --max_retries 3 ham_dist/train.py -- RUN.toml --run-dir /shared/runs/first --resume
+    torchx run -s kubernetes -cfg queue=default dist.ddp -j 4x8 --gpu 8 --image IMAGE --max_retries 3 ham_dist/train.py -- RUN.toml ... --resume
+
+torchx's own `dist.ddp` wants the script as `--script` or `-m`, and has `--max_retries` start whole hosts again; this one takes the script as the
+first argument as well, has torchrun start ranks again that have died, and hands on to that one.
 """
 
 from typing import Dict, List, Optional
@@ -43,7 +48,7 @@ def ddp(
         memMB: memory a host, in MB
         j: [{least hosts}:]{hosts}x{processes a host}
         env: environment variables of the run (ENV1=v1,ENV2=v2)
-        max_retries: how often the scheduler starts the run again; the script then needs --resume
+        max_retries: how often ranks are started again after one has died, and hosts by their scheduler (for which the script needs --resume)
         rdzv_port: port on the first host where the hosts meet; used with several hosts only
         rdzv_backend: how the hosts meet; used with several hosts only
         mounts: mounts of the container (docker)
@@ -55,7 +60,7 @@ def ddp(
         script = rest.pop(0)
     if rest[:1] == ["--"]:
         rest = rest[1:]
-    return dist.ddp(
+    app = dist.ddp(
         *rest,
         script=script,
         m=m,
@@ -74,3 +79,9 @@ def ddp(
         debug=debug,
         tee=tee,
     )
+    if max_retries:
+        for role in app.roles:
+            # Schedulers start hosts again, and the one of this machine not even those.
+            shell_option, command = role.args
+            role.args = [shell_option, command.replace("torchrun ", f"torchrun --max_restarts {max_retries} ", 1)]
+    return app

@@ -1,20 +1,20 @@
-"""What a run says and leaves when it is stopped from outside: Ctrl-C, a rank that dies, a disk that is full."""
+"""What a run says and leaves when it is stopped from outside: Ctrl-C, SIGTERM, a rank that dies or hangs."""
 
-import errno
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import pytest
-import torch.distributed.checkpoint as dcp
-
-from ham_dist.errors import CheckpointError
+from ham_dist.config.load import dump_run
 from ham_dist.run import run_stages
-from tests.stages.small_run import small_run
+from ham_dist.training.checkpoints import moments
+from tests.stages.small_run import tiny_run
+from tests.stages.test_run import assert_same_bits
 
 # Far more epochs than the test waits for.
 LONG = ["--set=data.synthetic.rows=20000", "--set=pretrain.max_epochs=1000", "--set=pretrain.patience=1000"]
@@ -78,22 +78,75 @@ def test_a_rank_that_dies_ends_all_and_no_traceback_hides_it(tmp_path: Path) -> 
     assert "ham_dist/" not in errors.replace("ham_dist.train", ""), errors
 
 
-def test_a_full_disk_is_said_and_the_checkpoint_before_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writes = 0
-    save = dcp.save
+def start(*command: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", *command], env=ENVIRONMENT | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
-    def full_from_the_third_time(*arguments: object, **options: object) -> None:
-        nonlocal writes
-        writes += 1
-        if writes == 3:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        save(*arguments, **options)
 
-    monkeypatch.setattr(dcp, "save", full_from_the_third_time)
-    with pytest.raises(CheckpointError, match=r"epoch-0003: cannot be written .*No space left on device.*\n.*Make room there"):
-        run_stages(small_run(), tmp_path / "run", resume=False)
-    left = sorted(path.name for path in (tmp_path / "run" / "checkpoints" / "pretrain").iterdir())
-    assert "epoch-0002" in left
-    assert not [name for name in left if name.endswith(".partial") or name == "epoch-0003"]
-    run_stages(small_run(), tmp_path / "run", resume=True)
-    assert (tmp_path / "run" / "result.json").exists()
+def test_sigterm_saves_and_exits_with_a_code_of_its_own(tmp_path: Path) -> None:
+    process = start("ham_dist", "train", "--run-dir", str(tmp_path / "run"), *LONG)
+    wait_for_checkpoint(tmp_path / "run", process)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "SIGTERM" in errors
+    assert "--resume" in errors
+    assert "Traceback" not in errors
+    newest = moments(tmp_path / "run" / "checkpoints" / "pretrain")[-1]
+    assert newest.steps > 0, "it was saved where it stood, within an epoch"
+
+
+def test_a_killed_ranks_group_starts_again_and_ends_as_if_nothing_had_been(tmp_path: Path) -> None:
+    settings = tiny_run(precision={"dense": "float64"})
+    (tmp_path / "settings.toml").write_text(dump_run(settings))
+    run_stages(settings, tmp_path / "unbroken", resume=False)
+    process = start(
+        *("torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "3"),
+        *("-m", "tests.faulty_rank", "killed", "1", "30", str(tmp_path / "settings.toml"), "--run-dir", str(tmp_path / "run")),
+    )
+    _, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors
+    assert len(json.loads((tmp_path / "run" / "environment.json").read_text())) == 2, "two starts"
+    assert_same_bits(tmp_path / "run", tmp_path / "unbroken")
+
+
+def test_restarts_need_a_folder_that_they_can_find(tmp_path: Path) -> None:
+    process = start("ham_dist", "train", TORCHELASTIC_MAX_RESTARTS="3")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "Give --run-dir" in errors
+
+
+def test_a_hung_rank_is_named_by_those_that_waited_for_it(tmp_path: Path) -> None:
+    settings = tiny_run(ranks={"timeout_minutes": 0.15})
+    (tmp_path / "settings.toml").write_text(dump_run(settings))
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port = listener.getsockname()[1]
+    ranks = [
+        start(
+            *("tests.faulty_rank", "hung", "1", "8", str(tmp_path / "settings.toml"), "--run-dir", str(tmp_path / "run")),
+            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="3", LOCAL_WORLD_SIZE="3", MASTER_ADDR="localhost", MASTER_PORT=str(port),
+        )
+        for rank in range(3)
+    ]  # fmt: skip
+    try:
+        for rank in (0, 2):
+            _, errors = ranks[rank].communicate(timeout=120)
+            assert ranks[rank].returncode == 2, errors
+            assert "rank 1 was killed, or hangs and did not answer within 0.15 minutes (ranks.timeout_minutes)" in errors
+            assert "Traceback" not in errors
+        assert ranks[1].poll() is None, "it is for the launcher to end"
+    finally:
+        for process in ranks:
+            process.kill()
+            process.communicate()
+
+
+def test_ranks_killed_at_random_moments_end_as_if_nothing_had_been(tmp_path: Path) -> None:
+    """Five times; `python -m tests.kill_runs` does it as often as is wanted. In a process of its own, since forking needs one without threads."""
+    command = [sys.executable, "-m", "tests.kill_runs", "--times", "5", "--seed", "1"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "5 kills over 2 runs, all the same to the last bit" in done.stdout

@@ -29,7 +29,7 @@ def commands() -> list[str]:
 def shortened(command: str) -> list[str]:
     """The command's words, with settings that make a run short."""
     words = command.split()
-    if "train" not in command or "--resume" in words:
+    if "train" not in command or ("--resume" in words and "--max_retries" not in words):
         return words
     settings = SHORT + (SMALL_BATCH if "launch/runs/" in command else [])
     if "torchx" in words and "--" not in words:

@@ -217,6 +217,26 @@ class RetrainSettings(Settings):
     """Epochs without a better validation AUC before the stage stops; the best epoch's weights are kept."""
 
 
+class CheckpointSettings(Settings):
+    """When a run saves what it goes on from, beside the end of every epoch; may change when it goes on."""
+
+    every_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps from one checkpoint within an epoch to the next; 0 counts no steps."""
+    every_minutes: Annotated[float, Field(ge=0)] = 10.0
+    """Minutes after which the next step is followed by a checkpoint, by the clock of rank 0; 0 asks no clock."""
+    keep: PositiveInt = 2
+    """Newest checkpoints of a stage that stay, beside those with the best validation AUC: where the newest is damaged, the one before it serves."""
+    copy_bytes: Annotated[int, Field(ge=0)] = 2**30
+    """Up to so many bytes of a rank's tensors are copied to be written while training goes on; for more, training waits until they are written."""
+
+
+class RanksSettings(Settings):
+    """How ranks keep together; may change when a run goes on."""
+
+    timeout_minutes: PositiveFloat = 120.0
+    """How long a rank may keep the others waiting before all end and it is named. Rank 0 alone hashes a bundle, at about a second a gigabyte."""
+
+
 class RunSettings(Settings):
     """One whole run."""
 
@@ -231,6 +251,8 @@ class RunSettings(Settings):
     pretrain: PretrainSettings = PretrainSettings()
     search: SearchSettings = SearchSettings()
     retrain: RetrainSettings = RetrainSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    ranks: RanksSettings = RanksSettings()
 
     @model_validator(mode="after")
     def _coupled_needs_the_whole_gradient(self) -> "RunSettings":

@@ -11,12 +11,11 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from ham_dist.config.schema import RanksSettings
+from ham_dist.distributed.roll_call import lost_peer, note_failure, roll_call
 from ham_dist.errors import HamError
 
 T = TypeVar("T")
-
-TIMEOUT = timedelta(hours=2)
-"""How long a rank waits for the others. Rank 0 alone hashes a bundle, at about a second a gigabyte; a rank that ends is noticed at once."""
 
 
 def launched() -> bool:
@@ -25,11 +24,14 @@ def launched() -> bool:
 
 
 @contextmanager
-def process_group() -> Iterator[torch.device]:
+def process_group(settings: RanksSettings | None = None) -> Iterator[torch.device]:
     """Join the ranks that torchrun started, or be the only one; gives this rank's device.
 
     NCCL where every rank has a GPU, gloo elsewhere. The group is left on the way out, whatever happened inside; a group that the caller has joined
     already is used as it is and stays.
+
+    settings: None takes the defaults.
+    raises:   LostRankError, with the number of the rank, if another one ended or hangs.
     """
     device = _device()
     _quiet()
@@ -40,12 +42,18 @@ def process_group() -> Iterator[torch.device]:
         # Ranks that each start as many threads as the machine has cores slow one another down to a tenth.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    timeout = timedelta(minutes=(settings or RanksSettings()).timeout_minutes)
     if launched():
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        dist.init_process_group(backend, timeout=timeout)
     else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     try:
         yield device
+    except Exception as error:
+        if lost_peer(error):
+            raise roll_call(timeout) from error
+        note_failure(error)
+        raise
     finally:
         dist.destroy_process_group()
 
@@ -87,12 +95,15 @@ def ranks_of_host() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched() else world_size()
 
 
-def gather_objects(value: T) -> list[T]:
-    """The `value` of every rank, by rank, on every rank. For small things: it pickles."""
+def gather_objects(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+    """The `value` of every rank, by rank, on every rank. For small things: it pickles.
+
+    group: another process group of all ranks, for a thread beside the one that trains.
+    """
     if world_size() == 1:
         return [value]
     values: list[T | None] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group)
     return values  # type: ignore[return-value]
 
 
@@ -103,10 +114,20 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def together(work: Callable[[], T]) -> T:
+def sum_numbers(*numbers: float) -> tuple[float, ...]:
+    """Each of `numbers` summed over all ranks in float64; the same on every rank. Over the CPU's backend, also where there are GPUs."""
+    if world_size() == 1:
+        return numbers
+    sums: list[float] = sum_over_ranks(torch.tensor(numbers, dtype=torch.float64)).tolist()
+    return tuple(sums)
+
+
+def together(work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
     """Do `work` on this rank; if it failed on any rank, fail on all with the first failing rank's message.
 
     Without this a rank that fails leaves the others waiting in their next collective. `work` itself must hold no collective.
+
+    group: as for `gather_objects`.
     """
     failure: Exception | None = None
     result: T | None = None
@@ -114,7 +135,7 @@ def together(work: Callable[[], T]) -> T:
         result = work()
     except Exception as error:
         failure = error
-    failures = gather_objects(None if failure is None else (type(failure).__name__, str(failure), isinstance(failure, HamError)))
+    failures = gather_objects(None if failure is None else (type(failure).__name__, str(failure), isinstance(failure, HamError)), group)
     if failure is not None:
         raise failure
     for number, failed in enumerate(failures):
@@ -124,6 +145,6 @@ def together(work: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]
 
 
-def on_first_rank(work: Callable[[], T]) -> T:
+def on_first_rank(work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
     """Do `work` on rank 0 alone and give its (small, picklable) result to all; if it failed, fail on all."""
-    return gather_objects(together(lambda: work() if rank() == 0 else None))[0]  # type: ignore[return-value]
+    return gather_objects(together(lambda: work() if rank() == 0 else None, group), group)[0]  # type: ignore[return-value]

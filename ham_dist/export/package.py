@@ -18,7 +18,7 @@ from ham_dist.export.compact import Ids
 from ham_dist.export.manifest import FieldEntry, Precision
 from ham_dist.export.verify import verify_bundle
 from ham_dist.export.writer import Description, write_bundle
-from ham_dist.training.checkpoints import StageCheckpoints
+from ham_dist.training.checkpoints import load_best_weights
 from ham_dist.training.evaluation import predict
 from ham_dist.training.run_folder import RunFolder
 from ham_dist.training.samples import Samples
@@ -69,7 +69,7 @@ def export_run(run_dir: Path, out: Path, precision: Precision) -> dict[str, Any]
     if out.exists():
         raise BundleError(f"{out}: is there already; a bundle is never written over. Delete it, or give another folder")
     settings = load_run(str(folder.settings))
-    with process_group.process_group() as device:
+    with process_group.process_group(settings.ranks) as device:
         data = settings.data.path or folder.data
         manifest = process_group.together(lambda: Manifest.load(data))
         process_group.on_first_rank(lambda: folder.check_data(manifest))
@@ -78,7 +78,7 @@ def export_run(run_dir: Path, out: Path, precision: Precision) -> dict[str, Any]
             size.field: torch.tensor(size.kept_columns, dtype=torch.int64) for size in process_group.together(lambda: read_sizes(folder.sizes))
         }
         state = open_narrow(settings, {field.name: field.rows for field in manifest.fields}, columns, device)
-        StageCheckpoints(folder.checkpoints / "retrain", state).load_best_weights()
+        load_best_weights(folder.checkpoints / "retrain", state)
         return export_state(state, samples, out, precision=precision, run=origin(settings, manifest))
 
 

@@ -1,9 +1,11 @@
 """Train until validation AUC stops rising: what pretraining and retraining share."""
 
 from ham_dist.config.schema import PretrainSettings, RetrainSettings
-from ham_dist.training.checkpoints import StageCheckpoints, StageProgress
+from ham_dist.training.checkpoints import StageCheckpoints
 from ham_dist.training.evaluation import evaluate
+from ham_dist.training.guard import Guard
 from ham_dist.training.loop import train_epoch, weight_step
+from ham_dist.training.progress import StageProgress
 from ham_dist.training.run_log import RunLog
 from ham_dist.training.samples import Samples, StageName
 from ham_dist.training.state import TrainingState
@@ -31,9 +33,10 @@ def fit(
         progress.stopper.saw(evaluate(state, samples.evaluation("validation")).auc, 0)
         log.say(f"{stage} starts from validation AUC {progress.stopper.best:.5f}")
         checkpoints.save(progress)
+    guard = Guard(stage, state.sharded, progress, checkpoints, log)
     while progress.epochs < settings.max_epochs and not progress.stopper.done:
         epoch = progress.epochs
-        loss = train_epoch(stage, epoch, samples, log, progress, lambda batch: weight_step(state, batch))
+        loss = train_epoch(stage, samples, log, progress, guard, lambda batch: weight_step(state, batch, guard.check))
         quality = evaluate(state, samples.evaluation("validation"))
         progress.finish_epoch(quality.auc)
         log.metrics(

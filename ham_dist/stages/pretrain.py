@@ -1,7 +1,8 @@
 """Stage 1: train the wide supernet, its columns kept near orthogonal (HAM paper, section 3.3 and Eq. 1)."""
 
 from ham_dist.stages.fit import fit
-from ham_dist.training.checkpoints import StageCheckpoints, StageProgress
+from ham_dist.training.checkpoints import StageCheckpoints
+from ham_dist.training.progress import StageProgress
 from ham_dist.training.run_log import RunLog
 from ham_dist.training.samples import Samples
 from ham_dist.training.state import TrainingState

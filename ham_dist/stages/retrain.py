@@ -1,7 +1,8 @@
 """Stage 3: go on training the narrow model (HAM paper, section 3.3)."""
 
 from ham_dist.stages.fit import fit
-from ham_dist.training.checkpoints import StageCheckpoints, StageProgress
+from ham_dist.training.checkpoints import StageCheckpoints
+from ham_dist.training.progress import StageProgress
 from ham_dist.training.run_log import RunLog
 from ham_dist.training.samples import Samples
 from ham_dist.training.state import TrainingState

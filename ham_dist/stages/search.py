@@ -8,9 +8,11 @@ import torch
 from ham_dist.data.batch import Batch
 from ham_dist.embedding.mask import Columns
 from ham_dist.methods.method import Method
-from ham_dist.training.checkpoints import StageCheckpoints, StageProgress
+from ham_dist.training.checkpoints import StageCheckpoints
 from ham_dist.training.evaluation import evaluate
-from ham_dist.training.loop import mask_gradient, train_epoch, weight_step
+from ham_dist.training.guard import Guard
+from ham_dist.training.loop import LossCheck, mask_gradient, train_epoch, weight_step
+from ham_dist.training.progress import Counts, StageProgress
 from ham_dist.training.run_log import RunLog
 from ham_dist.training.samples import Samples
 from ham_dist.training.state import TrainingState
@@ -26,25 +28,25 @@ def search(state: TrainingState, method: Method, samples: Samples, checkpoints: 
     progress = StageProgress(EarlyStopper(settings.patience))
     checkpoints.resume(progress)
     log.truncate_after("search", progress.epochs - 1)
+    guard = Guard("search", state.sharded, progress, checkpoints, log)
     while method.searches and progress.epochs < settings.epochs and not progress.stopper.done:
-        epoch = progress.epochs
-        validation = samples.validation_forever(start=epoch * samples.steps)
-        counts: list[int] = []
-        loss = train_epoch("search", epoch, samples, log, progress, partial(_alternate, state, method, validation, counts))
+        epoch, counts = progress.epochs, progress.counts
+        validation = samples.validation_forever(start=epoch * samples.steps + progress.steps)
+        loss = train_epoch("search", samples, log, progress, guard, partial(_alternate, state, method, validation, counts, guard.check))
         # Judged by the columns that would be kept if the search ended here: the open ones are now more and now fewer than the target,
         # and the AUC of models of different sizes says nothing of the search.
         state.sharded.mask.set(method.choice().to(state.sharded.device))
         quality = evaluate(state, samples.evaluation("validation"))
-        progress.finish_epoch(quality.auc, counts=min(counts) <= budget.limit <= max(counts) or budget.near(method.mask()))
+        progress.finish_epoch(quality.auc, counts=counts.reached(budget.limit) or budget.near(method.mask()))
         log.metrics(
             "search", epoch, state.optimizers.steps,
             train_loss=loss, validation_auc=quality.auc, validation_logloss=quality.log_loss,
-            used=counts[-1], used_lowest=min(counts), used_highest=max(counts), target=budget.limit,
+            used=counts.last, used_lowest=counts.lowest, used_highest=counts.highest, target=budget.limit,
             **{name: values.tolist() for name, values in method.tensors().items()},
         )  # fmt: skip
         log.say(
-            f"search epoch {epoch}: {budget.unit} in use {counts[-1]:,} (this epoch {min(counts):,} to {max(counts):,}, target {budget.limit:,}), "
-            f"validation AUC of the best {budget.limit:,} {quality.auc:.5f}"
+            f"search epoch {epoch}: {budget.unit} in use {counts.last:,} (this epoch {counts.lowest:,} to {counts.highest:,}, "
+            f"target {budget.limit:,}), validation AUC of the best {budget.limit:,} {quality.auc:.5f}"
         )
         checkpoints.save(progress)
     if method.searches:
@@ -52,14 +54,16 @@ def search(state: TrainingState, method: Method, samples: Samples, checkpoints: 
     return _close(state, method, progress, log), progress
 
 
-def _alternate(state: TrainingState, method: Method, validation: Iterator[Batch], counts: list[int], train_batch: Batch) -> torch.Tensor:
+def _alternate(
+    state: TrainingState, method: Method, validation: Iterator[Batch], counts: Counts, check: LossCheck, train_batch: Batch
+) -> torch.Tensor:
     """One step on alpha, then one on the weights under the mask that it gives."""
     validation_batch = next(validation)
     method.step(partial(mask_gradient, state, validation_batch))  # Eq. 3
     mask = method.mask()
-    counts.append(method.space.budget.used(mask))
+    counts.saw(method.space.budget.used(mask))
     state.sharded.mask.set(mask)
-    return weight_step(state, train_batch)
+    return weight_step(state, train_batch, check)
 
 
 def _close(state: TrainingState, method: Method, progress: StageProgress, log: RunLog) -> Columns:

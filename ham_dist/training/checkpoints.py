@@ -1,126 +1,236 @@
-"""The checkpoints of a run: one at the end of each epoch of each stage; of a stage the newest two and the best are kept."""
+"""The checkpoints of a run: at the end of each epoch of each stage, and within an epoch as `checkpoint` of the settings says.
+
+`epoch-0003` is the state after three epochs, `epoch-0003-step-00000120` the state 120 steps later. Of a stage the newest few stay, and for each of
+them the one with the best validation AUC until then.
+"""
 
 import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ham_dist.config.schema import CheckpointSettings
 from ham_dist.distributed import checkpoint, process_group
-from ham_dist.errors import CheckpointError
+from ham_dist.distributed.checkpoint_writer import CheckpointWriter, Snapshot
+from ham_dist.errors import CheckpointError, Preempted
+from ham_dist.training.preemption import Preemption
+from ham_dist.training.progress import StageProgress, progress_names
+from ham_dist.training.run_log import RunLog
 from ham_dist.training.state import TrainingState
-from ham_dist.training.stopping import EarlyStopper
 
-EPOCH = re.compile(r"epoch-(\d{4})$")
+NAME = re.compile(r"epoch-(\d{4,})(?:-step-(\d{8,}))?$")
+
+RANDOM = "random/cpu"
+"""State of torch's generator on the CPU, of one rank for all: what draws during training must draw alike on all. Nothing draws on a GPU."""
 
 
-@dataclass
-class StageProgress:
-    """How far one stage has come; what a resumed stage goes on from.
+@dataclass(frozen=True, order=True)
+class Moment:
+    """Where in a stage a checkpoint was taken: `steps` steps after the end of epoch number `epochs`."""
 
-    stopper: watches validation AUC.
-    epochs:  epochs done; a stage's start is 0.
-    samples: training samples seen.
-    seconds: time spent, over all starts of the run; training_seconds: of it, on steps alone.
+    epochs: int
+    steps: int = 0
+
+    @property
+    def name(self) -> str:
+        """Its folder's name."""
+        return f"epoch-{self.epochs:04d}" + (f"-step-{self.steps:08d}" if self.steps else "")
+
+
+@dataclass(frozen=True)
+class Saving:
+    """What the stages of a run share for their checkpoints.
+
+    settings:   when to save, and what stays.
+    writer:     writes beside training.
+    preemption: hears of SIGTERM.
     """
 
-    stopper: EarlyStopper
-    epochs: int = 0
-    samples: int = 0
-    seconds: float = 0.0
-    training_seconds: float = 0.0
-    _since: float = field(default_factory=time.perf_counter, repr=False)
-
-    def tick(self) -> None:
-        """Count the time since the last call."""
-        now = time.perf_counter()
-        self.seconds += now - self._since
-        self._since = now
-
-    def finish_epoch(self, auc: float, *, counts: bool = True) -> None:
-        """One more epoch is done.
-
-        counts: whether its AUC is one to compare with. A search whose column count is far from its target is a model of another size:
-                the stopper starts anew there.
-        """
-        self.epochs += 1
-        if counts:
-            self.stopper.saw(auc, self.epochs)
-        else:
-            self.stopper = EarlyStopper(self.stopper.patience)
-
-    def values(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        values = asdict(self)
-        del values["_since"]
-        return values
-
-    def take(self, values: Mapping[str, Any]) -> None:
-        """The inverse of `values`."""
-        self.stopper = EarlyStopper(**values["stopper"])
-        self.epochs, self.samples = values["epochs"], values["samples"]
-        self.seconds, self.training_seconds = values["seconds"], values["training_seconds"]
-        self._since = time.perf_counter()
+    settings: CheckpointSettings
+    writer: CheckpointWriter
+    preemption: Preemption
 
 
 class StageCheckpoints:
-    """The checkpoints of one stage, in a folder of its own.
+    """The checkpoints of one stage, in a folder of its own. All ranks call it alike.
 
     folder: `checkpoints/<stage>` of the run folder.
     extra:  tensors beside the training state (a method's alpha), by name; alike on every rank.
     """
 
-    def __init__(self, folder: Path, state: TrainingState, extra: Callable[[], Mapping[str, Any]] = dict) -> None:
+    def __init__(
+        self, folder: Path, state: TrainingState, saving: Saving, log: RunLog, extra: Callable[[], Mapping[str, torch.Tensor]] = dict
+    ) -> None:
         self.folder = folder
         self.state = state
+        self._saving = saving
+        self._log = log
         self._extra = extra
-
-    def save(self, progress: StageProgress) -> None:
-        """Keep the state after `progress.epochs` epochs; the one before it and the best stay, others go."""
-        progress.tick()
-        values = {**progress.values(), "optimizer_steps": self.state.optimizers.steps}
-        checkpoint.save(self._path(progress.epochs), self._tensors(), values)
-        process_group.on_first_rank(lambda: self._drop_all_but({progress.epochs, progress.epochs - 1, progress.stopper.best_epoch}))
+        self._saved_at = time.monotonic()
+        self._owed: Snapshot | None = None
+        self._told = False
 
     def resume(self, progress: StageProgress) -> None:
-        """Load the newest checkpoint, if there is one, into the state and `progress`."""
-        if epochs := process_group.on_first_rank(self._epochs):
-            progress.take(self._load(max(epochs)))
+        """Load the newest whole checkpoint, if there is one, into the state and `progress`.
+
+        raises: CheckpointError if there are some and none can be loaded.
+        """
+        failure: CheckpointError | None = None
+        for moment in process_group.on_first_rank(lambda: moments(self.folder))[::-1]:
+            try:
+                progress.take(self._load(moment))
+            except CheckpointError as error:
+                failure = error
+                self._log.say(f"warning: {error}\n  It is passed over")
+            else:
+                if failure is not None:
+                    self._log.say(f"goes on from {self.folder / moment.name}")
+                return
+        if failure is not None:
+            raise CheckpointError(f"{self.folder}: none of the checkpoints can be loaded; remove the folder to do the stage anew. {failure}")
+
+    def wishes(self, progress: StageProgress) -> tuple[bool, bool]:
+        """Whether this rank wants a checkpoint after the step that is being done, and whether it must stop there."""
+        settings = self._saving.settings
+        by_steps = settings.every_steps > 0 and (progress.steps + 1) % settings.every_steps == 0
+        by_clock = settings.every_minutes > 0 and process_group.rank() == 0 and time.monotonic() - self._saved_at >= 60 * settings.every_minutes
+        return by_steps or by_clock, self._saving.preemption.requested
+
+    def after_step(self, progress: StageProgress, *, wanted: bool, stop: bool) -> None:
+        """Save within an epoch if a rank wished for it before the step.
+
+        raises: Preempted, after saving, if one of them must stop.
+        """
+        if wanted or stop:
+            self._save(progress)
+        if stop:
+            self._stop()
+
+    def save(self, progress: StageProgress) -> None:
+        """Keep the state at the end of an epoch.
+
+        raises: Preempted, after saving, if a rank must stop.
+        """
+        self._save(progress)
+        if any(process_group.gather_objects(self._saving.preemption.requested)):
+            self._stop()
 
     def restore_best(self, progress: StageProgress) -> None:
-        """Load the state with the best validation AUC; where the stopper started anew in the last epoch, that is the newest."""
-        best = progress.stopper.best_epoch
-        self._load(progress.epochs if best is None else best)
+        """Load the state with the best validation AUC; where the stopper started anew in the last epoch, that is the newest.
 
-    def load_best_weights(self) -> None:
-        """Load the model with the best validation AUC, without what only training needs."""
-        epochs = process_group.on_first_rank(self._epochs)
-        if not epochs:
-            raise CheckpointError(f"{self.folder}: holds no checkpoint; `ham-dist train --resume` brings the run to its end")
-        newest = max(epochs)
-        best = checkpoint.read_values(self._path(newest))["stopper"]["best_epoch"]
-        checkpoint.load(self._path(newest if best is None else best), self.state.weights())
+        raises: CheckpointError if it could not be written, or is damaged.
+        """
+        self._settle()
+        best = _best(progress.stopper.best_epoch, progress.epochs)
+        if not self._is_kept(best):
+            raise CheckpointError(
+                f"{self.folder / best.name}: could not be written, and the stage's result would be lost. "
+                "Make room there; --resume goes on from the checkpoint before it"
+            )
+        self._load(best)
 
-    def _load(self, epoch: int) -> dict[str, Any]:
-        values = checkpoint.load(self._path(epoch), self._tensors())
+    def _save(self, progress: StageProgress) -> None:
+        self._settle()
+        progress.tick()
+        moment = Moment(progress.epochs, progress.steps)
+        best = _best(progress.stopper.best_epoch, progress.epochs)
+        self._saved_at = time.monotonic()
+        # A run that went on from a checkpoint whose best is nowhere could not end.
+        if progress.stopper.best_epoch is not None and best != moment and not self._is_kept(best):
+            return
+        self._owed = None
+        values = {**progress.values(), "optimizer_steps": self.state.optimizers.steps}
+        snapshot = self._saving.writer.snapshot(self.folder / moment.name, self._tensors(), values)
+        self._saving.writer.start(snapshot, lambda: drop_all_but_newest(self.folder, moment, self._saving.settings.keep))
+
+    def _settle(self) -> None:
+        """Wait for the write in flight. That it failed is said once, until one succeeds; the end of an epoch is held, as it may be the best."""
+        if not self._saving.writer.is_writing:
+            return
+        failed = self._saving.writer.settle()
+        if failed is None:
+            self._told = False
+            return
+        if failed.snapshot.copied and failed.snapshot.values["steps"] == 0:
+            self._owed = failed.snapshot
+        if not self._told:
+            self._log.say(f"warning: {failed.error}\n  Training goes on, and saving is tried again at the next time")
+            self._told = True
+
+    def _is_kept(self, moment: Moment) -> bool:
+        """Whether the checkpoint is on the disk; one that is owed is tried again."""
+        path = self.folder / moment.name
+        if self._owed is not None and self._owed.path == path:
+            owed, self._owed = self._owed, None
+            self._saving.writer.start(owed, lambda: None)
+            self._settle()
+        return process_group.on_first_rank((path / checkpoint.VALUES).exists)
+
+    def _stop(self) -> None:
+        self._settle()
+        raise Preempted("ended by SIGTERM; the last checkpoint is kept, and the same command with --run-dir and --resume goes on from it")
+
+    def _load(self, moment: Moment) -> dict[str, Any]:
+        tensors = self._tensors()
+        values = checkpoint.load(self.folder / moment.name, tensors)
+        if missing := progress_names() - values.keys():
+            raise CheckpointError(
+                f"{self.folder / moment.name}: is of another version of ham_dist: {checkpoint.VALUES} has no {', '.join(sorted(missing))}"
+            )
+        torch.set_rng_state(tensors[RANDOM])
         self.state.optimizers.steps = values["optimizer_steps"]
         return values
 
-    def _drop_all_but(self, kept: set[int | None]) -> None:
-        for epoch in self._epochs():
-            if epoch not in kept:
-                shutil.rmtree(self._path(epoch))
-
     def _tensors(self) -> dict[str, Any]:
-        return {**self.state.tensors(), **{f"extra/{name}": values for name, values in self._extra().items()}}
+        extra = {f"extra/{name}": values for name, values in self._extra().items()}
+        return {**self.state.tensors(), **extra, RANDOM: torch.get_rng_state()}
 
-    def _epochs(self) -> list[int]:
-        if not self.folder.exists():
-            return []
-        found = (EPOCH.match(path.name) for path in self.folder.iterdir() if (path / checkpoint.VALUES).exists())
-        return sorted(int(match.group(1)) for match in found if match)
 
-    def _path(self, epoch: int) -> Path:
-        return self.folder / f"epoch-{epoch:04d}"
+def load_best_weights(folder: Path, state: TrainingState) -> None:
+    """Load the model with the best validation AUC of a finished stage, without what only training needs.
+
+    folder: as for StageCheckpoints.
+    raises: CheckpointError if it holds no checkpoint, or a damaged one.
+    """
+    found = process_group.on_first_rank(lambda: moments(folder))
+    if not found:
+        raise CheckpointError(f"{folder}: holds no checkpoint; `ham-dist train --resume` brings the run to its end")
+    values = checkpoint.read_values(folder / found[-1].name)
+    best = _best(values["stopper"]["best_epoch"], values["epochs"])
+    checkpoint.load(folder / best.name, state.weights())
+
+
+def moments(folder: Path) -> list[Moment]:
+    """The checkpoints in a stage's folder, oldest first."""
+    if not folder.exists():
+        return []
+    found = (NAME.match(path.name) for path in folder.iterdir() if (path / checkpoint.VALUES).exists())
+    return sorted(Moment(int(match[1]), int(match[2] or 0)) for match in found if match)
+
+
+def drop_all_but_newest(folder: Path, newest: Moment, keep: int) -> None:
+    """Leave `newest`, those before it up to `keep` in all, and the best of each; those after it are of a run that went another way."""
+    found = moments(folder)
+    kept = [moment for moment in found if moment <= newest][-keep:]
+    best = {_best_of(folder / moment.name, moment) for moment in kept}
+    for moment in set(found) - set(kept) - best:
+        shutil.rmtree(folder / moment.name, ignore_errors=True)
+    for left_by_a_killed_run in (*folder.glob("epoch-*.partial"), *folder.glob("epoch-*.replaced")):
+        shutil.rmtree(left_by_a_killed_run, ignore_errors=True)
+
+
+def _best_of(path: Path, moment: Moment) -> Moment:
+    try:
+        best_epoch = checkpoint.values_of(path)["values"]["stopper"]["best_epoch"]
+    except (CheckpointError, KeyError, TypeError):
+        return moment  # Damaged: it will be passed over, and names no other.
+    return _best(best_epoch, moment.epochs)
+
+
+def _best(best_epoch: int | None, epochs: int) -> Moment:
+    return Moment(epochs if best_epoch is None else best_epoch)

@@ -3,7 +3,6 @@
 B rows here, S columns under search
 """
 
-import math
 import time
 from collections.abc import Callable
 
@@ -13,11 +12,14 @@ from torch.nn import functional
 from ham_dist.data.batch import Batch
 from ham_dist.distributed import process_group
 from ham_dist.embedding.mask import as_evaluated
-from ham_dist.errors import DivergedError
-from ham_dist.training.checkpoints import StageProgress
+from ham_dist.training.guard import Guard
+from ham_dist.training.progress import StageProgress
 from ham_dist.training.run_log import RunLog
 from ham_dist.training.samples import Samples, StageName
 from ham_dist.training.state import TrainingState
+
+LossCheck = Callable[[torch.Tensor, Batch], None]
+"""Called with this rank's share of a step's loss, and the batch."""
 
 
 def log_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -25,10 +27,15 @@ def log_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
     return functional.binary_cross_entropy_with_logits(logits, batch.labels.to(logits.dtype), reduction="sum") / batch.global_rows
 
 
-def weight_step(state: TrainingState, batch: Batch) -> torch.Tensor:
-    """Move tables and dense weights by one step on a training batch, under the mask in force; returns this rank's share of the loss."""
+def weight_step(state: TrainingState, batch: Batch, check: LossCheck | None = None) -> torch.Tensor:
+    """Move tables and dense weights by one step on a training batch, under the mask in force; returns this rank's share of the loss.
+
+    check: told of that share before any weight moves, and may raise.
+    """
     state.optimizers.zero_grad()
     loss = log_loss(state.sharded.parallel(*state.sharded.inputs(batch.sparse_features, batch.global_rows)), batch)
+    if check is not None:
+        check(loss.detach(), batch)
     loss.backward()
     state.regularizer.before_step(state.sharded)
     state.optimizers.step()
@@ -53,23 +60,18 @@ def mask_gradient(state: TrainingState, batch: Batch, mask: torch.Tensor) -> tor
     return process_group.sum_over_ranks(gradient).float()
 
 
-def train_epoch(stage: StageName, epoch: int, samples: Samples, log: RunLog, progress: StageProgress, step: Callable[[Batch], torch.Tensor]) -> float:
-    """`step` on every training batch of an epoch; returns the mean log loss over it, the same on every rank.
+def train_epoch(stage: StageName, samples: Samples, log: RunLog, progress: StageProgress, guard: Guard, step: Callable[[Batch], object]) -> float:
+    """`step` on every training batch of the epoch that `progress` stands in, from where it stands; the step has `guard` check its loss.
 
-    raises: DivergedError if that is no finite number.
+    returns: the mean log loss over the epoch, the same on every rank.
+    raises:  DivergedError if that of a step is not finite; Preempted, after saving, on SIGTERM.
     """
-    total = torch.zeros((), dtype=torch.float64, device=samples.device)
     start = time.perf_counter()
-    with log.progress(stage, epoch, samples.steps) as steps:
-        for batch in samples.training(stage, epoch):
-            total += step(batch)
-            progress.samples += batch.global_rows
+    with log.progress(stage, progress.epochs, samples.steps - progress.steps) as steps:
+        for batch in samples.training(stage, progress.epochs, start=progress.steps):
+            step(batch)
+            progress.training_seconds += time.perf_counter() - start
+            guard.finish_step(batch.global_rows)
             steps.step(batch.global_rows)
-    loss = float(process_group.sum_over_ranks(total)) / samples.steps
-    progress.training_seconds += time.perf_counter() - start
-    if not math.isfinite(loss):
-        raise DivergedError(
-            f"{stage} epoch {epoch}: the training loss is {loss}. Lower optimizer.learning_rate or optimizer.tables_learning_rate, "
-            "and look for values out of the ordinary in the data by `ham-dist inspect`"
-        )
-    return loss
+            start = time.perf_counter()
+    return progress.loss / samples.steps

@@ -22,6 +22,9 @@ from ham_dist.training.data_record import digest_of, record_of
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy", "pyarrow", "duckdb")
 """Packages whose versions can change a run's numbers."""
 
+WITHOUT_EFFECT = ("checkpoint.", "ranks.")
+"""Sections of the settings that change no number of a run: it may go on with others."""
+
 
 class RunFolder:
     """The files of one run. The properties are names: nothing is created or read by asking for one."""
@@ -66,6 +69,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """checkpoints/: where a run goes on from."""
         return self.path / "checkpoints"
+
+    @property
+    def diverged(self) -> Path:
+        """diverged/: batches whose loss was not finite, each rank's part as safetensors."""
+        return self.path / "diverged"
 
     @property
     def sizes(self) -> Path:
@@ -144,7 +152,10 @@ class RunFolder:
     def _check_same_run(self, settings: RunSettings, resume: bool) -> None:
         if not resume:
             raise CheckpointError(f"{self.path}: already holds a run. Go on with it by --resume, or give another --run-dir")
-        if changed := differences(load_run(str(self.settings)), settings):
+        changed = differences(load_run(str(self.settings)), settings)
+        if changed and all(line.startswith(WITHOUT_EFFECT) for line in changed):
+            write_text(self.settings, dump_run(settings))
+        elif changed:
             listed = "\n  ".join(changed)
             raise CheckpointError(
                 f"{self.path}: --resume needs the settings that the run began with, and these are others:\n  {listed}\n"

@@ -5,18 +5,22 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ham_dist.training.appender import FULL, Appender
 from ham_dist.training.run_folder import RunFolder, write_text
 
 SECONDS_BETWEEN_LINES = 10.0
 """Where there is no terminal to draw a bar on: how often a line says how far an epoch is."""
+
+TENSORBOARD_BYTES = 1 << 16
+"""Room on the disk below which TensorBoard is told nothing."""
 
 
 class Steps(Protocol):
@@ -30,34 +34,49 @@ class RunLog:
     """The log of one run. All ranks call it alike; only the first one writes.
 
     folder:   where metrics.jsonl, log.txt and tensorboard/ lie; appended to, so that a resumed run goes on in the same files.
+              While the disk is full, lines are held back and training goes on.
     is_first: whether this is rank 0.
     console:  where people read along; standard error by default, so that standard output holds the run's result alone.
     """
 
     def __init__(self, folder: RunFolder, *, is_first: bool, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._folder = folder
+        self.folder = folder
         self._is_first = is_first
         self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self._clock = clock
         self._events: Any = None
         if is_first:
             _keep_lines(folder.metrics, lambda entry: True)
-            self._metrics = _appending(folder.metrics)
-            self._text = _appending(folder.log)
+            self._metrics = Appender(folder.metrics)
+            self._text = Appender(folder.log)
 
     def __enter__(self) -> "RunLog":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+        try:
+            self.close()
+        except OSError:
+            if error is None:  # Else what ended the run has the word.
+                raise
 
     def close(self) -> None:
-        """Write out what is buffered. The log cannot be used afterwards."""
+        """Write out what is buffered. The log cannot be used afterwards.
+
+        raises: OSError if the disk has no room for it.
+        """
         if self._is_first:
-            self._metrics.close()
-            self._text.close()
-            if self._events is not None:
-                self._events.close()
+            with suppress(OSError):
+                self._close_events()
+            try:
+                self._text.close()
+            finally:
+                self._metrics.close()
+
+    def _close_events(self) -> None:
+        events, self._events = self._events, None
+        if events is not None:
+            events.close()
 
     def metrics(self, stage: str, epoch: int, step: int, **values: Any) -> None:
         """One line of metrics.jsonl, and its numbers as TensorBoard scalars `<stage>/<name>` at `step`.
@@ -67,14 +86,12 @@ class RunLog:
         entry = {"stage": stage, "epoch": epoch, "step": step, **{name: _plain(value) for name, value in values.items()}}
         if self._is_first:
             self._metrics.write(json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n")
-            self._metrics.flush()
             self._to_tensorboard(entry)
 
     def say(self, text: str) -> None:
         """A line for people: into log.txt with the time, and on the terminal."""
         if self._is_first:
             self._text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-            self._text.flush()
             self._console.print(text, markup=False)
 
     def truncate_after(self, stage: str, epoch: int) -> None:
@@ -85,13 +102,11 @@ class RunLog:
         if not self._is_first:
             return
         self._metrics.close()
-        dropped, kept = _keep_lines(self._folder.metrics, lambda entry: entry["stage"] != stage or entry["epoch"] <= epoch)
-        self._metrics = _appending(self._folder.metrics)
+        dropped, kept = _keep_lines(self.folder.metrics, lambda entry: entry["stage"] != stage or entry["epoch"] <= epoch)
+        self._metrics = Appender(self.folder.metrics)
         if dropped:
-            if self._events is not None:
-                self._events.close()
-                self._events = None
-            shutil.rmtree(self._folder.tensorboard, ignore_errors=True)
+            self._close_events()
+            shutil.rmtree(self.folder.tensorboard, ignore_errors=True)
             for entry in kept:
                 self._to_tensorboard(entry)
 
@@ -117,11 +132,23 @@ class RunLog:
             steps.end()
 
     def _to_tensorboard(self, entry: dict[str, Any]) -> None:
+        # Only a view of metrics.jsonl: what a full disk does not take is missing there. TensorBoard's thread would die of it, with a traceback.
+        if shutil.disk_usage(self.folder.path).free < TENSORBOARD_BYTES:
+            return
+        try:
+            self._add_scalars(entry)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            with suppress(OSError):
+                self._close_events()
+
+    def _add_scalars(self, entry: dict[str, Any]) -> None:
         if self._events is None:
             # TensorBoard takes a second to import and is needed on one rank only.
             from torch.utils.tensorboard import SummaryWriter
 
-            self._events = SummaryWriter(str(self._folder.tensorboard))
+            self._events = SummaryWriter(str(self.folder.tensorboard))
         for name, value in entry.items():
             if name not in ("stage", "epoch", "step") and isinstance(value, int | float):
                 self._events.add_scalar(f"{entry['stage']}/{name}", value, entry["step"])
@@ -177,10 +204,6 @@ class _Lines:
     def end(self) -> None:
         seconds = self._speed.clock() - self._speed.began
         self._console.print(f"{self._title}: {self._done} steps in {seconds:.1f} s, {self._speed}", markup=False)
-
-
-def _appending(path: Path) -> TextIO:
-    return open(path, "a", encoding="utf-8")
 
 
 def _keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> tuple[int, list[dict[str, Any]]]:

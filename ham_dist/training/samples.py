@@ -38,9 +38,9 @@ class Samples:
         self.device = device
         self.steps = self._splits["train"].steps(settings.data.batch_size, keep_last=False)
 
-    def training(self, stage: StageName, epoch: int) -> Iterator[Batch]:
-        """One epoch of training batches, in an order of its own; an incomplete last batch is left out."""
-        return self._batches("train", order=self._order(stage, epoch))
+    def training(self, stage: StageName, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """One epoch of training batches, in an order of its own, from number `start` on; an incomplete last batch is left out."""
+        return self._batches("train", order=self._order(stage, epoch), start=start)
 
     def validation_forever(self, start: int) -> Iterator[Batch]:
         """Validation batches without end, each pass in another order, from number `start` on: what steps on alpha take."""

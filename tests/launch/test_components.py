@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,7 @@ def test_several_hosts_and_retries() -> None:
     (role,) = app.roles
     assert (role.num_replicas, role.max_retries, role.env["A"]) == (2, 3, "1")
     assert "--nnodes 2 --nproc_per_node 4" in role.args[1]
+    assert role.args[1].startswith("torchrun --max_restarts 3 "), "ranks are started again by torchrun, hosts by the scheduler"
     assert role.args[1].endswith(" ham_dist/train.py --resume")
 
 
@@ -61,3 +63,53 @@ def test_torchx_takes_several_settings(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("arguments ['run.toml', '--set=seed=1', '--set=search.epochs=2']") == 2
+
+
+def _dry_run(*arguments: str) -> str:
+    """What torchx would hand to a scheduler, its lines and quotes joined."""
+    torchx = Path(sys.executable).with_name("torchx")
+    command = [str(torchx), "run", "--dryrun", *arguments, "ham_dist/train.py", "--", "run.toml", "--run-dir=runs/first", "--resume"]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "NO_COLOR": "1"}, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    request = done.stdout.partition("=== SCHEDULER REQUEST ===")[2]
+    return re.sub(r"[\s'\"]+", " ", request)
+
+
+def test_one_host_through_the_local_scheduler() -> None:
+    request = _dry_run("-s", "local_cwd", "dist.ddp", "-j", "1x4", "--max_retries", "3")
+    assert "torchrun --max_restarts 3 " in request
+    assert "--nnodes 1 --nproc_per_node 4" in request
+
+
+def test_several_hosts_through_slurm() -> None:
+    request = _dry_run("-s", "slurm", "-cfg", "partition=gpu,time=60", "dist.ddp", "-j", "4x8", "--gpu", "8", "--max_retries", "3")
+    assert request.count(" --requeue ") == 4
+    assert request.count("--nnodes 4 --nproc_per_node 8") == 4, "one torchrun a host"
+    assert "--gpus-per-task=8" in request
+    assert request.count("ham_dist/train.py run.toml --run-dir=runs/first --resume") == 4
+
+
+def test_several_hosts_through_kubernetes() -> None:
+    pytest.importorskip("kubernetes", reason="torchx's Kubernetes scheduler needs the package kubernetes, which is not installed")
+    # Without a workspace: torchx would ask docker to build an image of it.
+    request = _dry_run(
+        "--workspace",
+        "",
+        "-s",
+        "kubernetes",
+        "-cfg",
+        "queue=default",
+        "dist.ddp",
+        "-j",
+        "4x8",
+        "--gpu",
+        "8",
+        "--image",
+        "ham:1",
+        "--max_retries",
+        "3",
+    )
+    assert "kind: Job" in request
+    assert request.count("--nnodes 4 --nproc_per_node 8") == 4
+    assert "nvidia.com/gpu: 8" in request
+    assert "maxRetry: 3" in request

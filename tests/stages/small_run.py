@@ -1,4 +1,4 @@
-"""A run of a few seconds on generated data, for tests of whole runs."""
+"""Runs of a few seconds on generated data, for tests of whole runs."""
 
 from typing import Any
 
@@ -22,3 +22,26 @@ def small_run(name: str = "dcnv2", **sections: dict[str, Any]) -> RunSettings:
     for key, section in sections.items():
         base[key] = {**base.get(key, {}), **section}
     return RunSettings.model_validate(base)
+
+
+TINY_STEPS = 2 * (2 + 2 + 2) * 6
+"""Training steps of a `tiny_run`, at most: early stopping may end a stage sooner."""
+
+
+def tiny_run(**sections: dict[str, Any]) -> RunSettings:
+    """Three fields and two epochs of twelve steps a stage, with a checkpoint every five: for tests that stop a run in the middle of an epoch."""
+    base: dict[str, dict[str, Any]] = {
+        "data": {
+            "synthetic": {"rows": 1_000, "planted_ranks": (2, 2, 0), "cardinalities": (30, 20, 10), "signal": 3.0},
+            "batch_size": 64,
+            "evaluation_batch_size": 200,
+        },
+        "model": {"base_width": 4},
+        "pretrain": {"max_epochs": 2},
+        "search": {"targets": [{"columns": 4}], "epochs": 2},
+        "retrain": {"max_epochs": 2},
+        "checkpoint": {"every_steps": 5},
+    }
+    for key, section in sections.items():
+        base[key] = {**base.get(key, {}), **section}
+    return small_run("dcnv2", **base)

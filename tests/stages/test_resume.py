@@ -1,0 +1,132 @@
+"""Runs that are stopped in the middle of an epoch go on to what the unbroken run gives, bit for bit."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ham_dist.config.schema import RunSettings
+from ham_dist.errors import Preempted
+from ham_dist.run import run_stages
+from ham_dist.training.guard import Guard
+from tests.multiprocess import run_on_ranks
+from tests.stages.small_run import tiny_run
+from tests.stages.test_run import FLOAT64, assert_same_bits, do_run, metrics, result
+
+
+class Stopped(Exception):
+    """The end of a run that a test stops."""
+
+
+@contextmanager
+def after_steps(count: int, *, terminate: bool = False) -> Iterator[None]:
+    """Inside, the training step number `count` is the last one of the process; with `terminate`, SIGTERM arrives in it."""
+    finish_step, done = Guard.finish_step, 0
+
+    def finish_and_count(self: Guard, samples: int) -> None:
+        nonlocal done
+        done += 1
+        finish_step(self, samples)
+        if done == count - terminate and terminate:
+            signal.raise_signal(signal.SIGTERM)
+        elif done == count:
+            raise Stopped
+
+    Guard.finish_step = finish_and_count  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Guard.finish_step = finish_step  # type: ignore[method-assign]
+
+
+def do_part(settings: RunSettings, folder: Path, steps: int) -> None:
+    with after_steps(steps), pytest.raises(Stopped):
+        run_stages(settings, folder, resume=True)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    do_run(tiny_run(), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unbroken_float64(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken64") / "run"
+    do_run(tiny_run(precision=FLOAT64), folder)
+    return folder
+
+
+def test_a_run_stopped_within_epochs_of_all_stages_goes_on_to_the_same_bits(unbroken: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    for steps, stage in ((7, "pretrain"), (24, "search"), (16, "search"), (14, "retrain")):
+        do_part(tiny_run(), folder, steps)
+        within = [path.name for path in (folder / "checkpoints" / stage).iterdir() if "-step-" in path.name]
+        assert within, f"the run was to be stopped within {stage}"
+    do_run(tiny_run(), folder, resume=True)
+    assert result(folder) == result(unbroken)
+    assert metrics(folder) == metrics(unbroken)
+    assert_same_bits(folder, unbroken)
+
+
+def test_the_same_ranks_go_on_within_an_epoch_to_the_same_bits_in_float32(tmp_path: Path) -> None:
+    run_on_ranks(2, do_run, tiny_run(), tmp_path / "unbroken")
+    run_on_ranks(2, do_part, tiny_run(), tmp_path / "run", 32)
+    run_on_ranks(2, do_run, tiny_run(), tmp_path / "run", True)
+    assert result(tmp_path / "run") == result(tmp_path / "unbroken")
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "unbroken")
+
+
+def test_another_number_of_ranks_goes_on_within_an_epoch_to_the_same_bits(unbroken_float64: Path, tmp_path: Path) -> None:
+    settings = tiny_run(precision=FLOAT64)
+    run_on_ranks(2, do_part, settings, tmp_path / "run", 32)
+    do_part(settings, tmp_path / "run", 8)
+    run_on_ranks(3, do_run, settings, tmp_path / "run", True)
+    assert_same_bits(tmp_path / "run", unbroken_float64)
+
+
+def test_a_fused_rule_goes_on_within_an_epoch(tmp_path: Path) -> None:
+    settings = tiny_run(optimizer={"tables": "rowwise_adagrad", "tables_learning_rate": 0.02}, orthogonality={"application": "decoupled"})
+    do_run(settings, tmp_path / "unbroken")
+    do_part(settings, tmp_path / "run", 8)
+    do_part(settings, tmp_path / "run", 29)
+    do_run(settings, tmp_path / "run", resume=True)
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "unbroken")
+    assert_same_bits(tmp_path / "run", tmp_path / "unbroken")
+
+
+def preempted_on_the_last_rank(settings: RunSettings, folder: Path, ranks: int) -> str:
+    from ham_dist.distributed import process_group
+
+    last = process_group.rank() == ranks - 1
+    with after_steps(8 if last else 1_000, terminate=last), pytest.raises(Preempted) as caught:
+        run_stages(settings, folder, resume=False)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_sigterm_on_one_rank_saves_after_the_next_step_and_stops_all(unbroken: Path, tmp_path: Path, ranks: int) -> None:
+    settings = tiny_run(checkpoint={"every_steps": 0})
+    folder = tmp_path / "run"
+    messages = run_on_ranks(ranks, preempted_on_the_last_rank, settings, folder, ranks)
+    assert all("SIGTERM" in message and "--resume" in message for message in messages)
+    assert [path.name for path in (folder / "checkpoints" / "pretrain").iterdir()] == ["epoch-0000-step-00000008"]
+    if ranks == 1:
+        do_run(settings, folder, resume=True)
+        assert metrics(folder) == metrics(unbroken)
+
+
+def test_minutes_make_checkpoints_too_and_the_newest_are_kept(tmp_path: Path) -> None:
+    settings = tiny_run(checkpoint={"every_steps": 0, "every_minutes": 1e-9, "keep": 3})
+    do_part(settings, tmp_path / "run", 9)
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints" / "pretrain").iterdir())
+    assert kept == [f"epoch-0000-step-{step:08d}" for step in (7, 8, 9)]
+
+
+def test_a_run_goes_on_with_other_times_to_save(tmp_path: Path) -> None:
+    do_part(tiny_run(), tmp_path / "run", 7)
+    do_part(tiny_run(checkpoint={"every_steps": 3}, ranks={"timeout_minutes": 5}), tmp_path / "run", 3)
+    assert "every_steps = 3" in (tmp_path / "run" / "run.toml").read_text()

@@ -1,0 +1,235 @@
+"""What a checkpoint folder may hold, what stays of it, and what happens when the disk is full."""
+
+import json
+import os
+import pickle
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ham_dist.config.schema import RunSettings
+from ham_dist.distributed import checkpoint
+from ham_dist.distributed.checkpoint_format import INDEX, PICKLE
+from ham_dist.distributed.process_group import process_group
+from ham_dist.errors import CheckpointError
+from ham_dist.run import run_stages
+from ham_dist.training.checkpoints import Moment, drop_all_but_newest, moments
+from ham_dist.training.guard import Guard
+from tests.stages.small_run import tiny_run
+from tests.stages.test_run import assert_same_bits, metrics
+
+
+class Harmful:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, (str(self.file),))
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Iterator[Path]:
+    """A checkpoint of two tensors."""
+    with process_group():
+        checkpoint.quiet()
+        checkpoint.save(tmp_path / "epoch-0001", {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(4)}, {"steps": 7})
+        yield tmp_path / "epoch-0001"
+
+
+def empty() -> dict[str, torch.Tensor]:
+    return {"a": torch.zeros(2, 3), "b": torch.tensor(0)}
+
+
+def describe_again(path: Path) -> None:
+    """Have values.json tell the truth about files that were exchanged, as a stranger would."""
+    whole = json.loads((path / checkpoint.VALUES).read_text())
+    write_values(path, {name: checkpoint._description(path / name) for name in whole["files"]}, whole["values"])
+
+
+def write_values(path: Path, files: dict[str, Any], values: dict[str, Any]) -> None:
+    whole = {"files": files, "values": values, "sha256": checkpoint._sha256_of(files, values)}
+    (path / checkpoint.VALUES).write_text(json.dumps(whole))
+
+
+def test_what_was_saved_comes_back(saved: Path) -> None:
+    tensors = empty()
+    assert checkpoint.load(saved, tensors) == {"steps": 7}
+    assert torch.equal(tensors["a"], torch.arange(6.0).reshape(2, 3))
+    assert int(tensors["b"]) == 4
+
+
+def test_a_pickled_index_is_refused_by_name_and_not_opened(saved: Path, tmp_path: Path) -> None:
+    (saved / PICKLE).write_bytes(pickle.dumps(Harmful(tmp_path / "harm")))
+    checkpoint.load(saved, empty())
+    (saved / INDEX).unlink()
+    whole = json.loads((saved / checkpoint.VALUES).read_text())
+    del whole["files"][INDEX]
+    write_values(saved, whole["files"], whole["values"])
+    with pytest.raises(CheckpointError, match=r"epoch-0001: cannot be loaded \(.*\.metadata: is a pickle, which can run code"):
+        checkpoint.load(saved, empty())
+    assert not (tmp_path / "harm").exists()
+
+
+def test_a_pickle_in_place_of_a_tensor_is_refused_by_name_and_not_opened(saved: Path, tmp_path: Path) -> None:
+    (data,) = saved.glob("*.distcp")
+    torch.save(Harmful(tmp_path / "harm"), data)
+    index = json.loads((saved / INDEX).read_text())
+    for tensor in index["tensors"].values():
+        tensor["chunks"][0] |= {"start": 0, "bytes": data.stat().st_size}
+    (saved / INDEX).write_text(json.dumps(index))
+    describe_again(saved)
+    with pytest.raises(CheckpointError, match=r"epoch-0001: cannot be loaded \(.*mkdir"):
+        checkpoint.load(saved, empty())
+    assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"type": "load"}, "load is no type of numbers"),
+        (
+            {"chunks": [{"offsets": [0, 0], "sizes": [2, 3], "file": "../elsewhere", "start": 0, "bytes": 9}]},
+            "is no place in a file of the checkpoint",
+        ),
+        ({"size": "many"}, "is no index of a checkpoint"),
+        ({"size": [3, 3], "chunks": []}, "cannot be loaded"),
+    ],
+)
+def test_an_index_that_says_something_else_is_refused(saved: Path, change: dict[str, Any], message: str) -> None:
+    index = json.loads((saved / INDEX).read_text())
+    index["tensors"]["a"] |= change
+    (saved / INDEX).write_text(json.dumps(index))
+    describe_again(saved)
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.load(saved, empty())
+
+
+@pytest.mark.parametrize("name", [INDEX, checkpoint.VALUES, "__0_0.distcp"])
+@pytest.mark.parametrize("how", ["flip", "half", "gone"])
+def test_every_damage_to_every_file_is_found(saved: Path, name: str, how: str) -> None:
+    content = bytearray((saved / name).read_bytes())
+    if how == "gone":
+        (saved / name).unlink()
+    elif how == "half":
+        (saved / name).write_bytes(content[: len(content) // 2])
+    else:
+        content[len(content) // 2] ^= 1
+        (saved / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"epoch-0001: (cannot be loaded \(.*(missing|not what was written)|no whole checkpoint)"):
+        checkpoint.load(saved, empty())
+
+
+def test_the_newest_and_the_best_of_each_stay(tmp_path: Path) -> None:
+    best_of = {Moment(1): 1, Moment(2): 1, Moment(2, 30): 1, Moment(3): 3, Moment(3, 30): 3, Moment(4): 3}
+    for moment, best in best_of.items():
+        (tmp_path / moment.name).mkdir()
+        write_values(tmp_path / moment.name, {}, {"stopper": {"best_epoch": best}})
+    (tmp_path / "epoch-0005.partial").mkdir()
+    drop_all_but_newest(tmp_path, Moment(4), keep=2)
+    assert moments(tmp_path) == [Moment(3), Moment(3, 30), Moment(4)]
+    assert not (tmp_path / "epoch-0005.partial").exists()
+    drop_all_but_newest(tmp_path, Moment(3), keep=1)
+    assert moments(tmp_path) == [Moment(3)], "what lies after it is of a run that went another way"
+
+
+def test_a_checkpoint_of_another_version_is_said_to_be_one(tmp_path: Path) -> None:
+    run_until(tiny_run(), tmp_path / "run", {8: _stop})
+    (path,) = (tmp_path / "run" / "checkpoints" / "pretrain").iterdir()
+    whole = json.loads((path / checkpoint.VALUES).read_text())
+    del whole["values"]["steps"]
+    write_values(path, whole["files"], whole["values"])
+    with pytest.raises(CheckpointError, match=r"is of another version of ham_dist: values.json has no steps"):
+        run_stages(tiny_run(), tmp_path / "run", resume=True)
+
+
+def test_no_whole_checkpoint_left_is_an_error_that_names_the_folder(tmp_path: Path) -> None:
+    run_until(tiny_run(), tmp_path / "run", {8: _stop})
+    for index in tmp_path.glob(f"run/checkpoints/pretrain/*/{INDEX}"):
+        index.write_text("{}")
+    with pytest.raises(CheckpointError, match=r"pretrain: none of the checkpoints can be loaded; remove the folder"):
+        run_stages(tiny_run(), tmp_path / "run", resume=True)
+
+
+class Stopped(Exception):
+    pass
+
+
+def _stop() -> None:
+    raise Stopped
+
+
+def run_until(settings: RunSettings, folder: Path, after: dict[int, Callable[[], None]]) -> None:
+    """A run in which something happens after some of its training steps; `_stop` may be the last."""
+    finish_step, done = Guard.finish_step, 0
+
+    def finish_and_act(self: Guard, samples: int) -> None:
+        nonlocal done
+        done += 1
+        finish_step(self, samples)
+        after.get(done, lambda: None)()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Guard, "finish_step", finish_and_act)
+        with suppress(Stopped):
+            run_stages(settings, folder, resume=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"no file system of a fixed size to be had here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def fill(disk: Path) -> None:
+    """Leave no room, once the first checkpoint is whole."""
+    deadline = time.monotonic() + 60
+    while not moments(disk / "run" / "checkpoints" / "pretrain"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    with open(disk / "filler", "wb", buffering=0) as file, suppress(OSError):
+        while file.write(b"x" * 4096):
+            pass
+
+
+# What TensorBoard holds back it writes in a thread of its own, which dies of a full disk; the run goes on without it.
+DYING_THREAD = "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+
+
+@pytest.mark.filterwarnings(DYING_THREAD)
+@pytest.mark.parametrize("copy_bytes", [2**30, 0])
+def test_a_disk_that_is_full_for_a_time_costs_a_warning(small_disk: Path, tmp_path: Path, copy_bytes: int) -> None:
+    """Full from within the first epoch until within the second one, so that the first one's end, the best so far, has no room when it comes."""
+    settings = tiny_run(checkpoint={"copy_bytes": copy_bytes})
+    run_stages(settings, tmp_path / "unbroken", resume=False)
+    run_until(settings, small_disk / "run", {8: lambda: fill(small_disk), 19: (small_disk / "filler").unlink})
+    log = (small_disk / "run" / "log.txt").read_text()
+    assert log.count("cannot be written") == log.count("Training goes on") == 1
+    assert metrics(small_disk / "run") == metrics(tmp_path / "unbroken")
+    assert_same_bits(small_disk / "run", tmp_path / "unbroken")
+
+
+@pytest.mark.filterwarnings(DYING_THREAD)
+def test_a_disk_that_stays_full_is_an_error_once_the_stages_result_would_be_lost(small_disk: Path) -> None:
+    settings = tiny_run()
+    with pytest.raises(CheckpointError, match=r"could not be written, and the stage's result would be lost"):
+        run_until(settings, small_disk / "run", {8: lambda: fill(small_disk)})
+    left = moments(small_disk / "run" / "checkpoints" / "pretrain")
+    assert left == [Moment(0, 5)], "what was saved before is untouched, and nothing half-written lies beside it"
+    assert not list((small_disk / "run" / "checkpoints" / "pretrain").glob("*.partial"))
+    (small_disk / "filler").unlink()
+    run_stages(settings, small_disk / "run", resume=True)
+    assert (small_disk / "run" / "result.json").exists()
