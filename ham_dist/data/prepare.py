@@ -58,7 +58,9 @@ def prepare(
     planned = {"name": recipe.name, "recipe": recipe.model_dump(mode="json"), "settings": None, "seed": seed, "rows_per_shard": rows_per_shard}
     if out.exists() and (there := already_there(out, planned | {"raw": tuple(map(stamp, files.values()))})) is not None:
         return there
-    key = key_of([_VERSION, planned, {name: path.name for name, path in files.items()}])
+    # What may be rejected decides whether the work goes on, not what it writes: a user who allows more loses nothing.
+    made = planned | {"recipe": recipe.model_dump(mode="json", exclude={"max_rejected"})}
+    key = key_of([_VERSION, pa.__version__, made, {name: path.name for name, path in files.items()}])
     with work_on(out, key, machine.spill) as work:
         sizes = _sizes(recipe, files)
         _require_room(work, recipe, sizes)

@@ -187,6 +187,30 @@ def test_too_many_bad_lines_stop_the_work(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_who_allows_more_or_mends_a_file_loses_no_other_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = write_everything(tmp_path / "raw")
+    good = (raw / "day_2").read_bytes()
+    (raw / "day_2").write_bytes(good + b"oops\n")
+    read: list[int] = []
+
+    def count_and_parse(block: Any, *rest: Any, **options: Any) -> Any:
+        read.append(len(block.data))
+        return parse(block, *rest, **options)
+
+    monkeypatch.setattr("ham_dist.data.stage.parse", count_and_parse)
+    for _ in range(2):
+        with pytest.raises(DataError, match="day_2: line 302: 1 columns where 9 are wanted, in 'oops'"):
+            prepare(everything(), raw, tmp_path / "out")
+    assert len(read) == 4, "three days, and the last once more"
+    assert prepare(everything(max_rejected=0.01), raw, tmp_path / "out").rejected.samples == 1
+    assert len(read) == 5
+    with pytest.raises(DataError, match="day_2: line 302"):
+        prepare(everything(), raw, tmp_path / "mended")
+    (raw / "day_2").write_bytes(good)
+    assert prepare(everything(), raw, tmp_path / "mended").rows_in == 900
+    assert len(read) == 5 + 3 + 1
+
+
 def test_a_wrong_file_is_given_up_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text, "BLOCK_BYTES", 1000)
     (tmp_path / "log").write_bytes(b"a line of something else\n" * 4000)
