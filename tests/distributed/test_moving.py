@@ -72,7 +72,7 @@ def cut_cases() -> dict[str, RunSettings]:
     return cases
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("ranks", [2, 3])
 def test_cut_tables_and_state_are_the_kept_columns(ranks: int) -> None:
     results = run_on_ranks(ranks, cut_and_chunk, cut_cases())
     for name, found in results[0].items():
