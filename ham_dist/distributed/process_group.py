@@ -10,8 +10,10 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from ham_dist.config.schema import RanksSettings
+from ham_dist.distributed.meeting import fresh_store
 from ham_dist.distributed.roll_call import lost_peer, note_failure, roll_call
 from ham_dist.errors import HamError
 
@@ -44,7 +46,8 @@ def process_group(settings: RanksSettings | None = None) -> Iterator[torch.devic
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(minutes=(settings or RanksSettings()).timeout_minutes)
     if launched():
-        dist.init_process_group(backend, timeout=timeout)
+        store, rank, ranks = next(rendezvous("env://", timeout=timeout))
+        dist.init_process_group(backend, store=fresh_store(store, rank, ranks, timeout), rank=rank, world_size=ranks, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     try:

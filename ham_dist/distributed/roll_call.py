@@ -30,43 +30,42 @@ def note_failure(error: BaseException) -> None:
 
 
 def roll_call(timeout: timedelta) -> LostRankError:
-    """The error that names the ranks that gave no word, or gave one of a failure of their own.
+    """The error that names the ranks that gave word of a failure of their own, or else those that gave none.
 
     timeout: how long an exchange may take in this run, for the message.
     """
-    rank, ranks = dist.get_rank(), dist.get_world_size()
-    words = _words_of_others(rank, ranks) if _leave_word(WAITING) else {}
-    failed = {other: word for other, word in words.items() if word != WAITING}
-    silent = [other for other in range(ranks) if other != rank and other not in words]
-    parts = [f"rank {other} ended by {word}" for other, word in failed.items()]
-    if silent:
-        minutes = timeout.total_seconds() / 60
-        parts.append(f"rank {', '.join(map(str, silent))} was killed, or hangs and did not answer within {minutes:g} minutes (ranks.timeout_minutes)")
-    return LostRankError(
-        f"{'; '.join(parts) or 'the ranks lost one another'}, so this rank cannot go on.\n  --resume goes on from the last checkpoint"
-    )
+    words = _words_of_others() if _leave_word(WAITING) else None
+    if words is None:
+        missing = "rank 0 is gone, and with it the store where the others could have left word"
+    elif failed := [f"rank {other} ended by {word}" for other, word in sorted(words.items()) if word != WAITING]:
+        missing = "; ".join(failed)
+    elif silent := [str(other) for other in range(dist.get_world_size()) if other != dist.get_rank() and other not in words]:
+        minutes = f"{timeout.total_seconds() / 60:g} minutes (ranks.timeout_minutes)"
+        missing = f"no word from rank {', '.join(silent)}, which was killed or has not answered for {minutes}"
+    else:
+        missing = "an exchange between the ranks broke off, and none is missing"
+    return LostRankError(f"{missing}. So this rank cannot go on; --resume goes on from the last checkpoint")
 
 
 def _leave_word(word: str) -> bool:
-    if not dist.is_initialized():
-        return False
+    """Gives whether there was a store to leave it in."""
     try:
         _get_default_store().set(_key(dist.get_rank()), word)
     except (RuntimeError, ValueError):
-        return False  # The store went with the host that held it.
+        return False
     return True
 
 
-def _words_of_others(rank: int, ranks: int) -> dict[int, str]:
-    store, words = _get_default_store(), dict[int, str]()
+def _words_of_others() -> dict[int, str] | None:
+    """By rank; None where the store is gone. Does not wait on once a rank has told of a failure."""
+    others, words = set(range(dist.get_world_size())) - {dist.get_rank()}, dict[int, str]()
     deadline = time.monotonic() + WAIT_SECONDS
-    while len(words) < ranks - 1 and set(words.values()) <= {WAITING} and time.monotonic() < deadline:
+    while others - words.keys() and set(words.values()) <= {WAITING} and time.monotonic() < deadline:
         try:
-            for other in set(range(ranks)) - {rank} - words.keys():
-                if store.check([_key(other)]):
-                    words[other] = store.get(_key(other)).decode()
+            store = _get_default_store()
+            words |= {other: store.get(_key(other)).decode() for other in others - words.keys() if store.check([_key(other)])}
         except (RuntimeError, ValueError):
-            break
+            return None
         time.sleep(0.05)
     return words
 

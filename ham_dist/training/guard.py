@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
@@ -89,14 +90,15 @@ class Guard:
         name = f"{self._stage}-epoch-{self._progress.epochs}-step-{self._progress.steps}"
         folder = self._log.folder.diverged / name
 
-        def keep() -> None:
+        refused = None
+        try:
             folder.mkdir(parents=True, exist_ok=True)
             save_file(_tensors(batch), folder / f"rank-{process_group.rank()}.safetensors")
-
-        process_group.together(keep)
-        raise DivergedError(
-            f"{self._where()}: the training loss is {self.loss}; the step is not done, and no weight has moved. Its batch lies in {folder}.\n  {MEND}"
-        )
+        except (OSError, SafetensorError) as error:
+            refused = str(error)
+        refusals = [reason for reason in process_group.gather_objects(refused) if reason is not None]
+        kept = f"Its batch could not be kept whole in {folder} ({refusals[0]})" if refusals else f"Its batch lies in {folder}"
+        raise DivergedError(f"{self._where()}: the training loss is {self.loss}; the step is not done, and no weight has moved. {kept}.\n  {MEND}")
 
     def _where(self) -> str:
         return f"{self._stage} epoch {self._progress.epochs}, step {self._progress.steps}"

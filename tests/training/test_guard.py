@@ -85,6 +85,14 @@ def test_a_loss_that_is_no_number_stops_all_ranks_before_any_weight_moves(tmp_pa
         assert sum(int(part[f"{field}.lengths"].sum()) for part in parts) == sum(len(part[f"{field}.ids"]) for part in parts) > 0
 
 
+def test_a_batch_that_cannot_be_kept_does_not_hide_why_the_run_ends(tmp_path: Path) -> None:
+    (tmp_path / "diverged").write_text("in the way")
+    ((message, unmoved),) = run_on_ranks(1, step_on_a_bad_label, settings("dcnv2"), tmp_path)
+    assert "the training loss is nan" in message
+    assert "could not be kept whole" in message
+    assert unmoved
+
+
 def without(batch: Batch, field: str) -> Batch:
     """`batch` with no value of `field` in any row."""
     features = batch.sparse_features
