@@ -11,6 +11,9 @@ from torch import nn
 from ham_dist.distributed import process_group
 from ham_dist.distributed.rounding import FLOAT32_BITS, rounded
 
+CONSTANT = 1e-13
+"""A feature of no greater variance than this is taken for constant: normalized to 0, without a gradient."""
+
 
 class _SumOverRanks(torch.autograd.Function):
     """The sum of a tensor over all ranks; its gradient is the sum of the ranks' gradients, since each rank's loss reads every rank's tensor."""
@@ -34,15 +37,19 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
         """Normalized `input`, (B, n)."""
         if not self.training:
             return super().forward(input)
-        values, features = input.double(), input.shape[1]
+        # Squares are summed of what lies around 0: taken off afterwards, a mean far from it would leave a variance of few right digits.
+        near = self.running_mean.double() if self.running_mean is not None else 0.0
+        values, features = input.double() - near, input.shape[1]
         count = values.new_full((1,), input.shape[0])
         sums: torch.Tensor = _SumOverRanks.apply(torch.cat([values.sum(dim=0), values.square().sum(dim=0), count]))
         rows = sums[-1].detach()
         exact_mean = sums[:features] / rows
         variance = rounded((sums[features:-1] / rows - exact_mean.square()).clamp(min=0.0), FLOAT32_BITS)
         mean = rounded(exact_mean, FLOAT32_BITS)
-        self._move_running_statistics(mean.detach(), variance.detach(), rows)
-        normalized = ((values - mean) * torch.rsqrt(variance + self.eps)).to(input.dtype)
+        self._move_running_statistics(mean.detach() + near, variance.detach(), rows)
+        # A search may close every column that a feature reads. What is left of it then is rounding, and so would its gradient be, which Adam would
+        # make full steps of.
+        normalized = torch.where(variance > CONSTANT, (values - mean) * torch.rsqrt(variance + self.eps), 0.0).to(input.dtype)
         return normalized * self.weight + self.bias if self.affine else normalized
 
     @torch.no_grad()
