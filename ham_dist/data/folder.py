@@ -1,11 +1,6 @@
 """The folder that prepared data goes to: all of it or nothing, and never over something else."""
 
 import logging
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +8,6 @@ from ham_dist.data.manifest import FILE_NAME, Manifest
 from ham_dist.errors import DataError
 
 log = logging.getLogger(__name__)
-
-
-@contextmanager
-def staged(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to write into, renamed to `out` when the block ends well and removed when it does not.
-
-    raises: DataError if `out` exists with something in it, or its parent cannot be written to.
-    """
-    refuse_occupied(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
-    except OSError as error:
-        raise DataError(f"{out}: cannot be made ({error.strerror})\n  Give a folder in a place that you can write to.") from None
-    try:
-        yield folder
-        # mkdtemp lets nobody else read.
-        folder.chmod(0o777 & ~_umask())
-        refuse_occupied(out)
-        os.replace(folder, out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def already_there(out: Path, planned: dict[str, Any]) -> Manifest | None:
@@ -63,9 +36,3 @@ def refuse_occupied(out: Path) -> None:
         return
     if out.exists():
         raise DataError(f"{out}: is there already and is no prepared data; nothing was written\n  Give a folder that does not exist yet.")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -104,15 +104,10 @@ def look_at(folder: Path, manifest: Manifest, width: int) -> DataLook:
         },
         rows_in=manifest.rows_in,
         rows_dropped=manifest.rows_dropped,
-        rejected=_rejected(manifest),
+        rejected=dict(manifest.rejected.reasons),
         fields=fields,
         alarms=[alarm for field in fields for alarm in _alarms(field)],
     )
-
-
-def _rejected(manifest: Manifest) -> dict[str, int]:
-    """Empty for a folder whose manifest does not count them."""
-    return dict(manifest.model_dump().get("rejected", {}).get("reasons", {}))
 
 
 def _open(connection: Any, folder: Path, manifest: Manifest) -> dict[str, ibis.Table]:
