@@ -4,6 +4,7 @@ import resource
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def run_stages(settings: RunSettings, run_dir: Path | None, *, resume: bool) -> 
             process_group.on_first_rank(lambda: folder.tie(manifest))
             process_group.on_first_rank(lambda: manifest.check(data, deep=False))
             samples = process_group.together(lambda: Samples(data, manifest, settings, device))
-            with CheckpointWriter(settings.checkpoint.copy_bytes) as writer:
+            with CheckpointWriter(settings.checkpoint.copy_bytes, timedelta(minutes=settings.ranks.timeout_minutes)) as writer:
                 _all_stages(Run(settings, folder, manifest, samples, device, log, Saving(settings.checkpoint, writer, preemption)))
 
 

@@ -13,6 +13,7 @@ import os
 import statistics
 import tempfile
 import time
+from datetime import timedelta
 from pathlib import Path
 
 from ranks import on_ranks
@@ -51,7 +52,7 @@ def costs(data: Path, out: Path) -> dict[str, list[float]]:
         found["bytes"] = [sum(map(bytes_here, tensors.values()))]
         for number in range(SAVES):
             for copy_bytes in (2**40, 0):
-                with CheckpointWriter(copy_bytes) as writer:
+                with CheckpointWriter(copy_bytes, timedelta(minutes=10)) as writer:
                     process_group.gather_objects(None)
                     start = time.perf_counter()
                     writer.start(writer.snapshot(out / f"checkpoint-{number % 2}", tensors, {}), lambda: None)

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -43,15 +44,16 @@ class FailedWrite:
 class CheckpointWriter:
     """Writes one checkpoint at a time. All ranks call it alike.
 
-    copy_bytes: up to so many bytes of this rank's tensors are copied, so that training goes on while they are written; of more than that no copy is
-                made, and training waits until they are written.
+    copy_bytes: up to so many bytes of a rank's tensors are copied, so that training goes on while they are written; where a rank has more than
+                that no copy is made, and training waits until they are written.
+    timeout:    how long a rank may keep the others waiting.
     """
 
-    def __init__(self, copy_bytes: int) -> None:
+    def __init__(self, copy_bytes: int, timeout: timedelta) -> None:
         checkpoint.quiet()
         self.copy_bytes = copy_bytes
         # The thread's exchanges must not mix with those of training.
-        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._group = dist.new_group(backend="gloo", timeout=timeout) if dist.is_initialized() else None
         self._thread: threading.Thread | None = None
         self._failure: tuple[Snapshot, BaseException] | None = None
 
@@ -63,8 +65,9 @@ class CheckpointWriter:
             self._thread.join(None if error is None else SECONDS_AFTER_A_FAILURE)
 
     def snapshot(self, path: Path, tensors: Mapping[str, Any], values: Mapping[str, Any]) -> Snapshot:
-        """The state of this moment, as far as `copy_bytes` allows a copy."""
-        if sum(map(bytes_here, tensors.values())) > self.copy_bytes:
+        """The state of this moment, as far as `copy_bytes` allows every rank a copy: what is done with it later is done by all ranks alike."""
+        (too_large,) = process_group.sum_numbers(float(sum(map(bytes_here, tensors.values())) > self.copy_bytes))
+        if too_large:
             return Snapshot(path, tensors, values, copied=False)
         return Snapshot(path, {name: _copy(values) for name, values in tensors.items()}, values, copied=True)
 

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from ham_dist import errors
 from ham_dist.config.schema import RanksSettings
 from ham_dist.distributed.meeting import fresh_store
 from ham_dist.distributed.roll_call import lost_peer, note_failure, roll_call
@@ -128,7 +129,8 @@ def sum_numbers(*numbers: float) -> tuple[float, ...]:
 def together(work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
     """Do `work` on this rank; if it failed on any rank, fail on all with the first failing rank's message.
 
-    Without this a rank that fails leaves the others waiting in their next collective. `work` itself must hold no collective.
+    Without this a rank that fails leaves the others waiting in their next collective. `work` itself must hold no collective. An error of ham_dist, or
+    of the operating system, is of the same class on all ranks, so that all that catch it do so together.
 
     group: as for `gather_objects`.
     """
@@ -138,14 +140,22 @@ def together(work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T
         result = work()
     except Exception as error:
         failure = error
-    failures = gather_objects(None if failure is None else (type(failure).__name__, str(failure), isinstance(failure, HamError)), group)
+    failures = gather_objects(None if failure is None else (type(failure).__name__, str(failure), getattr(failure, "errno", None)), group)
     if failure is not None:
         raise failure
     for number, failed in enumerate(failures):
         if failed is not None:
-            name, message, is_ours = failed
-            raise HamError(f"rank {number}: {message}") if is_ours else RuntimeError(f"rank {number}: {name}: {message}")
+            raise _error_of_rank(number, *failed)
     return result  # type: ignore[return-value]
+
+
+def _error_of_rank(number: int, name: str, message: str, code: int | None) -> Exception:
+    kind = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, HamError):
+        return kind(f"rank {number}: {message}")
+    if code is not None:
+        return OSError(code, f"rank {number}: {message}")
+    return RuntimeError(f"rank {number}: {name}: {message}")
 
 
 def on_first_rank(work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:

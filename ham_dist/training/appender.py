@@ -28,10 +28,12 @@ class Appender:
                 raise
 
     def close(self) -> None:
-        """Write what is held and close the file.
+        """Write what is held and close the file; nothing where it is closed.
 
         raises: OSError if there is still no room for it.
         """
+        if self._file.closed:
+            return
         self.write("")
         self._file.close()
         if self._held:
