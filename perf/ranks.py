@@ -22,11 +22,11 @@ STEPS = 50
 COLUMNS = 16
 
 
-def losses_of_stages(data: Path, starts: Path) -> dict[str, list[float]]:
+def losses_of_stages(data: Path, starts: Path, precision: str) -> dict[str, list[float]]:
     """On each rank: the global loss of each step, by stage. One rank writes each stage's start to `starts`, several read it there."""
     import torch
 
-    from ham_dist.config.schema import RunSettings, Target
+    from ham_dist.config.schema import PrecisionSettings, RunSettings, Target
     from ham_dist.data.manifest import Manifest
     from ham_dist.distributed import checkpoint, gram, process_group
     from ham_dist.methods.budget import Budget
@@ -36,7 +36,7 @@ def losses_of_stages(data: Path, starts: Path) -> dict[str, list[float]]:
     from ham_dist.training.samples import Samples
     from ham_dist.training.state import narrow, open_supernet
 
-    settings = RunSettings()
+    settings = RunSettings(precision=PrecisionSettings(dense=precision))
     losses: dict[str, list[float]] = {"pretrain": [], "search": [], "retrain": []}
     with process_group.process_group() as device:
         manifest = Manifest.load(data)
@@ -86,10 +86,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--whole", action="store_true")
+    parser.add_argument("--precision", choices=("float64", "float32"), help=argparse.SUPPRESS)
     parser.add_argument("--rank-writes", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rank_writes:
-        options.rank_writes.write_text(json.dumps(losses_of_stages(options.data, options.rank_writes.parent)), encoding="utf-8")
+        options.rank_writes.write_text(json.dumps(losses_of_stages(options.data, options.rank_writes.parent, options.precision)), encoding="utf-8")
         return
     with tempfile.TemporaryDirectory() as temporary:
         data = options.data
@@ -98,16 +99,19 @@ def main() -> None:
             from ham_dist.data.synthetic import generate
 
             generate(SyntheticSettings(), data := Path(temporary) / "synthetic")
-        found = {}
-        for ranks in RANKS:
-            file = Path(temporary) / f"{ranks}.json"
-            on_ranks(ranks, __file__, "--data", str(data), "--rank-writes", str(file))
-            found[ranks] = json.loads(file.read_text(encoding="utf-8"))
-        print(f"Largest difference of a step's loss from one rank's, over the first {STEPS} steps\n")
-        print("| stage | first and last loss | 2 ranks | 3 ranks |\n|---|---|---|---|")
-        for stage, one in found[1].items():
-            differences = [max(abs(a - b) for a, b in zip(one, found[ranks][stage], strict=True)) for ranks in (2, 3)]
-            print(f"| {stage} | {one[0]:.4f}, {one[-1]:.4f} | {differences[0]:.1e} | {differences[1]:.1e} |")
+        for precision in ("float64", "float32"):
+            starts = Path(temporary) / precision
+            starts.mkdir()
+            found = {}
+            for ranks in RANKS:
+                file = starts / f"{ranks}.json"
+                on_ranks(ranks, __file__, "--data", str(data), "--rank-writes", str(file), "--precision", precision)
+                found[ranks] = json.loads(file.read_text(encoding="utf-8"))
+            print(f"\nDense weights in {precision}: largest difference of a step's loss from one rank's, over the first {STEPS} steps\n")
+            print("| stage | first and last loss | 2 ranks | 3 ranks |\n|---|---|---|---|")
+            for stage, one in found[1].items():
+                differences = [max(abs(a - b) for a, b in zip(one, found[ranks][stage], strict=True)) for ranks in (2, 3)]
+                print(f"| {stage} | {one[0]:.4f}, {one[-1]:.4f} | {differences[0]:.1e} | {differences[1]:.1e} |")
         if options.whole:
             print("\nWhat the demo run keeps, its test AUC, and sha256 of all tensors in its bundle\n")
             print("| ranks | columns kept | test AUC | bundle |\n|---|---|---|---|")
