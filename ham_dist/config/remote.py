@@ -5,6 +5,7 @@ The PathManager's own handler of http:// and https:// fetches a file whole befor
 
 import errno
 import io
+import os
 import shutil
 import time
 from functools import cache
@@ -67,7 +68,7 @@ class ArrowHandler(PathHandler):
         cached = Path(get_cache_dir(), parts.scheme, parts.netloc + parts.path)
         if force or not cached.exists():
             cached.parent.mkdir(parents=True, exist_ok=True)
-            partial = cached.with_name(f"{cached.name}.partial")
+            partial = cached.with_name(f"{cached.name}.{os.getpid()}.partial")  # ranks may fetch it at once
             with self._open(path, "rb") as source, partial.open("wb") as target:
                 shutil.copyfileobj(source, target, _BUFFER)
             partial.replace(cached)

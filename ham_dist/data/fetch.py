@@ -96,8 +96,10 @@ def fetch(name: str, source: Source, out: Path, licence_accepted: bool) -> None:
             part.rename(path)
         try:
             _unpack(path, source.archive, folder)
-        finally:
-            path.unlink()  # also of no use where it cannot be unpacked
+        except DataError:
+            path.unlink()  # of no use; a full disk or Ctrl-C does not make it so
+            raise
+        path.unlink()
 
 
 def prepare_command(name: str, out: Path) -> str:

@@ -10,6 +10,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ham_dist.config.schema import SyntheticSettings
 from ham_dist.data.batch import Batch
+from ham_dist.data.order import rows_of_rank
 from ham_dist.data.planted import Planted
 from ham_dist.data.zipf import Zipf
 from ham_dist.errors import DataError
@@ -56,7 +57,7 @@ def _generate(
     planted: Planted, batch_size: int, rank: int, world_size: int, steps: Iterator[int] | range, labels: Literal["planted", "rule"]
 ) -> Iterator[Batch]:
     rows = _Rows(planted)
-    low, high = batch_size * rank // world_size, batch_size * (rank + 1) // world_size
+    low, high = rows_of_rank(batch_size, rank, world_size)
     lengths = torch.ones(len(planted.names) * (high - low), dtype=torch.int32)
     for step in steps:
         first = step * batch_size + low

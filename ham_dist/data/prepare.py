@@ -27,7 +27,7 @@ from ham_dist.data.recipe import Recipe
 from ham_dist.data.shards import LABEL, ROW_GROUP, VOCABULARY_SCHEMA, shard_name, split_schema, write_shard
 from ham_dist.data.stage import STAGED_LABEL, Segment, StagedSplit, Staging, rejected_lines
 from ham_dist.data.text import text_size
-from ham_dist.data.work import Work, key_of, work_on
+from ham_dist.data.work import Work, clear_leftovers, key_of, work_on
 from ham_dist.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -55,17 +55,19 @@ def prepare(
         raise DataError(f"rows_per_shard = {rows_per_shard}: must be at least 1")
     out, machine = Path(out), machine or Machine()
     files = find_raw(recipe, local_path(raw))
-    planned = {"name": recipe.name, "recipe": recipe.model_dump(mode="json"), "settings": None, "seed": seed, "rows_per_shard": rows_per_shard}
-    if out.exists() and (there := already_there(out, planned | {"raw": tuple(map(stamp, files.values()))})) is not None:
-        return there
     # What may be rejected decides whether the work goes on, not what it writes: a user who allows more loses nothing.
-    made = planned | {"recipe": recipe.model_dump(mode="json", exclude={"max_rejected"})}
-    key = key_of([_VERSION, pa.__version__, made, {name: path.name for name, path in files.items()}])
+    made_by = recipe.model_dump(mode="json", exclude={"max_rejected"})
+    planned = {"name": recipe.name, "recipe": made_by, "settings": None, "seed": seed, "rows_per_shard": rows_per_shard}
+    if out.exists() and (there := already_there(out, planned | {"raw": tuple(map(stamp, files.values()))})) is not None:
+        clear_leftovers(out)
+        return there
+    key = key_of([_VERSION, pa.__version__, planned, {name: path.name for name, path in files.items()}])
     with work_on(out, key, machine.spill) as work:
         sizes = _sizes(recipe, files)
         _require_room(work, recipe, sizes)
         with open_engine(machine, work.spill) as engine:
             manifest = _Preparation(recipe, files, work, engine, machine, seed, rows_per_shard).run(sizes, planned)
+        work.keep_only(stored.file for stored in manifest.files())
         manifest.save(work.data)
     for reason, count in manifest.rejected.reasons.items():
         log.info("%s: %s lines rejected: %s; they stand in %s", out, f"{count:,}", reason, out / "rejected")

@@ -92,6 +92,7 @@ class _Stream:
 
     def __init__(self, path: Path, file: Any, decode: Any = None) -> None:
         self._path, self._file, self._decode = path, file, decode
+        self._waiting = b""
 
     def __enter__(self) -> "_Stream":
         return self
@@ -100,6 +101,10 @@ class _Stream:
         self._file.close()
 
     def read(self, size: int) -> bytes:
+        """About `size` bytes, and none only at the end."""
+        if self._waiting:
+            waiting, self._waiting = self._waiting, b""
+            return waiting
         try:
             chunk: bytes = self._file.read(size)
         except OSError as error:
@@ -122,6 +127,8 @@ class _Stream:
             self._file.seek(offset)
             return
         while offset > 0 and (chunk := self.read(min(offset, BLOCK_BYTES))):
+            # Letters of utf-16 may take more bytes here than in the file.
+            self._waiting = chunk[offset:]
             offset -= len(chunk)
 
 

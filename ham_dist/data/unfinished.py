@@ -60,8 +60,14 @@ def _keep_what_fits(folder: Path, plan: str) -> None:
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """A path to write to, renamed to `path` when the block ends well; its name begins with a dot."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A path to write to, renamed to `path` when the block ends well; its name begins with a dot.
+
+    raises: DataError if its folder cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{path.parent}: cannot be made ({error.strerror})\n  Give a folder in a place that you can write to.") from None
     hidden = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield hidden

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,12 @@ class Work:
         beside.write_text(json.dumps(record), encoding="utf-8")
         os.replace(beside, path)
 
+    def keep_only(self, files: Iterable[str]) -> None:
+        """Delete from `data` what is none of `files`: shards of a raw file that was longer before it was replaced, say."""
+        wanted = {self.data / file for file in files}
+        for path in [path for path in self.data.rglob("*") if path.is_file() and path not in wanted]:
+            path.unlink()
+
     def require(self, name: str, key: Any) -> None:
         """Forget every finished piece under the folder `name` of records if it was made from another `key`, or from none."""
         if self.record(f"{name}/key") != key:
@@ -67,7 +73,8 @@ def work_on(out: Path, key: str, spill: Path | None) -> Iterator[Work]:
     raises: DataError if `out` is in the way, another process works on it, or the place cannot be written to.
     """
     refuse_occupied(out)
-    folder = out.parent / f".{out.name}.partial"
+    out = out.absolute()
+    folder = _folder_of(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("w")
@@ -101,3 +108,21 @@ def work_on(out: Path, key: str, spill: Path | None) -> Iterator[Work]:
         refuse_occupied(out)
         os.replace(work.data, out)
         shutil.rmtree(folder)
+
+
+def clear_leftovers(out: Path) -> None:
+    """Delete the work folder of a finished `out`, which a process that was killed in its last moment left; not while another works in it."""
+    folder = _folder_of(out)
+    if not folder.exists():
+        return
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return
+        shutil.rmtree(folder)
+
+
+def _folder_of(out: Path) -> Path:
+    place = out.absolute()  # `.` alone has no name
+    return place.parent / f".{place.name}.partial"

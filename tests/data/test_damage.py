@@ -247,6 +247,19 @@ def test_other_encodings(encoding: str, tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "out/vocabulary/site.parquet")["value"].to_pylist() == ["Köln"]
 
 
+def test_a_file_of_utf_16_goes_on_at_the_line_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its letters take 2 bytes there, and 3 in the blocks that positions count."""
+    monkeypatch.setattr(text, "BLOCK_BYTES", 1000)
+    path, format = tmp_path / "log", Format(separator="\t", encoding="utf-16")
+    path.write_bytes("".join(f"{row}\t漢字かな交じり文\n" for row in range(500)).encode("utf-16"))
+    blocks = list(read_blocks(path, format))
+    assert len(blocks) > 10
+    for number in (1, 5, len(blocks) - 1):
+        rest = list(read_blocks(path, format, blocks[number].start))
+        assert b"".join(block.data for block in rest) == b"".join(block.data for block in blocks[number:])
+        assert rest[-1].end == blocks[-1].end
+
+
 def test_a_full_disk_is_told_before_the_work(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_log(tmp_path / "log", [])
     monkeypatch.setattr("ham_dist.data.prepare.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))

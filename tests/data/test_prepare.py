@@ -178,7 +178,36 @@ def test_pieces_of_other_work_are_not_used(raw: Path, prepared: Path, recipe: Re
         shutil.rmtree(tmp_path / "out")
 
 
-def _interrupt(*_: object) -> None:
+def test_a_raw_file_replaced_by_a_shorter_one_leaves_nothing_of_the_longer(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_raw_movielens(tmp_path / "raw", ratings=3000)
+    with monkeypatch.context() as patched:
+        patched.setattr("ham_dist.data.prepare.Manifest", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(recipe, tmp_path / "raw", tmp_path / "out", rows_per_shard=50)
+    left = len(list((tmp_path / ".out.partial" / "data" / "train").iterdir()))
+    write_raw_movielens(tmp_path / "raw", ratings=1500)
+    prepare(recipe, tmp_path / "raw", tmp_path / "out", rows_per_shard=50)
+    files = {stored.file for stored in Manifest.load(tmp_path / "out").files()} | {"manifest.json"}
+    assert {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()} == files
+    assert len([file for file in files if file.startswith("train/")]) < left
+
+
+def test_into_the_folder_that_one_stands_in(raw: Path, prepared: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    prepare(recipe, raw, ".", rows_per_shard=Manifest.load(prepared).rows_per_shard)
+    assert folder_bytes(tmp_path / "here") == folder_bytes(prepared)
+
+
+def test_a_finished_folder_is_left_alone_and_rid_of_what_a_kill_left(raw: Path, prepared: Path, recipe: Recipe, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(prepared, tmp_path / "out"))
+    (tmp_path / ".out.partial" / "stage").mkdir(parents=True)
+    prepare(recipe.model_copy(update={"max_rejected": 0.5}), raw, out, rows_per_shard=Manifest.load(prepared).rows_per_shard)
+    assert not (tmp_path / ".out.partial").exists()
+    assert folder_bytes(out) == folder_bytes(prepared)
+
+
+def _interrupt(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
