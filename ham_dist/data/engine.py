@@ -139,7 +139,7 @@ class DuckDB:
 
     def read_parquet(self, paths: Sequence[Path]) -> ibis.Table:
         try:
-            return self._connection.read_parquet([_literal(path) for path in paths])
+            return self._connection.read_parquet([literal(path) for path in paths])
         except duckdb.Error as error:
             raise DataError(f"{paths[0]}: not a Parquet file that can be read ({_first_line(error)})") from None
 
@@ -177,6 +177,6 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
 
 
-def _literal(path: Path) -> str:
+def literal(path: Path) -> str:
     """DuckDB takes *, ? and [ in a path for a pattern."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in str(path))

@@ -10,6 +10,7 @@ import ibis
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
+from ham_dist.data.engine import literal
 from ham_dist.data.manifest import SPLITS, FieldEntry, Manifest
 from ham_dist.errors import DataError
 
@@ -116,7 +117,7 @@ def _open(connection: Any, folder: Path, manifest: Manifest) -> dict[str, ibis.T
     for split in SPLITS:
         shards = manifest.splits[split].shards
         if shards:
-            tables[split] = connection.read_parquet([_literal(folder / shard.file) for shard in shards], table_name=split)
+            tables[split] = connection.read_parquet([literal(folder / shard.file) for shard in shards], table_name=split)
         else:
             columns = [(field.name, pa.list_(pa.int32()) if field.multi_valued else pa.int32()) for field in manifest.fields]
             tables[split] = ibis.memtable(pa.schema(columns).empty_table())
@@ -176,8 +177,3 @@ def _alarms(field: FieldLook) -> Iterator[str]:
                 f"field {field.name}: {untaught:.1%} of the {split} values are unknown or never in the training split, "
                 f"where {field.zero['train']:.1%} are unknown (alarm at {ALARM:.0%} more)"
             )
-
-
-def _literal(path: Path) -> str:
-    """DuckDB takes *, ? and [ in a path for a pattern."""
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in str(path))

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ham_dist.data.manifest import SplitEntry, StoredFile
+from ham_dist.data.manifest import StoredFile
 
 # What a reader takes at once: a shuffle in bounded memory is the better the more row groups it holds (perf/results/reader_cpu_2026-11.md).
 ROW_GROUP = 16_384
@@ -50,33 +50,9 @@ def write_shard(folder: Path, file: str, batches: Iterable[pa.RecordBatch | pa.T
     return stored_file(folder, path, rows), positives
 
 
-def write_split(folder: Path, split: str, batches: Iterable[pa.RecordBatch], schema: pa.Schema, rows_per_shard: int) -> SplitEntry:
-    """Write the rows of `batches`, however they are cut, as `split`/part-00000.parquet and so on, `rows_per_shard` in each but the last."""
-    (folder / split).mkdir()
-    written = [write_shard(folder, shard_name(split, number), part, schema) for number, part in enumerate(_parts(batches, rows_per_shard))]
-    shards = tuple(shard for shard, _ in written)
-    return SplitEntry(rows=sum(shard.rows for shard in shards), positives=sum(positives for _, positives in written), shards=shards)
-
-
 def shard_name(split: str, number: int) -> str:
     """Where shard `number` (from 0) of a split lies in the folder."""
     return f"{split}/part-{number:05d}.parquet"
-
-
-def _parts(batches: Iterable[pa.RecordBatch], rows_per_part: int) -> Iterator[list[pa.RecordBatch]]:
-    """The rows of `batches` in lists of `rows_per_part` rows each but the last."""
-    part: list[pa.RecordBatch] = []
-    room = rows_per_part
-    for batch in batches:
-        start = 0
-        while batch.num_rows - start >= room:
-            yield [*part, batch.slice(start, room)]
-            start, room, part = start + room, rows_per_part, []
-        if start < batch.num_rows:
-            part.append(batch.slice(start))
-            room -= batch.num_rows - start
-    if part:
-        yield part
 
 
 def _row_groups(batches: Iterable[pa.RecordBatch | pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
@@ -95,14 +71,6 @@ def _row_groups(batches: Iterable[pa.RecordBatch | pa.Table], schema: pa.Schema)
             rows_waiting -= ROW_GROUP
     if rows_waiting:
         yield pa.concat_tables(waiting).combine_chunks()
-
-
-def write_vocabulary(folder: Path, field: str, table: pa.Table) -> StoredFile:
-    """Write `table` (columns value, id, count) as vocabulary/<field>.parquet."""
-    path = folder / "vocabulary" / f"{field}.parquet"
-    path.parent.mkdir(exist_ok=True)
-    pq.write_table(table.cast(VOCABULARY_SCHEMA), path, row_group_size=ROW_GROUP)
-    return stored_file(folder, path, table.num_rows)
 
 
 def stored_file(folder: Path, path: Path, rows: int) -> StoredFile:

@@ -14,7 +14,7 @@ from ham_dist.data.encode import encode_raw
 from ham_dist.data.engine import Machine
 from ham_dist.data.manifest import Manifest
 from ham_dist.data.recipe import Recipe
-from ham_dist.data.shards import write_vocabulary
+from ham_dist.data.shards import VOCABULARY_SCHEMA, write_shard
 from ham_dist.errors import DataError
 from tests.data.raw_movielens import read_lines, write_lines, write_raw_movielens
 from tests.data.test_prepare import tenth
@@ -89,7 +89,7 @@ def test_decoded_ids_are_the_values_again(
     records = data.draw(st.lists(st.tuples(st.none() | value, st.lists(value, max_size=4)), min_size=1, max_size=20))
     in_lists = data.draw(st.booleans())
     for field in ("zip", "genres"):
-        write_vocabulary(folder, field, table)
+        write_shard(folder, f"vocabulary/{field}.parquet", [table.cast(VOCABULARY_SCHEMA)], VOCABULARY_SCHEMA)
     zips = pa.array([one for one, _ in records], pa.string())
     genres = [several if in_lists else "|".join(several) for _, several in records]
     records_table = pa.table({"zip": zips, "genres": pa.array(genres, pa.list_(pa.string()) if in_lists else pa.string())})
@@ -116,7 +116,8 @@ def test_raw_text_is_taken_letter_by_letter(zips: list[str], recipe: Recipe, tmp
     write_lines(folder / "movies.dat", ["1::x::Drama"])
     write_lines(folder / "ratings.dat", (f"{user}::1::3::0" for user in reversed(range(len(zips)))))
     distinct = sorted(set(zips))
-    write_vocabulary(folder, "zip", pa.table({"value": distinct, "id": range(1, len(distinct) + 1), "count": [1] * len(distinct)}))
+    vocabulary = pa.table({"value": distinct, "id": range(1, len(distinct) + 1), "count": [1] * len(distinct)}, schema=VOCABULARY_SCHEMA)
+    write_shard(folder, "vocabulary/zip.parquet", [vocabulary], VOCABULARY_SCHEMA)
     ids = encode_raw(recipe, folder / "vocabulary", folder, fields=["zip"])["zip"].to_pylist()
     assert [distinct[id - 1] for id in ids] == zips[::-1]
 
