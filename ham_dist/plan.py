@@ -119,7 +119,7 @@ def _narrow(
     """What the narrow model's tables and their state take at most, whichever columns the search keeps."""
     grid = _grid("after the search", "tables at most", "with gradients and state", "on one rank at most, the supernet besides")
     unit = KERNEL_WIDTH if rule.fused is not None else 1
-    rows = sum(table.rows for table in groups[TABLES])
+    rows = sum(table.rows for group in groups.values() for table in group)
     first_order = sum(table.rows * table.stored_width for table in groups.get(FIRST_ORDER, ()))
     held = max(cost.tables + cost.beside for cost in costs)
     copies = ranks.ranks if any(placement.replicated for placement in plan.placements) else 1

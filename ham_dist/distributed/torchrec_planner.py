@@ -39,15 +39,16 @@ def plan_by_torchrec(planner: Planner, groups: Mapping[str, Sequence[Table]], ba
     optimizer = rule.fused[0] if rule.fused is not None else torch.optim.Adam
     for parameter in model.parameters():
         parameter._optimizer_classes = [optimizer]  # type: ignore[attr-defined]
-    memory = topology.memory if rule.fused is not None else topology.memory * ADAM_COPIES // DENSE_COPIES
-    memory -= max(planner.load)
+    memory = max(0, int(topology.memory * planner.settings.memory_share) - max(planner.load))
+    if rule.fused is None:
+        memory = memory * ADAM_COPIES // DENSE_COPIES
     sharder: Any = EmbeddingBagCollectionSharder()
     try:
         with _quiet():
             made = EmbeddingShardingPlanner(
                 topology=Topology(topology.ranks, "cuda", hbm_cap=memory, local_world_size=topology.ranks_of_host),
                 batch_size=-(-batch_size // topology.ranks),
-                storage_reservation=FixedPercentageStorageReservation(1.0 - planner.settings.memory_share),
+                storage_reservation=FixedPercentageStorageReservation(0.0),
                 constraints={table.field: _constraints(planner, table) for group in tables.values() for table in group},
                 stats=[],
                 debug=False,

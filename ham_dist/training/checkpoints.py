@@ -83,7 +83,12 @@ class StageCheckpoints:
         failure: CheckpointError | None = None
         for moment in process_group.on_first_rank(lambda: moments(self.folder))[::-1]:
             try:
-                progress.take(self._load(moment))
+                values = self._load(moment)
+                best = _best(values["stopper"]["best_epoch"], values["epochs"])
+                if best != moment and not self._is_kept(best):
+                    # The stage ends with its best epoch: gone on from here, it could not end.
+                    raise CheckpointError(f"{self.folder / moment.name}: {best.name}, the best epoch up to it, is not there.")
+                progress.take(values)
             except CheckpointError as error:
                 failure = error
                 self._log.say(f"warning: {error}\n  It is passed over")
@@ -173,7 +178,12 @@ class StageCheckpoints:
 
     def _stop(self) -> None:
         self._settle()
-        raise Preempted("ended by SIGTERM; the last checkpoint is kept, and the same command with --run-dir and --resume goes on from it")
+        kept = (
+            "the newest checkpoint could not be written, and an earlier one is kept if there was one;"
+            if self._told
+            else "the last checkpoint is kept, and"
+        )
+        raise Preempted(f"ended by SIGTERM; {kept} the same command with --run-dir and --resume goes on from it")
 
     def _load(self, moment: Moment) -> dict[str, Any]:
         tensors = self._tensors()

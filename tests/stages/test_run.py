@@ -11,6 +11,7 @@ import torch
 
 from ham_dist.config.load import load_run
 from ham_dist.config.schema import RunSettings
+from ham_dist.distributed.checkpoint import VALUES, _sha256_of
 from ham_dist.errors import CheckpointError, TargetError
 from ham_dist.export.package import export_run
 from ham_dist.run import run_stages
@@ -227,6 +228,20 @@ def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(u
     assert metrics(folder) == metrics(unbroken)
     (warning,) = [line for line in (folder / "log.txt").read_text().splitlines() if "warning" in line]
     assert re.search(r"epoch-0003: cannot be loaded \(.*__0_0.distcp is not what was written\)", warning)
+
+
+def test_a_checkpoint_whose_best_epoch_is_gone_is_passed_over(unbroken: Path, tmp_path: Path) -> None:
+    """Gone on from, the stage could not end: it ends with its best epoch."""
+    folder, settings = tmp_path / "run", small_run(checkpoint={"keep": 3})
+    do_run(settings, folder, stop_after=3)
+    stage = folder / "checkpoints" / "pretrain"
+    whole = json.loads((stage / "epoch-0003" / VALUES).read_text())
+    whole["values"]["stopper"]["best_epoch"] = 2
+    (stage / "epoch-0003" / VALUES).write_text(json.dumps(whole | {"sha256": _sha256_of(whole["files"], whole["values"])}))
+    shutil.rmtree(stage / "epoch-0002")
+    do_run(settings, folder, resume=True)
+    assert "epoch-0003: epoch-0002, the best epoch up to it, is not there." in (folder / "log.txt").read_text()
+    assert result(folder) == result(unbroken)
 
 
 def test_fused_state_survives_resuming_on_other_ranks(tmp_path: Path) -> None:
