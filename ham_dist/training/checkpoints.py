@@ -84,10 +84,8 @@ class StageCheckpoints:
         for moment in process_group.on_first_rank(lambda: moments(self.folder))[::-1]:
             try:
                 values = self._load(moment)
-                best = _best(values["stopper"]["best_epoch"], values["epochs"])
-                if best != moment and not self._is_kept(best):
-                    # The stage ends with its best epoch: gone on from here, it could not end.
-                    raise CheckpointError(f"{self.folder / moment.name}: {best.name}, the best epoch up to it, is not there.")
+                if not self._can_end(moment, values["stopper"]["best_epoch"]):
+                    raise CheckpointError(f"{self.folder / moment.name}: the best epoch up to it, {values['stopper']['best_epoch']}, is not there.")
                 progress.take(values)
             except CheckpointError as error:
                 failure = error
@@ -143,10 +141,8 @@ class StageCheckpoints:
         self._settle()
         progress.tick()
         moment = Moment(progress.epochs, progress.steps)
-        best = _best(progress.stopper.best_epoch, progress.epochs)
         self._saved_at = time.monotonic()
-        # A run that went on from a checkpoint whose best is nowhere could not end.
-        if progress.stopper.best_epoch is not None and best != moment and not self._is_kept(best):
+        if not self._can_end(moment, progress.stopper.best_epoch):
             return
         self._owed = None
         values = {**progress.values(), "optimizer_steps": self.state.optimizers.steps}
@@ -166,6 +162,10 @@ class StageCheckpoints:
         if not self._told:
             self._log.say(f"warning: {failed.error}\n  Training goes on, and saving is tried again at the next time")
             self._told = True
+
+    def _can_end(self, moment: Moment, best_epoch: int | None) -> bool:
+        """Whether a stage that goes on from `moment` could end, as it does with its best epoch: None before there is one."""
+        return best_epoch is None or Moment(best_epoch) == moment or self._is_kept(Moment(best_epoch))
 
     def _is_kept(self, moment: Moment) -> bool:
         """Whether the checkpoint is on the disk; one that is owed is tried again."""

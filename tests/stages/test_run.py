@@ -240,7 +240,7 @@ def test_a_checkpoint_whose_best_epoch_is_gone_is_passed_over(unbroken: Path, tm
     (stage / "epoch-0003" / VALUES).write_text(json.dumps(whole | {"sha256": _sha256_of(whole["files"], whole["values"])}))
     shutil.rmtree(stage / "epoch-0002")
     do_run(settings, folder, resume=True)
-    assert "epoch-0003: epoch-0002, the best epoch up to it, is not there." in (folder / "log.txt").read_text()
+    assert "epoch-0003: the best epoch up to it, 2, is not there." in (folder / "log.txt").read_text()
     assert result(folder) == result(unbroken)
 
 
