@@ -1,10 +1,9 @@
 """Raw records -> ids, for scoring: by the expressions that prepared the training data, without torch."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import ibis
 import numpy as np
@@ -68,7 +67,7 @@ def encode_raw(
         sides = _sides(engine, recipe, raw, names) if recipe is not None and raw.is_dir() else []
         encoder = Encoder(engine, made, tables, sides)
         schema = pa.schema(id_columns({name: isinstance(known[name], MultiValued) for name in names}))
-        blocks = [pa.table(encoder.encode(samples, rows)).cast(schema) for samples, rows in _records(engine, recipe, raw, made)]
+        blocks = [pa.table(encoder.encode(records)).cast(schema) for records in _records(engine, recipe, raw, made)]
         return pa.concat_tables([schema.empty_table(), *blocks]).combine_chunks()
 
 
@@ -99,11 +98,28 @@ def _read_vocabulary(engine: DuckDB, path: Path) -> ibis.Table:
     return table
 
 
-Records = Iterator[tuple[ibis.Table, np.ndarray[Any, Any]]]
+class Records:
+    """Neighbouring records in memory, as the Samples of an encoder.
+
+    table: the columns that the fields are made from.
+    """
+
+    def __init__(self, engine: DuckDB, table: pa.Table) -> None:
+        self._engine, self._table = engine, table
+        self.columns: Collection[str] = table.column_names
+        self.rows = np.arange(table.num_rows)
+
+    def cells(self, column: str) -> pa.Array:
+        """A column of the records."""
+        return self._table[column].combine_chunks()
+
+    def view(self) -> ibis.Table:
+        """All of them."""
+        return self._engine.show_arrow(Encoder.VIEW, self._table.append_column(ROW, pa.array(self.rows)))
 
 
-def _records(engine: DuckDB, recipe: Recipe | None, raw: Path, made: Mapping[str, Made]) -> Records:
-    """Blocks of records in order: the columns that the fields are made from, and ROW."""
+def _records(engine: DuckDB, recipe: Recipe | None, raw: Path, made: Mapping[str, Made]) -> Iterator[Records]:
+    """The records of a file or folder, in blocks."""
     if raw.is_dir():
         if recipe is None:
             columns = ", ".join(column for column, _, _ in made.values())
@@ -128,21 +144,18 @@ def _sides(engine: DuckDB, recipe: Recipe, raw: Path, fields: Sequence[str]) -> 
     return sides
 
 
-def _raw_records(engine: DuckDB, recipe: Recipe, raw: Path, fields: Sequence[str]) -> Records:
+def _raw_records(engine: DuckDB, recipe: Recipe, raw: Path, fields: Sequence[str]) -> Iterator[Records]:
     files = find_raw(recipe, raw)
     columns = recipe.columns_of(fields)
     wanted = {name: columns[name] for name in recipe.samples.columns if name in columns}
-    before = 0
     for name in recipe.samples.files:
         for block in sample_blocks(files[name], recipe.samples.columns, recipe.format):
             rows = parse(block, recipe.samples.columns, wanted, recipe.format)
             _refuse_rejected(files[name], rows)
-            samples, positions = _numbered(engine, rows.table, before)
-            before += len(positions)
-            yield samples, positions
+            yield Records(engine, rows.table)
 
 
-def _csv_records(engine: DuckDB, path: Path, made: Mapping[str, Made]) -> Records:
+def _csv_records(engine: DuckDB, path: Path, made: Mapping[str, Made]) -> Iterator[Records]:
     head = next(read_blocks(path, _CSV, block_bytes=1 << 16), None)
     names = (
         []
@@ -151,33 +164,21 @@ def _csv_records(engine: DuckDB, path: Path, made: Mapping[str, Made]) -> Record
     )
     _require_columns(path, names, made)
     wanted = {column: "float64" if isinstance(field, Numeric) else "string" for column, field, _ in made.values()}
-    before = 0
     for block in sample_blocks(path, names, _CSV):
         rows = parse(block, names, wanted, _CSV)
         _refuse_rejected(path, rows)
-        samples, positions = _numbered(engine, rows.table, before)
-        before += len(positions)
-        yield samples, positions
+        yield Records(engine, rows.table)
 
 
-def _parquet_records(engine: DuckDB, path: Path, made: Mapping[str, Made]) -> Records:
+def _parquet_records(engine: DuckDB, path: Path, made: Mapping[str, Made]) -> Iterator[Records]:
     try:
         with pq.ParquetFile(path) as file:
             _require_columns(path, file.schema_arrow.names, made)
-            before = 0
             for batch in file.iter_batches(columns=list(dict.fromkeys(column for column, _, _ in made.values()))):
                 table = pa.table({column: _as_kind(path, column, batch.column(column), field) for column, field, _ in made.values()})
-                samples, positions = _numbered(engine, table, before)
-                before += len(positions)
-                yield samples, positions
+                yield Records(engine, table)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a Parquet file that can be read ({str(error).splitlines()[0]})") from None
-
-
-def _numbered(engine: DuckDB, table: pa.Table, before: int) -> tuple[ibis.Table, np.ndarray[Any, Any]]:
-    """Records with their places, of which the first is `before`."""
-    positions = np.arange(before, before + table.num_rows)
-    return engine.show_arrow(Encoder.VIEW, table.append_column(ROW, pa.array(positions))), positions
 
 
 def _refuse_rejected(path: Path, rows: Rows) -> None:

@@ -1,6 +1,7 @@
 """Raw files -> Parquet shards, vocabularies and manifest.json, as a recipe says: staging, then a pass that counts and a pass that encodes."""
 
 import logging
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ import pyarrow as pa
 from ham_dist.config.paths import local_path
 from ham_dist.data.columns import Categorical, Join
 from ham_dist.data.engine import Engine, Machine, open_engine
-from ham_dist.data.expressions import ROW, Sides, cells_of, vocabulary_of
+from ham_dist.data.expressions import Sides, cells_of, vocabulary_of
 from ham_dist.data.folder import already_there
 from ham_dist.data.ids import Encoder
 from ham_dist.data.lines import REJECTED_SCHEMA, rejected_table
@@ -209,19 +210,15 @@ class _Preparation:
     def _encode(self, splits: dict[str, StagedSplit], sides: Sides, entries: Sequence[FieldEntry]) -> dict[str, SplitEntry]:
         """Every shard, written."""
         parts = [(split, number) for split in SPLITS for number in range(-(-splits[split].rows // self.rows_per_shard))]
-        encoder = _encoder(self.engine, self.recipe, {e.name: self.work.data / e.vocabulary.file for e in entries}, sides)
+        encoder = self._encoder({e.name: self.work.data / e.vocabulary.file for e in entries}, sides)
         schema = split_schema({entry.name: entry.multi_valued for entry in entries})
         together = self._shards_together(entries)
         with progress("encoding", sum(staged.rows for staged in splits.values())) as step, ThreadPoolExecutor(1) as pool:
             writing: Future[None] | None = None
             for split, numbers in _groups(parts, together, lambda part: self.work.record(_shard_record(*part)) is not None):
                 first, last = numbers[0] * self.rows_per_shard, min((numbers[-1] + 1) * self.rows_per_shard, splits[split].rows)
-                paths, known = splits[split].part(first, last)
-                rows = known[ROW].to_numpy()
-                staged = self.engine.read_parquet(paths)
-                staged = staged.filter(staged[ROW].between(int(rows[0]), int(rows[-1])))
-                ids = encoder.encode(self.engine.show(Encoder.VIEW, staged), rows)
-                table = pa.table({LABEL: known[STAGED_LABEL], **ids}).cast(schema)
+                staged = splits[split].part(self.engine, first, last)
+                table = pa.table({LABEL: staged.cells(STAGED_LABEL), **encoder.encode(staged)}).cast(schema)
                 if writing is not None:
                     writing.result()
                 writing = pool.submit(self._write_shards, split, numbers, table, schema)
@@ -234,6 +231,13 @@ class _Preparation:
             shards = tuple(StoredFile(**record["stored"]) for record in records)
             entry[split] = SplitEntry(rows=splits[split].rows, positives=sum(record["positives"] for record in records), shards=shards)
         return entry
+
+    def _encoder(self, vocabularies: dict[str, Path], sides: Sides) -> Encoder:
+        fields = {name: (self.recipe.column(name), field, self.recipe.max_rows_of(name)) for name, field in self.recipe.fields.items()}
+        kept = {
+            name: self.engine.keep(self.engine.read_parquet([vocabularies[name]])) for name, (_, field, _) in fields.items() if not _is_hashed(field)
+        }
+        return Encoder(self.engine, fields, kept, sides, self.machine.threads or os.cpu_count() or 1)
 
     def _write_shards(self, split: str, numbers: Sequence[int], table: pa.Table, schema: pa.Schema) -> None:
         for place, number in enumerate(numbers):
@@ -255,12 +259,6 @@ class _Preparation:
             lines = chain(sides, rejected_lines(self.work.stage, segments))
             stored, _ = write_shard(self.work.data, "rejected/lines.parquet", lines, REJECTED_SCHEMA)
         return Rejected(samples=rejected.total(), reasons=dict(sorted(reasons.items())), stored=stored)
-
-
-def _encoder(engine: Engine, recipe: Recipe, vocabularies: dict[str, Path], sides: Sides) -> Encoder:
-    fields = {name: (recipe.column(name), field, recipe.max_rows_of(name)) for name, field in recipe.fields.items()}
-    kept = {name: engine.keep(engine.read_parquet([vocabularies[name]])) for name, field in recipe.fields.items() if not _is_hashed(field)}
-    return Encoder(engine, fields, kept, sides)
 
 
 def _is_hashed(field: Any) -> bool:

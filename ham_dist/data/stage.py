@@ -4,18 +4,21 @@ A segment is one block of a raw file. It is parsed, cut into splits and written 
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import ibis
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ham_dist.data.columns import FileSplit
+from ham_dist.data.engine import Engine
 from ham_dist.data.expressions import ROW, tenth_of
+from ham_dist.data.ids import Encoder
 from ham_dist.data.lines import Rejected, parse, rejected_table
 from ham_dist.data.manifest import SPLITS
 from ham_dist.data.progress import Step
@@ -26,8 +29,6 @@ from ham_dist.data.work import Work
 
 # The label of a staged row. No recipe can name a column so.
 STAGED_LABEL = "_label"
-# Small enough for the threads of an engine to share a shard's rows.
-_ROW_GROUP = 32_768
 # Text, columns and Parquet of one block under way, in sizes of a block.
 _MEMORY_OF_A_BLOCK = 12
 
@@ -174,7 +175,7 @@ def _write_parquet(table: pa.Table, path: Path) -> None:
     beside = path.with_suffix(".partial")
     # A dictionary of positions, which are all different, would cost time for nothing.
     repeating = [name for name in table.column_names if name != ROW]
-    pq.write_table(table, beside, row_group_size=_ROW_GROUP, compression="lz4", use_dictionary=repeating, write_statistics=[ROW])
+    pq.write_table(table, beside, compression="lz4", use_dictionary=repeating, dictionary_pagesize_limit=BLOCK_BYTES, write_statistics=[ROW])
     os.replace(beside, path)
 
 
@@ -196,13 +197,39 @@ class StagedSplit:
         """How many there are."""
         return sum(self.counts)
 
-    def part(self, first: int, last: int) -> tuple[list[Path], pa.Table]:
-        """Of rows `first` to `last` (not included) of the split: the files that hold them, and their ROW and label."""
+    def part(self, engine: Engine, first: int, last: int) -> "StagedPart":
+        """Rows `first` to `last` (not included) of the split."""
         ends = np.cumsum(self.counts)
         low, high = int(np.searchsorted(ends, first, side="right")), int(np.searchsorted(ends, last, side="left"))
-        paths = self.paths[low : high + 1]
-        table = pa.concat_tables(pq.read_table(path, columns=[ROW, STAGED_LABEL], partitioning=None) for path in paths)
-        return paths, table.slice(first - int(ends[low] - self.counts[low]), last - first)
+        skipped = first - int(ends[low] - self.counts[low])
+        return StagedPart(engine, self.paths[low : high + 1], skipped, last - first)
+
+
+class StagedPart:
+    """Neighbouring rows of a split, as the Samples of an encoder.
+
+    skipped, count: they are so many rows of the files `paths` together, after the first ones.
+    """
+
+    def __init__(self, engine: Engine, paths: Sequence[Path], skipped: int, count: int) -> None:
+        self._engine, self._paths, self._skipped, self._count = engine, paths, skipped, count
+        self._metadata = [pq.read_metadata(path) for path in paths]
+        self.columns: Collection[str] = [name for name in self._metadata[0].schema.names if name not in (ROW, STAGED_LABEL)]
+        self.rows = self.cells(ROW).to_numpy()
+
+    def cells(self, column: str) -> pa.Array:
+        """A column of the staged rows: numbers as they are, text as a dictionary."""
+        pieces = []
+        for path, metadata in zip(self._paths, self._metadata, strict=True):
+            with pq.ParquetFile(path, metadata=metadata, read_dictionary=[column]) as file:
+                pieces += file.read([column], use_threads=False).column(0).chunks
+        cells = pa.chunked_array(pieces).slice(self._skipped, self._count)
+        return cells.unify_dictionaries().combine_chunks()
+
+    def view(self) -> ibis.Table:
+        """All of them, by the engine's own reading."""
+        staged = self._engine.read_parquet(self._paths)
+        return self._engine.show(Encoder.VIEW, staged.filter(staged[ROW].between(int(self.rows[0]), int(self.rows[-1]))))
 
 
 def rejected_lines(stage: Path, segments: Sequence[Segment]) -> Iterator[pa.Table]:
