@@ -204,6 +204,8 @@ class SearchSettings(Settings):
     """eps: start of every alpha (HAM paper, section 4.3)."""
     alpha_learning_rate: PositiveFloat = 1e-3
     """eta of Eq. 3 (HAM paper, section 4.3)."""
+    alpha_every: PositiveInt = 1
+    """Training steps to one step on alpha. The paper takes one of each in turn; at `n`, alpha moves n times less in an epoch."""
     push: PositiveFloat = 5e-5
     """mu of Eq. 3: how hard the count is pushed to the target (HAM paper, section 4.3)."""
 

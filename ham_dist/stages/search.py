@@ -12,7 +12,7 @@ from ham_dist.training.checkpoints import StageCheckpoints
 from ham_dist.training.evaluation import evaluate
 from ham_dist.training.guard import Guard
 from ham_dist.training.loop import LossCheck, mask_gradient, train_epoch, weight_step
-from ham_dist.training.progress import Counts, StageProgress
+from ham_dist.training.progress import StageProgress
 from ham_dist.training.run_log import RunLog
 from ham_dist.training.samples import Samples
 from ham_dist.training.state import TrainingState
@@ -25,18 +25,20 @@ def search(state: TrainingState, method: Method, samples: Samples, checkpoints: 
     Leaves the searched weights in `state`, under the mask that the returned columns make.
     """
     settings, budget = state.settings.search, method.space.budget
+    alpha_steps = -(-samples.steps // settings.alpha_every)
     progress = StageProgress(EarlyStopper(settings.patience))
     checkpoints.resume(progress)
     log.truncate_after("search", progress.epochs - 1)
     guard = Guard("search", state.sharded, progress, checkpoints, log)
     while method.searches and progress.epochs < settings.epochs and not progress.stopper.done:
-        epoch, counts = progress.epochs, progress.counts
-        validation = samples.validation_forever(start=epoch * samples.steps + progress.steps)
-        loss = train_epoch("search", samples, log, progress, guard, partial(_alternate, state, method, validation, counts, guard.check))
+        epoch = progress.epochs
+        validation = samples.validation_forever(start=epoch * alpha_steps + -(-progress.steps // settings.alpha_every))
+        loss = train_epoch("search", samples, log, progress, guard, partial(_alternate, state, method, validation, progress, guard.check))
         # Judged by the columns that would be kept if the search ended here: the open ones are now more and now fewer than the target,
         # and the AUC of models of different sizes says nothing of the search.
         state.sharded.mask.set(method.choice().to(state.sharded.device))
         quality = evaluate(state, samples.evaluation("validation"))
+        counts = progress.counts
         progress.finish_epoch(quality.auc, counts=counts.reached(budget.limit) or budget.near(method.mask()))
         log.metrics(
             "search", epoch, state.optimizers.steps,
@@ -55,13 +57,13 @@ def search(state: TrainingState, method: Method, samples: Samples, checkpoints: 
 
 
 def _alternate(
-    state: TrainingState, method: Method, validation: Iterator[Batch], counts: Counts, check: LossCheck, train_batch: Batch
+    state: TrainingState, method: Method, validation: Iterator[Batch], progress: StageProgress, check: LossCheck, train_batch: Batch
 ) -> torch.Tensor:
-    """One step on alpha, then one on the weights under the mask that it gives."""
-    validation_batch = next(validation)
-    method.step(partial(mask_gradient, state, validation_batch))  # Eq. 3
+    """One step on alpha where it is due, then one on the weights under the mask that it gives."""
+    if progress.steps % state.settings.search.alpha_every == 0:
+        method.step(partial(mask_gradient, state, next(validation)))  # Eq. 3
     mask = method.mask()
-    counts.saw(method.space.budget.used(mask))
+    progress.counts.saw(method.space.budget.used(mask))
     state.sharded.mask.set(mask)
     return weight_step(state, train_batch, check)
 

@@ -2,17 +2,20 @@
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from ham_dist.config.schema import RunSettings
 from ham_dist.errors import Preempted
+from ham_dist.methods.ham import HardAuxiliaryMask
+from ham_dist.methods.method import MaskGradient
 from ham_dist.run import run_stages
 from ham_dist.training.guard import Guard
 from tests.multiprocess import run_on_ranks
-from tests.stages.small_run import tiny_run
+from tests.stages.small_run import TINY_STEPS, tiny_run
 from tests.stages.test_run import FLOAT64, assert_same_bits, do_run, metrics, result
 
 
@@ -39,6 +42,19 @@ def after_steps(count: int, *, terminate: bool = False) -> Iterator[None]:
         yield
     finally:
         Guard.finish_step = finish_step  # type: ignore[method-assign]
+
+
+@contextmanager
+def counted_alpha_steps() -> Iterator[list[int]]:
+    """Inside, the one number of the list counts the steps on alpha."""
+    step, count = HardAuxiliaryMask.step, [0]
+
+    def counted(self: HardAuxiliaryMask, gradient_at: MaskGradient) -> None:
+        count[0] += 1
+        step(self, gradient_at)
+
+    with patch.object(HardAuxiliaryMask, "step", counted):
+        yield count
 
 
 def do_part(settings: RunSettings, folder: Path, steps: int) -> None:
@@ -70,6 +86,17 @@ def test_a_run_stopped_within_epochs_of_all_stages_goes_on_to_the_same_bits(unbr
     assert result(folder) == result(unbroken)
     assert metrics(folder) == metrics(unbroken)
     assert_same_bits(folder, unbroken)
+
+
+def test_alpha_steps_that_are_due_every_few_steps_go_on_within_an_epoch(tmp_path: Path) -> None:
+    settings = tiny_run(search={"alpha_every": 5})
+    with counted_alpha_steps() as of_unbroken:
+        do_run(settings, tmp_path / "unbroken")
+    assert of_unbroken == [2 * 3], "steps 0, 5 and 10 of the 12 of each epoch"
+    for steps in (24 + 7, TINY_STEPS):
+        with counted_alpha_steps(), after_steps(steps), suppress(Stopped):
+            run_stages(settings, tmp_path / "run", resume=True)
+    assert_same_bits(tmp_path / "run", tmp_path / "unbroken")
 
 
 def test_the_same_ranks_go_on_within_an_epoch_to_the_same_bits_in_float32(tmp_path: Path) -> None:
