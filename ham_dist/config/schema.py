@@ -153,11 +153,12 @@ class OrthogonalitySettings(Settings):
     weight: PositiveFloat = 1e-3
     """lambda: 1e-3 on MovieLens-1M, 1e-6 with `cosine` on Avazu in the paper."""
     application: Literal["coupled", "decoupled"] = "coupled"
-    """`coupled`: added to the gradient before the optimizer's rule, as in the paper; `decoupled`: V <- V - step * every * dR/dV beside it."""
+    """`coupled`: added to the gradient before the optimizer's rule, to every row at every step, as in the paper; `decoupled`: beside the optimizer,
+    as far as its rule would take such a gradient, at a cost that does not grow with the rows."""
     every: PositiveInt = 10
-    """Decoupled only: steps from one application to the next."""
-    step: PositiveFloat = 1e-3
-    """Decoupled only: length of the step, per training step; `weight` is not used there."""
+    """Decoupled only: steps from one application to the next, which makes up for the steps between."""
+    rows: PositiveInt = 4096
+    """Decoupled only: about so many rows of each table at a time, evenly spread over it, in rotation. A row is moved for all steps since its turn."""
 
 
 class PretrainSettings(Settings):

@@ -1,6 +1,6 @@
-"""Gram matrices of tables that lie on the ranks, and multiplying tables by a small matrix in place.
+"""Gram matrices of tables that lie on the ranks, and the products of tables with a small matrix.
 
-    V (C, d) a table, G = V'V (d, d)
+    V (C, d) a table, or every k-th row of one; G = V'V (d, d)
 
 Callers ask by table and need not know how it is sharded. What it takes:
     a whole table on a rank (or a copy on each)   nothing: G is that rank's own
@@ -10,6 +10,7 @@ Callers ask by table and need not know how it is sharded. What it takes:
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -22,18 +23,62 @@ from ham_dist.distributed.sharding import TABLES, LocalTable, ShardedModel, join
 MatrixOf = Callable[[torch.Tensor, int], torch.Tensor]
 """A (d, d) matrix, or a number, made from the Gram matrix and the base width of a table."""
 
+
+@dataclass(frozen=True)
+class Turn:
+    """Which rows of each table have their turn: every k-th one, k such that these are about `rows`; the next turn has those after them.
+
+    Ids go by frequency, so that evenly spread rows stand for the table, where neighbours would not.
+
+    number: how many turns came before.
+    """
+
+    number: int
+    rows: int
+
+    def of(self, table_rows: int) -> tuple[int, int]:
+        """The first row of a table that has its turn, and how many rows on the next one lies."""
+        stride = -(-table_rows // self.rows)
+        return self.number % stride, stride
+
+
+@dataclass(frozen=True)
+class Product:
+    """Some rows of this rank's part of a table, and their product with a matrix.
+
+    key:     the table's, as in `ShardedModel.placements`.
+    rows:    which rows of the part.
+    columns: which of the table's columns in use lie here.
+    stride:  of the turn.
+    values:  (rows, columns), the table's own memory.
+    product: (rows, columns) of V M.
+    matrix:  M (d, d).
+    """
+
+    key: str
+    rows: slice
+    columns: slice
+    stride: int
+    values: torch.Tensor
+    product: torch.Tensor
+    matrix: torch.Tensor
+
+
 BLOCK_NUMBERS = 1 << 22
 """Numbers of a table that are multiplied at a time, so that no second copy of it comes up."""
 
 
-def grams(model: ShardedModel) -> dict[str, torch.Tensor]:
+def grams(model: ShardedModel, turn: Turn | None = None) -> dict[str, torch.Tensor]:
     """G of each table under search that this rank has something of, (d, d) float32; the same on every rank that has it. A collective.
 
     Where G is a sum over ranks it is summed in float64 and rounded to float32, so that it does not depend on how many they are.
+
+    turn: of these rows alone, scaled up to the table: over all turns, the mean is G of the whole table (but for a last row more or less).
     """
-    found, sums = {}, {}
-    for field, placement in model.plan.groups[TABLES].items():
-        local = model.local.get(field)
+    found, sums, scale = {}, {}, {}
+    for field, placement, local in _held(model, turn):
+        first, stride = (0, 1) if turn is None else turn.of(placement.table.rows)
+        scale[field] = placement.table.rows / len(range(first, placement.table.rows, stride))
         if placement.splits_columns or placement.shares_rows:
             sums[field] = torch.zeros(placement.table.width, placement.table.width, dtype=torch.float64, device=model.device)
             for rows in _whole_rows(model, placement, local):
@@ -41,9 +86,9 @@ def grams(model: ShardedModel) -> dict[str, torch.Tensor]:
                 sums[field] += block.T @ block
         elif local is not None:
             columns = local.columns.detach()
-            found[field] = columns.T @ columns
+            found[field] = columns.T @ columns * scale[field]
     if sums:
-        flat = process_group.sum_over_ranks(torch.cat([matrix.flatten() for matrix in sums.values()]))
+        flat = process_group.sum_over_ranks(torch.cat([matrix.flatten() * scale[field] for field, matrix in sums.items()]))
         parts = flat.split([matrix.numel() for matrix in sums.values()])
         found |= {field: rounded(part, FLOAT32_BITS).float().view_as(sums[field]) for field, part in zip(sums, parts, strict=True)}
     return found
@@ -66,18 +111,23 @@ def add_to_gradients(model: ShardedModel, matrix_of: MatrixOf, scale: float) -> 
 
 
 @torch.no_grad()
-def multiply(model: ShardedModel, matrix_of: MatrixOf, step: float) -> None:
-    """V <- V - step * V matrix_of(G), in place, for each table."""
-    matrices = _matrices(model, matrix_of)
-    for field, placement in model.plan.groups[TABLES].items():
-        local = model.local.get(field)
-        if placement.splits_columns:
-            for rows, product in _products(model, placement, local, matrices[field]):
-                assert local is not None
-                local.columns[rows].sub_(product, alpha=step)
-        elif local is not None:
-            for block in local.columns.split(max(1, BLOCK_NUMBERS // local.table.stored_width)):
-                block.sub_(block @ matrices[field], alpha=step)
+def products(model: ShardedModel, matrix_of: MatrixOf, turn: Turn) -> Iterator[Product]:
+    """V matrix_of(G) of the rows of each table that have their turn, with G as they tell it. A collective: go through to the end."""
+    matrices = _matrices(model, matrix_of, turn)
+    for field, placement, local in _held(model, turn):
+        _, stride = turn.of(placement.table.rows)
+        pieces = (
+            _products(model, placement, local, matrices[field])
+            if placement.splits_columns
+            else []
+            if local is None
+            else [(slice(0, local.part.rows), local.columns @ matrices[field])]
+        )
+        for rows, product in pieces:
+            assert local is not None
+            first = _first_row(model.local[field], turn)
+            there = slice(first + rows.start * stride, first + rows.stop * stride, stride)
+            yield Product(f"{TABLES}/{field}", there, local.in_use, stride, local.columns[rows], product, matrices[field])
 
 
 def sum_over_tables(model: ShardedModel, number_of: MatrixOf) -> float:
@@ -104,8 +154,27 @@ def _counted_once(model: ShardedModel) -> Iterator[tuple[str, torch.Tensor]]:
             yield field, matrix
 
 
-def _matrices(model: ShardedModel, matrix_of: MatrixOf) -> dict[str, torch.Tensor]:
-    return {field: matrix_of(matrix, model.plan.groups[TABLES][field].table.base_width) for field, matrix in grams(model).items()}
+def _matrices(model: ShardedModel, matrix_of: MatrixOf, turn: Turn | None = None) -> dict[str, torch.Tensor]:
+    return {field: matrix_of(matrix, model.plan.groups[TABLES][field].table.base_width) for field, matrix in grams(model, turn).items()}
+
+
+def _held(model: ShardedModel, turn: Turn | None = None) -> Iterator[tuple[str, Placement, LocalTable | None]]:
+    """Every table under search and this rank's part of it, whole or as a table of just the rows that have their turn."""
+    for field, placement in model.plan.groups[TABLES].items():
+        local = model.local.get(field)
+        if turn is not None:
+            first, stride = turn.of(placement.table.rows)
+            placement = replace(placement, parts=tuple(part.of_turn(first, stride) for part in placement.parts))
+            if local is not None:
+                values = local.values[_first_row(local, turn) :: stride]
+                local = replace(local, part=local.part.of_turn(first, stride), values=values)
+        yield field, placement, local
+
+
+def _first_row(local: LocalTable, turn: Turn) -> int:
+    """The first row of this rank's part that has its turn."""
+    first, stride = turn.of(local.table.rows)
+    return (first - local.part.first_row) % stride
 
 
 def _whole_rows(model: ShardedModel, placement: Placement, local: LocalTable | None) -> Iterator[torch.Tensor]:

@@ -49,6 +49,11 @@ class Part:
         last = max(min(self.first_row + self.rows, stop), first)
         return Part(self.rank, first, last - first, self.first_column, self.columns)
 
+    def of_turn(self, phase: int, stride: int) -> "Part":
+        """What of it lies in the table of the rows phase, phase + stride, phase + 2 stride ...; maybe no row."""
+        first, last = (-((phase - row) // stride) for row in (self.first_row, self.first_row + self.rows))
+        return Part(self.rank, max(0, first), max(0, last) - max(0, first), self.first_column, self.columns)
+
 
 @dataclass(frozen=True)
 class Placement:

@@ -15,6 +15,9 @@ from ham_dist.errors import BackendError
 EPSILON = 1e-8
 """Added to the root in Adagrad's rules: fbgemm's default, given to all kernels alike so that a table moves alike under each."""
 
+ADAM_DECAY = 0.999
+"""Beta 2 of Adam's rules: torch's and fbgemm's default."""
+
 OpenOptimizer = Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]
 
 
@@ -61,6 +64,22 @@ class TableRule:
         numbers = rows * columns
         state = sum(rows if of_row else numbers for of_row in self.states.values())
         return numbers * BYTES_PER_NUMBER, (state + (0 if fused else numbers)) * BYTES_PER_NUMBER
+
+    def divisor(self, states: Mapping[str, torch.Tensor], gradient: torch.Tensor, steps: int) -> torch.Tensor | float:
+        """What the rule divides a gradient by, if the same came in every one of the `steps` steps beside those that it remembers.
+
+        states:   of the rows of `gradient`, by name: of its shape, or (rows, 1) where the rule keeps one number a row.
+        gradient: (rows, columns).
+        returns:  of the shape of `gradient` or (rows, 1); 1 under plain descent. LAMB's trust ratio is left out.
+        """
+        square = gradient.square()
+        if "sum" in states:
+            own = square.mean(dim=1, keepdim=True) if self.states["sum"] else square
+            return (states["sum"] + steps * own).sqrt() + EPSILON
+        if "exp_avg_sq" in states:
+            own = square.mean(dim=1, keepdim=True) if self.states["exp_avg_sq"] else square
+            return (states["exp_avg_sq"] / (1.0 - ADAM_DECAY**steps) + own).sqrt() + EPSILON
+        return 1.0
 
 
 def _adam(parameters: Iterable[nn.Parameter], rate: float) -> torch.optim.Optimizer:

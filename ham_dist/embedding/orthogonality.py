@@ -44,6 +44,19 @@ def gradient_matrix(gram: torch.Tensor, form: Form, base_width: int) -> torch.Te
     return scale * inverse[:, None] * (difference - torch.diag(along)) * inverse[None, :]
 
 
+def damped(values: torch.Tensor, product: torch.Tensor, matrix: torch.Tensor, rate: torch.Tensor | float) -> torch.Tensor:
+    """V - rate * V M where that is short, and no farther than is safe where it is long: column k moves by rate / (1 + rate |M|_k).
+
+    Rows that have waited many steps for their turn have a rate of many steps, and may not be thrown past the place that it leads to.
+
+    values:  V (rows, d), or some of its columns.
+    product: V M, of the same shape.
+    matrix:  M, of just these columns (d, columns), symmetric in all; |M|_k is the sum of the column's absolute values, a bound on what it pulls.
+    rate:    a number, or one for each number of V.
+    """
+    return values - product * (rate / (1.0 + rate * matrix.abs().sum(dim=0)))
+
+
 def _difference(gram: torch.Tensor, form: Form) -> torch.Tensor:
     identity = torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
     if form == "gram":

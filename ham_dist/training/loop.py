@@ -39,7 +39,7 @@ def weight_step(state: TrainingState, batch: Batch, check: LossCheck | None = No
     loss.backward()
     state.regularizer.before_step(state.sharded)
     state.optimizers.step()
-    state.regularizer.after_step(state.sharded, state.optimizers.steps)
+    state.regularizer.after_step(state.sharded, state.optimizers)
     return loss.detach()
 
 

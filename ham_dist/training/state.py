@@ -140,7 +140,7 @@ def _placed(settings: RunSettings, plan: Plan, interaction: Interaction, device:
     rule = table_rule(settings.optimizer)
     sharded = ShardedModel(model, plan, model.mask, device=device, rule=rule, learning_rate=settings.optimizer.tables_learning_rate)
     optimizers = Optimizers(sharded, interaction.parameters(), settings.optimizer)
-    return TrainingState(settings, sharded, interaction, optimizers, Regularizer(settings.orthogonality))
+    return TrainingState(settings, sharded, interaction, optimizers, Regularizer(settings.orthogonality, settings.optimizer))
 
 
 @torch.no_grad()

@@ -112,7 +112,7 @@ def loaded(path: Path, cases: dict[str, RunSettings]) -> dict[str, dict[str, tor
 
 
 def checkpoint_cases(tables: dict[str, str], without_columns: dict[str, str]) -> dict[str, RunSettings]:
-    decoupled = {"application": "decoupled"}
+    decoupled = {"application": "decoupled", "every": 2, "rows": 16}
     return {
         "adam": settings("dcnv2", sharding={"tables": tables}),
         "adagrad": settings("dcnv2", sharding={"tables": tables}, optimizer={"tables": "adagrad"}, orthogonality=decoupled),

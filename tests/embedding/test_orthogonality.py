@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ham_dist.embedding.orthogonality import Form, gradient_matrix, penalty
+from ham_dist.embedding.orthogonality import Form, damped, gradient_matrix, penalty
 
 
 def by_autograd(table: torch.Tensor, form: Form) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,3 +46,21 @@ def test_steps_down_the_gradient_make_columns_orthogonal() -> None:
     for _ in range(200):
         table = table - 0.5 * table @ gradient_matrix(table.T @ table, "gram", 6)
     assert penalty(table.T @ table, "gram", 6) < 1e-3 * before
+
+
+def test_a_damped_step_is_a_plain_one_where_it_is_short_and_never_overshoots_where_it_is_long() -> None:
+    table = torch.randn(40, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) * 3.0
+    matrix = gradient_matrix(table.T @ table, "gram", 6)
+    product = table @ matrix
+    torch.testing.assert_close(damped(table, product, matrix, 1e-6), table - 1e-6 * product, rtol=0, atol=1e-5)
+    assert not torch.equal(damped(table, product, matrix, 1e-6), table)
+    before = penalty(table.T @ table, "gram", 6)
+    for rate in (1.0, 1e3, 1e12):
+        moved = damped(table, product, matrix, torch.full_like(table, rate))
+        assert penalty(moved.T @ moved, "gram", 6) < before, rate
+        assert moved.abs().max() < 2.0 * table.abs().max()
+    short = table * 1e-3
+    pulled = gradient_matrix(short.T @ short, "gram", 6)
+    grown = damped(short, short @ pulled, pulled, 1e12)
+    assert bool((grown.norm(dim=0) > short.norm(dim=0)).all())
+    assert bool((grown.norm(dim=0) <= 2.0 * short.norm(dim=0)).all()), "at most twice as long in a turn, however long it has waited"

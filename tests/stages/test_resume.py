@@ -16,7 +16,7 @@ from ham_dist.run import run_stages
 from ham_dist.training.guard import Guard
 from tests.multiprocess import run_on_ranks
 from tests.stages.small_run import TINY_STEPS, tiny_run
-from tests.stages.test_run import FLOAT64, assert_same_bits, do_run, metrics, result
+from tests.stages.test_run import DECOUPLED, FLOAT64, assert_same_bits, do_run, metrics, result
 
 
 class Stopped(Exception):
@@ -116,7 +116,7 @@ def test_another_number_of_ranks_goes_on_within_an_epoch_to_the_same_bits(unbrok
 
 
 def test_a_fused_rule_goes_on_within_an_epoch(tmp_path: Path) -> None:
-    settings = tiny_run(optimizer={"tables": "rowwise_adagrad", "tables_learning_rate": 0.02}, orthogonality={"application": "decoupled"})
+    settings = tiny_run(optimizer={"tables": "rowwise_adagrad", "tables_learning_rate": 0.02}, orthogonality=DECOUPLED)
     do_run(settings, tmp_path / "unbroken")
     do_part(settings, tmp_path / "run", 8)
     do_part(settings, tmp_path / "run", 29)

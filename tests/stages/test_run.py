@@ -123,6 +123,7 @@ def test_other_data_is_refused_by_resume_and_export(unbroken: Path, tmp_path: Pa
     assert not (tmp_path / "bundle").exists()
 
 
+DECOUPLED = {"application": "decoupled", "every": 2, "rows": 16}
 FLOAT64 = {"dense": "float64"}
 """Makes a run come out the same on any number of ranks."""
 
@@ -246,7 +247,9 @@ def test_a_checkpoint_whose_best_epoch_is_gone_is_passed_over(unbroken: Path, tm
 
 def test_fused_state_survives_resuming_on_other_ranks(tmp_path: Path) -> None:
     settings = small_run(
-        optimizer={"tables": "rowwise_adagrad", "tables_learning_rate": 0.02}, orthogonality={"application": "decoupled"}, precision=FLOAT64
+        optimizer={"tables": "rowwise_adagrad", "tables_learning_rate": 0.02},
+        orthogonality=DECOUPLED,
+        precision=FLOAT64,
     )
     do_run(settings, tmp_path / "unbroken")
     run_on_ranks(2, do_run, settings, tmp_path / "run", False, 2)

@@ -51,7 +51,7 @@ def test_in_float64_rows_and_columns_apart_make_the_same_model_bit_for_bit(tmp_p
 
 def test_with_copies_and_the_decoupled_regularizer_ranks_pretrain_alike(tmp_path: Path) -> None:
     """To 1e-5, as far as the search: a copy's gradient is a sum of the ranks' own in float32, and so is a Gram matrix' product."""
-    base: dict[str, Any] = {**SHORT, "orthogonality": {"application": "decoupled", "step": 0.01}}
+    base: dict[str, Any] = {**SHORT, "orthogonality": {"application": "decoupled", "rows": 16, "weight": 0.1}}
     do_run(small_run(**base), tmp_path / "one")
     run_on_ranks(2, do_run, small_run(**base, sharding={"tables": COPIED}), tmp_path / "two")
     assert sum(result(tmp_path / "two")["kept_columns"].values()) == 6

@@ -71,23 +71,3 @@ def test_a_step_of_the_narrow_model_is_the_masked_models_step(model: str, option
             torch.testing.assert_close(parameter.detach(), cut_weight(state.interaction, name, wide_dense[name].detach(), columns), rtol=0, atol=1e-6)
         for field, local in sliced.sharded.first_order.items():
             torch.testing.assert_close(local.values, state.sharded.first_order[field].values, rtol=0, atol=1e-6)
-
-
-def test_a_decoupled_step_goes_down_the_penaltys_gradient() -> None:
-    """Every second step, twice as far, beside the optimizer: V <- V - step * 2 * dR/dV, with dR/dV by autograd."""
-    options = {"application": "decoupled", "every": 2, "step": 0.01}
-    run = settings("fm", orthogonality=options)
-    plain = settings("fm", orthogonality={"form": "none"})
-    with process_group():
-        ours, without = (open_supernet(each, FIELDS, torch.device("cpu")) for each in (run, plain))
-        for step in (1, 2):
-            for state in (ours, without):
-                weight_step(state, local_batch(step))
-            if step == 1:
-                assert all(torch.equal(table, whole_tables(without)[field]) for field, table in whole_tables(ours).items())
-        for field, table in whole_tables(without).items():
-            moved = table.clone().requires_grad_()
-            penalty = (moved.T @ moved - torch.eye(table.shape[1])).square().sum() / table.shape[1] ** 2
-            (gradient,) = torch.autograd.grad(penalty, moved)
-            torch.testing.assert_close(whole_tables(ours)[field], table - 0.02 * gradient, rtol=0, atol=1e-6)
-            assert not torch.equal(whole_tables(ours)[field], table)

@@ -1,0 +1,108 @@
+"""Decoupled orthogonality: rows in turn, under every kind of sharding, against its formula on whole tables."""
+
+import pytest
+import torch
+
+from ham_dist.config.schema import RunSettings
+from ham_dist.distributed import gram
+from ham_dist.distributed.sharding import TABLES
+from ham_dist.embedding.orthogonality import gradient_matrix
+from ham_dist.training.loop import weight_step
+from ham_dist.training.state import open_supernet
+from tests.distributed.reference import FIELDS
+from tests.distributed.test_kinds import KINDS
+from tests.distributed.test_moving import whole
+from tests.distributed.test_sharded import local_batch, settings
+from tests.multiprocess import run_on_ranks
+
+EVERY, ROWS, WEIGHT, RATE = 2, 8, 0.5, 0.02
+STEPS = 2 * EVERY
+"""The last one is the second turn."""
+
+
+def after_steps(cases: dict[str, RunSettings]) -> dict[str, dict[str, torch.Tensor]]:
+    """Tables and states after all steps, of which the last is taken without the regularizer and then with it."""
+    results = {}
+    for name, run in cases.items():
+        state = open_supernet(run, FIELDS, torch.device("cpu"))
+        after_step = state.regularizer.after_step
+        state.regularizer.after_step = lambda *_: None  # type: ignore[method-assign]
+        for step in range(STEPS):
+            weight_step(state, local_batch(step))
+        before = whole(state)
+        after_step(state.sharded, state.optimizers)
+        results[f"{name} before"], results[f"{name} after"] = before, whole(state)
+    return results
+
+
+def moved(table: torch.Tensor, states: dict[str, torch.Tensor]) -> torch.Tensor:
+    """By the formula, with R's gradient by autograd on the whole table that the rows stand for; padding stays."""
+    width = min(len(table), 8)
+    stride = -(-len(table) // ROWS)
+    chosen = slice((STEPS // EVERY) % stride, None, stride)
+    rows = table[chosen, :width].clone().requires_grad_()
+    share = len(table) / len(rows)
+    gram_matrix = rows.T @ rows * share
+    penalty = (gram_matrix - torch.eye(width)).square().sum() / width**2
+    (gradient,) = torch.autograd.grad(WEIGHT / share * penalty, rows)
+    square = gradient.square()
+    if "exp_avg_sq" in states:
+        divisor = (states["exp_avg_sq"][chosen, :width] / (1 - 0.999**STEPS) + square).sqrt()
+    elif "sum" in states:
+        rowwise = states["sum"].dim() == 1 or states["sum"].shape[1] == 1
+        square = square.mean(dim=1, keepdim=True) if rowwise else square
+        divisor = (states["sum"].view(len(table), -1)[chosen, :width] + STEPS * square).sqrt()
+    else:
+        divisor = torch.ones(())
+    rate = RATE * EVERY * stride / (divisor + (1e-8 if states else 0.0))
+    matrix = WEIGHT * gradient_matrix(gram_matrix.detach(), "gram", width)
+    result = table.clone()
+    result[chosen, :width] -= gradient * rate / (1 + rate * matrix.abs().sum(dim=0))
+    return result
+
+
+CASES = [("adam", kind) for kind in KINDS] + [("adagrad", kind) for kind in ("grid", "mixed")] + [("sgd", "mixed"), ("rowwise_adagrad", "row_wise")]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_rows_that_have_their_turn_move_as_the_rule_would_have_moved_them(ranks: int) -> None:
+    cases = {
+        f"{rule} {kind}": settings(
+            "dcnv2",
+            optimizer={"tables": rule, "tables_learning_rate": RATE},
+            orthogonality={"application": "decoupled", "every": EVERY, "rows": ROWS, "weight": WEIGHT},
+            sharding=KINDS[kind],
+        )
+        for rule, kind in CASES
+    }
+    results = run_on_ranks(ranks, after_steps, cases)[0]
+    for name in cases:
+        before, after = results[f"{name} before"], results[f"{name} after"]
+        for field, count in FIELDS.items():
+            key = f"{TABLES}/{field}"
+            states = {state.split("/")[0]: values for state, values in before.items() if state.endswith(key) and not state.startswith(TABLES)}
+            expected = moved(before[key], states)
+            torch.testing.assert_close(after[key], expected, rtol=1e-5, atol=1e-6, msg=f"{name}: {field}")
+            still = torch.ones(count, dtype=torch.bool)
+            stride = -(-count // ROWS)
+            still[(STEPS // EVERY) % stride :: stride] = False
+            assert torch.equal(after[key][still], before[key][still]), "the others wait"
+            assert not torch.equal(after[key][~still], before[key][~still])
+
+
+def grams_of_all_turns(run: RunSettings, rows: int) -> dict[str, list[torch.Tensor]]:
+    state = open_supernet(run, FIELDS, torch.device("cpu"))
+    turns = [gram.grams(state.sharded, gram.Turn(number, rows)) for number in range(max(FIELDS.values()) // rows)]
+    turns.append(gram.grams(state.sharded))
+    return {field: [found[field] for found in turns] for field in turns[0]}
+
+
+@pytest.mark.parametrize("kind", ["row_wise", "mixed"])
+def test_the_gram_matrix_of_the_rows_in_turn_is_unbiased(kind: str) -> None:
+    """Over a whole rotation (of `user`: 6 turns; `movie`: 4, so that 4 of its 6 are one) the mean is the table's own."""
+    for of_rank in run_on_ranks(2, grams_of_all_turns, settings("dcnv2", sharding=KINDS[kind]), 10):
+        for field, (*turns, whole_gram) in of_rank.items():
+            rotation = turns[: -(-FIELDS[field] // 10)]
+            torch.testing.assert_close(torch.stack(rotation).mean(dim=0), whole_gram, rtol=1e-5, atol=1e-5)
+            if len(rotation) > 1:
+                assert all(not torch.allclose(one, whole_gram, rtol=1e-3) for one in rotation), "each tells of its own rows only"
