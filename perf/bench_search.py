@@ -1,0 +1,131 @@
+"""What the search and orthogonality cost on top of a plain training step: mask, step on alpha, orthogonality coupled and decoupled; on one core.
+
+    python perf/bench_search.py --rows 100000 1000000 10000000
+    python perf/bench_search.py data/movielens-1m --batch 2048 --models dcnv2 --rules adam
+
+Without a data folder: 39 fields, of which 26 share the rows and 13 have 50 each, as Criteo's have; ids by a power law. Batches are in memory, so that
+nothing but the steps is measured. The sides take ten steps each in turn, from one state; figures are medians, a ratio is taken round by round.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from itertools import cycle, islice
+from pathlib import Path
+
+import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from ham_dist.config.load import load_run
+from ham_dist.config.schema import OrthogonalitySettings
+from ham_dist.data.batch import Batch
+from ham_dist.data.manifest import Manifest
+from ham_dist.distributed.process_group import process_group
+from ham_dist.training.loop import mask_gradient, weight_step
+from ham_dist.training.regularizer import Regularizer
+from ham_dist.training.samples import Samples
+from ham_dist.training.state import TrainingState, open_supernet
+
+STEPS = 10
+NUMERIC, CATEGORICAL = 13, 26
+
+
+def cardinalities_of(rows: int) -> dict[str, int]:
+    """13 small fields, and 26 large ones of `rows` rows together."""
+    return {f"I{n}": 50 for n in range(NUMERIC)} | {f"C{n}": rows // CATEGORICAL for n in range(CATEGORICAL)}
+
+
+def generated(cardinalities: dict[str, int], rows: int) -> Batch:
+    """A batch whose ids are the more frequent the smaller they are."""
+    ids = torch.cat([(count * torch.rand(rows) ** 3).int().clamp(max=count - 1) for count in cardinalities.values()])
+    features = KeyedJaggedTensor(list(cardinalities), ids, lengths=torch.ones_like(ids), stride=rows)
+    return Batch(features, torch.randint(0, 2, (rows,)).float(), rows)
+
+
+def sides_of(state: TrainingState) -> dict[str, Callable[[Batch], object]]:
+    """Each side's step on a batch."""
+    settings = state.settings
+    none = Regularizer(OrthogonalitySettings(form="none"), settings.optimizer)
+    forms = {
+        "orthogonality decoupled": Regularizer(OrthogonalitySettings(application="decoupled"), settings.optimizer),
+        "orthogonality coupled": Regularizer(OrthogonalitySettings(), settings.optimizer),
+    }
+    if state.sharded.rule.fused is not None:
+        del forms["orthogonality coupled"]
+    layout = state.sharded.mask.layout
+    half = (torch.arange(layout.size) % 2).float()
+
+    def step(mask: torch.Tensor | None, regularizer: Regularizer, *, alpha: int = 0) -> Callable[[Batch], object]:
+        count = 0
+
+        def do(batch: Batch) -> None:
+            nonlocal count
+            if alpha and count % alpha == 0:
+                mask_gradient(state, batch, half)
+            count += 1
+            state.sharded.mask.set(mask)
+            state.regularizer = regularizer
+            weight_step(state, batch)
+
+        return do
+
+    return {
+        "plain step": step(None, none),
+        "with the mask": step(half, none),
+        "with the mask and a step on alpha": step(half, none, alpha=1),
+        "the same, alpha every 2 steps": step(half, none, alpha=2),
+        **{name: step(None, regularizer) for name, regularizer in forms.items()},
+    }
+
+
+def measure(state: TrainingState, batches: list[Batch], rounds: int, title: str) -> None:
+    sides = sides_of(state)
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    supply = cycle(batches)
+    for number in range(rounds + 1):
+        for name, step in sides.items():
+            start = time.perf_counter()
+            for batch in islice(supply, STEPS):
+                step(batch)
+            if number:  # the first round warms up
+                seconds[name].append((time.perf_counter() - start) / STEPS)
+    print(f"\n| {title} | ms: median (lowest..highest) | of a plain step |\n|---|---|---|")
+    for name, values in seconds.items():
+        ratio = statistics.median(value / plain for value, plain in zip(values, seconds["plain step"], strict=True))
+        print(f"| {name} | {statistics.median(values) * 1e3:.2f} ({min(values) * 1e3:.2f}..{max(values) * 1e3:.2f}) | {ratio:.3f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, nargs="?", help="folder that `ham-dist prepare` wrote")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000], help="of all tables together")
+    parser.add_argument("--batch", type=int, default=2048)
+    parser.add_argument("--models", nargs="+", default=["deepfm", "dcnv2"])
+    parser.add_argument("--rules", nargs="+", default=["rowwise_adagrad", "adam"])
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    with process_group() as device:
+        for rows in options.rows if options.data is None else [0]:
+            for model in options.models:
+                for rule in options.rules:
+                    application = "coupled" if rule == "adam" else "decoupled"
+                    settings = load_run(None, [f"model.name={model}", f"optimizer.tables={rule}", f"orthogonality.application={application}",
+                                               f"data.batch_size={options.batch}", "precision.dense=float32"])  # fmt: skip
+                    if options.data is None:
+                        cardinalities = cardinalities_of(rows)
+                        batches = [generated(cardinalities, options.batch) for _ in range(STEPS)]
+                    else:
+                        manifest = Manifest.load(options.data)
+                        cardinalities = {field.name: field.rows for field in manifest.fields}
+                        samples = Samples(options.data, manifest, settings, device)
+                        batches = list(islice(samples.training("pretrain", 0), STEPS))
+                    state = open_supernet(settings, cardinalities, device)
+                    title = f"{model}, {rule}, {sum(cardinalities.values()):,} rows, batch {options.batch}"
+                    measure(state, batches, options.rounds, title)
+
+
+if __name__ == "__main__":
+    main()
