@@ -71,7 +71,7 @@ def sample_blocks(path: Path, columns: Sequence[str], format: Format, start: Pos
 
 def header_names(head: bytes, format: Format) -> list[str]:
     """The columns that a header names."""
-    text = head.decode("utf-8", "backslashreplace").removeprefix("\ufeff")
+    text = head.decode("utf-8", "backslashreplace")
     return [name.strip(format.quote) if format.quote else name for name in text.split(format.separator)]
 
 

@@ -1,6 +1,7 @@
 """Text files of any size, a block of whole lines at a time, with the number of the first line."""
 
 import codecs
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,8 @@ class Position:
 class Block:
     """Neighbouring lines of a file.
 
-    data:  UTF-8 (as far as it is text), every line with its line end, which is always one line feed.
+    data:  UTF-8 (as far as it is text), every line with its line end, which is always one line feed; the mark that a file of UTF-8 may begin with is not
+           in it.
     start, end: where they lie in the file.
     cut:   whether it is one line, too long for a block, of which only the beginning is here.
     """
@@ -59,7 +61,7 @@ def read_blocks(path: Path, format: Format, start: Position | None = None, block
                     continue
                 head, rest, length, ended = _rest_of_line(stream, text, block_bytes)
                 after = Position(position.offset + length, position.lines + 1)
-                yield Block(head, position, after, cut=True)
+                yield Block(_without_mark(head, position, format), position, after, cut=True)
                 position, waiting = after, rest
                 if ended:
                     continue
@@ -67,7 +69,7 @@ def read_blocks(path: Path, format: Format, start: Position | None = None, block
             if end:
                 data, waiting = text[:end], text[end:]
                 after = Position(position.offset + end, position.lines + data.count(b"\n") + (not data.endswith(b"\n")))
-                yield Block(_normal(data, format), position, after)
+                yield Block(_without_mark(_normal(data, format), position, format), position, after)
                 position = after
             if not chunk:
                 return
@@ -138,6 +140,9 @@ def _open(path: Path, format: Format) -> _Stream:
 
 def _opened(path: Path, raw: IO[bytes], format: Format) -> _Stream:
     kind = COMPRESSED.get(path.suffix)
+    if kind is not None and not os.fstat(raw.fileno()).st_size:
+        raw.close()
+        raise DataError(f"{path}: not a whole {kind} file (it is empty)\n  Download it again.")
     file = raw if kind is None else pa.input_stream(pa.PythonFile(raw, mode="r"), compression=kind)
     # Bytes of utf-16 cannot be cut at a byte that looks like a line end; those of the other two can.
     decode = codecs.getincrementaldecoder("utf-16")().decode if format.encoding == "utf-16" else None
@@ -153,6 +158,10 @@ def _rest_of_line(stream: _Stream, text: bytes, block_bytes: int) -> tuple[bytes
             return text[:_HEAD_BYTES] + b"\n", chunk[end:], length + end, True
         length += len(chunk)
     return text[:_HEAD_BYTES] + b"\n", b"", length, False
+
+
+def _without_mark(data: bytes, start: Position, format: Format) -> bytes:
+    return data.removeprefix(codecs.BOM_UTF8) if start.offset == 0 and format.encoding != "latin-1" else data
 
 
 def _normal(data: bytes, format: Format) -> bytes:
