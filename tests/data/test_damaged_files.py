@@ -4,6 +4,7 @@ import codecs
 import gzip
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -113,3 +114,37 @@ def test_a_file_of_utf_16_goes_on_at_the_line_where_it_stopped(tmp_path: Path, m
         rest = list(read_blocks(path, format, blocks[number].start))
         assert b"".join(block.data for block in rest) == b"".join(block.data for block in blocks[number:])
         assert rest[-1].end == blocks[-1].end
+
+
+def packed_unevenly(bad: int) -> bytes:
+    """Gzip: 100 lines that hardly get smaller, of which `bad` are bad, and 20,000 that nearly vanish."""
+    random = np.random.default_rng(0)
+    first = [b"1\t2\t" + random.bytes(60).hex().encode() for _ in range(100)]
+    first[10 : 10 + bad] = [b"?"] * bad
+    return gzip.compress(b"\n".join(first + [b"0\t1\tshop"] * 20_000) + b"\n", mtime=0)
+
+
+@pytest.mark.parametrize("block_bytes", [20_000, 1 << 20])
+def test_a_gzip_is_not_judged_by_how_densely_it_begins(block_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the size of its beginning, this file has some 150 lines, and 2 of these are bad; but it has 20,100, of which 2 may be."""
+    monkeypatch.setattr(text, "BLOCK_BYTES", block_bytes)
+    (tmp_path / "log.gz").write_bytes(packed_unevenly(bad=2))
+    manifest = prepare(recipe_of(), tmp_path, tmp_path / "out")
+    assert (manifest.rows_in, manifest.rejected.samples) == (20_100, 2)
+    (tmp_path / "log.gz").write_bytes(packed_unevenly(bad=3))
+    with pytest.raises(DataError, match=r"3 of 20,100 lines are rejected"):
+        prepare(recipe_of(), tmp_path, tmp_path / "other")
+
+
+def test_a_wrong_gzip_is_given_up_early_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "BLOCK_BYTES", 10_000)
+    random = np.random.default_rng(0)
+    (tmp_path / "log.gz").write_bytes(gzip.compress(b"\n".join(random.bytes(60).hex().encode() for _ in range(10_000))))
+    with pytest.raises(DataError, match=r"and at least [\d,]+ more such lines\n  [\d,]{1,5} of [\d,]{1,5} lines are rejected"):
+        prepare(recipe_of(), tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("raw", ["s3://bucket/logs", "https://example.org/logs"])
+def test_a_raw_folder_that_is_elsewhere(raw: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"{raw}: raw files are read from a folder of this machine\n  Copy log from there to one, and give"):
+        prepare(recipe_of(), raw, tmp_path / "out")
