@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 import ham_dist
 from ham_dist.data.download import download
-from ham_dist.data.unfinished import unfinished
+from ham_dist.data.work import clear_leftovers, work_on
 from ham_dist.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -86,20 +86,20 @@ def fetch(name: str, source: Source, out: Path, licence_accepted: bool) -> None:
         raise DataError(f"fetch {name}: nothing was fetched\n  If you accept the licence above, say so: add --accept-licence")
     if all((out / file).is_file() for file in source.archive.files):
         log.info("%s already holds %s; nothing to do", out, ", ".join(source.archive.files))
+        clear_leftovers(out)
         return
-    with unfinished(out, {"url": source.archive.url, "md5": source.archive.md5}) as folder:
-        path = folder / "archive.zip"
+    with work_on(out, {"url": source.archive.url, "md5": source.archive.md5}) as work:
+        path = work.stage / "archive.zip"
         if not path.exists():
-            part = folder / "archive.zip.part"
+            part = work.stage / "archive.zip.part"
             download(source.archive.url, part, mend=f"Or get it by hand from {source.page}, and unpack it to {out}.")
             _check(part, source.archive)
             part.rename(path)
         try:
-            _unpack(path, source.archive, folder)
+            _unpack(path, source.archive, work.data)
         except DataError:
             path.unlink()  # of no use; a full disk or Ctrl-C does not make it so
             raise
-        path.unlink()
 
 
 def prepare_command(name: str, out: Path) -> str:

@@ -35,4 +35,4 @@ def refuse_occupied(out: Path) -> None:
     if out.is_dir() and not any(out.iterdir()):
         return
     if out.exists():
-        raise DataError(f"{out}: is there already and is no prepared data; nothing was written\n  Give a folder that does not exist yet.")
+        raise DataError(f"{out}: is there already; nothing was written\n  Give a name that does not exist yet, or delete it.")

@@ -60,8 +60,8 @@ def prepare(
     if out.exists() and (there := already_there(out, planned | {"raw": tuple(map(stamp, files.values()))})) is not None:
         clear_leftovers(out)
         return there
-    key = key_of([_VERSION, pa.__version__, planned, {name: path.name for name, path in files.items()}])
-    with work_on(out, key, machine.spill) as work:
+    plan = [_VERSION, pa.__version__, planned, {name: path.name for name, path in files.items()}]
+    with work_on(out, plan, machine.spill) as work:
         sizes = _sizes(recipe, files)
         _require_room(work, recipe, sizes)
         with open_engine(machine, work.spill) as engine:
@@ -106,7 +106,6 @@ class _Preparation:
     rows_per_shard: int
 
     def run(self, sizes: dict[str, tuple[float, float]], planned: dict[str, Any]) -> Manifest:
-        self.work.stage.mkdir(exist_ok=True)
         raw = tuple(self._stamp(path) for path in self.files.values())
         of_sides: list[Rejections] = []
         sides = list(self._sides(of_sides))
