@@ -10,8 +10,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-import ham_dist
 from ham_dist.data.download import download
+from ham_dist.data.recipe import dataset_folders
 from ham_dist.data.work import clear_leftovers, work_on
 from ham_dist.errors import DataError
 
@@ -58,10 +58,10 @@ def load_source(name: str) -> Source:
 
     raises: DataError naming those that exist, or every mistake of the file.
     """
-    folder = Path(ham_dist.__file__).parents[1] / "datasets" / "sources"
-    path = folder / f"{name}.toml"
-    if not path.is_file():
-        known = ", ".join(sorted(path.stem for path in folder.glob("*.toml")))
+    folders = [folder / "sources" for folder in dataset_folders()]
+    path = next((path for folder in folders if (path := folder / f"{name}.toml").is_file()), None)
+    if path is None:
+        known = ", ".join(sorted({path.stem for folder in folders for path in folder.glob("*.toml")}))
         raise DataError(f"fetch {name}: nothing of that name can be fetched\n  Give one of: {known}.")
     try:
         return Source.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
