@@ -2,6 +2,8 @@ import logging
 from collections.abc import Callable
 
 import pytest
+from rich.console import Console
+from rich.progress import Progress
 
 from ham_dist.data import progress as progressing
 from ham_dist.data.progress import progress
@@ -63,14 +65,13 @@ def test_work_that_fails_is_not_told_as_done(told: Callable[[], list[str]]) -> N
 
 
 def test_a_terminal_gets_a_bar_with_the_same_figures(monkeypatch: pytest.MonkeyPatch, told: Callable[[], list[str]]) -> None:
-    whole, console = progressing.Progress, progressing.Console
-    bars: list[progressing.Progress] = []
+    bars: list[Progress] = []
 
-    def bar(*columns: object, **options: object) -> progressing.Progress:
-        bars.append(whole(*columns, **options))  # type: ignore[arg-type]
+    def bar(*columns: object, **options: object) -> Progress:
+        bars.append(Progress(*columns, **options))  # type: ignore[arg-type]
         return bars[-1]
 
-    monkeypatch.setattr(progressing, "Console", lambda **options: console(**options, force_terminal=True))
+    monkeypatch.setattr(progressing, "Console", lambda **options: Console(**options, force_terminal=True))
     monkeypatch.setattr(progressing, "Progress", bar)
     clock = Clock()
     with progress("reading", 1000, clock) as step:
