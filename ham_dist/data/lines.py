@@ -169,7 +169,7 @@ def _table(lines: pa.Array, columns: Sequence[str], wanted: Mapping[str, str], f
 
 
 def _read(data: Any, separator: bytes, quote: str, columns: Sequence[str], wanted: Mapping[str, str], null: Sequence[str]) -> pa.Table:
-    if data[:3] == codecs.BOM_UTF8:
+    if bytes(data[:3]) == codecs.BOM_UTF8:
         data = b"\n" + data  # Arrow would leave the mark out here, where a block or cell happens to begin, and nowhere else.
     return pyarrow.csv.read_csv(
         pa.BufferReader(pa.py_buffer(data)),

@@ -11,8 +11,9 @@ import pytest
 
 from ham_dist.data import text
 from ham_dist.data.columns import Format
+from ham_dist.data.lines import parse
 from ham_dist.data.prepare import prepare
-from ham_dist.data.text import Position, read_blocks
+from ham_dist.data.text import Block, Position, read_blocks
 from ham_dist.errors import DataError
 from tests.data.test_damage import recipe_of, write_log
 
@@ -93,6 +94,14 @@ def test_a_mark_of_utf_8_at_the_beginning_is_no_part_of_a_value(tmp_path: Path) 
     assert prepare(recipe_of(), tmp_path, tmp_path / "out").rows_in == 400
     (block, *_) = read_blocks(tmp_path / "log", Format(separator="\t"))
     assert (block.data, block.end) == (WHOLE, Position(len(WHOLE) + 3, 400))
+
+
+def test_a_mark_of_utf_8_within_a_file_is_a_letter_wherever_its_block_begins() -> None:
+    lines = "\ufeffshop\t1\nshop\t0\n\ufeffshop\t1\n".encode()
+    for data, sites in ((lines, ["\ufeffshop", "shop", "\ufeffshop"]), (lines[10:], ["shop", "\ufeffshop"])):
+        block = Block(data, Position(100, 7), Position(100 + len(data), 7 + len(sites)), share=0.5)
+        rows = parse(block, ("site", "click"), {"site": "string", "click": "float64"}, Format(separator="\t"), required=["click"])
+        assert rows.table["site"].to_pylist() == sites
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])

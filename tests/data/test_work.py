@@ -90,3 +90,10 @@ def test_a_process_that_was_killed_in_its_last_moment_leaves_nothing_for_long(tm
     with work_on(tmp_path / "other", {}):
         clear_leftovers(tmp_path / "other")
         assert (tmp_path / ".other.partial").exists(), "somebody works there"
+
+
+def test_a_place_that_is_not_on_this_machine_is_no_local_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"s3:/bucket/data: data is written to a folder of this machine"), work_on(Path("s3://bucket/data"), {}):
+        pass
+    assert list(tmp_path.iterdir()) == []
