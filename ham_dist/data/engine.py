@@ -112,6 +112,8 @@ class DuckDB:
         if spill is not None:
             options["temp_directory"] = str(spill)
         self._connection = ibis.duckdb.connect(**options)
+        # Its own, which would stand on standard output among what commands print there.
+        self._connection.raw_sql("SET enable_progress_bar = false")
         self._memory, self._spill = machine.memory, spill
         self._tables = 0
 

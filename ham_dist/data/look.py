@@ -89,6 +89,7 @@ def look_at(folder: Path, manifest: Manifest, width: int) -> DataLook:
     with tempfile.TemporaryDirectory(prefix="ham-dist-") as spill:
         connection = ibis.duckdb.connect(memory_limit=MEMORY, temp_directory=spill)
         try:
+            connection.raw_sql("SET enable_progress_bar = false")
             splits = _open(connection, folder, manifest)
             fields = [_look_at_field(field, splits, width) for field in manifest.fields]
         except duckdb.Error as error:
