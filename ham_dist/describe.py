@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from ham_dist.config.load import load_run
-from ham_dist.data.look import DataLook
+from ham_dist.data.look import HEADS, DataLook
 from ham_dist.data.manifest import SPLITS, Manifest
 from ham_dist.errors import DataError
 from ham_dist.export.manifest import FORMAT as BUNDLE_FORMAT
@@ -75,29 +75,26 @@ def describe_look(look: DataLook) -> Iterator[RenderableType]:
     yield f"raw rows {look.rows_in:,}, dropped {look.rows_dropped:,}, rejected lines {rejected:,}"
     if look.rejected:
         yield _table(("reason", "rejected lines"), ((reason, f"{count:,}") for reason, count in look.rejected.items()))
-    yield f"tables of width {look.width}: {look.bytes / 1e6:,.2f} MB. Shares of the values of each split:"
+    yield f"tables of width {look.width}: {look.bytes / 1e6:,.2f} MB. Ids that training has, and the share of its values in the most frequent:"
     yield _table(
-        (
-            "field",
-            "MB",
-            *(f"id 0, {split}" for split in SPLITS),
-            *(f"unseen, {split}" for split in SPLITS[1:]),
-            "top 1 %",
-            "top 10 %",
-            "ids seen",
-            "once",
-        ),
+        ("field", "table rows", "MB", "ids seen", "seen once", *(f"top {share}" for share in HEADS)),
         (
             (
                 field.name,
+                f"{field.rows:,}",
                 f"{field.bytes / 1e6:,.2f}",
-                *(f"{field.zero[split]:.1%}" for split in SPLITS),
-                *(f"{field.unseen[split]:.1%}" for split in SPLITS[1:]),
-                f"{field.top_1_percent:.1%}",
-                f"{field.top_10_percent:.1%}",
                 f"{field.ids_seen:,}",
                 f"{field.ids_seen_once:,}",
+                *(f"{field.head[share]:.1%}" for share in HEADS),
             )
+            for field in look.fields
+        ),
+    )
+    yield "Of the values of each split, the share that is unknown (id 0), and the share whose ids training lacks (unseen):"
+    yield _table(
+        ("field", *(f"id 0, {split}" for split in SPLITS), *(f"unseen, {split}" for split in SPLITS[1:])),
+        (
+            (field.name, *(f"{field.zero[split]:.1%}" for split in SPLITS), *(f"{field.unseen[split]:.1%}" for split in SPLITS[1:]))
             for field in look.fields
         ),
     )

@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from ham_dist import __version__, cli, train
-from ham_dist.cli import app
+from ham_dist.cli import app, failures
 from ham_dist.config.load import DEMO, dump_run, load_run
 from ham_dist.config.schema import ModelSettings, PrecisionSettings, RunSettings, SyntheticSettings
 from ham_dist.errors import DataError
@@ -124,7 +124,7 @@ def test_usage_mistakes_exit_with_2() -> None:
 
 def test_other_ranks_put_their_number_before_the_message(monkeypatch: pytest.MonkeyPatch) -> None:
     _fail(monkeypatch, DataError("is damaged"))
-    monkeypatch.setattr(cli, "GRACE_SECONDS", 0)
+    monkeypatch.setattr(failures, "GRACE_SECONDS", 0)
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert runner.invoke(app, ["train"]).stderr == "[rank 3] ham-dist: is damaged\n"

@@ -47,9 +47,16 @@ def test_damaged_manifest_is_refused(tmp_path: Path, content: str, error: type[E
 
 def test_look_names_rejected_lines_by_reason_and_warns() -> None:
     field = FieldLook(
-        name="city", rows=50_000, multi_valued=False, bytes=3_200_000, top_1_percent=0.5, top_10_percent=0.75, ids_seen=41_234, ids_seen_once=77,
-        zero={"train": 0.01, "validation": 0.02, "test": 0.03}, unseen={"validation": 0.2, "test": 0.04},
-    )  # fmt: skip
+        name="city",
+        rows=50_000,
+        multi_valued=False,
+        bytes=3_200_000,
+        head={"0.1%": 0.25, "1%": 0.5, "10%": 0.75, "50%": 1.0},
+        ids_seen=41_234,
+        ids_seen_once=77,
+        zero={"train": 0.01, "validation": 0.02, "test": 0.03},
+        unseen={"validation": 0.2, "test": 0.04},
+    )
     look = DataLook(
         name="x", seed=0, width=16, splits={}, rows_in=1_005, rows_dropped=2, rejected={"too few columns": 3, "not a number": 1}, fields=[field],
         alarms=["field city: much"],
@@ -61,5 +68,6 @@ def test_look_names_rejected_lines_by_reason_and_warns() -> None:
     lines = [line.split() for line in stream.getvalue().splitlines()]
     assert ["raw", "rows", "1,005,", "dropped", "2,", "rejected", "lines", "4"] in lines
     assert ["too", "few", "columns", "3"] in lines
-    assert ["city", "3.20", "1.0%", "2.0%", "3.0%", "20.0%", "4.0%", "50.0%", "75.0%", "41,234", "77"] in lines
+    assert ["city", "50,000", "3.20", "41,234", "77", "25.0%", "50.0%", "75.0%", "100.0%"] in lines
+    assert ["city", "1.0%", "2.0%", "3.0%", "20.0%", "4.0%"] in lines
     assert lines[-1] == ["warning:", "field", "city:", "much"]

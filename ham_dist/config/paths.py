@@ -33,8 +33,15 @@ def open_file(path: str | Path, mode: str = "r", **options: Any) -> IO[Any]:
 
 
 def local_path(path: str | Path) -> Path:
-    """A local file or folder that holds `path`; a remote one is fetched first (cached by its handler)."""
-    return Path(path_manager().get_local_path(str(path)))
+    """A local file or folder that holds `path`; a remote file is fetched first (cached by its handler).
+
+    raises: DataError where it cannot be fetched: it is not there, the server refuses, or it is a folder.
+    """
+    try:
+        return Path(path_manager().get_local_path(str(path)))
+    except OSError as error:
+        mend = "A folder never can be: copy it to this machine, and give that one."
+        raise DataError(f"{path}: cannot be fetched ({error.strerror or error})\n  {mend}") from None
 
 
 def exists(path: str | Path) -> bool:

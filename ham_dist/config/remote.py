@@ -66,7 +66,7 @@ class ArrowHandler(PathHandler):
     def _get_local_path(self, path: str, force: bool = False, **options: Any) -> str:
         parts = urlsplit(path)
         cached = Path(get_cache_dir(), parts.scheme, parts.netloc + parts.path)
-        if force or not cached.exists():
+        if force or not cached.is_file():  # it may be a folder, of some other files that were fetched
             cached.parent.mkdir(parents=True, exist_ok=True)
             partial = cached.with_name(f"{cached.name}.{os.getpid()}.partial")  # ranks may fetch it at once
             with self._open(path, "rb") as source, partial.open("wb") as target:

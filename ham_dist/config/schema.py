@@ -69,8 +69,8 @@ class DataSettings(Settings):
     evaluation_batch_size: Annotated[int, Field(ge=2)] = 16_384
     """Samples of a global batch where only scores are wanted."""
     shuffle_rows: PositiveInt = 1_048_576
-    """Samples of a split that are in memory at once, over all ranks (about 4 bytes a value). A split with no more is shuffled as a whole; of a larger
-    one this many are shuffled at a time, and each batch is drawn from them."""
+    """Samples of a split that are in memory at once (about 4 bytes a value). A split with no more is shuffled as a whole, and each rank holds all of
+    it; of a larger one this many are shuffled at a time, which the ranks hold together, and each batch is drawn from them."""
     prefetch: PositiveInt = 4
     """Batches that are read and cut ahead of the training, beside it."""
 

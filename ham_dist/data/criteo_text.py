@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from ham_dist.data.expressions import mix
-from ham_dist.data.unfinished import beside, unfinished
+from ham_dist.data.work import beside, work_on
 from ham_dist.data.zipf import Zipf
 from ham_dist.errors import DataError
 
@@ -103,9 +103,9 @@ def write_criteo_days(folder: Path, rows: int, days: int, *, seed: int = 0, gzip
     if days > rows:
         raise DataError(f"{days} days of {rows} rows: each day needs at least one row")
     plan = {"what": "criteo-text", "rows": rows, "days": days, "seed": seed, "gzipped": gzipped, "numpy": np.__version__, "pyarrow": pa.__version__}
-    with unfinished(folder, plan) as making:
+    with work_on(folder, plan) as work:
         for day in range(days):
-            path = making / f"day_{day}{'.gz' if gzipped else ''}"
+            path = work.data / f"day_{day}{'.gz' if gzipped else ''}"
             if not path.exists():
                 write_criteo_file(path, rows * (day + 1) // days - rows * day // days, seed=seed, day=day)
                 log.info("%s: day %d of %d", folder, day + 1, days)

@@ -157,11 +157,7 @@ def _raw_records(engine: DuckDB, recipe: Recipe, raw: Path, fields: Sequence[str
 
 def _csv_records(engine: DuckDB, path: Path, made: Mapping[str, Made]) -> Iterator[Records]:
     head = next(read_blocks(path, _CSV, block_bytes=1 << 16), None)
-    names = (
-        []
-        if head is None
-        else [name.strip('"') for name in head.data.partition(b"\n")[0].decode("utf-8", "replace").removeprefix("\ufeff").split(",")]
-    )
+    names = [] if head is None else [name.strip('"') for name in head.data.partition(b"\n")[0].decode("utf-8", "replace").split(",")]
     _require_columns(path, names, made)
     wanted = {column: "float64" if isinstance(field, Numeric) else "string" for column, field, _ in made.values()}
     for block in sample_blocks(path, names, _CSV):

@@ -112,7 +112,9 @@ class DuckDB:
         if spill is not None:
             options["temp_directory"] = str(spill)
         self._connection = ibis.duckdb.connect(**options)
-        self._memory = machine.memory
+        # Its own, which would stand on standard output among what commands print there.
+        self._connection.raw_sql("SET enable_progress_bar = false")
+        self._memory, self._spill = machine.memory, spill
         self._tables = 0
 
     def __enter__(self) -> "DuckDB":
@@ -170,6 +172,9 @@ class DuckDB:
             return DataError(
                 f"--memory {self._memory / 1e9:g}GB is not enough ({_first_line(error)})\n  Give more memory, or --spill on a bigger disk."
             )
+        if isinstance(error, duckdb.IOException):
+            where = self._spill or "temporary folder"
+            return DataError(f"{where}: cannot be used ({_first_line(error)})\n  Make room there, or give --spill on another disk.")
         return error
 
 
@@ -177,6 +182,6 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
 
 
-def literal(path: Path) -> str:
-    """DuckDB takes *, ? and [ in a path for a pattern."""
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in str(path))
+def literal(path: Path, signs: str = "*?[", quoted: str = "[{}]") -> str:
+    """A path for a reader that takes `signs` in it for a pattern, and a sign that is written as `quoted` for itself; by default for DuckDB."""
+    return "".join(quoted.format(letter) if letter in signs else letter for letter in str(path))

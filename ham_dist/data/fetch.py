@@ -10,9 +10,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-import ham_dist
 from ham_dist.data.download import download
-from ham_dist.data.unfinished import unfinished
+from ham_dist.data.recipe import dataset_folders
+from ham_dist.data.work import clear_leftovers, work_on
 from ham_dist.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -58,10 +58,10 @@ def load_source(name: str) -> Source:
 
     raises: DataError naming those that exist, or every mistake of the file.
     """
-    folder = Path(ham_dist.__file__).parents[1] / "datasets" / "sources"
-    path = folder / f"{name}.toml"
-    if not path.is_file():
-        known = ", ".join(sorted(path.stem for path in folder.glob("*.toml")))
+    folders = [folder / "sources" for folder in dataset_folders()]
+    path = next((path for folder in folders if (path := folder / f"{name}.toml").is_file()), None)
+    if path is None:
+        known = ", ".join(sorted({path.stem for folder in folders for path in folder.glob("*.toml")}))
         raise DataError(f"fetch {name}: nothing of that name can be fetched\n  Give one of: {known}.")
     try:
         return Source.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
@@ -86,20 +86,20 @@ def fetch(name: str, source: Source, out: Path, licence_accepted: bool) -> None:
         raise DataError(f"fetch {name}: nothing was fetched\n  If you accept the licence above, say so: add --accept-licence")
     if all((out / file).is_file() for file in source.archive.files):
         log.info("%s already holds %s; nothing to do", out, ", ".join(source.archive.files))
+        clear_leftovers(out)
         return
-    with unfinished(out, {"url": source.archive.url, "md5": source.archive.md5}) as folder:
-        path = folder / "archive.zip"
+    with work_on(out, {"url": source.archive.url, "md5": source.archive.md5}) as work:
+        path = work.stage / "archive.zip"
         if not path.exists():
-            part = folder / "archive.zip.part"
+            part = work.stage / "archive.zip.part"
             download(source.archive.url, part, mend=f"Or get it by hand from {source.page}, and unpack it to {out}.")
             _check(part, source.archive)
             part.rename(path)
         try:
-            _unpack(path, source.archive, folder)
+            _unpack(path, source.archive, work.data)
         except DataError:
             path.unlink()  # of no use; a full disk or Ctrl-C does not make it so
             raise
-        path.unlink()
 
 
 def prepare_command(name: str, out: Path) -> str:

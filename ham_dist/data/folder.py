@@ -1,6 +1,7 @@
 """The folder that prepared data goes to: all of it or nothing, and never over something else."""
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,9 @@ from ham_dist.data.manifest import FILE_NAME, Manifest
 from ham_dist.errors import DataError
 
 log = logging.getLogger(__name__)
+
+# A Path has one slash of the two.
+_ELSEWHERE = re.compile(r"[a-z][a-z0-9]+:/")
 
 
 def already_there(out: Path, planned: dict[str, Any]) -> Manifest | None:
@@ -31,8 +35,10 @@ def already_there(out: Path, planned: dict[str, Any]) -> Manifest | None:
 
 
 def refuse_occupied(out: Path) -> None:
-    """raises: DataError if `out` exists with something in it."""
+    """raises: DataError if `out` exists with something in it, or is not on this machine."""
+    if _ELSEWHERE.match(str(out)):
+        raise DataError(f"{out}: data is written to a folder of this machine\n  Give one, and copy it from there.")
     if out.is_dir() and not any(out.iterdir()):
         return
     if out.exists():
-        raise DataError(f"{out}: is there already and is no prepared data; nothing was written\n  Give a folder that does not exist yet.")
+        raise DataError(f"{out}: is there already; nothing was written\n  Give a name that does not exist yet, or delete it.")

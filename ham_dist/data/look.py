@@ -17,6 +17,8 @@ from ham_dist.errors import DataError
 # Of the validation or test values of a field: where the share that training cannot have taught (id 0, or never in the training split) is greater by
 # this than the share of id 0 in training, there is an alarm.
 ALARM = 0.10
+# The most frequent of a field's ids (one in so many) whose share of the values is told: the curve from head to tail.
+HEADS = {"0.1%": 1000, "1%": 100, "10%": 10, "50%": 2}
 # What DuckDB may hold in memory; beyond it, it spills to the temporary folder.
 MEMORY = "1GB"
 _BYTES_PER_NUMBER = 4
@@ -48,10 +50,8 @@ class FieldLook(_Part):
     """Of each split: share of id 0, which stands for missing and unknown values."""
     unseen: dict[str, float]
     """Of validation and test: share of ids other than 0 that the training split lacks."""
-    top_1_percent: float
-    """Share of the training values that the most frequent 1 % of the ids 1 .. C_j - 1 (at least one) cover."""
-    top_10_percent: float
-    """The same for 10 %."""
+    head: dict[str, float]
+    """Share of the training values that the most frequent 0.1 %, 1 %, 10 % and 50 % of the ids 1 .. C_j - 1 (rounded up) cover: the keys of HEADS."""
     ids_seen: int
     """Ids other than 0 in the training split."""
     ids_seen_once: int
@@ -89,6 +89,7 @@ def look_at(folder: Path, manifest: Manifest, width: int) -> DataLook:
     with tempfile.TemporaryDirectory(prefix="ham-dist-") as spill:
         connection = ibis.duckdb.connect(memory_limit=MEMORY, temp_directory=spill)
         try:
+            connection.raw_sql("SET enable_progress_bar = false")
             splits = _open(connection, folder, manifest)
             fields = [_look_at_field(field, splits, width) for field in manifest.fields]
         except duckdb.Error as error:
@@ -135,8 +136,7 @@ def _look_at_field(field: FieldEntry, splits: dict[str, ibis.Table], width: int)
         bytes=field.rows * min(width, field.rows) * _BYTES_PER_NUMBER,
         zero={split: found[f"{split}_zero"] / shares[split] for split in SPLITS},
         unseen={split: found[f"{split}_unseen"] / shares[split] for split in SPLITS[1:]},
-        top_1_percent=found["top_1"] / shares["train"],
-        top_10_percent=found["top_10"] / shares["train"],
+        head={name: found[name] / shares["train"] for name in HEADS},
         ids_seen=found["seen"],
         ids_seen_once=found["once"],
     )
@@ -153,13 +153,9 @@ def _summary(field: FieldEntry, splits: dict[str, ibis.Table]) -> ibis.Table:
     known = counted.id != 0
     placed = counted.mutate(place=ibis.row_number().over(order_by=[known.desc(), counted.train.desc()]))
     known, seen = placed.id != 0, placed.train > 0
-    ids = field.rows - 1
-    counts = {
-        "seen": (known & seen).sum(),
-        "once": (known & (placed.train == 1)).sum(),
-        "top_1": placed.train.sum(where=known & (placed.place < max(1, -(-ids // 100)))),
-        "top_10": placed.train.sum(where=known & (placed.place < max(1, -(-ids // 10)))),
-    }
+    counts = {"seen": (known & seen).sum(), "once": (known & (placed.train == 1)).sum()}
+    for name, part in HEADS.items():
+        counts[name] = placed.train.sum(where=known & (placed.place < -(-(field.rows - 1) // part)))
     for split in SPLITS:
         counts |= {
             f"{split}_values": placed[split].sum(),

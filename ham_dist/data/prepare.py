@@ -14,7 +14,6 @@ from typing import Any
 import ibis
 import pyarrow as pa
 
-from ham_dist.config.paths import local_path
 from ham_dist.data.columns import Categorical, Join
 from ham_dist.data.engine import Engine, Machine, open_engine
 from ham_dist.data.expressions import Sides, cells_of, vocabulary_of
@@ -34,7 +33,7 @@ from ham_dist.errors import DataError
 log = logging.getLogger(__name__)
 
 # Raised whenever the same recipe and raw files give other bytes than before, so that pieces of before are not mixed in.
-_VERSION = 1
+_VERSION = 2
 # Rows of a query where the vocabularies are small: enough for its fixed cost (some milliseconds a field) not to matter.
 _ROWS_TOGETHER = 1_000_000
 # Ids of one query under way, as a share of the memory.
@@ -55,15 +54,15 @@ def prepare(
     if rows_per_shard < 1:
         raise DataError(f"rows_per_shard = {rows_per_shard}: must be at least 1")
     out, machine = Path(out), machine or Machine()
-    files = find_raw(recipe, local_path(raw))
+    files = find_raw(recipe, raw)
     # What may be rejected decides whether the work goes on, not what it writes: a user who allows more loses nothing.
     made_by = recipe.model_dump(mode="json", exclude={"max_rejected"})
     planned = {"name": recipe.name, "recipe": made_by, "settings": None, "seed": seed, "rows_per_shard": rows_per_shard}
     if out.exists() and (there := already_there(out, planned | {"raw": tuple(map(stamp, files.values()))})) is not None:
         clear_leftovers(out)
         return there
-    key = key_of([_VERSION, pa.__version__, planned, {name: path.name for name, path in files.items()}])
-    with work_on(out, key, machine.spill) as work:
+    plan = [_VERSION, pa.__version__, planned, {name: path.name for name, path in files.items()}]
+    with work_on(out, plan, machine.spill) as work:
         sizes = _sizes(recipe, files)
         _require_room(work, recipe, sizes)
         with open_engine(machine, work.spill) as engine:
@@ -108,7 +107,6 @@ class _Preparation:
     rows_per_shard: int
 
     def run(self, sizes: dict[str, tuple[float, float]], planned: dict[str, Any]) -> Manifest:
-        self.work.stage.mkdir(exist_ok=True)
         raw = tuple(self._stamp(path) for path in self.files.values())
         of_sides: list[Rejections] = []
         sides = list(self._sides(of_sides))
@@ -168,7 +166,7 @@ class _Preparation:
             for number, name in enumerate(self.recipe.samples.files):
                 self.work.require(f"stage/{number:05d}", [raw[number].model_dump(), rows_before])
                 rejections = Rejections(self.files[name], self.recipe.max_rejected)
-                done = staging.stage(number, self.files[name], name, rows_before, sizes[name][0], rejections, step)
+                done = staging.stage(number, self.files[name], name, rows_before, rejections, step)
                 rows_before += done[-1].end.lines if done else 0
                 segments += done
         return segments

@@ -5,11 +5,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NoReturn
 
 import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ham_dist.config.paths import is_local
 from ham_dist.data.columns import Format, Join
 from ham_dist.data.engine import Engine
 from ham_dist.data.expressions import ROW
@@ -22,14 +24,20 @@ from ham_dist.errors import DataError
 # Rejected lines that a message shows.
 SHOWN = 5
 _SHOWN_LETTERS = 80
+# A file is given up before its end where it has so many times more bad lines than it may have, as far as its length can be guessed.
+_EARLY = 10
 
 
-def find_raw(recipe: Recipe, raw: Path) -> dict[str, Path]:
+def find_raw(recipe: Recipe, raw: str | Path) -> dict[str, Path]:
     """The path of each file that `recipe` names, plain or compressed, in the folder `raw`; the samples first.
 
-    raises: DataError that names every file that is not there.
+    raises: DataError that names every file that is not there; or if the folder is not on this machine, as raw files are read twice and more.
     """
     names = [*recipe.samples.files, *(join.file for join in recipe.joins)]
+    if not is_local(raw):
+        mend = f"Copy {', '.join(names)} from there to one, and give that folder."
+        raise DataError(f"{raw}: raw files are read from a folder of this machine\n  {mend}")
+    raw = Path(raw)
     if not raw.is_dir():
         what = "is a file" if raw.exists() else "no such folder"
         raise DataError(f"{raw}: {what}; give the folder that holds {', '.join(names)}\n  {recipe.name} comes from {recipe.source}")
@@ -71,7 +79,7 @@ def sample_blocks(path: Path, columns: Sequence[str], format: Format, start: Pos
 
 def header_names(head: bytes, format: Format) -> list[str]:
     """The columns that a header names."""
-    text = head.decode("utf-8", "backslashreplace").removeprefix("\ufeff")
+    text = head.decode("utf-8", "backslashreplace")
     return [name.strip(format.quote) if format.quote else name for name in text.split(format.separator)]
 
 
@@ -93,14 +101,23 @@ class Rejections:
         self.counts.update(reasons)
         self.shown += [_told(self.path, one) for one in worst[: SHOWN - len(self.shown)]]
 
-    def check(self, share_read: float = 1.0) -> None:
-        """raises: DataError if there are too many; `share_read` of the file's lines are counted so far."""
-        bad = self.counts.total()
-        if bad <= self.allowed * self.lines / share_read:
-            return
-        text = self.shown[:SHOWN]
+    def check(self) -> None:
+        """raises: DataError if there are too many, now that the whole file is read."""
+        if self.counts.total() > self.allowed * self.lines:
+            self._refuse(whole=True)
+
+    def check_early(self, share_read: float) -> None:
+        """raises: DataError if there are so many that there is no use in reading on; about `share_read` of the file's bytes are read.
+
+        How many lines there will be is a guess, since other parts of a file may have shorter lines or be packed more densely; hence _EARLY.
+        """
+        if share_read < 1 and self.counts.total() * share_read > _EARLY * self.allowed * self.lines:
+            self._refuse(whole=False)
+
+    def _refuse(self, whole: bool) -> NoReturn:
+        bad, text = self.counts.total(), self.shown[:SHOWN]
         if bad > len(text):
-            more, least = bad - len(text), "at least " if share_read < 1 else ""
+            more, least = bad - len(text), "" if whole else "at least "
             text.append(f"{self.path}: and {least}{more:,} more such line{'s' if more > 1 else ''}")
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.counts.most_common())
         text.append(f"  {bad:,} of {self.lines:,} lines are rejected ({reasons}); max_rejected = {self.allowed:g} allows fewer.")

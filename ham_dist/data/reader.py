@@ -1,7 +1,8 @@
 """Prepared shards -> batches of this rank, whatever the world size the same global batches.
 
-A split that is no larger than `data.shuffle_rows` is held in memory and wholly shuffled. A larger one is streamed: each rank reads the row groups
-that its parts of the batches come from, and all ranks together hold `data.shuffle_rows` rows (order.py says in which order, and how good that is).
+A split that is no larger than `data.shuffle_rows` is held in memory, whole on every rank, and wholly shuffled. A larger one is streamed: each rank
+reads the row groups that its parts of the batches come from, and all ranks together hold `data.shuffle_rows` rows (order.py says in which order, and
+how good that is).
 """
 
 import hashlib

@@ -1,5 +1,6 @@
 """What raw files hold and what becomes of them: a recipe, read from datasets/<name>.toml and checked whole before a row is read."""
 
+import sysconfig
 import tomllib
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -159,7 +160,7 @@ def _nearest(word: str, words: Any) -> str:
 
 
 def load_recipe(name: str) -> Recipe:
-    """The recipe called `name` (a file datasets/<name>.toml here or beside the package), or the one in the TOML file `name`.
+    """The recipe called `name` (a file <name>.toml of `dataset_folders`), or the one in the TOML file `name`.
 
     raises: DataError with every mistake of the file, or with the recipes that exist.
     """
@@ -168,7 +169,7 @@ def load_recipe(name: str) -> Recipe:
         if not path.is_file():
             raise DataError(f"{name}: no such recipe file\n  Give a TOML file that is there, or one of the names: {', '.join(recipe_names())}.")
         return _read(path)
-    for folder in _folders():
+    for folder in dataset_folders():
         path = folder / f"{name}.toml"
         if path.is_file():
             return _read(path)
@@ -179,11 +180,14 @@ def load_recipe(name: str) -> Recipe:
 
 def recipe_names() -> list[str]:
     """Names that `load_recipe` knows."""
-    return sorted({path.stem for folder in _folders() for path in folder.glob("*.toml")})
+    return sorted({path.stem for folder in dataset_folders() for path in folder.glob("*.toml")})
 
 
-def _folders() -> list[Path]:
-    return [Path("datasets"), Path(ham_dist.__file__).parents[1] / "datasets"]
+def dataset_folders() -> list[Path]:
+    """Where the files of datasets/ may lie; of one name the first counts: where one stands, beside the package (a clone), where a wheel puts them."""
+    user = sysconfig.get_preferred_scheme("user")
+    installed = [Path(place) / "share" / "ham_dist" for place in (sysconfig.get_path("data"), sysconfig.get_path("data", user))]
+    return [folder / "datasets" for folder in (Path(), Path(ham_dist.__file__).parents[1], *installed)]
 
 
 def _read(path: Path) -> Recipe:

@@ -2,18 +2,50 @@
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ham_dist.data.engine import ROWS_PER_BATCH, Machine
+from ham_dist.data.engine import ROWS_PER_BATCH, Machine, literal
 from ham_dist.errors import DataError
 
 # Parts that a group-by is cut into for each core.
 _PARTS_A_CORE = 2
+# What Hadoop takes in a path for a pattern.
+_SIGNS = "\\*?[]{}"
+_MEND = "  If it is memory or disk, give more: --memory, --spill on another disk, or --master with a larger cluster."
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def told(call: Callable[P, T]) -> Callable[P, T]:
+    """`call`, with what goes wrong in Spark as a DataError; a query that Spark does not understand is a bug of ours and stays one."""
+
+    @wraps(call)
+    def called(*args: P.args, **options: P.kwargs) -> T:
+        from py4j.protocol import Py4JError
+        from pyspark.errors import AnalysisException, ParseException, PySparkException
+
+        try:
+            return call(*args, **options)
+        except (AnalysisException, ParseException):
+            raise
+        except (Py4JError, PySparkException, ConnectionError) as error:
+            raise DataError(f"--engine spark: {_reason(error)}\n{_MEND}") from error
+
+    return called
+
+
+def _reason(error: Exception) -> str:
+    """The line that says what Spark's workers died of: the deepest cause that Java names, and without one the first line."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    causes = [line.removeprefix("Caused by: ") for line in lines if line.startswith("Caused by: ")]
+    return causes[-1] if causes else lines[0]
 
 
 class Spark:
@@ -37,20 +69,22 @@ class Spark:
     def versions(self) -> dict[str, str]:
         return {"spark": self._session.version, "ibis": ibis.__version__}
 
+    @told
     def keep(self, expression: ibis.Table) -> ibis.Table:
         name = self._name("kept")
         self._frame(expression).cache().createOrReplaceTempView(name)
         return self._connection.table(name)
 
+    @told
     def read_parquet(self, paths: Sequence[Path]) -> ibis.Table:
         name = self._name("files")
-        self._session.read.parquet(*(_literal(path) for path in paths)).createOrReplaceTempView(name)
+        self._session.read.parquet(*(literal(path.absolute(), signs=_SIGNS, quoted="\\{}") for path in paths)).createOrReplaceTempView(name)
         return self._connection.table(name)
 
     def batches(self, expression: ibis.Table) -> Iterator[pa.RecordBatch]:
         # Through files, and not through the driver's memory: the parts of an ordered result are ordered by their names.
         folder = self._spill / self._name("result")
-        self._frame(expression).write.parquet(folder.absolute().as_uri())
+        told(self._frame(expression).write.parquet)(folder.absolute().as_uri())
         for path in sorted(folder.glob("part-*.parquet")):
             yield from pq.ParquetFile(path).iter_batches(ROWS_PER_BATCH)
         shutil.rmtree(folder)
@@ -61,7 +95,7 @@ class Spark:
 
     def query(self, expression: ibis.Table) -> Callable[[], pa.Table]:
         sql = self._connection.compile(expression)
-        return lambda: self._session.sql(sql).toArrow()
+        return told(lambda: self._session.sql(sql).toArrow())
 
     def _name(self, kind: str) -> str:
         self._tables += 1
@@ -101,8 +135,3 @@ def _session(machine: Machine, spill: Path) -> Any:
     except (PySparkException, RuntimeError) as error:
         raise DataError(f"--engine spark: {master}: {str(error).strip().splitlines()[0]}") from None
     return session
-
-
-def _literal(path: Path) -> str:
-    """Hadoop takes these signs in a path for a pattern."""
-    return "".join(f"\\{letter}" if letter in "\\*?[]{}" else letter for letter in str(path.absolute()))

@@ -39,6 +39,7 @@ class Segment:
 
     file, number: which raw file, and which segment of it, from 0.
     end:          where it ends in the raw file.
+    share:        of the raw file's bytes, about how many lie before its end; see Block.
     rows:         staged rows of each split.
     dropped:      rows whose label the rule does not take.
     rejected:     how many lines are bad, by reason.
@@ -48,6 +49,7 @@ class Segment:
     file: int
     number: int
     end: Position
+    share: float
     rows: dict[str, int]
     dropped: int
     rejected: dict[str, int]
@@ -77,12 +79,11 @@ class Staging:
         self._wanted = {name: columns[name] for name in recipe.samples.columns if name in columns}
         self._threads = max(1, min(threads or os.cpu_count() or 1, memory // (2 * _MEMORY_OF_A_BLOCK * BLOCK_BYTES)))
 
-    def stage(self, number: int, path: Path, name: str, rows_before: int, text_bytes: float, rejections: Rejections, step: Step) -> list[Segment]:
+    def stage(self, number: int, path: Path, name: str, rows_before: int, rejections: Rejections, step: Step) -> list[Segment]:
         """Stage file `number`, called `name` in the recipe, whose first line has ROW `rows_before`; what is finished of it already is kept.
 
-        text_bytes: about as long is its text.
-        step:       told of bytes of text and of rows.
-        raises:     DataError if too many of its lines are rejected.
+        step:   told of bytes of text and of rows.
+        raises: DataError if too many of its lines are rejected.
         """
         segments = list(self._finished(number))
         for segment in segments:
@@ -99,7 +100,7 @@ class Staging:
         blocks = sample_blocks(path, self._recipe.samples.columns, self._recipe.format, start)
         for segment in _in_order(self._threads, write, enumerate(blocks, len(segments))):
             rejections.add(segment.lines, segment.rejected, segment.worst)
-            rejections.check(share_read=min(1.0, segment.end.offset / max(text_bytes, 1)))
+            rejections.check_early(segment.share)
             self._work.done(f"stage/{number:05d}/{segment.number:06d}", asdict(segment))
             step(segment.end.offset - (segments[-1].end.offset if segments else 0), segment.lines)
             segments.append(segment)
@@ -137,7 +138,7 @@ class Staging:
         table = rows.table.drop_columns(label.column)
         table = table.append_column(STAGED_LABEL, pa.array(positive.astype(np.int8))).append_column(ROW, pa.array(positions))
         counts: dict[str, int] = {}
-        segment = Segment(number, place, block.end, counts, int(len(known) - known.sum()), rows.reasons(), rows.rejected[:SHOWN])
+        segment = Segment(number, place, block.end, block.share, counts, int(len(known) - known.sum()), rows.reasons(), rows.rejected[:SHOWN])
         if rows.rejected:
             _write_parquet(rejected_table(path.name, rows.rejected), segment.path(self._work.stage, "rejected"))
         for code, name in enumerate(SPLITS):

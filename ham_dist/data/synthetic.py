@@ -16,7 +16,7 @@ from ham_dist.data.folder import already_there
 from ham_dist.data.manifest import FORMAT_VERSION, FieldEntry, Manifest, SplitEntry, StoredFile, Truth
 from ham_dist.data.planted import CHUNK, Planted, auc
 from ham_dist.data.shards import LABEL, ROW_GROUP, VOCABULARY_SCHEMA, shard_name, split_schema, stored_file, write_shard
-from ham_dist.data.unfinished import unfinished
+from ham_dist.data.work import clear_leftovers, work_on
 
 log = logging.getLogger(__name__)
 
@@ -55,14 +55,15 @@ def generate(settings: SyntheticSettings, out: str | Path) -> Manifest:
     }
     there = already_there(out, planned)
     if there is not None:
+        clear_leftovers(out)
         return there
     if (values := sum(settings.cardinalities)) > _MANY_VALUES:
         log.info("%s: the vocabularies of %s values take about %.1f GB", out, f"{values:,}", values * _BYTES_PER_VALUE / 1e9)
-    with unfinished(out, planned | {"versions": _versions()}) as folder:
-        splits = _write_splits(planted, folder)
+    with work_on(out, planned | {"versions": _versions()}) as work:
+        splits = _write_splits(planted, work.data)
         manifest = Manifest(
             format_version=FORMAT_VERSION,
-            fields=tuple(_write_vocabularies(planted, folder, splits["train"])),
+            fields=tuple(_write_vocabularies(planted, work.data, splits["train"])),
             splits=splits,
             rows_in=settings.rows,
             rows_dropped=0,
@@ -70,7 +71,7 @@ def generate(settings: SyntheticSettings, out: str | Path) -> Manifest:
             truth=_truth(planted),
             **planned,
         )
-        manifest.save(folder)
+        manifest.save(work.data)
     return manifest
 
 

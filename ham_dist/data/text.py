@@ -1,6 +1,7 @@
 """Text files of any size, a block of whole lines at a time, with the number of the first line."""
 
 import codecs
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,14 +30,16 @@ class Position:
 class Block:
     """Neighbouring lines of a file.
 
-    data:  UTF-8 (as far as it is text), every line with its line end, which is always one line feed.
+    data:  UTF-8 (as far as it is text), every line with its line end, which is always one line feed; without a mark at the beginning of the file.
     start, end: where they lie in the file.
+    share: of the file's bytes on the disk, about how many lie before `end`; of a compressed file rather fewer, as these are read ahead.
     cut:   whether it is one line, too long for a block, of which only the beginning is here.
     """
 
     data: bytes
     start: Position
     end: Position
+    share: float
     cut: bool = False
 
 
@@ -59,7 +62,7 @@ def read_blocks(path: Path, format: Format, start: Position | None = None, block
                     continue
                 head, rest, length, ended = _rest_of_line(stream, text, block_bytes)
                 after = Position(position.offset + length, position.lines + 1)
-                yield Block(head, position, after, cut=True)
+                yield Block(_without_mark(head, position, format), position, after, stream.share, cut=True)
                 position, waiting = after, rest
                 if ended:
                     continue
@@ -67,7 +70,7 @@ def read_blocks(path: Path, format: Format, start: Position | None = None, block
             if end:
                 data, waiting = text[:end], text[end:]
                 after = Position(position.offset + end, position.lines + data.count(b"\n") + (not data.endswith(b"\n")))
-                yield Block(_normal(data, format), position, after)
+                yield Block(_without_mark(_normal(data, format), position, format), position, after, stream.share)
                 position = after
             if not chunk:
                 return
@@ -90,9 +93,12 @@ def text_size(path: Path, format: Format) -> tuple[float, float]:
 class _Stream:
     """The text of one file as UTF-8 (or bytes that are no text), with its mistakes as ours."""
 
-    def __init__(self, path: Path, file: Any, decode: Any = None) -> None:
-        self._path, self._file, self._decode = path, file, decode
+    def __init__(self, path: Path, raw: IO[bytes], file: Any, decode: Any = None) -> None:
+        self._path, self._raw, self._file, self._decode = path, raw, file, decode
         self._waiting = b""
+        self._size = max(os.fstat(raw.fileno()).st_size, 1)
+        self.share = 0.0
+        """See Block."""
 
     def __enter__(self) -> "_Stream":
         return self
@@ -105,6 +111,7 @@ class _Stream:
         if self._waiting:
             waiting, self._waiting = self._waiting, b""
             return waiting
+        before = self._raw.tell()
         try:
             chunk: bytes = self._file.read(size)
         except OSError as error:
@@ -112,6 +119,7 @@ class _Stream:
             if kind is None:
                 raise DataError(f"{self._path}: cannot be read ({error.strerror or error})") from None
             raise DataError(f"{self._path}: not a whole {kind} file ({error})\n  Download it again.") from None
+        self.share = (self._raw.tell() if self._file is self._raw else before) / self._size
         if self._decode is None:
             return chunk
         try:
@@ -138,10 +146,13 @@ def _open(path: Path, format: Format) -> _Stream:
 
 def _opened(path: Path, raw: IO[bytes], format: Format) -> _Stream:
     kind = COMPRESSED.get(path.suffix)
+    if kind is not None and not os.fstat(raw.fileno()).st_size:
+        raw.close()
+        raise DataError(f"{path}: not a whole {kind} file (it is empty)\n  Download it again.")
     file = raw if kind is None else pa.input_stream(pa.PythonFile(raw, mode="r"), compression=kind)
     # Bytes of utf-16 cannot be cut at a byte that looks like a line end; those of the other two can.
     decode = codecs.getincrementaldecoder("utf-16")().decode if format.encoding == "utf-16" else None
-    return _Stream(path, file, decode)
+    return _Stream(path, raw, file, decode)
 
 
 def _rest_of_line(stream: _Stream, text: bytes, block_bytes: int) -> tuple[bytes, bytes, int, bool]:
@@ -153,6 +164,10 @@ def _rest_of_line(stream: _Stream, text: bytes, block_bytes: int) -> tuple[bytes
             return text[:_HEAD_BYTES] + b"\n", chunk[end:], length + end, True
         length += len(chunk)
     return text[:_HEAD_BYTES] + b"\n", b"", length, False
+
+
+def _without_mark(data: bytes, start: Position, format: Format) -> bytes:
+    return data.removeprefix(codecs.BOM_UTF8) if start.offset == 0 and format.encoding != "latin-1" else data
 
 
 def _normal(data: bytes, format: Format) -> bytes:

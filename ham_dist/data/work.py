@@ -1,4 +1,4 @@
-"""The folder in which data is prepared: what is finished in it stays finished, whenever the program ends."""
+"""Writing so that a killed process leaves nothing half done under a final name, and the next one goes on with what is finished."""
 
 import fcntl
 import hashlib
@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 class Work:
     """A folder `.NAME.partial` beside the output. A piece of work writes its files, each beside its name and renamed, and then its record.
 
-    data:  what becomes the output.
-    stage: rows between the raw files and the output; gone in the end.
+    data:  what becomes the output. Names in it that begin with a dot are of files that are being written.
+    stage: what lies between the input and the output; gone in the end.
     spill: where an engine puts what it cannot hold.
     """
 
@@ -41,11 +41,8 @@ class Work:
 
     def done(self, name: str, record: Any) -> None:
         """Say that the piece `name` is finished: all its files have their names."""
-        path = self._records / f"{name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.partial")
-        beside.write_text(json.dumps(record), encoding="utf-8")
-        os.replace(beside, path)
+        with beside(self._records / f"{name}.json") as hidden:
+            hidden.write_text(json.dumps(record), encoding="utf-8")
 
     def keep_only(self, files: Iterable[str]) -> None:
         """Delete from `data` what is none of `files`: shards of a raw file that was longer before it was replaced, say."""
@@ -66,25 +63,21 @@ def key_of(content: Any) -> str:
 
 
 @contextmanager
-def work_on(out: Path, key: str, spill: Path | None) -> Iterator[Work]:
+def work_on(out: Path, plan: Any, spill: Path | None = None) -> Iterator[Work]:
     """The work folder of `out`; its `data` becomes `out` when the block ends well. When it does not, what is finished is kept for the next time.
 
-    key: of all that the output depends on; a folder that was left by other work is cleared first.
+    plan:   all that the output depends on, as JSON can hold it; a folder that was left by work with another plan is cleared first.
     raises: DataError if `out` is in the way, another process works on it, or the place cannot be written to.
     """
     refuse_occupied(out)
-    out = out.absolute()
+    out, key = out.absolute(), key_of(plan)
     folder = _folder_of(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
-    except OSError as error:
-        raise DataError(f"{out}: cannot be made ({error.strerror})\n  Give a folder in a place that you can write to.") from None
-    with lock:
+    _make(folder)
+    with (folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise DataError(f"{out}: another process is preparing it\n  Wait for it, or give another folder.") from None
+            raise DataError(f"{out}: another process is writing it\n  Wait for it, or give another name.") from None
         work = Work(folder, spill)
         if work.record("key") != key:
             if work.record("key") is not None:
@@ -97,8 +90,11 @@ def work_on(out: Path, key: str, spill: Path | None) -> Iterator[Work]:
             log.info("%s: goes on with what is finished there", folder)
         try:
             work.data.mkdir(exist_ok=True)
+            work.stage.mkdir(exist_ok=True)
+            for cut_short in work.data.rglob(".*"):
+                cut_short.unlink()
             shutil.rmtree(work.spill, ignore_errors=True)  # What a killed process left.
-            work.spill.mkdir(parents=True)
+            _make(work.spill)
             yield work
         except BaseException:
             log.info("%s: keeps what is finished; the same command goes on from there", folder)
@@ -121,6 +117,28 @@ def clear_leftovers(out: Path) -> None:
         except OSError:
             return
         shutil.rmtree(folder)
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A path to write to, renamed to `path` when the block ends well; its name begins with a dot.
+
+    raises: DataError if its folder cannot be made.
+    """
+    _make(path.parent)
+    hidden = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield hidden
+        os.replace(hidden, path)
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be made ({error.strerror})\n  Give a folder in a place that you can write to.") from None
 
 
 def _folder_of(out: Path) -> Path:

@@ -54,6 +54,8 @@ def test_what_is_not_there(server: FileServer) -> None:
     assert not exists(f"{server.url}/none.bin")
     with pytest.raises(FileNotFoundError, match="the server says 404"):
         open_file(f"{server.url}/none.bin", "rb")
+    with pytest.raises(DataError, match=r"none\.bin: cannot be fetched \(.*404"):
+        local_path(f"{server.url}/none.bin")
 
 
 def test_a_server_that_fails_for_a_moment_is_asked_again(server: FileServer) -> None:
@@ -92,6 +94,8 @@ def test_arrows_file_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert not exists(f"{url}.none")
     assert local_path(url) == tmp_path / "cache" / "s3" / "bucket" / "data" / "file.txt"
     assert local_path(url).read_text(encoding="utf-8") == "Größe\n"
+    with pytest.raises(DataError, match=r"s3://bucket/data: cannot be fetched \(.*\)\n  A folder never can be: copy it to this machine"):
+        local_path("s3://bucket/data")
     with pytest.raises(OSError, match="is opened for reading only"):
         open_file(url, "w")
     with pytest.raises(FileNotFoundError):

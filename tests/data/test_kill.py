@@ -61,5 +61,5 @@ def test_killed_at_random_moments_and_started_again(tmp_path: Path) -> None:
 
 def test_two_processes_do_not_prepare_one_folder(tmp_path: Path) -> None:
     raw = write_everything(tmp_path / "raw")
-    with work_on(tmp_path / "out", "key", None), pytest.raises(DataError, match="out: another process is preparing it"):
+    with work_on(tmp_path / "out", {}), pytest.raises(DataError, match="out: another process is writing it"):
         prepare(everything(), raw, tmp_path / "out")

@@ -38,9 +38,9 @@ def _check(look: DataLook, folder: Path, manifest: Manifest) -> None:
         unseen = {split: sum(n for id, n in counts[split].items() if id and id not in counts["train"]) / total[split] for split in SPLITS[1:]}
         assert field.unseen == pytest.approx(unseen)
         known = sorted((n for id, n in counts["train"].items() if id), reverse=True)
-        ids = field.rows - 1
-        assert field.top_1_percent == pytest.approx(sum(known[: max(1, -(-ids // 100))]) / total["train"])
-        assert field.top_10_percent == pytest.approx(sum(known[: max(1, -(-ids // 10))]) / total["train"])
+        heads = [-(-(field.rows - 1) // part) for part in (1000, 100, 10, 2)]
+        assert list(field.head.values()) == pytest.approx([sum(known[:ids]) / total["train"] for ids in heads])
+        assert list(field.head) == ["0.1%", "1%", "10%", "50%"]
         assert (field.ids_seen, field.ids_seen_once) == (len(known), known.count(1))
 
 
@@ -80,7 +80,7 @@ def test_alarm_is_for_more_than_training_has(zero: float, unseen: float, alarms:
     from ham_dist.data.look import _alarms
 
     field = FieldLook(
-        name="a", rows=9, multi_valued=False, bytes=9, top_1_percent=0, top_10_percent=0, ids_seen=1, ids_seen_once=1,
+        name="a", rows=9, multi_valued=False, bytes=9, head={}, ids_seen=1, ids_seen_once=1,
         zero={"train": 0.2, "validation": zero, "test": 0.0}, unseen={"validation": unseen, "test": 0.0},
     )  # fmt: skip
     assert len(list(_alarms(field))) == alarms

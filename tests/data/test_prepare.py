@@ -129,7 +129,7 @@ def test_what_is_there_already_is_left_alone(prepared: Path, raw: Path, recipe: 
 def test_a_folder_with_something_else_is_refused(raw: Path, recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("x")
-    with pytest.raises(DataError, match=r"thesis: is there already and is no prepared data; nothing was written"):
+    with pytest.raises(DataError, match=r"thesis: is there already; nothing was written"):
         prepare(recipe, raw, tmp_path / "thesis")
     (tmp_path / "empty").mkdir()
     prepare(recipe, raw, tmp_path / "empty").check(tmp_path / "empty", deep=True)

@@ -9,17 +9,14 @@ import pytest
 from ham_dist.data.manifest import SPLITS, Manifest
 from ham_dist.data.prepare import prepare
 from ham_dist.data.recipe import load_recipe, recipe_names
-from tests.data.conftest import ROOT
-
-SHARED = ROOT.parent / "shared" / "data"
+from tests.data.raw_logs import HEADS, raw_logs
 
 
-def linked(source: Path, folder: Path, name: str) -> Path:
-    if not source.is_file():
-        pytest.skip(f"no {source}")
-    folder.mkdir()
-    (folder / name).symlink_to(source)
-    return folder
+def real(name: str, folder: Path) -> Path:
+    """A raw folder with the real head of the logs that the recipe `name` is for."""
+    if not HEADS[name][0].is_file():
+        pytest.skip(f"no {HEADS[name][0]}")
+    return raw_logs(name, folder)[0]
 
 
 def test_all_recipes_are_sound() -> None:
@@ -33,7 +30,7 @@ def test_all_recipes_are_sound() -> None:
 
 
 def test_criteo_kaggle(tmp_path: Path) -> None:
-    raw = linked(SHARED / "criteo-kaggle" / "train_8000.txt", tmp_path / "raw", "train.txt")
+    raw = real("criteo-kaggle", tmp_path / "raw")
     manifest = prepare(load_recipe("criteo-kaggle"), raw, tmp_path / "out")
     assert (manifest.rows_in, manifest.rows_dropped, manifest.rejected.samples) == (8000, 0, 0)
     assert sum(split.positives for split in manifest.splits.values()) == 1728
@@ -46,7 +43,7 @@ def test_criteo_kaggle(tmp_path: Path) -> None:
 
 
 def test_avazu(tmp_path: Path) -> None:
-    raw = linked(SHARED / "avazu" / "train_8999.csv", tmp_path / "raw", "train")
+    raw = real("avazu", tmp_path / "raw")
     manifest = prepare(load_recipe("avazu"), raw, tmp_path / "out")
     assert (manifest.rows_in, manifest.rows_dropped, manifest.rejected.samples) == (8999, 0, 0)
     hours = pq.read_table(tmp_path / "out/vocabulary/hour.parquet").to_pylist()

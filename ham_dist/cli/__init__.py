@@ -1,0 +1,61 @@
+"""The command line. What a command needs is imported inside it, so that `ham-dist --help` answers at once."""
+
+import logging
+from typing import Annotated
+
+import typer
+
+import ham_dist
+from ham_dist.cli import data, runs
+from ham_dist.cli.failures import EXIT_USERS, Commands
+
+app = typer.Typer(cls=Commands, rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+
+
+def main() -> None:
+    """The program `ham-dist`."""
+    app(prog_name="ham-dist")
+
+
+def train_command(arguments: list[str]) -> None:
+    """`ham-dist train ARGUMENTS`, for the scripts that torchrun starts. Ends the process."""
+    app(["train", *arguments], prog_name="ham-dist")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ham-dist {ham_dist.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", envvar="HAM_DIST_DEBUG", help="Show the traceback of every error.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Find how many columns each embedding table of a CTR model needs, cut the others away, and hand the rest to serving.
+
+    `ham-dist COMMAND --help` explains a command. Without any data of your own, `ham-dist train` shows a whole run.
+    """
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("ham_dist").setLevel(logging.INFO)
+
+
+for command in (data.fetch, data.prepare, runs.train, runs.export, runs.score, data.inspect, data.generate):
+    app.command()(command)
+
+
+@app.command()
+def doctor() -> None:
+    """Check versions, devices and backends.
+
+    Each thing that is wrong comes with its mend.
+
+    \b
+    Example:
+      ham-dist doctor
+    """
+    from ham_dist.doctor import report
+
+    if not report():
+        raise typer.Exit(EXIT_USERS)

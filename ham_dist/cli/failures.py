@@ -1,0 +1,94 @@
+"""The one way in which commands fail: a short paragraph and an exit code for what a user can mend, a traceback for a bug of ours."""
+
+import errno
+import os
+import sys
+import time
+import traceback
+from typing import Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from ham_dist.errors import HamError, LostRankError, Preempted
+
+EXIT_USERS = 2
+EXIT_PREEMPTED = 75
+"""EX_TEMPFAIL of sysexits.h, "try again later": SIGTERM came, and the run was saved before it ended."""
+EXIT_INTERRUPTED = 130
+"""128 + SIGINT, as shells have it."""
+
+GRACE_SECONDS = 1.0
+"""How long a rank that is not the first of its machine waits before it tells of its mistake: where all made it, torchrun ends it in that time."""
+
+# What the machine or its owner refuses; any other OSError is a bug of ours.
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+class Commands(TyperGroup):
+    """All commands, with one way to fail."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command. What the user can mend becomes a short paragraph and exit code 2; the rest keeps its traceback and exits with 1."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            if ctx.invoked_subcommand == "train":
+                _tell("interrupted; the last checkpoint is kept, and the same command with --run-dir and --resume goes on from it")
+            elif ctx.invoked_subcommand == "prepare":
+                _tell("interrupted; what is finished is kept, and the same command goes on from it")
+            else:
+                _tell("interrupted")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except Preempted as preempted:
+            _tell(str(preempted))
+            raise typer.Exit(EXIT_PREEMPTED) from None
+        except Exception as error:
+            message = _message(error)
+            if message is None:
+                raise
+            if ctx.params["debug"]:
+                traceback.print_exc()
+            _tell(message)
+            if isinstance(error, LostRankError):
+                _leave_at_once(EXIT_USERS)
+            raise typer.Exit(EXIT_USERS) from None
+
+
+def _message(error: Exception) -> str | None:
+    """What to tell of an error that is not a bug of ours, and None for one that is."""
+    if isinstance(error, LostRankError):
+        time.sleep(GRACE_SECONDS)  # The rank that failed first has the word.
+    if isinstance(error, HamError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in REFUSED:
+        where = f"{error.filename}: " if error.filename else ""
+        mend = "Make room, or give a folder on another disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Give another place"
+        return f"{where}{error.strerror}. {mend}"
+    if isinstance(error, MemoryError) or _out_of_torch_memory(error):
+        detail = str(error).partition("\n")[0]
+        return f"out of memory{f' ({detail})' if detail else ''}\n  Lower data.batch_size, or spread the tables over more ranks"
+    return None
+
+
+def _leave_at_once(code: int) -> NoReturn:
+    """End the process without Python's way out: a thread that waits inside torch for a rank that is gone would have it aborted."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _out_of_torch_memory(error: Exception) -> bool:
+    """torch raises a class of its own on a GPU, and RuntimeError on CPU."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def _tell(message: str) -> None:
+    """Print to standard error; of several ranks with one mistake, one a machine."""
+    rank = int(os.environ.get("RANK", "0"))
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(GRACE_SECONDS)
+    typer.echo(f"{f'[rank {rank}] ' if rank else ''}ham-dist: {message}", err=True)
