@@ -8,7 +8,7 @@ INSTALLED := .venv/installed
 # torchrec asks for the CUDA build of fbgemm-gpu even where there is no GPU; --no-deps lets the build that fits stand beside it.
 FBGEMM := $(if $(shell nvidia-smi >/dev/null 2>&1 && echo yes),fbgemm-gpu,fbgemm-gpu-cpu)
 
-.PHONY: demo test lint bench
+.PHONY: demo test lint bench peers
 
 demo: $(INSTALLED)
 	rm -rf runs/demo
@@ -24,6 +24,14 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	@set -e; for bench in $(wildcard perf/bench_*.py); do echo "$$bench"; $(BIN)/python $$bench; done
+
+# The programs that some benchmarks measure ham_dist against, in an environment of their own; `bench` leaves them out where they are not installed.
+peers: .venv-peers/installed
+
+.venv-peers/installed: perf/peers-requirements.txt
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --requirement $<
+	touch $@
 
 $(INSTALLED): pyproject.toml Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

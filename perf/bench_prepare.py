@@ -1,14 +1,18 @@
-"""Rows a second and peak memory of `ham-dist prepare` on generated text in Criteo's format, beside the same work in pandas.
+"""Rows a second and peak memory of `ham-dist prepare` on generated text in Criteo's format, beside pandas and FuxiCTR's own preprocessing.
 
-    python perf/bench_prepare.py --rows 1000000                  ham_dist and pandas on the same rows
-    python perf/bench_prepare.py --sizes 1 4 16 --no-pandas      peak memory of ham_dist at 1, 4 and 16 million rows
+    make peers                                                  FuxiCTR, in an environment of its own; without it that side is left out
+    python perf/bench_prepare.py                                all three on the same 1 million rows
+    python perf/bench_prepare.py --sizes 1 4 16 --peers --rounds 1    peak memory of ham_dist at 1, 4 and 16 million rows
 
-Each measurement runs in a process of its own. The text is made by this script, with the cardinalities of Criteo Kaggle cut to 100,000.
+The text is that of `ham-dist generate criteo-text`. Each measurement runs in a process of its own, the start of Python in it; the sides take turns.
 """
 
 import argparse
 import json
+import math
 import os
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -16,34 +20,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
 
-CARDINALITIES = (1460, 583, 100_000, 60_000, 305, 24, 12_517, 633, 3, 93_145, 5683, 90_000, 3194, 27, 14_992, 80_000, 10, 5652, 2173, 4, 80_000, 18,
-                 15, 70_000, 105, 40_000)  # fmt: skip
-ROWS_A_PART = 200_000
-
-
-def write_text(path: Path, rows: int) -> None:
-    """Made-up samples in the format of Criteo's train.txt."""
-    with path.open("wb") as file:
-        for start in range(0, rows, ROWS_A_PART):
-            count = min(ROWS_A_PART, rows - start)
-            random = np.random.default_rng([0, start])
-            columns = [pa.array((random.random(count) < 0.25).astype(np.int8))]
-            for _ in range(13):
-                numbers = np.floor(random.lognormal(2, 1.5, count)).astype(np.int64) - 1
-                columns.append(pa.array(numbers, mask=random.random(count) < 0.1))
-            for field, cardinality in enumerate(CARDINALITIES):
-                places = np.minimum((cardinality * random.random(count) ** 3).astype(np.uint64), cardinality - 1)
-                codes = (places * np.uint64(2_654_435_761) + np.uint64(field * 7919 + 11)) & np.uint64(0xFFFF_FFFF)
-                digits = pa.py_buffer(codes.astype(">u4").tobytes().hex().encode())
-                offsets = pa.py_buffer(np.arange(0, 8 * count + 1, 8, dtype=np.int32))
-                texts = pa.Array.from_buffers(pa.utf8(), count, [None, offsets, digits])
-                columns.append(pc.if_else(pa.array(random.random(count) < 0.05), pa.scalar(None, pa.string()), texts))
-            table = pa.table(columns, names=[str(number) for number in range(40)])
-            pyarrow.csv.write_csv(table, file, pyarrow.csv.WriteOptions(include_header=False, delimiter="\t", quoting_style="none"))
+PEERS = Path(__file__).parent.parent / ".venv-peers" / "bin" / "python"
+FIELDS = (*(f"I{n}" for n in range(1, 14)), *(f"C{n}" for n in range(1, 27)))
 
 
 def ours(raw: Path, out: Path, memory: str, threads: int) -> None:
@@ -59,7 +38,7 @@ def with_pandas(raw: Path, out: Path) -> None:
     """The same in plain pandas: all rows in memory, the same transforms, vocabularies, split by a random number, three Parquet files."""
     import pandas
 
-    names = ["click", *(f"I{n}" for n in range(1, 14)), *(f"C{n}" for n in range(1, 27))]
+    names = ["click", *FIELDS]
     frame = pandas.read_csv(raw / "train.txt", sep="\t", header=None, names=names, dtype=dict.fromkeys(names[14:], "string"))
     tenths = np.random.default_rng(0).integers(10, size=len(frame))
     train = tenths < 8
@@ -80,48 +59,117 @@ def with_pandas(raw: Path, out: Path) -> None:
         encoded[part].to_parquet(out / f"{split}.parquet", index=False)
 
 
+def split_text(raw: Path) -> None:
+    """train.csv, valid.csv and test.csv beside train.txt, with a header and commas: FuxiCTR reads such, and does not split a file. Not timed."""
+    import pyarrow.csv
+
+    text = pyarrow.csv.read_csv(
+        raw / "train.txt",
+        pyarrow.csv.ReadOptions(column_names=["click", *FIELDS]),
+        pyarrow.csv.ParseOptions(delimiter="\t"),
+        pyarrow.csv.ConvertOptions(column_types={name: pyarrow.string() for name in FIELDS[13:]}),
+    )
+    tenths = np.random.default_rng(0).integers(10, size=len(text))
+    for split, part in (("train", tenths < 8), ("valid", tenths == 8), ("test", tenths == 9)):
+        pyarrow.csv.write_csv(text.filter(part), raw / f"{split}.csv", pyarrow.csv.WriteOptions(quoting_style="none"))
+
+
+def with_fuxictr(raw: Path, out: Path, threads: int) -> None:
+    """FuxiCTR's preprocessing with the columns of its Criteo_x4 example: the same transform of numbers, values seen fewer than 10 times unknown."""
+    import ray
+    from fuxictr.datasets.criteo import CustomizedFeatureProcessor
+    from fuxictr.preprocess import build_dataset
+
+    # It starts a worker for every two cores that it counts; so it gets one a thread.
+    os.cpu_count = lambda: 2 * threads
+    ray.init(num_cpus=threads, logging_level="ERROR", include_dashboard=False)
+    columns = [
+        {"name": list(FIELDS[:13]), "active": True, "dtype": "float", "type": "categorical", "preprocess": "convert_to_bucket", "fill_na": 0},
+        {"name": list(FIELDS[13:]), "active": True, "dtype": "str", "type": "categorical"},
+    ]
+    processor = CustomizedFeatureProcessor(columns, {"name": "click", "dtype": "float"}, dataset_id="criteo", data_root=str(out))
+    build_dataset(processor, *(str(raw / f"{split}.csv") for split in ("train", "valid", "test")), data_format="csv", min_categr_count=10)
+
+
 def measure(side: str, raw: Path, out: Path, memory: str, threads: int) -> dict[str, float]:
     """One side in a process of its own: wall and CPU seconds, and the most memory it took (all of its own work, imports counted)."""
-    command = [sys.executable, __file__, "--side", side, "--raw", str(raw), "--out", str(out), "--memory", memory, "--threads", str(threads)]
-    start = time.monotonic()
-    process = subprocess.Popen(command)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{side} failed")
-    return {"seconds": time.monotonic() - start, "cpu": usage.ru_utime + usage.ru_stime, "peak_gb": usage.ru_maxrss * 1024 / 1e9}
+    shutil.rmtree(out, ignore_errors=True)
+    python = str(PEERS) if side == "fuxictr" else sys.executable
+    command = [python, __file__, "--side", side, "--raw", str(raw), "--out", str(out), "--memory", memory, "--threads", str(threads)]
+    with tempfile.TemporaryFile() as said:  # Ray tells of its progress line by line.
+        start = time.monotonic()
+        process = subprocess.Popen(command, stdout=said, stderr=said)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.monotonic() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            said.seek(0)
+            raise SystemExit(f"{side} failed:\n{said.read().decode(errors='replace')[-4000:]}")
+    written = sum(path.stat().st_size for path in out.rglob("*.parquet"))
+    # Ray's workers are not waited for, so what they took is not known.
+    alone = side != "fuxictr"
+    return {
+        "seconds": seconds,
+        "cpu": usage.ru_utime + usage.ru_stime if alone else math.nan,
+        "peak_gb": usage.ru_maxrss * 1024 / 1e9 if alone else math.nan,
+        "written": written,
+    }
+
+
+def compare(rows: int, raw: Path, sides: list[str], options: argparse.Namespace) -> None:
+    """All sides in turn, round by round; a line of medians for each."""
+    found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    for _ in range(options.rounds):
+        for side, rounds in found.items():
+            out = raw.parent / side
+            rounds.append(measure(side, raw, out, options.memory, options.threads))
+            if side == "ham_dist":
+                assert json.loads((out / "manifest.json").read_text(encoding="utf-8"))["rows_in"] == rows
+    for side, rounds in found.items():
+        middle = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
+        ratio = statistics.median(theirs["seconds"] / ours["seconds"] for ours, theirs in zip(found["ham_dist"], rounds, strict=True))
+        span = f"{min(one['seconds'] for one in rounds):.1f}..{max(one['seconds'] for one in rounds):.1f}"
+        print(
+            f"| {rows:,} | {side} | {rows / middle['seconds']:,.0f} | {ratio:.2f} x | {middle['seconds']:.1f} ({span}) | "
+            f"{rows / middle['cpu']:,.0f} | {middle['peak_gb']:.2f} | {middle['written'] / rows:.1f} |".replace("nan", "-"),
+            flush=True,
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=float, nargs="+", default=[1], help="millions of rows")
-    parser.add_argument("--no-pandas", action="store_true")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peers", nargs="*", choices=["pandas", "fuxictr"], default=["pandas", "fuxictr"], help="beside ham_dist")
     parser.add_argument("--memory", default="4GB")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--side", help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=["ham_dist", "pandas", "fuxictr"], help=argparse.SUPPRESS)
     parser.add_argument("--raw", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side == "pandas":
         return with_pandas(options.raw, options.out)
+    if options.side == "fuxictr":
+        return with_fuxictr(options.raw, options.out, options.threads)
     if options.side == "ham_dist":
         return ours(options.raw, options.out, options.memory, options.threads)
-    print(f"{'rows':>12} {'side':>10} {'rows/s':>10} {'rows/CPU s':>12} {'seconds':>9} {'peak GB':>8} {'output B/row':>13}")
+    from ham_dist.data.criteo_text import write_criteo_file
+
+    sides = ["ham_dist", *options.peers]
+    if "fuxictr" in sides and not PEERS.exists():
+        sides.remove("fuxictr")
+        print("FuxiCTR is left out: `make peers` installs it.")
+    print("| rows | side | rows/s | ham_dist is faster by | seconds: median (lowest..highest) | rows / CPU second | peak GB | Parquet bytes a row |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
     for size in options.sizes:
         rows = int(size * 1_000_000)
         with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_FOLDER")) as folder:
             raw = Path(folder) / "raw"
             raw.mkdir()
-            write_text(raw / "train.txt", rows)
-            for side in ("ham_dist",) if options.no_pandas else ("ham_dist", "pandas"):
-                out = Path(folder) / side
-                found = measure(side, raw, out, options.memory, options.threads)
-                written = sum(path.stat().st_size for path in out.rglob("*.parquet"))
-                print(f"{rows:>12,} {side:>10} {rows / found['seconds']:>10,.0f} {rows / found['cpu']:>12,.0f} {found['seconds']:>9.1f} "
-                      f"{found['peak_gb']:>8.2f} {written / rows:>13.1f}", flush=True)  # fmt: skip
-                if side == "ham_dist":
-                    manifest = json.loads((out / "manifest.json").read_text())
-                    assert manifest["rows_in"] == rows
+            write_criteo_file(raw / "train.txt", rows)
+            if "fuxictr" in sides:
+                split_text(raw)
+            compare(rows, raw, sides, options)
     return None
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from ham_dist.distributed import process_group
 from ham_dist.distributed.rounding import FLOAT32_BITS, rounded
@@ -15,16 +16,45 @@ CONSTANT = 1e-13
 """A feature of no greater variance than this is taken for constant: normalized to 0, without a gradient."""
 
 
-class _SumOverRanks(torch.autograd.Function):
-    """The sum of a tensor over all ranks; its gradient is the sum of the ranks' gradients, since each rank's loss reads every rank's tensor."""
+class _Normalized(torch.autograd.Function):
+    """A batch with the global batch's mean and variance taken off, and these two: of each feature, (n,) float64.
+
+    near: (n,) float64 or 0, about the mean. Squares are summed of what lies around 0: taken off afterwards, a mean far from it would leave a variance
+          of few right digits.
+
+    The gradient is written out: through torch's own operations, each of the float64 copies of the batch on the way would have one of its own.
+    """
 
     @staticmethod
-    def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
-        return process_group.sum_over_ranks(values.clone())
+    def forward(ctx: Any, input: torch.Tensor, near: torch.Tensor | float, eps: float) -> tuple[torch.Tensor, ...]:
+        values, features = input.double() - near, input.shape[1]
+        count = values.new_full((1,), input.shape[0])
+        sums = process_group.sum_over_ranks(torch.cat([values.sum(dim=0), values.square().sum(dim=0), count]))
+        rows = sums[-1]
+        exact_mean = sums[:features] / rows
+        variance = rounded((sums[features:-1] / rows - exact_mean.square()).clamp(min=0.0), FLOAT32_BITS)
+        mean = rounded(exact_mean, FLOAT32_BITS)
+        # A search may close every column that a feature reads. What is left of it then is rounding, and so would its gradient be, which Adam would
+        # make full steps of.
+        scale = torch.where(variance > CONSTANT, torch.rsqrt(variance + eps), 0.0)
+        centred = values.sub_(mean)
+        ctx.save_for_backward(centred, mean, exact_mean, scale, rows)
+        ctx.mark_non_differentiable(mean, variance, rows)
+        return torch.mul(centred, scale, out=torch.empty_like(input)), mean, variance, rows
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        return rounded(process_group.sum_over_ranks(gradients[0].clone()), FLOAT32_BITS)
+    @once_differentiable
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        centred, mean, exact_mean, scale, rows = ctx.saved_tensors
+        gradient = gradients[0]
+        of_mean = -scale * gradient.sum(dim=0, dtype=torch.float64)
+        of_variance = -0.5 * scale**3 * (gradient * centred).sum(dim=0)
+        # Of the sums of values and of squares; every rank's loss reads those of all ranks.
+        of_sums = torch.cat([of_mean - 2.0 * exact_mean * of_variance, of_variance]) / rows
+        of_sum, of_squares = rounded(process_group.sum_over_ranks(of_sums), FLOAT32_BITS).chunk(2)
+        # values = centred + mean, and a square's gradient is twice the value.
+        of_input = torch.addcmul(of_sum + 2.0 * mean * of_squares, centred, 2.0 * of_squares).addcmul_(gradient, scale)
+        return of_input.to(gradient.dtype), None, None
 
 
 class GlobalBatchNorm1d(nn.BatchNorm1d):
@@ -37,19 +67,9 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
         """Normalized `input`, (B, n)."""
         if not self.training:
             return super().forward(input)
-        # Squares are summed of what lies around 0: taken off afterwards, a mean far from it would leave a variance of few right digits.
         near = self.running_mean.double() if self.running_mean is not None else 0.0
-        values, features = input.double() - near, input.shape[1]
-        count = values.new_full((1,), input.shape[0])
-        sums: torch.Tensor = _SumOverRanks.apply(torch.cat([values.sum(dim=0), values.square().sum(dim=0), count]))
-        rows = sums[-1].detach()
-        exact_mean = sums[:features] / rows
-        variance = rounded((sums[features:-1] / rows - exact_mean.square()).clamp(min=0.0), FLOAT32_BITS)
-        mean = rounded(exact_mean, FLOAT32_BITS)
-        self._move_running_statistics(mean.detach() + near, variance.detach(), rows)
-        # A search may close every column that a feature reads. What is left of it then is rounding, and so would its gradient be, which Adam would
-        # make full steps of.
-        normalized = torch.where(variance > CONSTANT, (values - mean) * torch.rsqrt(variance + self.eps), 0.0).to(input.dtype)
+        normalized, mean, variance, rows = _Normalized.apply(input, near, self.eps)
+        self._move_running_statistics(mean + near, variance, rows)
         return normalized * self.weight + self.bias if self.affine else normalized
 
     @torch.no_grad()

@@ -144,10 +144,16 @@ def ordered_columns(looked_up: KeyedTensor, widths: Mapping[str, int], counts: M
 
     counts: (B, 1) by key, for keys that hold sums: what makes means of them.
     """
-    keys, lengths = looked_up.keys(), looked_up.length_per_key()
-    if not counts and list(keys) == list(widths) and list(lengths) == list(widths.values()):
-        return looked_up.values()
-    parts = {key: looked_up[key][:, :width] for key, width in widths.items()}
+    keys, lengths, values = looked_up.keys(), looked_up.length_per_key(), looked_up.values()
+    if not counts and list(keys) == list(widths):
+        if list(lengths) == list(widths.values()):
+            return values
+        if len(set(lengths)) == len(set(widths.values())) == 1:
+            # All alike, as tables of width 1 in rows of 4 are: one cut for all of them.
+            return values.unflatten(1, (len(lengths), lengths[0]))[:, :, : next(iter(widths.values()))].flatten(1)
+    # One split, since the gradient of each `looked_up[key]` would be (B, all columns): its own, and zeros.
+    by_key = dict(zip(keys, values.split(lengths, dim=1), strict=True))
+    parts = {key: by_key[key][:, :width] for key, width in widths.items()}
     return torch.cat([part / counts[key] if counts and key in counts else part for key, part in parts.items()], dim=1)
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from ham_dist.config.schema import OptimizerSettings
 from ham_dist.distributed.rounding import GRADIENT_BITS, rounded
 from ham_dist.distributed.sharding import ShardedModel
+from ham_dist.training.memory import keep_freed_memory
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's state of a weight, each of the weight's shape."""
@@ -29,6 +30,7 @@ class Optimizers:
         if self._tables:
             assert model.rule.dense is not None, "the plan puts no table of such a rule outside of the fused kernels"
             self.of_tables = model.rule.dense(self._tables.values(), settings.tables_learning_rate)
+            keep_freed_memory()  # Every step makes and drops a gradient as large as these tables.
         self._steps = 0
 
     def zero_grad(self) -> None:

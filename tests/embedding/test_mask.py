@@ -30,6 +30,17 @@ def test_mask_goes_by_name_in_any_order_and_under_padding(order: list[str], padd
     assert unmasked[0].tolist() == [0, 1, 2, 100, 101, 200]
 
 
+@given(order=st.permutations(list(WIDTHS)), width=st.integers(1, 3), padding=st.integers(0, 3))
+def test_tables_that_are_all_alike_come_in_order_and_padding_gets_no_gradient(order: list[str], width: int, padding: int) -> None:
+    found = looked_up(order, dict.fromkeys(WIDTHS, width + padding))
+    values = found.values().requires_grad_()
+    columns = ordered_columns(found, dict.fromkeys(WIDTHS, width))
+    assert columns[0].tolist() == [100 * place + column for place in range(len(WIDTHS)) for column in range(width)]
+    columns.sum().backward()
+    assert values.grad is not None
+    assert values.grad[0].tolist() == len(WIDTHS) * [*width * [1.0], *padding * [0.0]]
+
+
 @given(open_columns=st.lists(st.booleans(), min_size=6, max_size=6))
 def test_join_is_the_inverse_of_split(open_columns: list[bool]) -> None:
     layout = LAYOUT

@@ -1,0 +1,18 @@
+"""What the C library does with memory that is freed."""
+
+import ctypes
+
+# Of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+
+def keep_freed_memory() -> None:
+    """Have freed memory of any size stay with this process, for its next allocation. Does nothing where the C library has no such switch.
+
+    glibc gives blocks of more than 32 MiB back to the kernel at once, and the kernel fills each page with zeros when it is touched again: for a
+    gradient as large as the tables, which is made anew in each step, that takes longer than the step's arithmetic.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)

@@ -1,0 +1,151 @@
+"""Samples a second of training on one core, beside other programs that train the same model on the same samples.
+
+    make peers                                    FuxiCTR and DeepCTR-Torch, in an environment of their own; without it they are left out
+    python perf/bench_training.py --rounds 5      all sides, DeepFM and DCN-V2
+    python perf/bench_training.py --models deepfm --sides ham_dist/adam fuxictr/adam
+
+Data: generated, 39 fields with cardinalities of Criteo's kind, 1.6 million table rows; tables 16 wide. A measurement is one epoch in a process of its
+own, from the opening of the training files to the last step: the program's own reading and batching are in it, the start of Python and the making of
+the model are not. The sides take turns, so that a machine that slows down slows all of them; figures are medians, and each ratio is taken round by
+round.
+
+Of the programs' differences these stay: each shuffles in its own order and starts from its own random numbers; FuxiCTR clips gradients; ham_dist's
+DeepFM has a lift of 16 x 16 for each field, and so have the two programs that share its dense part (TorchRec, plain torch).
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from training_side import Task
+
+from ham_dist.config.presets import NUMERIC_CARDINALITIES
+from ham_dist.config.schema import SyntheticSettings
+from ham_dist.data.criteo_text import CARDINALITIES as CRITEO_CARDINALITIES
+from ham_dist.data.manifest import Manifest
+from ham_dist.data.synthetic import generate
+from ham_dist.training.evaluation import area_under_roc
+
+HERE = Path(__file__).parent
+PEERS = HERE.parent / ".venv-peers" / "bin" / "python"
+
+# Criteo's categorical columns with the few large ones cut, so that all tables together have about 1.6 million rows; no table is narrower than 16.
+CARDINALITIES = (*NUMERIC_CARDINALITIES, *(min(max(rows, 16), 219_000) for rows in CRITEO_CARDINALITIES))
+# A truth in few and small fields is learnt from the samples of one epoch, so that test AUC says whether a program learns.
+PLANTED_RANKS = (*(2,) * 6, *(0,) * (len(CARDINALITIES) - 6))
+
+
+@dataclass(frozen=True)
+class Side:
+    """A program and the rule that moves its tables.
+
+    script: which one of perf/ runs it, and under which name.
+    """
+
+    script: str
+    program: str
+    tables: str
+
+    @property
+    def label(self) -> str:
+        return f"{self.program}/{self.tables}"
+
+
+SIDES = (
+    Side("training_ours.py", "ham_dist", "rowwise_adagrad"),
+    Side("training_ours.py", "torchrec", "rowwise_adagrad"),
+    Side("training_ours.py", "ham_dist", "adam"),
+    Side("training_ours.py", "torchrec", "adam"),
+    Side("training_ours.py", "torch", "adam"),
+    Side("training_peers.py", "fuxictr", "adam"),
+    Side("training_peers.py", "deepctr", "adam"),
+)
+
+
+def write_arrays(folder: Path, fields: list[str]) -> None:
+    """The same samples for programs that do not read our Parquet: train.npz and test.npz, with int64 as they want it."""
+    for split in ("train", "test"):
+        table = pq.read_table(folder / split)
+        np.savez(folder / f"{split}.npz", **{name: table[name].to_numpy().astype(np.int64) for name in [*fields, "label"]})
+
+
+def measure(side: Side, task: Task, labels: torch.Tensor) -> dict[str, float]:
+    python = str(PEERS) if side.script == "training_peers.py" else sys.executable
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(HERE.parent)}
+    command = [python, str(HERE / side.script), side.program, *task.arguments()]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{side.label} failed:\n{done.stderr[-4000:]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    scores = torch.from_numpy(np.load(task.scores).astype(np.float64))
+    return {**found, "auc": area_under_roc(scores, labels)}
+
+
+def table(model: str, found: dict[str, list[dict[str, float]]], sides: list[Side], clock: str) -> None:
+    """Medians, and how many times as fast ham_dist is under each of its rules."""
+    speeds = {label: [one["samples"] / one[clock] for one in rounds] for label, rounds in found.items()}
+    ours = [side.label for side in sides if side.program == "ham_dist"]
+    unit = "samples/s" if clock == "wall" else "samples / CPU second"
+    print(f"\n| {model} | {unit}: median (lowest..highest) | {' | '.join(f'{label} is' for label in ours)} | peak GB | test AUC |")
+    print("|---" * (4 + len(ours)) + "|")
+    for side in sides:
+        theirs, rounds = speeds[side.label], found[side.label]
+        ratios = [statistics.median(mine / speed for mine, speed in zip(speeds[label], theirs, strict=True)) for label in ours]
+        aucs = [one["auc"] for one in rounds]
+        print(
+            f"| {side.label} | {statistics.median(theirs):,.0f} ({min(theirs):,.0f}..{max(theirs):,.0f}) | "
+            f"{' | '.join(f'{ratio:.2f} x as fast' for ratio in ratios)} | {max(one['peak_bytes'] for one in rounds) / 1e9:.2f} | "
+            f"{statistics.median(aucs):.4f} ({min(aucs):.4f}..{max(aucs):.4f}) |"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=300_000, help="generated; 8 of 10 are trained on")
+    parser.add_argument("--rounds", type=int, default=3, help="each with a seed of its own")
+    parser.add_argument("--models", nargs="+", choices=["deepfm", "dcnv2"], default=["deepfm", "dcnv2"])
+    parser.add_argument("--sides", nargs="+", choices=[side.label for side in SIDES], help="all that are installed by default")
+    parser.add_argument("--first-order", choices=["table", "linear"], default="table", help="of ham_dist's DeepFM; the peers' is a table a field")
+    parser.add_argument("--tables-learning-rate", type=float, default=0.02, help="of row-wise Adagrad; Adam has 0.001 on all sides")
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="what speeds are by; cpu where the machine is shared")
+    parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
+    options = parser.parse_args()
+    sides = [side for side in SIDES if side.label in (options.sides or [side.label for side in SIDES])]
+    if not PEERS.exists():
+        sides = [side for side in sides if side.script != "training_peers.py"]
+        print("FuxiCTR and DeepCTR-Torch are left out: `make peers` installs them.")
+    with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_FOLDER")) as temporary:
+        folder = Path(temporary) / "data"
+        generate(SyntheticSettings(rows=options.rows, cardinalities=CARDINALITIES, planted_ranks=PLANTED_RANKS, skew=1.05), folder)
+        cardinalities = {field.name: field.rows for field in Manifest.load(folder).fields}
+        write_arrays(folder, list(cardinalities))
+        labels = torch.tensor(pq.read_table(folder / "test")["label"].to_numpy())
+        print(
+            f"{len(cardinalities)} fields, {sum(cardinalities.values()):,} table rows, {options.rows:,} samples, {options.rounds} round(s), one core"
+        )
+        for model in options.models:
+            found = defaultdict(list)
+            for number in range(options.rounds):
+                for side in sides:
+                    task = Task(
+                        folder=str(folder), model=model, tables=side.tables, first_order=options.first_order, cardinalities=cardinalities, width=16,
+                        mlp=[128, 64], cross_layers=3, batch_size=2048, seed=number, core=options.core, scores=str(Path(temporary) / "scores.npy"),
+                        tables_learning_rate=options.tables_learning_rate if side.tables != "adam" else 1e-3,
+                    )  # fmt: skip
+                    found[side.label].append(measure(side, task, labels))
+                    print(f"{model} {side.label}: {json.dumps(found[side.label][-1])}", file=sys.stderr, flush=True)
+            table(model, found, sides, options.clock)
+
+
+if __name__ == "__main__":
+    main()
