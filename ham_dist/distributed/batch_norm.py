@@ -17,19 +17,23 @@ CONSTANT = 1e-13
 
 
 class _Normalized(torch.autograd.Function):
-    """A batch with the global batch's mean and variance taken off, and these two: of each feature, (n,) float64.
+    """A batch (B, n) normalized by the global batch's mean and variance, scaled and shifted; and these two, of each feature, (n,) float64.
 
-    near: (n,) float64 or 0, about the mean. Squares are summed of what lies around 0: taken off afterwards, a mean far from it would leave a variance
-          of few right digits.
+    near:   (n,) float64, about the mean. Squares are summed of what lies around 0: taken off afterwards, a mean far from it would leave a variance
+            of few right digits. What comes back for the mean is the distance from it.
+    weight, bias: (n,).
 
-    The gradient is written out: through torch's own operations, each of the float64 copies of the batch on the way would have one of its own.
+    The gradient is written out: through torch's own operations, each copy of the batch on the way would have one of its own.
     """
 
     @staticmethod
-    def forward(ctx: Any, input: torch.Tensor, near: torch.Tensor | float, eps: float) -> tuple[torch.Tensor, ...]:
-        values, features = input.double() - near, input.shape[1]
-        count = values.new_full((1,), input.shape[0])
-        sums = process_group.sum_over_ranks(torch.cat([values.sum(dim=0), values.square().sum(dim=0), count]))
+    def forward(
+        ctx: Any, input: torch.Tensor, near: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, ...]:
+        values, features = input - near.to(input.dtype), input.shape[1]
+        count = near.new_full((1,), input.shape[0])
+        squares = values.square().sum(dim=0, dtype=torch.float64)
+        sums = process_group.sum_over_ranks(torch.cat([values.sum(dim=0, dtype=torch.float64), squares, count]))
         rows = sums[-1]
         exact_mean = sums[:features] / rows
         variance = rounded((sums[features:-1] / rows - exact_mean.square()).clamp(min=0.0), FLOAT32_BITS)
@@ -38,23 +42,25 @@ class _Normalized(torch.autograd.Function):
         # make full steps of.
         scale = torch.where(variance > CONSTANT, torch.rsqrt(variance + eps), 0.0)
         centred = values.sub_(mean)
-        ctx.save_for_backward(centred, mean, exact_mean, scale, rows)
+        ctx.save_for_backward(centred, mean, exact_mean, scale, rows, weight)
         ctx.mark_non_differentiable(mean, variance, rows)
-        return torch.mul(centred, scale, out=torch.empty_like(input)), mean, variance, rows
+        return torch.addcmul(bias, centred, (scale * weight).to(input.dtype)), mean, variance, rows
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        centred, mean, exact_mean, scale, rows = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        centred, mean, exact_mean, scale, rows, weight = ctx.saved_tensors
         gradient = gradients[0]
-        of_mean = -scale * gradient.sum(dim=0, dtype=torch.float64)
-        of_variance = -0.5 * scale**3 * (gradient * centred).sum(dim=0)
+        of_bias = gradient.sum(dim=0, dtype=torch.float64)
+        of_scaled = (gradient * centred).sum(dim=0, dtype=torch.float64)
+        of_mean, of_variance = -scale * weight * of_bias, -0.5 * scale**3 * weight * of_scaled
         # Of the sums of values and of squares; every rank's loss reads those of all ranks.
         of_sums = torch.cat([of_mean - 2.0 * exact_mean * of_variance, of_variance]) / rows
         of_sum, of_squares = rounded(process_group.sum_over_ranks(of_sums), FLOAT32_BITS).chunk(2)
         # values = centred + mean, and a square's gradient is twice the value.
-        of_input = torch.addcmul(of_sum + 2.0 * mean * of_squares, centred, 2.0 * of_squares).addcmul_(gradient, scale)
-        return of_input.to(gradient.dtype), None, None
+        constant, along, through = (part.to(gradient.dtype) for part in (of_sum + 2.0 * mean * of_squares, 2.0 * of_squares, scale * weight))
+        of_input = torch.addcmul(constant, centred, along).addcmul_(gradient, through)
+        return of_input, None, (of_scaled * scale).to(weight.dtype), of_bias.to(weight.dtype), None
 
 
 class GlobalBatchNorm1d(nn.BatchNorm1d):
@@ -67,10 +73,12 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
         """Normalized `input`, (B, n)."""
         if not self.training:
             return super().forward(input)
-        near = self.running_mean.double() if self.running_mean is not None else 0.0
-        normalized, mean, variance, rows = _Normalized.apply(input, near, self.eps)
+        near = input.new_zeros(self.num_features, dtype=torch.float64) if self.running_mean is None else self.running_mean.double()
+        weight = self.weight if self.affine else torch.ones_like(near)
+        bias = self.bias if self.affine else input.new_zeros(self.num_features)
+        normalized, mean, variance, rows = _Normalized.apply(input, near, weight, bias, self.eps)
         self._move_running_statistics(mean + near, variance, rows)
-        return normalized * self.weight + self.bias if self.affine else normalized
+        return normalized
 
     @torch.no_grad()
     def _move_running_statistics(self, mean: torch.Tensor, variance: torch.Tensor, rows: torch.Tensor) -> None:
