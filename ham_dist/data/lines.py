@@ -141,9 +141,19 @@ def _faults(data: bytes, lines: pa.Array, columns: int, format: Format) -> Any:
         mask[mask] = ~pc.match_substring_regex(strings, pattern).to_numpy(zero_copy_only=False)
         note(mask, QUOTE)
         plain = pc.replace_substring_regex(lines, b'"[^"]*"', b"")
-    found = pc.count_substring(plain, format.separator.encode()).to_numpy() + 1
+    found = _count(plain, format.separator.encode()) + 1
     note((found != columns) & (lengths > 0), COLUMNS)
     return reasons if (reasons != "").any() else None
+
+
+def _count(lines: pa.Array, separator: bytes) -> Any:
+    """How often the separator stands in each line."""
+    if len(separator) > 1 or lines.offset or not len(lines):
+        return pc.count_substring(lines, separator).to_numpy()
+    _, offsets, data = lines.buffers()
+    ends = np.frombuffer(offsets, np.int32)[: len(lines) + 1]
+    # Half the time of count_substring, which looks for substrings of any length. No line is empty: its line end belongs to it.
+    return np.add.reduceat((np.frombuffer(data, np.uint8)[: ends[-1]] == ord(separator)).view(np.int8), ends[:-1], dtype=np.int32)
 
 
 def _is_utf8(data: bytes) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import ibis
 import pyarrow as pa
 
+from ham_dist.config.memory import keep_freed_memory
 from ham_dist.data.columns import Categorical, Join
 from ham_dist.data.engine import Engine, Machine, open_engine
 from ham_dist.data.expressions import Sides, cells_of, vocabulary_of
@@ -53,6 +54,7 @@ def prepare(
     """
     if rows_per_shard < 1:
         raise DataError(f"rows_per_shard = {rows_per_shard}: must be at least 1")
+    keep_freed_memory()
     out, machine = Path(out), machine or Machine()
     files = find_raw(recipe, raw)
     # What may be rejected decides whether the work goes on, not what it writes: a user who allows more loses nothing.

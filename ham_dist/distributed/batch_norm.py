@@ -27,9 +27,7 @@ class _Normalized(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, input: torch.Tensor, near: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
-    ) -> tuple[torch.Tensor, ...]:
+    def forward(ctx: Any, input: torch.Tensor, near: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> tuple[torch.Tensor, ...]:
         values, features = input - near.to(input.dtype), input.shape[1]
         count = near.new_full((1,), input.shape[0])
         squares = values.square().sum(dim=0, dtype=torch.float64)

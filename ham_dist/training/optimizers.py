@@ -5,10 +5,10 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from ham_dist.config.memory import keep_freed_memory
 from ham_dist.config.schema import OptimizerSettings
 from ham_dist.distributed.rounding import GRADIENT_BITS, rounded
 from ham_dist.distributed.sharding import ShardedModel
-from ham_dist.training.memory import keep_freed_memory
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's state of a weight, each of the weight's shape."""

@@ -10,7 +10,8 @@ def keep_freed_memory() -> None:
     """Have freed memory of any size stay with this process, for its next allocation. Does nothing where the C library has no such switch.
 
     glibc gives blocks of more than 32 MiB back to the kernel at once, and the kernel fills each page with zeros when it is touched again: for a
-    gradient as large as the tables, which is made anew in each step, that takes longer than the step's arithmetic.
+    gradient as large as the tables, which is made anew in each step, that takes longer than the step's arithmetic, and it is a seventh of the time
+    that preparing raw data takes.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

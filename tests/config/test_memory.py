@@ -6,7 +6,7 @@ import sys
 PROGRAM = """
 import resource
 import torch
-from ham_dist.training.memory import keep_freed_memory
+from ham_dist.config.memory import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
