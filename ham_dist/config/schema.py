@@ -157,7 +157,7 @@ class OrthogonalitySettings(Settings):
     as far as its rule would take such a gradient, at a cost that does not grow with the rows."""
     every: PositiveInt = 10
     """Decoupled only: steps from one application to the next, which makes up for the steps between."""
-    rows: PositiveInt = 4096
+    rows: PositiveInt = 2048
     """Decoupled only: about so many rows of each table at a time, evenly spread over it, in rotation. A row is moved for all steps since its turn."""
 
 

@@ -9,7 +9,7 @@ Callers ask by table and need not know how it is sharded. What it takes:
                                                   same way there and back. So it costs an all-to-all of the whole table, with bounded memory.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -50,7 +50,7 @@ class Product:
     rows:    which rows of the part.
     columns: which of the table's columns in use lie here.
     stride:  of the turn.
-    values:  (rows, columns), the table's own memory.
+    values:  (rows, columns) of the table: a copy, since every k-th row of a large table lies on a page of its own.
     product: (rows, columns) of V M.
     matrix:  M (d, d).
     """
@@ -75,23 +75,7 @@ def grams(model: ShardedModel, turn: Turn | None = None) -> dict[str, torch.Tens
 
     turn: of these rows alone, scaled up to the table: over all turns, the mean is G of the whole table (but for a last row more or less).
     """
-    found, sums, scale = {}, {}, {}
-    for field, placement, local in _held(model, turn):
-        first, stride = (0, 1) if turn is None else turn.of(placement.table.rows)
-        scale[field] = placement.table.rows / len(range(first, placement.table.rows, stride))
-        if placement.splits_columns or placement.shares_rows:
-            sums[field] = torch.zeros(placement.table.width, placement.table.width, dtype=torch.float64, device=model.device)
-            for rows in _whole_rows(model, placement, local):
-                block = rows.double()
-                sums[field] += block.T @ block
-        elif local is not None:
-            columns = local.columns.detach()
-            found[field] = columns.T @ columns * scale[field]
-    if sums:
-        flat = process_group.sum_over_ranks(torch.cat([matrix.flatten() * scale[field] for field, matrix in sums.items()]))
-        parts = flat.split([matrix.numel() for matrix in sums.values()])
-        found |= {field: rounded(part, FLOAT32_BITS).float().view_as(sums[field]) for field, part in zip(sums, parts, strict=True)}
-    return found
+    return _grams(model, _held(model, turn), turn)
 
 
 @torch.no_grad()
@@ -100,7 +84,7 @@ def add_to_gradients(model: ShardedModel, matrix_of: MatrixOf, scale: float) -> 
 
     Needs the dense kernel, whose tables have a gradient of their own.
     """
-    matrices = _matrices(model, matrix_of)
+    matrices = _matrices(model, matrix_of, grams(model))
     for field, placement in model.plan.groups[TABLES].items():
         local = model.local.get(field)
         if placement.splits_columns:
@@ -113,8 +97,9 @@ def add_to_gradients(model: ShardedModel, matrix_of: MatrixOf, scale: float) -> 
 @torch.no_grad()
 def products(model: ShardedModel, matrix_of: MatrixOf, turn: Turn) -> Iterator[Product]:
     """V matrix_of(G) of the rows of each table that have their turn, with G as they tell it. A collective: go through to the end."""
-    matrices = _matrices(model, matrix_of, turn)
-    for field, placement, local in _held(model, turn):
+    held = _held(model, turn)
+    matrices = _matrices(model, matrix_of, _grams(model, held, turn))
+    for field, placement, local in held:
         _, stride = turn.of(placement.table.rows)
         pieces = (
             _products(model, placement, local, matrices[field])
@@ -154,21 +139,47 @@ def _counted_once(model: ShardedModel) -> Iterator[tuple[str, torch.Tensor]]:
             yield field, matrix
 
 
-def _matrices(model: ShardedModel, matrix_of: MatrixOf, turn: Turn | None = None) -> dict[str, torch.Tensor]:
-    return {field: matrix_of(matrix, model.plan.groups[TABLES][field].table.base_width) for field, matrix in grams(model, turn).items()}
+Held = tuple[str, Placement, LocalTable | None]
+"""Name of a table, where it lies, and this rank's part of it."""
 
 
-def _held(model: ShardedModel, turn: Turn | None = None) -> Iterator[tuple[str, Placement, LocalTable | None]]:
-    """Every table under search and this rank's part of it, whole or as a table of just the rows that have their turn."""
+def _held(model: ShardedModel, turn: Turn | None = None) -> list[Held]:
+    """Every table under search, whole or as a table of just the rows that have their turn (a copy of them)."""
+    held: list[Held] = []
     for field, placement in model.plan.groups[TABLES].items():
         local = model.local.get(field)
         if turn is not None:
             first, stride = turn.of(placement.table.rows)
             placement = replace(placement, parts=tuple(part.of_turn(first, stride) for part in placement.parts))
             if local is not None:
-                values = local.values[_first_row(local, turn) :: stride]
+                values = local.values[_first_row(local, turn) :: stride].contiguous()
                 local = replace(local, part=local.part.of_turn(first, stride), values=values)
-        yield field, placement, local
+        held.append((field, placement, local))
+    return held
+
+
+def _grams(model: ShardedModel, held: Sequence[Held], turn: Turn | None) -> dict[str, torch.Tensor]:
+    found, sums, scale = {}, {}, {}
+    for field, placement, local in held:
+        first, stride = (0, 1) if turn is None else turn.of(placement.table.rows)
+        scale[field] = placement.table.rows / len(range(first, placement.table.rows, stride))
+        if placement.splits_columns or placement.shares_rows:
+            sums[field] = torch.zeros(placement.table.width, placement.table.width, dtype=torch.float64, device=model.device)
+            for rows in _whole_rows(model, placement, local):
+                block = rows.double()
+                sums[field] += block.T @ block
+        elif local is not None:
+            columns = local.columns.detach()
+            found[field] = columns.T @ columns * scale[field]
+    if sums:
+        flat = process_group.sum_over_ranks(torch.cat([matrix.flatten() * scale[field] for field, matrix in sums.items()]))
+        parts = flat.split([matrix.numel() for matrix in sums.values()])
+        found |= {field: rounded(part, FLOAT32_BITS).float().view_as(sums[field]) for field, part in zip(sums, parts, strict=True)}
+    return found
+
+
+def _matrices(model: ShardedModel, matrix_of: MatrixOf, grams_of: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {field: matrix_of(matrix, model.plan.groups[TABLES][field].table.base_width) for field, matrix in grams_of.items()}
 
 
 def _first_row(local: LocalTable, turn: Turn) -> int:

@@ -79,6 +79,7 @@ class ColumnMask:
         self.layout = layout
         self.values: torch.Tensor | None = None
         self.detached = False
+        self._places: dict[tuple[tuple[str, ...], tuple[int, ...]], torch.Tensor | None] = {}
 
     def set(self, values: torch.Tensor | None) -> None:
         """Multiply by `values` from the next lookup on; None opens every column."""
@@ -110,13 +111,22 @@ class ColumnMask:
 
     def _in_order_of(self, keys: Sequence[str], lengths: Sequence[int]) -> torch.Tensor:
         assert self.values is not None
-        parts = []
+        order = (tuple(keys), tuple(lengths))
+        if order not in self._places:
+            self._places[order] = self._place(keys, lengths)
+        places = self._places[order]
+        if places is None:
+            return self.values
+        # Padding reads the zero behind the last number. One index for all keys: cut by key, each part would have a gradient as long as the mask.
+        return torch.cat([self.values, self.values.new_zeros(1)]).index_select(0, places.to(self.values.device))
+
+    def _place(self, keys: Sequence[str], lengths: Sequence[int]) -> torch.Tensor | None:
+        """Which number of the mask each column of the looked-up vectors takes; None if they come in the mask's own order."""
+        places: list[int] = []
         for key, stored_width in zip(keys, lengths, strict=True):
-            table = self.layout.table_of[key]
-            parts.append(self.values[self.layout.slices[table]])
-            if padding := stored_width - self.layout.widths[table]:
-                parts.append(self.values.new_zeros(padding))
-        return torch.cat(parts)
+            part = self.layout.slices[self.layout.table_of[key]]
+            places += [*range(part.start, part.stop), *[self.layout.size] * (stored_width - (part.stop - part.start))]
+        return None if places == list(range(self.layout.size)) else torch.tensor(places)
 
 
 class MaskedEmbeddingBagCollection(nn.Module):

@@ -4,21 +4,41 @@ B rows, F fields, D columns, L = lift_width
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from ham_dist.config.schema import ModelSettings
 from ham_dist.models.interaction import Axis, Interaction
 from ham_dist.models.lift import Lift
 
 
+class _PairwiseProducts(torch.autograd.Function):
+    """The gradient is written out: through torch's own operations it goes through the batch six times, and takes longer than the lift."""
+
+    @staticmethod
+    def forward(ctx: Any, lifted: torch.Tensor) -> torch.Tensor:
+        total = lifted.sum(1)
+        ctx.save_for_backward(lifted, total)
+        return 0.5 * (total.square().sum(1) - torch.linalg.vecdot(lifted.flatten(1), lifted.flatten(1)))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        lifted, total = ctx.saved_tensors
+        return (total[:, None, :] - lifted).mul_(gradients[0][:, None, None])
+
+
 def pairwise_products(lifted: torch.Tensor) -> torch.Tensor:
     """Sum of <v_i, v_j> over all pairs i < j of lifted fields: (B, F, L) -> (B,).
 
-    source: Rendle, "Factorization machines" (2010), lemma 3.1: half of (square of sum - sum of squares), linear in F.
+    source: Rendle, "Factorization machines" (2010), lemma 3.1: half of (square of sum - sum of squares), linear in F. Its gradient at v_i is the sum
+            of all v but v_i.
     """
-    return 0.5 * (lifted.sum(1).square() - lifted.square().sum(1)).sum(1)
+    products: torch.Tensor = _PairwiseProducts.apply(lifted)
+    return products
 
 
 class FM(Interaction):

@@ -22,6 +22,7 @@ class Optimizers:
     """
 
     def __init__(self, model: ShardedModel, dense: Iterable[nn.Parameter], settings: OptimizerSettings) -> None:
+        keep_freed_memory()  # Every step makes and drops the same blocks, gradients as large as tables among them.
         self.model = model
         self._dense = list(dense)
         self._tables = {key: local.parameter for key, _ in model.placements() if (local := model.part(key)) and local.parameter is not None}
@@ -30,7 +31,6 @@ class Optimizers:
         if self._tables:
             assert model.rule.dense is not None, "the plan puts no table of such a rule outside of the fused kernels"
             self.of_tables = model.rule.dense(self._tables.values(), settings.tables_learning_rate)
-            keep_freed_memory()  # Every step makes and drops a gradient as large as these tables.
         self._steps = 0
 
     def zero_grad(self) -> None:

@@ -6,7 +6,7 @@ import torch
 
 from ham_dist.config.schema import OptimizerSettings, OrthogonalitySettings
 from ham_dist.distributed import gram
-from ham_dist.distributed.sharding import ShardedModel
+from ham_dist.distributed.sharding import TABLES, ShardedModel
 from ham_dist.embedding import orthogonality
 from ham_dist.training.optimizers import Optimizers
 
@@ -40,11 +40,13 @@ class Regularizer:
         if settings.form == "none" or settings.application == "coupled" or steps % settings.every:
             return
         states = optimizers.table_states()
+        parts = {f"{TABLES}/{field}": local.columns for field, local in model.local.items()}
         for found in gram.products(model, self._matrix_of, gram.Turn(steps // settings.every, settings.rows)):
             gradient = settings.weight * found.product
             divisor = model.rule.divisor(_of_rows(states[found.key], found), gradient, steps)
             rate = self._learning_rate * settings.every * found.stride * settings.weight / divisor
-            found.values.copy_(orthogonality.damped(found.values, found.product, found.matrix[:, found.columns], rate))
+            moved = orthogonality.damped(found.values, found.product, found.matrix[:, found.columns], rate)
+            parts[found.key][found.rows] = moved
 
     def penalty(self, model: ShardedModel) -> float:
         """R(V) without its weight; 0 where it is off."""
