@@ -155,7 +155,7 @@ class OrthogonalitySettings(Settings):
     application: Literal["coupled", "decoupled"] = "coupled"
     """`coupled`: added to the gradient before the optimizer's rule, to every row at every step, as in the paper; `decoupled`: beside the optimizer,
     as far as its rule would take such a gradient, at a cost that does not grow with the rows."""
-    every: PositiveInt = 10
+    every: PositiveInt = 20
     """Decoupled only: steps from one application to the next, which makes up for the steps between."""
     rows: PositiveInt = 2048
     """Decoupled only: about so many rows of each table at a time, evenly spread over it, in rotation. A row is moved for all steps since its turn."""

@@ -15,6 +15,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.api import CheckpointException
 
+from ham_dist.config.memory import give_back_freed_memory
 from ham_dist.distributed import process_group
 from ham_dist.distributed.checkpoint_format import IndexedReader, IndexedWriter
 from ham_dist.errors import CheckpointError
@@ -60,6 +61,8 @@ def save(path: Path, tensors: Mapping[str, Any], values: Mapping[str, Any], grou
         if process_group.rank() == 0:
             shutil.rmtree(beside, ignore_errors=True)
         raise
+    finally:
+        give_back_freed_memory()
 
 
 def load(path: Path, tensors: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,6 +76,7 @@ def load(path: Path, tensors: Mapping[str, Any]) -> dict[str, Any]:
     with _told(f"{path}: cannot be loaded", "If its files are damaged, remove the folder: --resume then goes on from the checkpoint before it."):
         process_group.together(lambda: _check_files(path, whole["files"]))
         dcp.load(dict(tensors), storage_reader=IndexedReader(path), planner=DefaultLoadPlanner(flatten_state_dict=False))
+    give_back_freed_memory()
     values: dict[str, Any] = whole["values"]
     return values
 

@@ -5,6 +5,7 @@
 A kind of sharding is a way to cut a table into parts; once it is cut, only the rectangles matter.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +29,9 @@ TORCHREC_KIND = {
     "data_parallel": ShardingType.DATA_PARALLEL,
 }
 """TorchRec's name of each kind."""
+
+PIECE_BYTES = 1 << 27
+"""Bytes of a table that a checkpoint writes or reads at a time: torch holds a second copy of what is under way."""
 
 ROWS_SPREAD = frozenset({"row_wise", "table_row_wise", "grid"})
 """Kinds under which the ids of one bag can lie on several ranks. Every rank then adds up what it has, and a reduce-scatter adds up the ranks."""
@@ -118,14 +122,18 @@ class Placement:
 
     def shard_metadata(self, device: torch.device, ranks_of_host: int, *, of_row: bool = False) -> list[ShardMetadata]:
         """The parts in torch's words, of the table or (`of_row`) of a vector with one number a row."""
-        return [
-            ShardMetadata(
-                [part.first_row] if of_row else [part.first_row, part.first_column],
-                [part.rows] if of_row else [part.rows, part.columns],
-                _device_of(part.rank, device, ranks_of_host),
-            )
-            for part in self.parts
-        ]
+        return [_metadata(part, _device_of(part.rank, device, ranks_of_host), of_row=of_row) for part in self.parts]
+
+    def piece_metadata(self, device: torch.device, ranks_of_host: int, *, of_row: bool = False) -> list[tuple[int, ShardMetadata]]:
+        """The same cut into pieces of at most PIECE_BYTES, each with the rank that holds it; the pieces of a part in the order of their rows."""
+        pieces = []
+        for part in self.parts:
+            rows = max(1, PIECE_BYTES // (BYTES_PER_NUMBER * (1 if of_row else max(1, part.columns))))
+            edges = [*range(part.first_row, part.first_row + part.rows, rows), part.first_row + part.rows]
+            device_of_rank = _device_of(part.rank, device, ranks_of_host)
+            for start, stop in itertools.pairwise(edges):
+                pieces.append((part.rank, _metadata(part.within(start, stop), device_of_rank, of_row=of_row)))
+        return pieces
 
     def describe(self) -> dict[str, Any]:
         """As plain data, for the run folder's plan.json; rows and columns of a part as [first, last + 1]."""
@@ -169,6 +177,11 @@ class Plan:
     def describe(self) -> list[dict[str, Any]]:
         """As plain data, for the run folder's plan.json."""
         return [placement.describe() for placement in self.placements]
+
+
+def _metadata(part: Part, device: str, *, of_row: bool) -> ShardMetadata:
+    offsets, sizes = [part.first_row, part.first_column], [part.rows, part.columns]
+    return ShardMetadata(offsets[:1], sizes[:1], device) if of_row else ShardMetadata(offsets, sizes, device)
 
 
 def _device_of(rank: int, device: torch.device, ranks_of_host: int) -> str:

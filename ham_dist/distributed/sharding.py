@@ -132,19 +132,21 @@ class ShardedModel:
         return {key: self.tensor_like(key, local.values if (local := self.part(key)) else None) for key, _ in self.placements()}
 
     def tensor_like(self, key: str, local: torch.Tensor | None, *, of_row: bool = False) -> Any:
-        """A whole tensor that lies as the table `key` lies, made of this rank's part: the table itself, or state of its optimizer.
+        """A whole tensor that lies as the table `key` lies, in pieces: the table itself or state of its optimizer.
 
-        local:  (rows, stored columns) of the part; None where this rank holds nothing.
+        local:  (rows, stored columns) of this rank's part; None where it holds nothing.
         of_row: for state with one number a row: `local` is (rows,).
         """
         placement = self._placements[key]
         if placement.replicated:
             return local
-        shards = placement.shard_metadata(self.device, process_group.ranks_of_host(), of_row=of_row)
-        ranks = [part.rank for part in placement.parts]
-        here = [] if local is None else [Shard(local, shards[ranks.index(process_group.rank())])]
+        pieces = placement.piece_metadata(self.device, process_group.ranks_of_host(), of_row=of_row)
+        here = []
+        if local is not None:
+            mine = [piece for rank, piece in pieces if rank == process_group.rank()]
+            here = [Shard(values, piece) for values, piece in zip(local.split([piece.shard_sizes[0] for piece in mine]), mine, strict=True)]
         size = [placement.table.rows] if of_row else [placement.table.rows, placement.table.stored_width]
-        metadata = ShardedTensorMetadata(shards, torch.Size(size), TensorProperties(dtype=torch.float32))
+        metadata = ShardedTensorMetadata([piece for _, piece in pieces], torch.Size(size), TensorProperties(dtype=torch.float32))
         return ShardedTensor._init_from_local_shards_and_global_metadata(here, metadata)
 
     def kernel_state(self) -> dict[str, dict[str, torch.Tensor]]:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -150,3 +151,29 @@ def round_trips(rows: int, width: int, chunk_numbers: int) -> bool:
 @pytest.mark.parametrize(("rows", "width", "chunk_numbers"), [(1, 1, 1), (7, 5, 3), (40, 2, 16), (13, 9, 1000)])
 def test_what_is_moved_there_and_back_is_the_same(rows: int, width: int, chunk_numbers: int) -> None:
     assert all(run_on_ranks(3, round_trips, rows, width, chunk_numbers))
+
+
+def saved_in_pieces(path: Path, run: RunSettings) -> tuple[int, dict[str, torch.Tensor]]:
+    with patch("ham_dist.distributed.placement.PIECE_BYTES", 100):
+        tensors = trained(run).tensors()
+        state = trained(run)
+        checkpoint.save(path, state.tensors(), {"steps": state.optimizers.steps})
+    pieces = [len(values.local_shards()) for values in tensors.values() if hasattr(values, "local_shards")]
+    return sum(pieces), whole(state)
+
+
+def loaded_in_pieces(path: Path, run: RunSettings) -> dict[str, torch.Tensor]:
+    state = open_supernet(run, FIELDS, torch.device("cpu"))
+    with patch("ham_dist.distributed.placement.PIECE_BYTES", 260):
+        checkpoint.load(path, state.tensors())
+    return whole(state)
+
+
+def test_a_table_is_written_in_pieces_and_read_in_others(tmp_path: Path) -> None:
+    """Of 3 rows or so, on 2 ranks; and of 8 under another plan on 3."""
+    options = {"optimizer": {"tables": "adagrad"}, "orthogonality": {"form": "none"}}
+    found = run_on_ranks(2, saved_in_pieces, tmp_path / "saved", settings("dcnv2", sharding={"tables": MIXED}, **options))
+    assert sum(pieces for pieces, _ in found) > 60
+    for after in run_on_ranks(3, loaded_in_pieces, tmp_path / "saved", settings("dcnv2", sharding={"tables": TURNED}, **options)):
+        assert after.keys() == found[0][1].keys()
+        assert all(torch.equal(values, after[key]) for key, values in found[0][1].items())
