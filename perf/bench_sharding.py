@@ -5,6 +5,7 @@
 Kinds take their steps in turn, round by round, so that a machine that slows down slows all of them; figures are medians, the ratio is taken round by
 round. With one core a rank or less, what is measured is mostly arithmetic and copying, not a network.
 
+The last column is what it buys to send the ids of the next batches ahead (`ranks.ids_ahead`): a step with it beside one without.
 The last line is what equal parts of a batch cost (row_wise needs them): the seconds of adding empty bags to a batch, of a step's.
 """
 
@@ -45,14 +46,18 @@ def batch(cardinalities: dict[str, int]) -> Batch:
     return Batch(features, torch.randint(0, 2, (high - low,)).float(), BATCH)
 
 
-def seconds_of_steps(state: TrainingState, batches: list[Batch]) -> float:
+def seconds_of_steps(state: TrainingState, batches: list[Batch], *, ids_ahead: bool) -> float:
     """A step's, mean over the batches."""
     dist.barrier()
     start = time.perf_counter()
-    for one in batches:
+    for one in state.sharded.ahead(iter(batches)) if ids_ahead else batches:
         weight_step(state, one)
     dist.barrier()
     return (time.perf_counter() - start) / len(batches)
+
+
+def median_ratio(values: list[float], bases: list[float]) -> float:
+    return statistics.median(value / base for value, base in zip(values, bases, strict=True))
 
 
 def measure(rank: int, ranks: int, rows: int, rounds: int, rule: str, folder: str) -> None:
@@ -63,22 +68,26 @@ def measure(rank: int, ranks: int, rows: int, rounds: int, rule: str, folder: st
     batches = [batch(cardinalities) for _ in range(STEPS)]
     states = {kind: open_supernet(settings(kind, rule), cardinalities, torch.device("cpu")) for kind in KINDS}
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    ahead: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for number in range(rounds + 1):
         for kind, state in states.items():
-            taken = seconds_of_steps(state, batches)
-            if number:  # the first round warms up
-                seconds[kind].append(taken)
+            for ids_ahead, figures in ((False, seconds), (True, ahead)):
+                taken = seconds_of_steps(state, batches, ids_ahead=ids_ahead)
+                if number:  # the first round warms up
+                    figures[kind].append(taken)
     start = time.perf_counter()
     for one in batches:
         padded(one.sparse_features, one.sparse_features.stride() + 16)
     padding = (time.perf_counter() - start) / len(batches)
     if rank == 0:
-        print(f"\n| {rule}, {ranks} ranks, {FIELDS} tables of {rows:,} x 16, {BATCH} rows | ms a step: median (lowest..highest) | of table_wise's |")
-        print("|---|---|---|")
+        size = f"{ranks} ranks, {FIELDS} tables of {rows:,} x 16, {BATCH} rows"
+        print(f"\n| {rule}, {size} | ms a step: median (lowest..highest) | of table_wise's | ids ahead |")
+        print("|---|---|---|---|")
         for kind, values in seconds.items():
-            ratio = statistics.median(value / base for value, base in zip(values, seconds["table_wise"], strict=True))
-            print(f"| {kind} | {statistics.median(values) * 1e3:.1f} ({min(values) * 1e3:.1f}..{max(values) * 1e3:.1f}) | {ratio:.2f} |")
-        print(f"| empty bags for 16 rows more | {padding * 1e3:.2f} | {padding / statistics.median(seconds['row_wise']):.3f} of row_wise's |")
+            of_table_wise, of_itself = (median_ratio(values, seconds["table_wise"]), median_ratio(ahead[kind], values))
+            spread = f"{statistics.median(values) * 1e3:.1f} ({min(values) * 1e3:.1f}..{max(values) * 1e3:.1f})"
+            print(f"| {kind} | {spread} | {of_table_wise:.2f} | {of_itself:.2f} |")
+        print(f"| empty bags for 16 rows more | {padding * 1e3:.2f} | {padding / statistics.median(seconds['row_wise']):.3f} of row_wise's | |")
     dist.destroy_process_group()
 
 

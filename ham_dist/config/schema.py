@@ -238,6 +238,8 @@ class RanksSettings(Settings):
 
     timeout_minutes: PositiveFloat = 120.0
     """How long a rank may keep the others waiting before all end and it is named. Rank 0 alone hashes a bundle, at about a second a gigabyte."""
+    ids_ahead: bool = True
+    """Whether the ids of the next two batches travel between ranks, and to the GPU, while a batch is trained on; no number depends on it."""
 
 
 class RunSettings(Settings):

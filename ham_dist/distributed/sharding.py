@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -20,10 +21,12 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from ham_dist.data.batch import Batch
 from ham_dist.data.order import rows_of_rank
 from ham_dist.distributed import process_group
 from ham_dist.distributed.batch_norm import synchronize_batch_norm
 from ham_dist.distributed.exchange import even_blocks, move, windows
+from ham_dist.distributed.pipeline import IdExchange
 from ham_dist.distributed.placement import Part, Placement, Plan
 from ham_dist.distributed.rules import TableRule
 from ham_dist.embedding.mask import ColumnMask
@@ -91,6 +94,8 @@ class ShardedModel:
         synchronize_batch_norm(model)
         self.parallel = _parallel(model, plan, device, rule, learning_rate)
         self.model: nn.Module = self.parallel.module
+        self._exchange = IdExchange(self.model, device)
+        self._sent: WeakKeyDictionary[KeyedJaggedTensor, KeyedJaggedTensor] = WeakKeyDictionary()
         state, parameters = self.parallel.state_dict(), dict(self.parallel.named_parameters())
         self._placements = dict(self.placements())
         parts = {
@@ -110,9 +115,26 @@ class ShardedModel:
         """
         if not self.plan.needs_equal_parts or process_group.world_size() == 1:
             return features, None
+        sent = self._sent.pop(features, None)
+        return (self._of_equal_parts(features, global_rows) if sent is None else sent), features.stride()
+
+    def ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches; while one is worked on, the ids of the next two are on their way between the ranks (and to the GPU)."""
+        if process_group.world_size() == 1 and self.device.type == "cpu":
+            return batches
+        return self._exchange.ahead(batches, self._to_send)
+
+    def _to_send(self, batch: Batch) -> KeyedJaggedTensor:
+        features, _ = self.inputs(batch.sparse_features, batch.global_rows)
+        if features is not batch.sparse_features:
+            self._sent[batch.sparse_features] = features
+        return features
+
+    @staticmethod
+    def _of_equal_parts(features: KeyedJaggedTensor, global_rows: int) -> KeyedJaggedTensor:
         ranks = process_group.world_size()
         parts = (rows_of_rank(global_rows, rank, ranks) for rank in range(ranks))
-        return padded(features, max(stop - start for start, stop in parts)), features.stride()
+        return padded(features, max(stop - start for start, stop in parts))
 
     def placements(self) -> Iterator[tuple[str, Placement]]:
         """Every table, by the name that it has in `table_tensors`; the same on every rank."""

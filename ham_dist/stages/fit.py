@@ -36,7 +36,7 @@ def fit(
     guard = Guard(stage, state.sharded, progress, checkpoints, log)
     while progress.epochs < settings.max_epochs and not progress.stopper.done:
         epoch = progress.epochs
-        loss = train_epoch(stage, samples, log, progress, guard, lambda batch: weight_step(state, batch, guard.check))
+        loss = train_epoch(stage, state, samples, log, progress, guard, lambda batch: weight_step(state, batch, guard.check))
         quality = evaluate(state, samples.evaluation("validation"))
         progress.finish_epoch(quality.auc)
         log.metrics(

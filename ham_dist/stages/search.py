@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 
 import torch
 
@@ -32,8 +33,9 @@ def search(state: TrainingState, method: Method, samples: Samples, checkpoints: 
     guard = Guard("search", state.sharded, progress, checkpoints, log)
     while method.searches and progress.epochs < settings.epochs and not progress.stopper.done:
         epoch = progress.epochs
-        validation = samples.validation_forever(start=epoch * alpha_steps + -(-progress.steps // settings.alpha_every))
-        loss = train_epoch("search", samples, log, progress, guard, partial(_alternate, state, method, validation, progress, guard.check))
+        done = -(-progress.steps // settings.alpha_every)
+        validation = state.batches(islice(samples.validation_forever(start=epoch * alpha_steps + done), alpha_steps - done))
+        loss = train_epoch("search", state, samples, log, progress, guard, partial(_alternate, state, method, validation, progress, guard.check))
         # Judged by the columns that would be kept if the search ended here: the open ones are now more and now fewer than the target,
         # and the AUC of models of different sizes says nothing of the search.
         state.sharded.mask.set(method.choice().to(state.sharded.device))

@@ -30,7 +30,7 @@ def predict(state: TrainingState, batches: Iterable[Batch]) -> tuple[torch.Tenso
     model = state.sharded.model
     logits, labels = [], []
     with as_evaluated(model):
-        for batch in batches:
+        for batch in state.batches(iter(batches)):
             logits.append(model(*state.sharded.inputs(batch.sparse_features, batch.global_rows)))
             labels.append(batch.labels)
     return gather_rows(torch.cat(logits)), gather_rows(torch.cat(labels))

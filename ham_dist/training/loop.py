@@ -60,7 +60,9 @@ def mask_gradient(state: TrainingState, batch: Batch, mask: torch.Tensor) -> tor
     return process_group.sum_over_ranks(gradient).float()
 
 
-def train_epoch(stage: StageName, samples: Samples, log: RunLog, progress: StageProgress, guard: Guard, step: Callable[[Batch], object]) -> float:
+def train_epoch(
+    stage: StageName, state: TrainingState, samples: Samples, log: RunLog, progress: StageProgress, guard: Guard, step: Callable[[Batch], object]
+) -> float:
     """`step` on every training batch of the epoch that `progress` stands in, from where it stands; the step has `guard` check its loss.
 
     returns: the mean log loss over the epoch, the same on every rank.
@@ -68,7 +70,7 @@ def train_epoch(stage: StageName, samples: Samples, log: RunLog, progress: Stage
     """
     start = time.perf_counter()
     with log.progress(stage, progress.epochs, samples.steps - progress.steps) as steps:
-        for batch in samples.training(stage, progress.epochs, start=progress.steps):
+        for batch in state.batches(samples.training(stage, progress.epochs, start=progress.steps)):
             step(batch)
             progress.training_seconds += time.perf_counter() - start
             guard.finish_step(batch.global_rows)

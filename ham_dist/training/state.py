@@ -1,12 +1,13 @@
 """What a stage trains: a model on the ranks, its optimizers, and the regularizer on its tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ham_dist.config.schema import RunSettings
+from ham_dist.data.batch import Batch
 from ham_dist.distributed import process_group, topology
 from ham_dist.distributed.exchange import move
 from ham_dist.distributed.placement import Placement, Plan
@@ -38,6 +39,10 @@ class TrainingState:
     interaction: Interaction
     optimizers: Optimizers
     regularizer: Regularizer
+
+    def batches(self, stream: Iterator[Batch]) -> Iterator[Batch]:
+        """`stream`, with the ids of its next batches on their way between the ranks where the settings ask for that."""
+        return self.sharded.ahead(stream) if self.settings.ranks.ids_ahead else stream
 
     def weights(self) -> dict[str, Any]:
         """The model's tensors by a name that does not depend on ranks. The live ones: loading into them loads the model."""
