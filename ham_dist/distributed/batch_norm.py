@@ -39,7 +39,8 @@ class _Normalized(torch.autograd.Function):
         # A search may close every column that a feature reads. What is left of it then is rounding, and so would its gradient be, which Adam would
         # make full steps of.
         scale = torch.where(variance > CONSTANT, torch.rsqrt(variance + eps), 0.0)
-        centred = values.sub_(mean)
+        # In the batch's own type: it holds the rounded mean exactly, and with a mean in float64 the whole batch would go to float64 and back.
+        centred = values.sub_(mean.to(values.dtype))
         ctx.save_for_backward(centred, mean, exact_mean, scale, rows, weight)
         ctx.mark_non_differentiable(mean, variance, rows)
         return torch.addcmul(bias, centred, (scale * weight).to(input.dtype)), mean, variance, rows
