@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench_prepare import write_text
+from ham_dist.data.criteo_text import write_criteo_file
 
 PROGRAM = """
 import sys
@@ -40,7 +40,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         (folder / "raw").mkdir()
-        write_text(folder / "raw" / "train.txt", options.rows)
+        write_criteo_file(folder / "raw" / "train.txt", options.rows)
         start = time.monotonic()
         run(folder, "whole").wait()
         seconds = time.monotonic() - start

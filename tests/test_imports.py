@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -25,3 +26,11 @@ def test_nothing_heavy_is_loaded(code: str, allowed: set[str]) -> None:
     loaded = set(done.stdout.split("loaded ")[1].split())
     assert "ham_dist" in loaded
     assert loaded & HEAVY <= allowed
+
+
+def test_every_measurement_finds_what_it_imports() -> None:
+    """The scripts of perf/ run seldom, so that a name that has moved would be missed there for long."""
+    folder = Path(__file__).parents[1] / "perf"
+    names = sorted(path.stem for path in folder.glob("*.py"))
+    assert names
+    subprocess.run([sys.executable, "-c", f"for name in {names}: __import__(name)"], cwd=folder, check=True, timeout=300)

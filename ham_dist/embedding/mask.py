@@ -142,11 +142,15 @@ class MaskedEmbeddingBagCollection(nn.Module):
         self.mask = mask
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
-        """Vectors of all keys, values (B, sum of stored widths)."""
+        """Masked vectors of all keys, values (B, sum of stored widths)."""
+        return self.mask(self.look_up(features))
+
+    def look_up(self, features: KeyedJaggedTensor) -> KeyedTensor:
+        """The vectors without the mask, for a model that multiplies it in further on; without a gradient where the mask is detached."""
         # Data-parallel tables have a DDP of their own, which counts a lookup with a gradient as the begin of a step and waits for its end.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.mask.detached):
-            looked_up = self.ebc(features)
-        return self.mask(looked_up)
+            looked_up: KeyedTensor = self.ebc(features)
+            return looked_up
 
 
 def ordered_columns(looked_up: KeyedTensor, widths: Mapping[str, int], counts: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:

@@ -55,8 +55,8 @@ class AutoInt(Interaction):
         self.attention = nn.Sequential(*(AttentionLayer(settings.lift_width, settings.attention_heads) for _ in range(settings.attention_layers)))
         self.last = nn.Linear(len(self.widths) * settings.lift_width, 1)
 
-    def forward(self, columns: torch.Tensor) -> torch.Tensor:
-        return self.last(self.attention(self.lift(columns)).flatten(1)).squeeze(1)
+    def forward(self, columns: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        return self.last(self.attention(self.lift(columns, mask)).flatten(1)).squeeze(1)
 
     def axes(self) -> dict[str, dict[int, Axis]]:
         return {"lift.weight": {0: Axis(tuple(self.widths))}}

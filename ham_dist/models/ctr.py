@@ -45,8 +45,8 @@ class CTRModel(nn.Module):
         rows: B, where `sparse_features` has empty bags behind those of the samples: what is looked up for them goes no further.
         """
         counts = {field: sparse_features[field].lengths().clamp(min=1).unsqueeze(1) for field in self._summed}
-        columns = ordered_columns(self.tables(sparse_features), self._widths, counts)[:rows]
-        logits = self.interaction(columns.to(self.interaction.dtype))
+        columns = ordered_columns(self.tables.look_up(sparse_features), self._widths, counts)[:rows]
+        logits = self.interaction(columns.to(self.interaction.dtype), self.mask.values)
         if self.first_order_tables is not None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.mask.detached):
                 # Only the first column of each table is the term; where a kernel needs padding, the rest must get no gradient.

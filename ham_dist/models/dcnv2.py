@@ -53,7 +53,9 @@ class DCNV2(Interaction):
         self.deep = nn.Sequential(*hidden_layers(columns, settings.mlp))
         self.last = nn.Linear(columns + self.deep_width, 1)
 
-    def forward(self, columns: torch.Tensor) -> torch.Tensor:
+    def forward(self, columns: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        if mask is not None:
+            columns = columns * mask  # Read by products with one another too, so that no weight could take the mask in their place.
         parts = [self.cross(columns)]
         if self.deep_width:
             parts.append(self.deep(columns))

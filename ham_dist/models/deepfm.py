@@ -30,9 +30,9 @@ class DeepFM(FM):
         last = nn.Linear(settings.mlp[-1] if settings.mlp else inputs, 1, bias=False)
         self.deep = nn.Sequential(*hidden_layers(inputs, settings.mlp), last)
 
-    def forward(self, columns: torch.Tensor) -> torch.Tensor:
-        lifted = self.lift(columns)
-        return self.logits(columns, lifted) + self.deep(lifted.flatten(1)).squeeze(1)
+    def forward(self, columns: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        lifted = self.lift(columns, mask)
+        return self.logits(columns, lifted, mask) + self.deep(lifted.flatten(1)).squeeze(1)
 
     def axes(self) -> dict[str, dict[int, Axis]]:
         return super().axes() | {"deep.0.weight": {1: Axis(tuple(self.widths), block=self.lift_width)}}

@@ -61,13 +61,15 @@ class FM(Interaction):
         columns = sum(self.widths.values())
         self.linear = nn.Parameter(torch.empty(columns).uniform_(-(columns**-0.5), columns**-0.5)) if settings.first_order == "linear" else None
 
-    def forward(self, columns: torch.Tensor) -> torch.Tensor:
-        return self.logits(columns, self.lift(columns))
+    def forward(self, columns: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        return self.logits(columns, self.lift(columns, mask), mask)
 
-    def logits(self, columns: torch.Tensor, lifted: torch.Tensor) -> torch.Tensor:
-        """Logits (B,) of columns (B, D) and of the same lifted, (B, F, L)."""
+    def logits(self, columns: torch.Tensor, lifted: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits (B,) of columns (B, D), to be multiplied by `mask` (D,), and of the same masked and lifted, (B, F, L)."""
         logits = self.bias + pairwise_products(lifted)
-        return logits if self.linear is None else logits + columns @ self.linear
+        if self.linear is None:
+            return logits
+        return logits + columns @ (self.linear if mask is None else self.linear * mask)
 
     def axes(self) -> dict[str, dict[int, Axis]]:
         columns = Axis(tuple(self.widths))

@@ -70,8 +70,11 @@ class Interaction(nn.Module, ABC):
         return next(self.parameters()).dtype
 
     @abstractmethod
-    def forward(self, columns: torch.Tensor) -> torch.Tensor:
-        """Logits (B,) of the columns of all fields, (B, D), fields in the order of `widths`."""
+    def forward(self, columns: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits (B,) of the columns of all fields, (B, D), fields in the order of `widths`.
+
+        mask: (D,), multiplied into the columns; or, to the same effect and for less, into the weights that alone read them. None: all ones.
+        """
 
     @abstractmethod
     def axes(self) -> dict[str, dict[int, Axis]]:

@@ -41,9 +41,10 @@ class Lift(nn.Module):
         self.register_buffer("padded_columns", torch.tensor([column if is_real else 0 for column, is_real in slots]), persistent=False)
         self.register_buffer("padded_rows", torch.tensor([column if is_real else total for column, is_real in slots]), persistent=False)
 
-    def forward(self, columns: torch.Tensor) -> torch.Tensor:
-        """Lifted fields (B, F, L) of the columns of all fields (B, D)."""
-        weight: torch.Tensor = self.weight
+    def forward(self, columns: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Lifted fields (B, F, L) of the columns of all fields (B, D), each times its number of `mask` (D,)."""
+        # (x * m) W = x (m * W): D L products instead of B D.
+        weight: torch.Tensor = self.weight if mask is None else self.weight * mask.unsqueeze(1)
         if not self.is_even:
             columns = columns.index_select(1, self.padded_columns)
             weight = torch.cat([weight, weight.new_zeros(1, weight.shape[1])]).index_select(0, self.padded_rows)

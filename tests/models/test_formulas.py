@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from itertools import combinations, pairwise
+from typing import Literal
 
 import pytest
 import torch
@@ -129,6 +130,21 @@ def test_dcnv2_is_one_linear_over_cross_and_torchrecs_mlp() -> None:
     torchrec_mlp = mlp_like(TorchRecMLP(D, [8, 4], activation="relu").double(), model.deep)
     both = torch.cat([model.cross(values), torchrec_mlp(values)], dim=1)
     torch.testing.assert_close(model(values), both @ model.last.weight[0] + model.last.bias)
+
+
+@pytest.mark.parametrize("name", INTERACTIONS)
+def test_a_mask_in_the_weights_is_one_on_the_columns(name: Literal["fm", "deepfm", "autoint", "dcnv2"]) -> None:
+    torch.manual_seed(0)
+    model = build_interaction(ModelSettings(name=name, lift_width=6, mlp=(8, 4)), WIDTHS).double().eval()
+    values = columns()
+    hard = (torch.rand(D) < 0.5).double()
+    assert torch.equal(model(values, hard), model(values * hard))
+    soft = torch.rand(D, dtype=torch.float64, requires_grad=True)
+    inside, outside = model(values, soft), model(values * soft)
+    torch.testing.assert_close(inside, outside)
+    (gradient,), (expected,) = (torch.autograd.grad(logits.square().sum(), soft) for logits in (inside, outside))
+    torch.testing.assert_close(gradient, expected)
+    assert (gradient.abs() > 0).all()
 
 
 @pytest.mark.parametrize(("width", "expected"), [(16, 40_241), (4, 3_281)])
