@@ -1,17 +1,19 @@
 """What the search and orthogonality cost on top of a plain training step: mask, step on alpha, orthogonality coupled and decoupled; on one core.
 
-    python perf/bench_search.py --rows 100000 1000000 10000000
-    python perf/bench_search.py data/movielens-1m --batch 2048 --models dcnv2 --rules adam
+    python perf/bench_search.py                                    DeepFM under a fused rule at 10^5 to 10^8 rows, other models and rules at 10^6
+    python perf/bench_search.py --models dcnv2 --rules adam --rows 100000 1000000
+    python perf/bench_search.py data/movielens-1m --models dcnv2 --rules adam
 
 Without a data folder: 39 fields, of which 26 share the rows and 13 have 50 each, as Criteo's have; ids by a power law. Batches are in memory, so that
-nothing but the steps is measured. The sides take ten steps each in turn, from one state; figures are medians, a ratio is taken round by round.
+nothing but the steps is measured. The sides take twenty steps each in turn (so that each round of the decoupled form has one application), from one
+state; figures are medians, a ratio is taken round by round.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
-from itertools import cycle, islice
+from itertools import cycle, islice, product
 from pathlib import Path
 
 import torch
@@ -27,7 +29,13 @@ from ham_dist.training.regularizer import Regularizer
 from ham_dist.training.samples import Samples
 from ham_dist.training.state import TrainingState, open_supernet
 
-STEPS = 10
+STEPS = OrthogonalitySettings().every
+BATCHES = 10
+CASES = (
+    *(("deepfm", "rowwise_adagrad", rows) for rows in (10**5, 10**6, 10**7, 10**8)),
+    *(case for case in product(("deepfm", "dcnv2"), ("rowwise_adagrad", "adam"), (10**6,)) if case[:2] != ("deepfm", "rowwise_adagrad")),
+)
+"""Models, rules of the tables, and rows of all tables together."""
 NUMERIC, CATEGORICAL = 13, 26
 
 
@@ -99,32 +107,31 @@ def measure(state: TrainingState, batches: list[Batch], rounds: int, title: str)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, nargs="?", help="folder that `ham-dist prepare` wrote")
-    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000], help="of all tables together")
+    parser.add_argument("--rows", type=int, nargs="+", help="of all tables together")
     parser.add_argument("--batch", type=int, default=2048)
-    parser.add_argument("--models", nargs="+", default=["deepfm", "dcnv2"])
-    parser.add_argument("--rules", nargs="+", default=["rowwise_adagrad", "adam"])
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--models", nargs="+")
+    parser.add_argument("--rules", nargs="+")
+    parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
+    cases = CASES
+    if options.data or options.rows or options.models or options.rules:
+        cases = tuple(product(options.models or ["deepfm", "dcnv2"], options.rules or ["rowwise_adagrad", "adam"], options.rows or [10**6]))
     torch.set_num_threads(1)
     torch.manual_seed(0)
     with process_group() as device:
-        for rows in options.rows if options.data is None else [0]:
-            for model in options.models:
-                for rule in options.rules:
-                    application = "coupled" if rule == "adam" else "decoupled"
-                    settings = load_run(None, [f"model.name={model}", f"optimizer.tables={rule}", f"orthogonality.application={application}",
-                                               f"data.batch_size={options.batch}", "precision.dense=float32"])  # fmt: skip
-                    if options.data is None:
-                        cardinalities = cardinalities_of(rows)
-                        batches = [generated(cardinalities, options.batch) for _ in range(STEPS)]
-                    else:
-                        manifest = Manifest.load(options.data)
-                        cardinalities = {field.name: field.rows for field in manifest.fields}
-                        samples = Samples(options.data, manifest, settings, device)
-                        batches = list(islice(samples.training("pretrain", 0), STEPS))
-                    state = open_supernet(settings, cardinalities, device)
-                    title = f"{model}, {rule}, {sum(cardinalities.values()):,} rows, batch {options.batch}"
-                    measure(state, batches, options.rounds, title)
+        for model, rule, rows in cases:
+            application = "coupled" if rule == "adam" else "decoupled"
+            settings = load_run(None, [f"model.name={model}", f"optimizer.tables={rule}", f"orthogonality.application={application}",
+                                       f"data.batch_size={options.batch}", "precision.dense=float32"])  # fmt: skip
+            if options.data is None:
+                cardinalities = cardinalities_of(rows)
+                batches = [generated(cardinalities, options.batch) for _ in range(BATCHES)]
+            else:
+                manifest = Manifest.load(options.data)
+                cardinalities = {field.name: field.rows for field in manifest.fields}
+                batches = list(islice(Samples(options.data, manifest, settings, device).training("pretrain", 0), BATCHES))
+            state = open_supernet(settings, cardinalities, device)
+            measure(state, batches, options.rounds, f"{model}, {rule}, {sum(cardinalities.values()):,} rows, batch {options.batch}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A training step under each kind of sharding, on gloo ranks of this machine: seconds, beside table_wise in the same run.
 
-    python perf/bench_sharding.py --ranks 2 --rows 200000 --rounds 7
+    python perf/bench_sharding.py --ranks 1 2 4 --rows 200000 --rounds 7
 
 Kinds take their steps in turn, round by round, so that a machine that slows down slows all of them; figures are medians, the ratio is taken round by
 round. With one core a rank or less, what is measured is mostly arithmetic and copying, not a network.
@@ -12,6 +12,7 @@ The last line is what equal parts of a batch cost (row_wise needs them): the sec
 import argparse
 import statistics
 import time
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -93,16 +94,14 @@ def measure(rank: int, ranks: int, rows: int, rounds: int, rule: str, folder: st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--rows", type=int, default=50_000, help="of each table")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rules", nargs="+", default=["adam", "sgd"])
     arguments = parser.parse_args()
-    for rule in arguments.rules:
+    for rule, ranks in product(arguments.rules, arguments.ranks):
         with TemporaryDirectory() as folder:
-            torch.multiprocessing.spawn(
-                measure, (arguments.ranks, arguments.rows, arguments.rounds, rule, str(Path(folder))), nprocs=arguments.ranks, join=True
-            )
+            torch.multiprocessing.spawn(measure, (ranks, arguments.rows, arguments.rounds, rule, str(Path(folder))), nprocs=ranks, join=True)
 
 
 if __name__ == "__main__":

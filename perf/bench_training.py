@@ -111,7 +111,7 @@ def table(model: str, found: dict[str, list[dict[str, float]]], sides: list[Side
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=300_000, help="generated; 8 of 10 are trained on")
+    parser.add_argument("--rows", type=int, default=200_000, help="generated; 8 of 10 are trained on")
     parser.add_argument("--rounds", type=int, default=3, help="each with a seed of its own")
     parser.add_argument("--models", nargs="+", choices=["deepfm", "dcnv2"], default=["deepfm", "dcnv2"])
     parser.add_argument("--sides", nargs="+", choices=[side.label for side in SIDES], help="all that are installed by default")
