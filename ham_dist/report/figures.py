@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 STAGES = ("pretrain", "search", "retrain")
 FIELDS_SHOWN = 50
 """Of a model with more fields the bars show the largest, and the curves carry no names; tables have them all."""
+WIDTH = 8
+"""Inches of a whole figure: letters are then as large in one as in the next."""
 
 # Stands in matplotlib's output for the page's own colour of text, which is another one on a dark page.
 _INK = "#010203"
@@ -81,7 +83,7 @@ def training(name: str, rows: Sequence[Metrics]) -> Figure:
         panels[1, 0].set_ylabel("log loss")
         panels[1, 0].legend()
 
-    return Figure(_svg(name, draw, 1.2 + 2.6 * len(stages), 4.2), "Validation AUC and log loss, by stage and epoch.")
+    return Figure(_svg(name, draw, WIDTH * (0.1 + 0.3 * len(stages)), 4), "Validation AUC and log loss, by stage and epoch.")
 
 
 def search(name: str, rows: Sequence[Metrics], unit: str) -> Figure:
@@ -92,19 +94,20 @@ def search(name: str, rows: Sequence[Metrics], unit: str) -> Figure:
 
     def draw(canvas: "Canvas") -> None:
         axes = canvas.subplots()
+        text = size_text if unit == "bytes" else "{:,.0f}".format
         steps = [row.step for row in rows]
         low, high = ([_number(value) for value in values] for values in zip(*((row.used_lowest, row.used_highest) for row in rows), strict=True))
         axes.fill_between(steps, low, high, color=_COLOURS[0], alpha=0.2, linewidth=0, label="range within the epoch")
         _line(axes, 0, steps, [row.used for row in rows], gid=f"{name}-used", label=f"{unit} in use")
         if (target := rows[-1].target) is not None:
-            axes.axhline(target, color=_COLOURS[1], linestyle="--", label=f"target {target:,}")
+            axes.axhline(target, color=_COLOURS[1], linestyle="--", label=f"target {text(target)}")
         axes.set_ylim(bottom=0)
         axes.set_xlabel("step of the run")
         axes.set_ylabel(f"{unit} in use")
-        axes.yaxis.set_major_formatter(_format(size_text if unit == "bytes" else lambda count: f"{count:,.0f}"))
+        axes.yaxis.set_major_formatter(_format(text))
         axes.legend()
 
-    return Figure(_svg(name, draw, 7, 2.8), f"The search: {unit} in use at the end of each epoch, and the fewest and most within it.")
+    return Figure(_svg(name, draw, WIDTH, 2.8), f"The search: {unit} in use at the end of each epoch, and the fewest and most within it.")
 
 
 def sizes(name: str, tables: Sequence[TableSize]) -> Figure:
@@ -124,6 +127,7 @@ def sizes(name: str, tables: Sequence[TableSize]) -> Figure:
             axes.grid(visible=False, axis="y")
         columns.set_yticks(places, [_short(table.field) for table in order])
         columns.invert_yaxis()
+        columns.xaxis.get_major_locator().set_params(integer=True)
         columns.set_xlabel("columns")
         memory.set_xlabel("bytes")
         memory.xaxis.set_major_formatter(_format(size_text))
@@ -131,7 +135,7 @@ def sizes(name: str, tables: Sequence[TableSize]) -> Figure:
         canvas.legend(*memory.get_legend_handles_labels(), loc="outside upper right", ncols=2)
 
     which = f"the {len(order)} largest of {len(tables):,} fields" if len(order) < len(tables) else "all fields"
-    return Figure(_svg(name, draw, 8, 1 + 0.24 * len(order)), f"Columns and bytes before and after: {which}.")
+    return Figure(_svg(name, draw, WIDTH, 1 + 0.24 * len(order)), f"Columns and bytes before and after: {which}.")
 
 
 def heads(name: str, look: DataLook) -> Figure:
@@ -154,7 +158,7 @@ def heads(name: str, look: DataLook) -> Figure:
         if named:
             axes.legend(loc="upper left", bbox_to_anchor=(1, 1), ncols=-(-len(look.fields) // 16), fontsize=8)
 
-    return Figure(_svg(name, draw, 8, 3.4), "From head to tail: the higher a line begins, the fewer ids carry the field.")
+    return Figure(_svg(name, draw, WIDTH, 3.4), "From head to tail: the higher a line begins, the fewer ids carry the field.")
 
 
 def comparison(name: str, points: Sequence[Point]) -> Figure:
@@ -176,7 +180,7 @@ def comparison(name: str, points: Sequence[Point]) -> Figure:
         axes.set_ylabel("test AUC")
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
-    return Figure(_svg(name, draw, 8, 3.2), "Test AUC against bytes of all tables, on one test split.")
+    return Figure(_svg(name, draw, WIDTH, 3.2), "Test AUC against bytes of all tables, on one test split.")
 
 
 def _line(axes: "Axes", number: int, x: Sequence[float], y: Iterable[float | None], **style: Any) -> None:

@@ -7,13 +7,14 @@ from pathlib import Path
 import ham_dist
 from ham_dist.config.paths import is_local
 from ham_dist.data.look import DataLook
+from ham_dist.data.manifest import Truth
 from ham_dist.errors import ReportError
 from ham_dist.report import figures, tables
 from ham_dist.report.dataset import Dataset, datasets_of, look_at_dataset
 from ham_dist.report.figures import Figure, Point
 from ham_dist.report.record import RunRecord, TargetRecord, read_runs
 from ham_dist.report.tables import Table
-from ham_dist.report.text import size_text
+from ham_dist.report.text import quality_text, size_text
 from ham_dist.training.run_folder import write_text
 
 TEMPLATE = "page.html"
@@ -38,13 +39,12 @@ def write_report(runs: Sequence[str], out: str, *, with_data: bool) -> None:
     with_data: whether to look at the data of the runs, which reads it once through.
     raises:    ReportError if `out` is there or not on this machine, matplotlib is missing, or a folder is no run or damaged.
     """
-    path = _new_file(out)
     figures.require_matplotlib()
     records = read_runs(runs)
+    path = _new_file(out)
     datasets = datasets_of(records)
-    page = render([results(datasets), *(_run(f"run-{number}", run) for number, run in enumerate(records, 1)), *_data(datasets, with_data)])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, page)
+    parts = [_run(f"run-{number}", run) for number, run in enumerate(records, 1)]
+    write_text(path, render([results(datasets), *parts, *_data(datasets, with_data)]))
 
 
 def render(sections: Sequence[Section]) -> str:
@@ -63,6 +63,10 @@ def _new_file(out: str) -> Path:
     path = Path(out)
     if path.exists():
         raise ReportError(f"{out}: is there already; a report is never written over. Delete it, or give another file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ReportError(f"{path.parent}: cannot be made a folder: {error.strerror}. Give another file") from None
     return path
 
 
@@ -70,7 +74,8 @@ def results(datasets: Sequence[Dataset]) -> Section:
     """All targets of all runs side by side; of runs on several data sets, each data set by itself."""
     if len(datasets) == 1:
         return _comparison("results", "Results", datasets[0])
-    warning = f"These runs are on {len(datasets)} different data sets. Test AUC and log loss cannot be compared from one to the other."
+    what = f"are on {len(datasets)} different data sets" if all(dataset.digest for dataset in datasets) else "are not known to be on the same data"
+    warning = f"These runs {what}. Test AUC and log loss are compared within each data set alone."
     parts = [_comparison(f"results-{number}", dataset.title, dataset) for number, dataset in enumerate(datasets, 1)]
     return Section("results", "Results", warnings=[warning], sections=parts)
 
@@ -100,19 +105,21 @@ def _run(key: str, run: RunRecord) -> Section:
         f"{settings.model.name} on {run.dataset}, searched by {settings.search.method}, seed {settings.seed}.",
         f"Data: {run.data_folder}",
     ]
-    parts = [_target(f"{key}-{record.target.label}", record) for record in run.targets]
+    if run.truth is not None:
+        lines.append(f"The data is generated: but by luck, no model reaches a test AUC over {quality_text(run.truth.bayes_auc)}.")
+    parts = [_target(f"{key}-{record.target.label}", record, run.truth) for record in run.targets]
     parts.append(Section(f"{key}-settings", "Settings and versions", tables=[tables.settings(settings), tables.starts(run.starts)]))
     return Section(key, run.name, lines, run.notes, sections=parts)
 
 
-def _target(key: str, record: TargetRecord) -> Section:
+def _target(key: str, record: TargetRecord, truth: Truth | None) -> Section:
     lines, shown, drawn = [], [], []
     if (result := record.result) is not None:
         ranks = "one rank" if result.world_size == 1 else f"{result.world_size} ranks"
         lines.append(f"On {ranks} ({result.device}), with up to {size_text(result.peak_memory_bytes)} of memory on a rank.")
         shown += [tables.quality(result), tables.cost(result)]
     if record.sizes:
-        shown.append(tables.sizes(record.sizes))
+        shown.append(tables.sizes(record.sizes, truth))
         drawn.append(figures.sizes(f"{key}-sizes", record.sizes))
     if any(row.stage in figures.STAGES for row in record.rows):
         drawn.append(figures.training(f"{key}-training", record.rows))

@@ -11,6 +11,7 @@ from ham_dist.config.load import load_run
 from ham_dist.config.paths import is_local
 from ham_dist.config.schema import RunSettings, Target
 from ham_dist.data.manifest import FILE_NAME as MANIFEST
+from ham_dist.data.manifest import Truth
 from ham_dist.embedding.table_size import TableSize
 from ham_dist.errors import ReportError
 from ham_dist.training.run_folder import RunFolder
@@ -87,11 +88,19 @@ class Start(_Part):
     world_size: int
 
 
+class RecordedManifest(_Part):
+    """What a report shows of the manifest that the run began with."""
+
+    name: str
+    truth: Truth | None = None
+
+
 class DataRecord(_Part):
     """data.json."""
 
     sha256: str
-    manifest: dict[str, Any]
+    """Of the whole manifest, with every shard's own in it: the same for the same data alone."""
+    manifest: RecordedManifest
 
 
 @dataclass(frozen=True)
@@ -139,7 +148,12 @@ class RunRecord:
     @property
     def dataset(self) -> str:
         """Name of its data set."""
-        return str(self.data.manifest.get("name", "")) if self.data is not None else Path(self.data_folder).name
+        return self.data.manifest.name if self.data is not None else Path(self.data_folder).name
+
+    @property
+    def truth(self) -> Truth | None:
+        """What is known of generated data."""
+        return self.data.manifest.truth if self.data is not None else None
 
 
 def read_runs(names: Sequence[str]) -> list[RunRecord]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ham_dist.config.load import changes
 from ham_dist.config.schema import RunSettings
 from ham_dist.data.look import HEADS, DataLook
-from ham_dist.data.manifest import SPLITS
+from ham_dist.data.manifest import SPLITS, Truth
 from ham_dist.embedding.table_size import TableSize
 from ham_dist.report.record import Result, RunRecord, Start
 from ham_dist.report.text import NOTHING, count_text, quality_text, share_text, size_text
@@ -95,9 +95,10 @@ def cost(result: Result) -> Table:
     return Table("What it took", ("stage", "epochs", "seconds", "samples/s"), rows, total=total)
 
 
-def sizes(tables: Sequence[TableSize]) -> Table:
-    """Each field's table before and after."""
-    rows = [
+def sizes(tables: Sequence[TableSize], truth: Truth | None) -> Table:
+    """Each field's table before and after; of generated data, with the columns that it truly needs."""
+    names = ["field", "rows", "base width", "kept columns", "bytes before", "bytes after", "change"]
+    rows: list[Sequence[Cell | str]] = [
         (
             table.field,
             count_text(table.rows),
@@ -110,7 +111,7 @@ def sizes(tables: Sequence[TableSize]) -> Table:
         for table in tables
     ]
     before, after = sum(table.bytes_before for table in tables), sum(table.bytes_after for table in tables)
-    total = (
+    total: Sequence[Cell | str] = (
         "all",
         count_text(sum(table.rows for table in tables)),
         count_text(sum(table.base_width for table in tables)),
@@ -119,7 +120,12 @@ def sizes(tables: Sequence[TableSize]) -> Table:
         _size(after),
         _change(before, after),
     )
-    return Table("Columns kept", ("field", "rows", "base width", "kept columns", "bytes before", "bytes after", "change"), rows, total=total)
+    if truth is not None:
+        planted = [truth.planted_ranks.get(table.field) for table in tables]
+        names.append("planted columns")
+        rows = [(*row, count_text(count)) for row, count in zip(rows, planted, strict=True)]
+        total = (*total, count_text(sum(count or 0 for count in planted)))
+    return Table("Columns kept", names, rows, total=total)
 
 
 def settings(run: RunSettings) -> Table:
