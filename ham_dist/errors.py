@@ -37,6 +37,10 @@ class BundleError(HamError):
     """A bundle that is missing a file, damaged, of a newer format, or not equal to the live model."""
 
 
+class ReportError(HamError):
+    """A run folder that no report can be made of, or a report that cannot be written."""
+
+
 class BackendError(HamError):
     """torch, torchrec and fbgemm-gpu do not fit together, or a kernel does not exist on this device."""
 

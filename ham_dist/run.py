@@ -18,7 +18,8 @@ from ham_dist.data.synthetic import generate
 from ham_dist.distributed import gram, process_group
 from ham_dist.distributed.checkpoint_writer import CheckpointWriter
 from ham_dist.embedding.mask import Columns
-from ham_dist.embedding.sizes import TableSize, table_sizes
+from ham_dist.embedding.sizes import table_sizes
+from ham_dist.embedding.table_size import TableSize
 from ham_dist.embedding.tables import BYTES_PER_NUMBER
 from ham_dist.errors import CheckpointError
 from ham_dist.export.package import export_state, origin

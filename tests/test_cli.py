@@ -15,7 +15,7 @@ from ham_dist.config.load import DEMO, dump_run, load_run
 from ham_dist.config.schema import ModelSettings, PrecisionSettings, RunSettings, SyntheticSettings
 from ham_dist.errors import DataError
 
-COMMANDS = ("fetch", "prepare", "generate", "train", "export", "score", "inspect", "doctor")
+COMMANDS = ("fetch", "prepare", "generate", "train", "export", "score", "report", "inspect", "doctor")
 
 runner = CliRunner()
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = {"torch", "torchrec", "fbgemm_gpu", "pydantic", "numpy", "pyarrow", "ibis", "tensorboard"}
+HEAVY = {"torch", "torchrec", "fbgemm_gpu", "pydantic", "numpy", "pyarrow", "ibis", "tensorboard", "matplotlib", "jinja2"}
 HELP = "import sys; sys.argv = ['ham-dist', {}]\nfrom ham_dist.cli import main\ntry: main()\nexcept SystemExit: pass"
 
 
@@ -17,8 +17,11 @@ HELP = "import sys; sys.argv = ['ham-dist', {}]\nfrom ham_dist.cli import main\n
         (HELP.format("'--help'"), set()),
         # typer may ask pydantic about the types of a command's options.
         (HELP.format("'train', '--help'"), {"pydantic"}),
+        (HELP.format("'report', '--help'"), {"pydantic"}),
+        # The look at data; figures and page are drawn by libraries that are loaded with the first of them.
+        ("import ham_dist.report.page", {"pydantic", "numpy", "pyarrow", "ibis"}),
     ],
-    ids=["package", "cli", "backend", "help", "train-help"],
+    ids=["package", "cli", "backend", "help", "train-help", "report-help", "report"],
 )
 def test_nothing_heavy_is_loaded(code: str, allowed: set[str]) -> None:
     script = f"{code}\nimport sys\nprint('loaded', *sys.modules)"

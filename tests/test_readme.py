@@ -56,7 +56,8 @@ def test_command(folder: Path, command: str) -> None:
 
 
 def test_every_kind_of_command_is_there() -> None:
-    assert [command.split()[1] for command in commands() if command.startswith("ham-dist")] == ["prepare", "train", "export", "score", "inspect"]
+    kinds = [command.split()[1] for command in commands() if command.startswith("ham-dist")]
+    assert kinds == ["prepare", "train", "export", "score", "report", "inspect"]
     assert "torchx run dist.ddp -j 1x8 ham_dist/train.py" in commands()
 
 

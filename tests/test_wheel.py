@@ -1,4 +1,4 @@
-"""What an installed wheel finds of datasets/, far from any clone."""
+"""What an installed wheel finds of the files that are no Python, far from any clone."""
 
 import os
 import shutil
@@ -49,3 +49,11 @@ def test_recipes_and_sources_come_with_the_wheel(installed: Path, tmp_path: Path
     (tmp_path / "empty").mkdir()
     prepared = run(installed, "prepare", "avazu", "--raw", "empty", "--out", "data", cwd=tmp_path)
     assert "empty: lacks train (plain or with .gz behind the name)" in prepared.stderr
+
+
+def test_the_page_of_reports_comes_with_the_wheel(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.toml").write_text("seed = 3\n")
+    done = run(installed, "report", "run", "--out", "x.html", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "<title>ham-dist report</title>" in (tmp_path / "x.html").read_text(encoding="utf-8")

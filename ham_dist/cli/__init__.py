@@ -41,7 +41,7 @@ def options(
     logging.getLogger("ham_dist").setLevel(logging.INFO)
 
 
-for command in (data.fetch, data.prepare, runs.train, runs.export, runs.score, data.inspect, data.generate):
+for command in (data.fetch, data.prepare, runs.train, runs.export, runs.score, runs.report, data.inspect, data.generate):
     app.command()(command)
 
 

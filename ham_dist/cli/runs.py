@@ -1,4 +1,4 @@
-"""Commands about runs: training, the bundles that come of it, and their scores."""
+"""Commands about runs: training, the bundles that come of it, their scores, and reports."""
 
 import os
 from pathlib import Path
@@ -92,6 +92,24 @@ def score(
 
     rows = score_records(bundle, records, out, values)
     typer.echo(f"{rows:,} probabilities in {out}")
+
+
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN_DIR...", help="Folders of runs, finished or not.")],
+    out: Annotated[str, typer.Option(metavar="FILE.html", help="New file for the report.")],
+    with_data: Annotated[bool, typer.Option("--data/--no-data", help="Look at the data of the runs too, which reads it once through.")] = True,
+) -> None:
+    """Show one run, or several side by side, as figures and tables: one HTML file that needs nothing else.
+
+    \b
+    Example:
+      ham-dist report runs/first --out first.html
+      ham-dist report runs/ham runs/magnitude runs/uniform --out methods.html --no-data
+    """
+    from ham_dist.report.page import write_report
+
+    write_report(runs, out, with_data=with_data)
+    typer.echo(f"report of {len(runs):,} {'run' if len(runs) == 1 else 'runs'} in {out}")
 
 
 def _print_plan(settings: Any, topology: str | None) -> None:

@@ -67,8 +67,13 @@ def dump_run(settings: RunSettings) -> str:
 
 def differences(old: RunSettings, new: RunSettings) -> list[str]:
     """One line for every key whose value is not the same: `search.epochs: 10, not 12`."""
+    return [f"{key}: {before}, not {after}" for key, before, after in changes(old, new)]
+
+
+def changes(old: RunSettings, new: RunSettings) -> list[tuple[str, str, str]]:
+    """Every key whose value is not the same, with the old value and the new one as JSON; long ones are cut."""
     before, after = dict(_leaves(old)), dict(_leaves(new))
-    return [f"{key}: {_show(before[key])}, not {_show(after[key])}" for key in before if before[key] != after[key]]
+    return [(key, _show(before[key]), _show(after[key])) for key in before if before[key] != after[key]]
 
 
 def _read(path: str) -> dict[str, Any]:

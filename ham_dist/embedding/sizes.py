@@ -1,35 +1,10 @@
-"""Each table before and after the search: what sizes.json holds."""
+"""The sizes of a model's tables before and after the search: what sizes.json holds."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 from ham_dist.embedding.mask import Columns
+from ham_dist.embedding.table_size import TableSize
 from ham_dist.embedding.tables import BYTES_PER_NUMBER, Table
-
-
-@dataclass(frozen=True)
-class TableSize:
-    """One table before and after.
-
-    rows:           C_j.
-    base_width:     columns in the supernet.
-    kept_columns:   their numbers in the supernet's table, ascending.
-    searched_width: how many they are.
-    stored_width:   columns in memory after the cut, padding included; 0 for a table that has left.
-    bytes_before:   float32, at the base width.
-    bytes_after:    float32, at the searched width, as a bundle stores it.
-    """
-
-    field: str
-    rows: int
-    base_width: int
-    kept_columns: list[int]
-    searched_width: int
-    stored_width: int
-    bytes_before: int
-    bytes_after: int
 
 
 def table_sizes(before: Sequence[Table], after: Sequence[Table], columns: Columns) -> list[TableSize]:
@@ -51,8 +26,3 @@ def table_sizes(before: Sequence[Table], after: Sequence[Table], columns: Column
         )
         for table in before
     ]
-
-
-def read_sizes(path: Path) -> list[TableSize]:
-    """What a run folder's sizes.json holds."""
-    return [TableSize(**size) for size in json.loads(path.read_text(encoding="utf-8"))]

@@ -12,7 +12,7 @@ from ham_dist.data.batch import Batch
 from ham_dist.data.manifest import Manifest
 from ham_dist.distributed import process_group
 from ham_dist.distributed.sharding import FIRST_ORDER, TABLES
-from ham_dist.embedding.sizes import read_sizes
+from ham_dist.embedding.table_size import read_sizes
 from ham_dist.errors import BundleError, CheckpointError
 from ham_dist.export.compact import Ids
 from ham_dist.export.manifest import FieldEntry, Precision

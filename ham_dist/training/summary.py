@@ -7,7 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ham_dist.embedding.sizes import TableSize
+from ham_dist.embedding.table_size import TableSize
 
 
 @dataclass(frozen=True)

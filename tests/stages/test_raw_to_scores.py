@@ -18,7 +18,7 @@ from ham_dist.data.prepare import prepare
 from ham_dist.data.reader import open_split
 from ham_dist.data.recipe import Recipe, load_recipe
 from ham_dist.distributed import process_group
-from ham_dist.embedding.sizes import read_sizes
+from ham_dist.embedding.table_size import read_sizes
 from ham_dist.export.bundle import open_bundle
 from ham_dist.export.scorer import score
 from ham_dist.run import run_stages

@@ -2,7 +2,7 @@ import io
 
 from rich.console import Console
 
-from ham_dist.embedding.sizes import TableSize
+from ham_dist.embedding.table_size import TableSize
 from ham_dist.training.summary import ModelResult, print_summary
 
 

@@ -1,0 +1,1 @@
+"""Figures and tables of runs as one HTML file. Needs no torch."""

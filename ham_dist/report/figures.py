@@ -1,0 +1,220 @@
+"""Figures as SVG that stands inside a page: no script, no font of its own, the same bytes for the same numbers."""
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ham_dist.data.look import HEADS, DataLook
+from ham_dist.embedding.table_size import TableSize
+from ham_dist.errors import ReportError
+from ham_dist.report.record import Metrics
+from ham_dist.report.text import size_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+
+STAGES = ("pretrain", "search", "retrain")
+FIELDS_SHOWN = 50
+"""Of a model with more fields the bars show the largest, and the curves carry no names; tables have them all."""
+WIDTH = 8
+"""Inches of a whole figure: letters are then as large in one as in the next."""
+
+# Stands in matplotlib's output for the page's own colour of text, which is another one on a dark page.
+_INK = "#010203"
+# Told apart by the colour-blind too, and visible on black and on white: after Okabe and Ito, https://jfly.uni-koeln.de/color/
+_COLOURS = ("#2b83ba", "#e08214", "#1b9e77", "#cc79a7", "#b8a000", "#d7553c", "#808080")
+_MARKERS = "osD^vPX"
+_STYLE = {
+    "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none", "legend.frameon": False,
+    "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _INK, "xtick.color": _INK, "ytick.color": _INK, "grid.color": _INK,
+    "axes.grid": True, "grid.alpha": 0.15, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False,
+    "font.size": 9, "axes.titlesize": 9, "lines.markersize": 4, "lines.linewidth": 1.4, "axes.formatter.useoffset": False,
+    "svg.fonttype": "none",  # letters stay letters, in the reader's font
+    "text.parse_math": False,  # a field may be called $x$
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Figure:
+    """svg: an element for the body of a page; caption: plain text."""
+
+    svg: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Point:
+    """One model in the comparison: of which kind, and what it costs and reaches."""
+
+    kind: str
+    embedding_bytes: int
+    auc: float
+
+
+def require_matplotlib() -> None:
+    """raises: ReportError where it is not installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise ReportError("report: draws with matplotlib, which is not installed. pip install 'ham-dist[report]'") from None
+
+
+def training(name: str, rows: Sequence[Metrics]) -> Figure:
+    """Validation AUC, and log loss, against the epochs of each stage that is in `rows`; a point a row."""
+    stages = [stage for stage in STAGES if any(row.stage == stage for row in rows)]
+
+    def draw(canvas: "Canvas") -> None:
+        panels: Any = canvas.subplots(2, len(stages), sharex="col", sharey="row", squeeze=False)
+        for (above, below), stage in zip(panels.T, stages, strict=True):
+            of_stage = [row for row in rows if row.stage == stage]
+            epochs = [row.epoch for row in of_stage]
+            above.set_title(stage)
+            _line(above, 0, epochs, [row.validation_auc for row in of_stage], gid=f"{name}-{stage}-auc")
+            _line(below, 1, epochs, [row.train_loss for row in of_stage], gid=f"{name}-{stage}-train-loss", label="training")
+            _line(below, 0, epochs, [row.validation_logloss for row in of_stage], gid=f"{name}-{stage}-validation-loss", label="validation")
+            below.set_xlabel("epoch")
+            below.xaxis.get_major_locator().set_params(integer=True)
+        panels[0, 0].set_ylabel("validation AUC")
+        panels[1, 0].set_ylabel("log loss")
+        panels[1, 0].legend()
+
+    return Figure(_svg(name, draw, WIDTH * (0.1 + 0.3 * len(stages)), 4), "Validation AUC and log loss, by stage and epoch.")
+
+
+def search(name: str, rows: Sequence[Metrics], unit: str) -> Figure:
+    """What the search has in use at the end of each epoch, the range within it, and the target, against steps of the run; a point a row.
+
+    rows: those with `used`; unit: columns or bytes.
+    """
+
+    def draw(canvas: "Canvas") -> None:
+        axes = canvas.subplots()
+        text = size_text if unit == "bytes" else "{:,.0f}".format
+        steps = [row.step for row in rows]
+        low, high = ([_number(value) for value in values] for values in zip(*((row.used_lowest, row.used_highest) for row in rows), strict=True))
+        axes.fill_between(steps, low, high, color=_COLOURS[0], alpha=0.2, linewidth=0, label="range within the epoch")
+        _line(axes, 0, steps, [row.used for row in rows], gid=f"{name}-used", label=f"{unit} in use")
+        if (target := rows[-1].target) is not None:
+            axes.axhline(target, color=_COLOURS[1], linestyle="--", label=f"target {text(target)}")
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("step of the run")
+        axes.set_ylabel(f"{unit} in use")
+        axes.yaxis.set_major_formatter(_format(text))
+        axes.legend()
+
+    return Figure(_svg(name, draw, WIDTH, 2.8), f"The search: {unit} in use at the end of each epoch, and the fewest and most within it.")
+
+
+def sizes(name: str, tables: Sequence[TableSize]) -> Figure:
+    """Columns and bytes of each field before and after, as bars."""
+    shown = sorted(tables, key=lambda table: -table.bytes_before)[:FIELDS_SHOWN]
+    order = [table for table in tables if table in shown]
+
+    def draw(canvas: "Canvas") -> None:
+        columns, memory = canvas.subplots(1, 2, sharey=True)
+        places = range(len(order))
+        for axes, before, after in (
+            (columns, [table.base_width for table in order], [table.searched_width for table in order]),
+            (memory, [table.bytes_before for table in order], [table.bytes_after for table in order]),
+        ):
+            axes.barh(places, before, height=0.75, color=_COLOURS[-1], alpha=0.35, label="before")
+            axes.barh(places, after, height=0.45, color=_COLOURS[0], label="after")
+            axes.grid(visible=False, axis="y")
+        columns.set_yticks(places, [_short(table.field) for table in order])
+        columns.invert_yaxis()
+        columns.xaxis.get_major_locator().set_params(integer=True)
+        columns.set_xlabel("columns")
+        memory.set_xlabel("bytes")
+        memory.xaxis.set_major_formatter(_format(size_text))
+        memory.locator_params(axis="x", nbins=4)
+        canvas.legend(*memory.get_legend_handles_labels(), loc="outside upper right", ncols=2)
+
+    which = f"the {len(order)} largest of {len(tables):,} fields" if len(order) < len(tables) else "all fields"
+    return Figure(_svg(name, draw, WIDTH, 1 + 0.24 * len(order)), f"Columns and bytes before and after: {which}.")
+
+
+def heads(name: str, look: DataLook) -> Figure:
+    """From head to tail: share of a field's training values that its most frequent ids cover, a line a field."""
+    named = len(look.fields) <= FIELDS_SHOWN
+
+    def draw(canvas: "Canvas") -> None:
+        axes = canvas.subplots()
+        shares = [1 / part for part in HEADS.values()]
+        for number, field in enumerate(look.fields):
+            style = {"label": _short(field.name), "linestyle": ("-", "--", ":")[number // len(_COLOURS) % 3]} if named else {"linewidth": 0.6}
+            _line(axes, number, shares, [field.head[share] for share in HEADS], gid=f"{name}-field-{number}", **style)
+        axes.set_xscale("log")
+        axes.set_xticks(shares, HEADS)
+        axes.minorticks_off()
+        axes.set_ylim(0, 1.02)
+        axes.yaxis.set_major_formatter(_format(lambda share: f"{share:.0%}"))
+        axes.set_xlabel("most frequent ids of the field")
+        axes.set_ylabel("share of its training values")
+        if named:
+            axes.legend(loc="upper left", bbox_to_anchor=(1, 1), ncols=-(-len(look.fields) // 16), fontsize=8)
+
+    return Figure(_svg(name, draw, WIDTH, 3.4), "From head to tail: the higher a line begins, the fewer ids carry the field.")
+
+
+def comparison(name: str, points: Sequence[Point]) -> Figure:
+    """Test AUC against embedding bytes, a point a model, marked by its kind."""
+
+    def draw(canvas: "Canvas") -> None:
+        axes = canvas.subplots()
+        costs = [point.embedding_bytes for point in points]
+        if min(costs) > 0 and max(costs) > 10 * min(costs):
+            axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(_format(lambda count: ""))
+        for number, kind in enumerate(dict.fromkeys(point.kind for point in points)):
+            of_kind = [point for point in points if point.kind == kind]
+            x, y = [point.embedding_bytes for point in of_kind], [point.auc for point in of_kind]
+            style = {"linestyle": "none", "marker": _MARKERS[number % len(_MARKERS)], "markersize": 6}
+            _line(axes, number, x, y, gid=f"{name}-kind-{number}", label=_short(kind), **style)
+        axes.xaxis.set_major_formatter(_format(size_text))
+        axes.set_xlabel("embedding bytes")
+        axes.set_ylabel("test AUC")
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+
+    return Figure(_svg(name, draw, WIDTH, 3.2), "Test AUC against bytes of all tables, on one test split.")
+
+
+def _line(axes: "Axes", number: int, x: Sequence[float], y: Iterable[float | None], **style: Any) -> None:
+    axes.plot(x, [_number(value) for value in y], **{"marker": "o", "color": _COLOURS[number % len(_COLOURS)], **style})
+
+
+def _number(value: float | None) -> float:
+    """What is not known leaves a gap."""
+    return math.nan if value is None else value
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 32 else text[:31] + "…"
+
+
+def _format(text: Callable[[float], str]) -> Any:
+    from matplotlib.ticker import FuncFormatter
+
+    return FuncFormatter(lambda value, _: text(value))
+
+
+def _svg(name: str, draw: Callable[["Canvas"], None], width: float, height: float) -> str:
+    """What `draw` draws on `width` x `height` inches. Ids begin with `name`, so that those of several figures on a page differ."""
+    from matplotlib import style
+    from matplotlib.figure import Figure as Canvas
+
+    file = io.StringIO()
+    with style.context(["default", {**_STYLE, "svg.hashsalt": name}]), warnings.catch_warnings():
+        # matplotlib's own font measures the text, and the reader's shows it.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        canvas = Canvas(figsize=(width, height), layout="constrained")
+        draw(canvas)
+        canvas.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    svg = re.sub(rf'\bid="(?!{re.escape(name)}-)', f'id="{name}-', svg)
+    return svg.replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")

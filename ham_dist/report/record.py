@@ -1,0 +1,236 @@
+"""What a run folder says, also of a run that goes on, was killed, or was never finished."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from ham_dist.config.load import load_run
+from ham_dist.config.paths import is_local
+from ham_dist.config.schema import RunSettings, Target
+from ham_dist.data.manifest import FILE_NAME as MANIFEST
+from ham_dist.data.manifest import Truth
+from ham_dist.embedding.table_size import TableSize
+from ham_dist.errors import ReportError
+from ham_dist.training.run_folder import RunFolder
+
+_DAMAGED = "Copy it again from where the run was made, or leave this run out."
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+
+class Supernet(_Part):
+    """The pretrained model with all its columns."""
+
+    auc: float
+    logloss: float
+    validation_auc: float | None = None
+    embedding_parameters: int
+    embedding_bytes: int
+    dense_parameters: int
+
+
+class Result(_Part):
+    """result.json, as far as a report shows it."""
+
+    model: str
+    method: str
+    dataset: str
+    seed: int
+    kept_columns: dict[str, int]
+    test_auc: float
+    test_logloss: float
+    validation_auc: float | None
+    embedding_parameters: int
+    embedding_bytes: int
+    dense_parameters: int
+    supernet: Supernet | None = None
+    epochs: dict[str, int] = {}
+    """By stage."""
+    seconds: dict[str, float]
+    samples_per_second: dict[str, float | None]
+    """None for a stage without training."""
+    peak_memory_bytes: int
+    """Of the rank that took most."""
+    world_size: int
+    device: str
+
+
+class Metrics(_Part):
+    """One line of metrics.jsonl. What is missing, or was no finite number, is None."""
+
+    stage: str
+    epoch: int
+    step: int
+    train_loss: float | None = None
+    validation_auc: float | None = None
+    validation_logloss: float | None = None
+    used: int | None = None
+    """Columns (or bytes) in use at the epoch's end; below, the fewest and the most within it, and what was aimed at."""
+    used_lowest: int | None = None
+    used_highest: int | None = None
+    target: int | None = None
+
+
+class Start(_Part):
+    """One entry of environment.json: the run was started, or gone on with."""
+
+    time: str
+    ham_dist: str
+    commit: str | None
+    python: str
+    versions: dict[str, str]
+    device: str
+    world_size: int
+
+
+class RecordedManifest(_Part):
+    """What a report shows of the manifest that the run began with."""
+
+    name: str
+    truth: Truth | None = None
+
+
+class DataRecord(_Part):
+    """data.json."""
+
+    sha256: str
+    """Of the whole manifest, with every shard's own in it: the same for the same data alone."""
+    manifest: RecordedManifest
+
+
+@dataclass(frozen=True)
+class TargetRecord:
+    """One target of a run.
+
+    result: None where the target is not done.
+    sizes:  a table each; none where the target is not done.
+    rows:   of metrics.jsonl, pretraining first, which all targets share.
+    notes:  what is missing.
+    """
+
+    target: Target
+    result: Result | None
+    sizes: list[TableSize]
+    rows: list[Metrics]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run.
+
+    name:   its folder, as the user wrote it.
+    label:  as short as tells it from the other runs of a report.
+    starts: none where environment.json is missing.
+    data:   None for a run that kept no record of its data.
+    notes:  what is missing.
+    """
+
+    name: str
+    label: str
+    folder: RunFolder
+    settings: RunSettings
+    starts: list[Start]
+    data: DataRecord | None
+    targets: list[TargetRecord]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def data_folder(self) -> str:
+        """Where the run's data was."""
+        return self.settings.data.path or str(self.folder.data)
+
+    @property
+    def dataset(self) -> str:
+        """Name of its data set."""
+        return self.data.manifest.name if self.data is not None else Path(self.data_folder).name
+
+    @property
+    def truth(self) -> Truth | None:
+        """What is known of generated data."""
+        return self.data.manifest.truth if self.data is not None else None
+
+
+def read_runs(names: Sequence[str]) -> list[RunRecord]:
+    """The runs in folders `names`.
+
+    raises: ReportError if one is no run folder, is there twice, or holds a damaged file; ConfigError for a damaged run.toml.
+    """
+    seen: list[Path] = []
+    for name in names:
+        if not is_local(name):
+            raise ReportError(f"{name}: a report is made of run folders on this machine. Copy it to one")
+        if Path(name).resolve() in seen:
+            raise ReportError(f"{name}: is given twice. Give each run once")
+        seen.append(Path(name).resolve())
+    labels = [path.name for path in seen]
+    return [_read_run(name, label if labels.count(label) == 1 else name) for name, label in zip(names, labels, strict=True)]
+
+
+def _read_run(name: str, label: str) -> RunRecord:
+    folder = RunFolder(name)
+    if not folder.settings.exists():
+        raise ReportError(_no_run(folder.path))
+    settings = load_run(str(folder.settings))
+    starts = _read(folder.environment, list[Start]) or []
+    data = _read(folder.data_record, DataRecord)
+    notes = [] if starts else [f"{folder.environment.name} is missing: versions and device are not known."]
+    if data is None:
+        notes.append(f"{folder.data_record.name} is missing: which data the run began with is not known.")
+    targets = settings.search.targets
+    parts = {target: folder if len(targets) == 1 else RunFolder(folder.path / target.label) for target in targets}
+    return RunRecord(name, label, folder, settings, starts, data, [_read_target(target, part, folder) for target, part in parts.items()], notes)
+
+
+def _no_run(path: Path) -> str:
+    if not path.exists():
+        return f"{path}: there is no such folder"
+    if (path / MANIFEST).exists():
+        return f"{path}: is prepared data or a bundle, and a report is of runs. `ham-dist inspect {path}` says what it holds"
+    return f"{path}: is no run folder (it has no run.toml). `ham-dist train --run-dir {path}` makes one"
+
+
+def _read_target(target: Target, folder: RunFolder, run: RunFolder) -> TargetRecord:
+    notes: list[str] = []
+    rows = _read_metrics(folder.metrics, notes)
+    # A run of several targets has its pretraining in its own folder; so has one of them that is given alone.
+    whole = run if run is not folder else RunFolder(folder.path.resolve().parent)
+    if whole.settings.exists():
+        rows = [row for row in _read_metrics(whole.metrics, notes) if row.stage == "pretrain"] + rows
+    result = _read(folder.result, Result)
+    sizes = _read(folder.sizes, list[TableSize]) or []
+    if result is None:
+        reached = f"the last line of its metrics is of {rows[-1].stage}, epoch {rows[-1].epoch}" if rows else "it has no metrics yet"
+        notes.append(f"Not done: {reached}. `ham-dist train --resume --run-dir {run.path}` goes on with it.")
+    elif not sizes:
+        notes.append(f"{folder.sizes.name} is missing: what each field keeps is known by number alone.")
+    return TargetRecord(target, result, sizes, rows, notes)
+
+
+def _read_metrics(path: Path, notes: list[str]) -> list[Metrics]:
+    """Its lines. One that a killed run left half-written at the end is left out, and said in `notes`."""
+    if not path.exists():
+        return []
+    *lines, rest = path.read_bytes().split(b"\n")
+    if rest:
+        notes.append(f"The last line of {path.name} was cut off, and is left out.")
+    return [_parse(f"{path}, line {number}", line, Metrics) for number, line in enumerate(lines, start=1)]
+
+
+def _read(path: Path, kind: Any) -> Any:
+    """What is in a JSON file; None where there is none."""
+    return _parse(str(path), path.read_bytes(), kind) if path.exists() else None
+
+
+def _parse(place: str, text: bytes, kind: Any) -> Any:
+    try:
+        return TypeAdapter(kind).validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ReportError(f"{place}: is damaged: {f'{where}: ' if where else ''}{first['msg']}\n  {_DAMAGED}") from None

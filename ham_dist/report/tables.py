@@ -1,0 +1,196 @@
+"""The tables of a report, as text in rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ham_dist.config.load import changes
+from ham_dist.config.schema import RunSettings
+from ham_dist.data.look import HEADS, DataLook
+from ham_dist.data.manifest import SPLITS, Truth
+from ham_dist.embedding.table_size import TableSize
+from ham_dist.report.record import Result, RunRecord, Start
+from ham_dist.report.text import NOTHING, count_text, quality_text, share_text, size_text
+
+
+@dataclass(frozen=True)
+class Cell:
+    """text: what is shown; exact: what it stands for, shown where the reader points at it."""
+
+    text: str
+    exact: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """title, and under each of `names` a column.
+
+    texts: so many columns, from the left, are words; the others are numbers.
+    total: the last row, which sums the others up.
+    """
+
+    title: str
+    names: Sequence[str]
+    rows: Sequence[Sequence[Cell | str]]
+    texts: int = 1
+    total: Sequence[Cell | str] | None = None
+
+
+def results(runs: Sequence[RunRecord]) -> Table:
+    """A row for each target of each run."""
+    names = (
+        "run", "target", "model", "method", "seed", "columns", "test AUC", "over supernet", "log loss",
+        "tables before", "tables after", "dense parameters", "minutes",
+    )  # fmt: skip
+    rows: list[Sequence[Cell | str]] = []
+    for run in runs:
+        for record in run.targets:
+            search, result = run.settings.search, record.result
+            words = Cell(run.label, run.name), record.target.label, run.settings.model.name, search.method, str(run.settings.seed)
+            rows.append((*words, *(_result_row(result) if result else ("not done", *[NOTHING] * 7))))
+    return Table("", names, rows, texts=4)
+
+
+def _result_row(result: Result) -> tuple[Cell | str, ...]:
+    before = result.supernet
+    return (
+        count_text(sum(result.kept_columns.values())),
+        quality_text(result.test_auc),
+        f"{result.test_auc - before.auc:+.4f}" if before else NOTHING,
+        quality_text(result.test_logloss),
+        _size(before.embedding_bytes) if before else NOTHING,
+        _size(result.embedding_bytes),
+        count_text(result.dense_parameters),
+        f"{sum(result.seconds.values()) / 60:.1f}",
+    )
+
+
+def quality(result: Result) -> Table:
+    """What the narrow model reaches and holds beside the supernet."""
+    before = result.supernet.model_dump() if result.supernet else {}
+    rows: list[Sequence[Cell | str]] = []
+    for title, name, new in (
+        ("test AUC", "auc", result.test_auc),
+        ("test log loss", "logloss", result.test_logloss),
+        ("validation AUC", "validation_auc", result.validation_auc),
+    ):
+        old = before.get(name)
+        rows.append((title, quality_text(old), quality_text(new), NOTHING if old is None or new is None else f"{new - old:+.4f}"))
+    for title, name, count in (
+        ("embedding parameters", "embedding_parameters", result.embedding_parameters),
+        ("dense parameters", "dense_parameters", result.dense_parameters),
+    ):
+        rows.append((title, count_text(before.get(name)), count_text(count), _change(before.get(name), count)))
+    size = before.get("embedding_bytes")
+    rows.append(("embedding bytes", NOTHING if size is None else _size(size), _size(result.embedding_bytes), _change(size, result.embedding_bytes)))
+    return Table("What it reaches and holds", ("", "supernet", "narrow", "change"), rows)
+
+
+def cost(result: Result) -> Table:
+    """Time by stage."""
+    rows = []
+    for stage, seconds in result.seconds.items():
+        speed = result.samples_per_second.get(stage)
+        rows.append((stage, count_text(result.epochs.get(stage)), f"{seconds:,.1f}", NOTHING if speed is None else f"{speed:,.0f}"))
+    total = ("all", "", f"{sum(result.seconds.values()):,.1f}", "")
+    return Table("What it took", ("stage", "epochs", "seconds", "samples/s"), rows, total=total)
+
+
+def sizes(tables: Sequence[TableSize], truth: Truth | None) -> Table:
+    """Each field's table before and after; of generated data, with the columns that it truly needs."""
+    names = ["field", "rows", "base width", "kept columns", "bytes before", "bytes after", "change"]
+    rows: list[Sequence[Cell | str]] = [
+        (
+            table.field,
+            count_text(table.rows),
+            count_text(table.base_width),
+            count_text(table.searched_width),
+            _size(table.bytes_before),
+            _size(table.bytes_after),
+            _change(table.bytes_before, table.bytes_after),
+        )
+        for table in tables
+    ]
+    before, after = sum(table.bytes_before for table in tables), sum(table.bytes_after for table in tables)
+    total: Sequence[Cell | str] = (
+        "all",
+        count_text(sum(table.rows for table in tables)),
+        count_text(sum(table.base_width for table in tables)),
+        count_text(sum(table.searched_width for table in tables)),
+        _size(before),
+        _size(after),
+        _change(before, after),
+    )
+    if truth is not None:
+        planted = [truth.planted_ranks.get(table.field) for table in tables]
+        names.append("planted columns")
+        rows = [(*row, count_text(count)) for row, count in zip(rows, planted, strict=True)]
+        total = (*total, count_text(sum(count or 0 for count in planted)))
+    return Table("Columns kept", names, rows, total=total)
+
+
+def settings(run: RunSettings) -> Table:
+    """What is not as by default."""
+    return Table("Settings that are not the default", ("setting", "default", "here"), changes(RunSettings(), run), texts=3)
+
+
+def starts(entries: Sequence[Start]) -> Table:
+    """Versions and machine of each start of a run; versions that all starts share a name with stand in columns."""
+    packages = list(dict.fromkeys(name for entry in entries for name in entry.versions))
+    rows: list[Sequence[Cell | str]] = [
+        (
+            entry.time,
+            f"{entry.world_size} x {entry.device}",
+            Cell(f"{entry.ham_dist}{f' ({entry.commit[:10]})' if entry.commit else ''}", entry.commit or ""),
+            entry.python,
+            *(entry.versions.get(package, NOTHING) for package in packages),
+        )
+        for entry in entries
+    ]
+    names = ("started", "ranks", "ham_dist", "python", *packages)
+    return Table("Starts, with versions", names, rows, texts=len(names))
+
+
+def data(look: DataLook) -> list[Table]:
+    """The figures of `ham-dist inspect` on a data folder."""
+    splits = [(name, count_text(split.rows), count_text(split.positives), share_text(split.label_rate)) for name, split in look.splits.items()]
+    lines = [("raw rows", count_text(look.rows_in)), ("dropped", count_text(look.rows_dropped))]
+    lines += [(f"rejected: {reason}", count_text(count)) for reason, count in look.rejected.items()] or [("rejected", "0")]
+    fields: list[Sequence[Cell | str]] = [
+        (
+            field.name,
+            count_text(field.rows),
+            _size(field.bytes),
+            count_text(field.ids_seen),
+            count_text(field.ids_seen_once),
+            *(share_text(field.head[share]) for share in HEADS),
+        )
+        for field in look.fields
+    ]
+    total: Sequence[Cell | str] = ("all", count_text(sum(field.rows for field in look.fields)), _size(look.bytes), *[""] * (2 + len(HEADS)))
+    shares = [
+        (field.name, *(share_text(field.zero[split]) for split in SPLITS), *(share_text(field.unseen[split]) for split in SPLITS[1:]))
+        for field in look.fields
+    ]
+    return [
+        Table("Splits", ("split", "rows", "positive", "label rate"), splits),
+        Table("Raw lines", ("", "lines"), lines),
+        Table(
+            f"Tables {look.width} columns wide, and the share of the training values in the most frequent ids",
+            ("field", "rows", "bytes", "ids seen", "seen once", *(f"top {share}" for share in HEADS)),
+            fields,
+            total=total,
+        ),
+        Table(
+            "Share of the values that are unknown (id 0), and whose ids training lacks (unseen)",
+            ("field", *(f"id 0, {split}" for split in SPLITS), *(f"unseen, {split}" for split in SPLITS[1:])),
+            shares,
+        ),
+    ]
+
+
+def _size(count: int) -> Cell:
+    return Cell(size_text(count), f"{count:,} bytes")
+
+
+def _change(before: int | None, after: int) -> str:
+    return f"{(after - before) / before:+.1%}" if before else NOTHING
