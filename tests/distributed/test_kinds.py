@@ -7,16 +7,14 @@ import torch
 from torch import nn
 from torchrec.distributed import comm
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ham_dist.config.schema import RunSettings
-from ham_dist.data.batch import Batch
 from ham_dist.data.order import rows_of_rank
 from ham_dist.distributed import process_group
 from ham_dist.training.evaluation import predict
 from ham_dist.training.state import open_supernet
-from tests.distributed.reference import FIELDS, PlainModel, global_batch
-from tests.distributed.test_sharded import plain_batch, plain_three_steps, settings, three_steps
+from tests.distributed.reference import FIELDS, PlainModel
+from tests.distributed.test_sharded import part_of_batch, plain_batch, plain_three_steps, settings, three_steps
 from tests.multiprocess import run_on_ranks
 
 MIXED = {"user": "row_wise", "gender": "data_parallel", "movie": "column_wise", "genres": "table_wise"}
@@ -148,15 +146,8 @@ def few_rows(cases: dict[str, RunSettings]) -> dict[str, list[torch.Tensor]]:
     results = {}
     for name, run in cases.items():
         state = open_supernet(run, FIELDS, torch.device("cpu"))
-        ranks, rank = process_group.world_size(), process_group.rank()
-        batches = []
-        for rows in (1, 2, 7, 33, 50):
-            low, high = rows_of_rank(rows, rank, ranks)
-            ids, labels = global_batch(rows, rows)
-            pieces = [torch.split(values, lengths.tolist())[low:high] for values, lengths in ids]
-            values = torch.cat([piece for of_field in pieces for piece in of_field]) if high > low else torch.empty(0, dtype=torch.int64)
-            lengths = torch.cat([lengths[low:high] for _, lengths in ids])
-            batches.append(Batch(KeyedJaggedTensor(list(FIELDS), values, lengths=lengths, stride=high - low), labels[low:high], rows))
+        parts = ((rows, *rows_of_rank(rows, process_group.rank(), process_group.world_size())) for rows in (1, 2, 7, 33, 50))
+        batches = [part_of_batch(rows, rows, low, high) for rows, low, high in parts]
         results[name] = [predict(state, [batch])[0] for batch in batches]
     return results
 

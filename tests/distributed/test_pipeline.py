@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ham_dist.config.schema import RunSettings
 from ham_dist.data.batch import Batch
@@ -16,8 +15,8 @@ from ham_dist.distributed import process_group
 from ham_dist.training.evaluation import predict
 from ham_dist.training.loop import mask_gradient, weight_step
 from ham_dist.training.state import TrainingState, open_supernet
-from tests.distributed.reference import FIELDS, global_batch
-from tests.distributed.test_sharded import dense_weights, whole_tables
+from tests.distributed.reference import FIELDS
+from tests.distributed.test_sharded import dense_weights, part_of_batch, whole_tables
 from tests.multiprocess import run_on_ranks
 
 PLANS: dict[str, dict[str, Any]] = {
@@ -29,22 +28,11 @@ ROWS = 50
 STEPS = 5
 
 
-def part_of_batch(seed: int, rows: int = ROWS) -> Batch:
-    """This rank's part of a global batch; parts differ in size."""
-    ids, labels = global_batch(rows, seed)
-    low, high = rows_of_rank(rows, process_group.rank(), process_group.world_size())
-    values, lengths = [], []
-    for field_values, field_lengths in ids:
-        ends = torch.cat([torch.zeros(1, dtype=torch.int64), field_lengths.cumsum(0)])
-        values.append(field_values[ends[low] : ends[high]])
-        lengths.append(field_lengths[low:high])
-    features = KeyedJaggedTensor(list(FIELDS), torch.cat(values), lengths=torch.cat(lengths), stride=high - low)
-    return Batch(features, labels[low:high], rows)
-
-
 def stream(first: int, *, last_rows: int = ROWS) -> Iterator[Batch]:
+    """This rank's parts of global batches; the ranks' parts differ in size."""
     for seed in range(first, first + STEPS):
-        yield part_of_batch(seed, ROWS if seed < first + STEPS - 1 else last_rows)
+        rows = ROWS if seed < first + STEPS - 1 else last_rows
+        yield part_of_batch(seed, rows, *rows_of_rank(rows, process_group.rank(), process_group.world_size()))
 
 
 def run_settings(plan: dict[str, Any], *, ids_ahead: bool) -> RunSettings:

@@ -24,17 +24,21 @@ def settings(model: str, **sections: Any) -> RunSettings:
 
 
 def local_batch(seed: int) -> Batch:
-    """This rank's part of a global batch."""
-    ids, labels = global_batch(ROWS, seed)
+    """This rank's part of a global batch, of nearly equal parts."""
     rank, ranks = process_group.rank(), process_group.world_size()
-    low, high = ROWS * rank // ranks, ROWS * (rank + 1) // ranks
+    return part_of_batch(seed, ROWS, ROWS * rank // ranks, ROWS * (rank + 1) // ranks)
+
+
+def part_of_batch(seed: int, rows: int, low: int, high: int) -> Batch:
+    """Rows from `low` to below `high` of a global batch."""
+    ids, labels = global_batch(rows, seed)
     values, lengths = [], []
     for field_values, field_lengths in ids:
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), field_lengths.cumsum(0)])
         values.append(field_values[offsets[low] : offsets[high]])
         lengths.append(field_lengths[low:high])
     features = KeyedJaggedTensor(list(FIELDS), torch.cat(values), lengths=torch.cat(lengths), stride=high - low)
-    return Batch(features, labels[low:high], ROWS)
+    return Batch(features, labels[low:high], rows)
 
 
 def plain_batch(seed: int) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
