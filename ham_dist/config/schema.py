@@ -137,9 +137,17 @@ class ShardingSettings(Settings):
     dense part. TorchRec's planner keeps 15 % free as well."""
 
 
+TablePrecision = Literal["float32", "float16", "bfloat16"]
+"""How a number of a table is stored."""
+
+
 class PrecisionSettings(Settings):
     """Arithmetic of the parts of a model."""
 
+    tables: TablePrecision = "float32"
+    """How tables are stored; what is looked up is float32, and so is what their rule remembers. Half the bytes need a fused rule. `float16` on CPU
+    rounds each step to the nearest number, so that steps below half the distance to the next are lost (w / 4096 and up to twice that); on GPU kernels
+    round to either neighbour at random, right on average. `bfloat16` has kernels on GPU alone. docs/sharding.md says what exists where."""
     dense: Literal["float32", "float64"] = "float32"
     """Of the weights above the tables. `float64` also rounds what is summed over ranks, so that a run on CPU comes out the same on any number of
     ranks; it costs time (perf/results/ranks_cpu_2026-11.md)."""
@@ -176,7 +184,8 @@ class Target(Settings):
     columns: PositiveInt | None = None
     """Columns left in all tables together."""
     bytes: PositiveInt | None = None
-    """Bytes of all tables under search together, at 4 bytes a number and searched widths; first-order tables of width 1 come on top."""
+    """Bytes of all tables under search together, at searched widths and 4 bytes a number (2 with `precision.tables` of half the bytes); first-order
+    tables of width 1 come on top."""
 
     @model_validator(mode="after")
     def _one_of_both(self) -> "Target":

@@ -143,7 +143,8 @@ class Placement:
             "kernel": "fused" if self.fused else "dense",
             "rows": self.table.rows,
             "stored_width": self.table.stored_width,
-            "bytes": sum(part.rows * part.columns for part in self.parts) * BYTES_PER_NUMBER,
+            "precision": self.table.precision,
+            "bytes": sum(part.rows * part.columns for part in self.parts) * self.table.number_bytes,
             "parts": [
                 {
                     "rank": part.rank,

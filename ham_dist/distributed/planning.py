@@ -40,9 +40,9 @@ class Planner:
         raises:     ShardingError, with ways out, if a kind cannot take a table or a rank's memory cannot take its parts; BackendError if the rule
                     does not exist on the device.
         """
-        self.rule.require(self.topology.device)
         for tables in groups.values():
             for table in tables:
+                self.rule.require(self.topology.device, table.precision)
                 self._require_possible(table)
         if self.topology.device == "cuda" and any(self.kind_of(table) == "auto" for tables in groups.values() for table in tables):
             from ham_dist.distributed.torchrec_planner import plan_by_torchrec
@@ -63,6 +63,11 @@ class Planner:
         """Whether a table of this kind steps inside the backward pass: TorchRec has no fused kernel for data-parallel tables."""
         return self.rule.fused is not None and kind != "data_parallel"
 
+    def bytes_of(self, table: Table, kind: ShardingKind, part: Part | None = None) -> int:
+        """Bytes of `table`, or of a part of it, with all that training keeps beside it."""
+        rows, columns = (table.rows, table.stored_width) if part is None else (part.rows, part.columns)
+        return sum(self.rule.bytes_of(rows, columns, fused=self.is_fused(kind), number_bytes=table.number_bytes))
+
     @property
     def room(self) -> int:
         """Bytes of a rank that tables may take."""
@@ -70,7 +75,7 @@ class Planner:
 
     def _plan_by_size(self, groups: Mapping[str, Sequence[Table]]) -> Plan:
         tables = [(table, path) for path, group in groups.items() for table in group]
-        total = sum(self._bytes(table.rows, table.stored_width, "table_wise") for table, _ in tables)
+        total = sum(self.bytes_of(table, "table_wise") for table, _ in tables)
         placed: dict[tuple[str, str], Placement] = {}
         for table, path in sorted(tables, key=lambda entry: (-entry[0].rows * entry[0].stored_width, entry[1], entry[0].field)):
             kind = self.kind_of(table)
@@ -80,7 +85,7 @@ class Planner:
         return Plan({path: {table.field: placed[path, table.field] for table in group} for path, group in groups.items()})
 
     def _kind_by_size(self, table: Table, total: int) -> ShardingKind:
-        size = self._bytes(table.rows, table.stored_width, "table_wise")
+        size = self.bytes_of(table, "table_wise")
         spreads = -(-table.rows // self.topology.ranks) * (self.topology.ranks - 1) < table.rows
         too_large = size > self.room - min(self.load)
         more_than_its_share = size > LARGE_BYTES and size * self.topology.ranks > total
@@ -124,12 +129,9 @@ class Planner:
     def _emptiest(self, ranks: range, count: int) -> list[int]:
         return sorted(sorted(ranks, key=lambda rank: (self.load[rank], rank))[:count])
 
-    def _bytes(self, rows: int, columns: int, kind: ShardingKind) -> int:
-        return sum(self.rule.bytes_of(rows, columns, fused=self.is_fused(kind)))
-
     def _add(self, placement: Placement) -> None:
         for part in placement.parts:
-            self.load[part.rank] += self._bytes(part.rows, part.columns, placement.kind)
+            self.load[part.rank] += self.bytes_of(placement.table, placement.kind, part)
 
     def _require_possible(self, table: Table) -> None:
         kind = self.kind_of(table)
@@ -139,6 +141,13 @@ class Planner:
                 "ranks with some of the columns each would make another, and the table would move by another rule than on one rank.\n"
                 '  1. A kind that keeps rows whole: "row_wise" or "table_wise".\n'
                 '  2. A rule that moves each number by itself: optimizer.tables = "adagrad", "sgd" or "adam".'
+            )
+        if kind == "data_parallel" and table.precision != "float32":
+            raise ShardingError(
+                f'sharding: table {table.field!r} is data_parallel, and precision.tables = "{table.precision}" exists in the fused kernels alone: '
+                f"a copy on each rank would have gradients, and what its rule remembers, in {table.precision} too.\n"
+                '  1. Another kind: "table_wise" or "row_wise".\n'
+                '  2. precision.tables = "float32".'
             )
         if kind == "data_parallel" and self.rule.dense is None:
             raise ShardingError(
@@ -173,6 +182,8 @@ def ways_out(planner: Planner, largest: Table, mean_load: int) -> str:
     ways.append(f"More ranks: {max(enough, planner.topology.ranks + 1)} or more, the tables spread evenly.")
     if planner.rule.name == "adam":
         ways.append('A rule that keeps less: optimizer.tables = "rowwise_adagrad" keeps a number a row, "adam" three for each of the table\'s.')
+    elif largest.precision == "float32":
+        ways.append('Half the bytes of each number: precision.tables = "float16".')
     if planner.topology.device == "cuda":
         ways.append("Host memory: the same run on CPU processes, whose tables lie in the machines' memory.")
     return "\n".join(f"  {number}. {way}" for number, way in enumerate(ways, start=1))
@@ -201,7 +212,7 @@ def bytes_held(plan: Plan, rule: TableRule, ranks: int) -> list[int]:
     held = [0] * ranks
     for placement in plan.placements:
         for part in placement.parts:
-            held[part.rank] += sum(rule.bytes_of(part.rows, part.columns, fused=True))
+            held[part.rank] += sum(rule.bytes_of(part.rows, part.columns, fused=True, number_bytes=placement.table.number_bytes))
     return held
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from torchrec.optim.optimizers import LAMB, PartialRowWiseAdam
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-from ham_dist.config.schema import OptimizerSettings
+from ham_dist.config.schema import OptimizerSettings, TablePrecision
 from ham_dist.embedding.tables import BYTES_PER_NUMBER
 from ham_dist.errors import BackendError
 
@@ -48,22 +48,37 @@ class TableRule:
         """Whether it computes one number from all columns of a row, and so is another rule for a table whose columns are apart."""
         return any(self.states.values()) or self.name == "lamb"
 
-    def require(self, device: str) -> None:
-        """Refuse a rule whose kernel does not exist on `device` ("cpu" or "cuda").
+    def require(self, device: str, precision: TablePrecision = "float32") -> None:
+        """Refuse a rule whose kernel does not exist on `device` ("cpu" or "cuda"), or not for tables of `precision`.
 
-        raises: BackendError that names the nearest rule that does.
+        raises: BackendError that names the nearest rule or precision that does.
         """
         if device not in self.devices:
             raise BackendError(
                 f'optimizer.tables = "{self.name}": its kernel exists on {" and ".join(self.devices)} only, and this run is on {device}.\n'
                 f'  Set optimizer.tables = "{self.nearest}", the nearest that exists here.'
             )
+        if precision != "float32" and self.fused is None:
+            nearest = '"fused_adam", or "rowwise_adagrad"' if device == "cuda" else '"rowwise_adagrad" or "adagrad"'
+            raise BackendError(
+                f'precision.tables = "{precision}": optimizer.tables = "{self.name}" would have gradients and moments of {precision} too, in which '
+                "most squares of gradients are 0, and divide by them.\n"
+                f'  Set optimizer.tables = {nearest}, the nearest that keep float32 beside such tables; or precision.tables = "float32".'
+            )
+        if precision == "bfloat16" and device == "cpu":
+            raise BackendError(
+                'precision.tables = "bfloat16": its kernels exist on cuda only, and this run is on cpu.\n'
+                '  Set precision.tables = "float16", the nearest that exists here.'
+            )
 
-    def bytes_of(self, rows: int, columns: int, *, fused: bool) -> tuple[int, int]:
-        """Bytes of a part of a table, and of what training keeps beside it: the optimizer's state, and the gradient where it has one."""
+    def bytes_of(self, rows: int, columns: int, *, fused: bool, number_bytes: int = BYTES_PER_NUMBER) -> tuple[int, int]:
+        """Bytes of a part of a table, and of what training keeps beside it: the optimizer's state, and the gradient where it has one.
+
+        number_bytes: of the table; what the rule remembers is float32.
+        """
         numbers = rows * columns
-        state = sum(rows if of_row else numbers for of_row in self.states.values())
-        return numbers * BYTES_PER_NUMBER, (state + (0 if fused else numbers)) * BYTES_PER_NUMBER
+        state = sum(rows if of_row else numbers for of_row in self.states.values()) * BYTES_PER_NUMBER
+        return numbers * number_bytes, state + (0 if fused else numbers * number_bytes)
 
     def divisor(self, states: Mapping[str, torch.Tensor], gradient: torch.Tensor, steps: int) -> torch.Tensor | float:
         """What the rule divides a gradient by, if the same came in every one of the `steps` steps beside those that it remembers.

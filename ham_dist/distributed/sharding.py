@@ -129,12 +129,16 @@ class ShardedModel:
 
         A table whose parts are on the ranks is a ShardedTensor, one with a copy on every rank is a plain tensor: checkpoints load either from either.
         """
-        return {key: self.tensor_like(key, local.values if (local := self.part(key)) else None) for key, _ in self.placements()}
+        return {
+            key: self.tensor_like(key, local.values if (local := self.part(key)) else None, placement.table.dtype)
+            for key, placement in self.placements()
+        }
 
-    def tensor_like(self, key: str, local: torch.Tensor | None, *, of_row: bool = False) -> Any:
+    def tensor_like(self, key: str, local: torch.Tensor | None, dtype: torch.dtype, *, of_row: bool = False) -> Any:
         """A whole tensor that lies as the table `key` lies, in pieces: the table itself or state of its optimizer.
 
         local:  (rows, stored columns) of this rank's part; None where it holds nothing.
+        dtype:  of its numbers, on all ranks.
         of_row: for state with one number a row: `local` is (rows,).
         """
         placement = self._placements[key]
@@ -146,7 +150,7 @@ class ShardedModel:
             mine = [piece for rank, piece in pieces if rank == process_group.rank()]
             here = [Shard(values, piece) for values, piece in zip(local.split([piece.shard_sizes[0] for piece in mine]), mine, strict=True)]
         size = [placement.table.rows] if of_row else [placement.table.rows, placement.table.stored_width]
-        metadata = ShardedTensorMetadata([piece for _, piece in pieces], torch.Size(size), TensorProperties(dtype=torch.float32))
+        metadata = ShardedTensorMetadata([piece for _, piece in pieces], torch.Size(size), TensorProperties(dtype=dtype))
         return ShardedTensor._init_from_local_shards_and_global_metadata(here, metadata)
 
     def kernel_state(self) -> dict[str, dict[str, torch.Tensor]]:

@@ -17,14 +17,11 @@ from torchrec.distributed.types import ParameterSharding
 
 from ham_dist.distributed.placement import TORCHREC_KIND, Part, Placement, Plan
 from ham_dist.distributed.planning import Planner, ways_out
-from ham_dist.embedding.tables import KERNEL_WIDTH, Table, embedding_bags
+from ham_dist.distributed.rules import TableRule
+from ham_dist.embedding.tables import BYTES_PER_NUMBER, KERNEL_WIDTH, Table, embedding_bags
 from ham_dist.errors import ShardingError
 
 KIND = {torchrec.value: kind for kind, torchrec in TORCHREC_KIND.items()}
-
-DENSE_COPIES, ADAM_COPIES = 4, 3
-"""A table of the dense kernel under Adam, its gradient and two moments; and what the planner counts for a fused table under Adam (no gradient). The
-planner knows the dense kernel for data-parallel tables only, so it is asked for fused ones on ranks with 3/4 of the memory."""
 
 
 def plan_by_torchrec(planner: Planner, groups: Mapping[str, Sequence[Table]], batch_size: int) -> Plan:
@@ -40,8 +37,7 @@ def plan_by_torchrec(planner: Planner, groups: Mapping[str, Sequence[Table]], ba
     for parameter in model.parameters():
         parameter._optimizer_classes = [optimizer]  # type: ignore[attr-defined]
     memory = max(0, int(topology.memory * planner.settings.memory_share) - max(planner.load))
-    if rule.fused is None:
-        memory = memory * ADAM_COPIES // DENSE_COPIES
+    memory = int(memory * _counted_share(rule, next(iter(tables.values()))[0]))
     sharder: Any = EmbeddingBagCollectionSharder()
     try:
         with _quiet():
@@ -56,7 +52,7 @@ def plan_by_torchrec(planner: Planner, groups: Mapping[str, Sequence[Table]], ba
             plan = made.plan(model, [sharder])
     except PlannerError as error:
         largest = max((table for group in tables.values() for table in group), key=lambda table: table.rows * table.stored_width)
-        total = sum(sum(rule.bytes_of(table.rows, table.stored_width, fused=rule.fused is not None)) for group in tables.values() for table in group)
+        total = sum(planner.bytes_of(table, "table_wise") for group in tables.values() for table in group)
         raise ShardingError(
             f"sharding: TorchRec's planner finds no place for the tables, {total / 1e9:,.2f} GB with what training keeps beside them, on "
             f"{topology.ranks} ranks of {topology.memory / 1e9:,.0f} GB, of which {planner.settings.memory_share:.0%} may be taken.\n"
@@ -67,10 +63,21 @@ def plan_by_torchrec(planner: Planner, groups: Mapping[str, Sequence[Table]], ba
     )
 
 
+def _counted_share(rule: TableRule, table: Table) -> float:
+    """What the planner counts of the bytes that a number of a table takes with all beside it; it is asked for ranks with so much less memory.
+
+    It takes what a rule remembers to be as precise as the table, and knows the dense kernel for data-parallel tables alone: it is asked for fused
+    ones, which have no gradient.
+    """
+    remembered = sum(not of_row for of_row in rule.states.values())
+    gradient = table.number_bytes if rule.fused is None else 0
+    return (1 + remembered) * table.number_bytes / (table.number_bytes + remembered * BYTES_PER_NUMBER + gradient)
+
+
 def _constraints(planner: Planner, table: Table) -> ParameterConstraints:
     kind = planner.kind_of(table)
     rowless = {"column_wise", "grid"} if planner.rule.whole_rows else set()
-    copyless = set() if planner.rule.dense is not None else {"data_parallel"}
+    copyless = set() if planner.rule.dense is not None and table.precision == "float32" else {"data_parallel"}
     kinds: Iterable[str] = [kind] if kind != "auto" else [kind for kind in TORCHREC_KIND if kind not in rowless | copyless]
     return ParameterConstraints(
         sharding_types=[TORCHREC_KIND[kind].value for kind in kinds],

@@ -76,7 +76,7 @@ def _of_table(placement: Placement, rule: TableRule, ranks: int, batch_size: int
     costs = [RankCost() for _ in range(ranks)]
     rows = -(-batch_size // ranks)
     for part in placement.parts:
-        tables, beside = rule.bytes_of(part.rows, part.columns, fused=placement.fused)
+        tables, beside = rule.bytes_of(part.rows, part.columns, fused=placement.fused, number_bytes=placement.table.number_bytes)
         costs[part.rank] += RankCost(tables=tables, beside=beside)
         if placement.replicated:
             copies = 2 * (ranks - 1) * part.rows * part.columns * BYTES_PER_NUMBER // ranks

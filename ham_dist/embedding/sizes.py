@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ham_dist.embedding.mask import Columns
-from ham_dist.embedding.tables import BYTES_PER_NUMBER, Table
+from ham_dist.embedding.tables import Table
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class TableSize:
     kept_columns:   their numbers in the supernet's table, ascending.
     searched_width: how many they are.
     stored_width:   columns in memory after the cut, padding included; 0 for a table that has left.
-    bytes_before:   float32, at the base width.
-    bytes_after:    float32, at the searched width, as a bundle stores it.
+    bytes_before:   in the tables' precision, at the base width.
+    bytes_after:    in the tables' precision, at the searched width: without padding, as the run's bundle stores float32 and float16.
     """
 
     field: str
@@ -46,8 +46,8 @@ def table_sizes(before: Sequence[Table], after: Sequence[Table], columns: Column
             kept_columns=columns[table.field].tolist(),
             searched_width=len(columns[table.field]),
             stored_width=stored.get(table.field, 0),
-            bytes_before=table.rows * table.width * BYTES_PER_NUMBER,
-            bytes_after=table.rows * len(columns[table.field]) * BYTES_PER_NUMBER,
+            bytes_before=table.rows * table.width * table.number_bytes,
+            bytes_after=table.rows * len(columns[table.field]) * table.number_bytes,
         )
         for table in before
     ]

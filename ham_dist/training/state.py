@@ -52,17 +52,19 @@ class TrainingState:
         states = self.optimizers.table_states()
         for key, _ in self.sharded.placements():
             for state, of_row in self.sharded.rule.states.items():
-                tensors[f"{state}/{key}"] = self.sharded.tensor_like(key, states[key][state] if key in states else None, of_row=of_row)
+                found = states[key][state] if key in states else None
+                tensors[f"{state}/{key}"] = self.sharded.tensor_like(key, found, torch.float32, of_row=of_row)
         return tensors
 
 
 def table_groups(settings: RunSettings, cardinalities: Mapping[str, int], columns: Columns | None = None) -> dict[str, tuple[Table, ...]]:
     """The tables of a run's model by their place in it; the supernet's, or with `columns` those of the model over just these."""
     fused = table_rule(settings.optimizer).fused is not None
-    tables = base_tables(cardinalities, settings.model.base_width, fused=fused)
+    precision = settings.precision.tables
+    tables = base_tables(cardinalities, settings.model.base_width, precision, fused=fused)
     groups = {TABLES: tables if columns is None else narrow_tables(tables, columns, fused=fused)}
     if settings.model.first_order == "table" and INTERACTIONS[settings.model.name].adds_first_order:
-        groups[FIRST_ORDER] = tuple(Table(field, rows, 1, stored_width(1, fused=fused), 1) for field, rows in cardinalities.items())
+        groups[FIRST_ORDER] = tuple(Table(field, rows, 1, stored_width(1, fused=fused), 1, precision) for field, rows in cardinalities.items())
     return groups
 
 
