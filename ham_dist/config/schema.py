@@ -148,9 +148,10 @@ class PrecisionSettings(Settings):
     """How tables are stored; what is looked up is float32, and so is what their rule remembers. Half the bytes need a fused rule. `float16` on CPU
     rounds each step to the nearest number, so that steps below half the distance to the next are lost (w / 4096 and up to twice that); on GPU kernels
     round to either neighbour at random, right on average. `bfloat16` has kernels on GPU alone. docs/sharding.md says what exists where."""
-    dense: Literal["float32", "float64"] = "float32"
-    """Of the weights above the tables. `float64` also rounds what is summed over ranks, so that a run on CPU comes out the same on any number of
-    ranks; it costs time (perf/results/ranks_cpu_2026-11.md)."""
+    dense: Literal["float32", "float64", "bfloat16"] = "float32"
+    """Of the part above the tables. `float64` also rounds what is summed over ranks, so that a run on CPU comes out the same on any number of
+    ranks; it costs time (perf/results/ranks_cpu_2026-11.md). `bfloat16` is that of products in steps on weights and on alpha (autocast): weights,
+    BatchNorm, logits, loss and all that is only scored stay float32. Made for GPUs; a CPU without bfloat16 instructions takes longer with it."""
 
 
 class OrthogonalitySettings(Settings):

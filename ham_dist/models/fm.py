@@ -66,8 +66,10 @@ class FM(Interaction):
 
     def logits(self, columns: torch.Tensor, lifted: torch.Tensor) -> torch.Tensor:
         """Logits (B,) of columns (B, D) and of the same lifted, (B, F, L)."""
-        logits = self.bias + pairwise_products(lifted)
-        return logits if self.linear is None else logits + columns @ self.linear
+        # In full precision also where the lift was in bfloat16: the square of the sum and the sum of squares take one another away.
+        with torch.autocast(columns.device.type, enabled=False):
+            logits = self.bias + pairwise_products(lifted.to(self.dtype))
+            return logits if self.linear is None else logits + columns @ self.linear
 
     def axes(self) -> dict[str, dict[int, Axis]]:
         columns = Axis(tuple(self.widths))

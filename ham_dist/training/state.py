@@ -135,9 +135,10 @@ def _plan_together(
 def _placed(settings: RunSettings, plan: Plan, interaction: Interaction, device: torch.device) -> TrainingState:
     model = ctr_model(
         [placement.table for placement in plan.groups[TABLES].values()],
-        interaction.to(device, getattr(torch, settings.precision.dense)),
+        interaction.to(device, torch.float64 if settings.precision.dense == "float64" else torch.float32),
         [placement.table for placement in plan.groups.get(FIRST_ORDER, {}).values()],
         summed={placement.table.field for placement in plan.placements if placement.spreads_rows},
+        autocasts=settings.precision.dense == "bfloat16",
     )
     rule = table_rule(settings.optimizer)
     sharded = ShardedModel(model, plan, model.mask, device=device, rule=rule, learning_rate=settings.optimizer.tables_learning_rate)
