@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ham_dist.config.schema import RunSettings
+from ham_dist.models.mlp import hidden_layers
 from ham_dist.training.evaluation import predict
 from ham_dist.training.loop import log_loss, mask_gradient, weight_step
 from ham_dist.training.state import TrainingState, open_supernet
@@ -82,6 +83,18 @@ def test_the_pairs_of_a_factorization_machine_do_not_take_one_another_away() -> 
         found = model(columns).detach()
     assert found.dtype == torch.float32
     assert near(found, expected) < 0.01
+
+
+def test_small_columns_are_not_lost_beside_a_bias() -> None:
+    """Columns of 0.01 below biases of a tenth: of a sum in bfloat16, a tenth of what tells rows apart would be rounding."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(*hidden_layers(16, [8])[:1])
+    columns = torch.randn(256, 16) * 0.01
+    expected = layers(columns).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layers(columns).detach()
+    assert found.dtype == torch.float32
+    assert near(found - found.mean(0), expected - expected.mean(0)) < 0.01
 
 
 @pytest.mark.parametrize("model", ["dcnv2", "deepfm"])
