@@ -77,12 +77,16 @@ def _tables(plan: Plan) -> Grid:
             where = ", ".join(map(str, ranks)) if len(ranks) <= 4 else f"{ranks[0]} to {ranks[-1]} ({len(ranks)})"
             name = field if path == TABLES else f"{field} (first order)"
             kernel = "fused" if placement.fused else "dense"
+            if placement.memory.place != "device":
+                kernel = f"{kernel}, {placement.memory.place}"
             grid.add_row(name, f"{placement.table.rows:,}", str(placement.table.stored_width), placement.kind, kernel, where)
     return grid
 
 
 def _ranks(costs: Sequence[RankCost]) -> Grid:
-    grid = _grid("rank", "tables", "gradients and state", "ids out / in", "vectors out / in", "gradients out / in", "of copies")
+    hosted = any(cost.host for cost in costs)
+    names = ("tables", "gradients and state", "ids out / in", "vectors out / in", "gradients out / in", "of copies")
+    grid = _grid("rank", *names, *(("in host memory", "from and to it at most") if hosted else ()))
     shown: list[tuple[str, RankCost]] = [(str(rank), cost) for rank, cost in enumerate(costs)]
     if len(costs) > MOST_RANKS:
         by_size = sorted(shown, key=lambda entry: entry[1].tables + entry[1].beside)
@@ -99,6 +103,7 @@ def _ranks(costs: Sequence[RankCost]) -> Grid:
             f"{_size(cost.vectors_out)} / {_size(cost.vectors_in)}",
             f"{_size(cost.vectors_in)} / {_size(cost.vectors_out)}",
             _size(cost.copies_out),
+            *((_size(cost.host), _size(2 * cost.bus)) if hosted else ()),
         )
     return grid
 
@@ -109,7 +114,7 @@ def _kinds(plan: Plan, rule: TableRule, ranks: topology.Topology, batch_size: in
     for kind, count in counts.items():
         of_kind = Plan({path: {field: entry for field, entry in group.items() if entry.kind == kind} for path, group in plan.groups.items()})
         costs = costs_by_rank(of_kind, rule, ranks, batch_size, ids)
-        grid.add_row(kind, str(count), _size(sum(cost.tables for cost in costs)), _size(sum(cost.out for cost in costs)))
+        grid.add_row(kind, str(count), _size(sum(cost.tables + cost.host for cost in costs)), _size(sum(cost.out for cost in costs)))
     return grid
 
 

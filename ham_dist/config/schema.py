@@ -124,6 +124,11 @@ ShardingKind = Literal["table_wise", "row_wise", "column_wise", "table_row_wise"
 rows on the ranks of one host; `grid`: blocks of columns on several hosts, each in blocks of rows there; `data_parallel`: a copy on every rank."""
 
 
+TableMemory = Literal["device", "host", "cached"]
+"""`device`: the memory of the rank's own device; `host`: its machine's, which a GPU reads row by row; `cached`: the same, with the rows used last on
+the GPU."""
+
+
 class ShardingSettings(Settings):
     """How tables are spread over the ranks. `ham-dist train --plan-only` shows what comes of it."""
 
@@ -132,6 +137,13 @@ class ShardingSettings(Settings):
     size, and row_wise for a table too large for one rank."""
     tables: dict[str, ShardingKind] = {}
     """Kind of single tables, by field: { user = "row_wise" }."""
+    memory: Literal["auto"] | TableMemory = "device"
+    """Memory of every table that `memories` does not name. `host` and `cached` exist on GPU, under fused rules; `auto` takes `cached` for as few
+    tables as do, the largest first, where not all fit on the device. A rank on CPU has its tables in the machine's memory anyway."""
+    memories: dict[str, TableMemory] = {}
+    """Memory of single tables, by field: { user = "cached" }."""
+    cache_share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Share of the rows of a `cached` table that the GPU has room for."""
     memory_share: Annotated[float, Field(gt=0, le=1)] = 0.85
     """Share of a rank's memory that tables, their gradients and their optimizer's state may take; the rest is for batches, activations and the
     dense part. TorchRec's planner keeps 15 % free as well."""

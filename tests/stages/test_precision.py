@@ -1,4 +1,4 @@
-"""A whole run with float16 tables on two ranks: pretrain, search, slice, retrain, export."""
+"""Whole runs with float16 tables, on two ranks, and with bfloat16 products: pretrain, search, slice, retrain, export."""
 
 import json
 from pathlib import Path
@@ -31,6 +31,14 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in float32, on one rank."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    do_run(small_run(**FLOAT16 | {"precision": {}}, search={"targets": [{"bytes": 2 * TARGET}]}), folder)
+    return folder
+
+
 def test_bytes_are_counted_at_two_a_number(halves: Path) -> None:
     found, sizes = result(halves), json.loads((halves / "sizes.json").read_text())
     assert found["embedding_bytes"] == 2 * found["embedding_parameters"] == sum(size["bytes_after"] for size in sizes)
@@ -41,12 +49,10 @@ def test_bytes_are_counted_at_two_a_number(halves: Path) -> None:
     assert [entry["bytes"] for entry in placed] == [2 * 8 * rows for rows in (60, 40, 20, 50)]
 
 
-def test_it_learns_what_float32_learns(halves: Path, tmp_path: Path) -> None:
+def test_it_learns_what_float32_learns(halves: Path, whole: Path) -> None:
     """To 0.01 of AUC over 1,000 rows or so, where chance alone would make 0.5."""
-    whole = FLOAT16 | {"precision": {}}
-    do_run(small_run(**whole, search={"targets": [{"bytes": 2 * TARGET}]}), tmp_path / "whole")
-    ours, theirs = result(halves), result(tmp_path / "whole")
-    assert ours["supernet"]["auc"] == pytest.approx(theirs["supernet"]["auc"], abs=0.01)
+    ours = result(halves)
+    assert ours["supernet"]["auc"] == pytest.approx(result(whole)["supernet"]["auc"], abs=0.01)
     assert ours["supernet"]["auc"] > 0.7
     assert ours["test_auc"] > 0.7
 
@@ -65,11 +71,21 @@ def test_its_bundles_hold_the_tables_as_they_are(halves: Path, tmp_path: Path) -
 
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     settings = tiny_run(**FLOAT16)
-    run_on_ranks(2, do_run, settings, tmp_path / "unbroken")
-    run_on_ranks(2, do_part, settings, tmp_path / "run", 8)
-    run_on_ranks(2, do_part, settings, tmp_path / "run", 29)
-    run_on_ranks(2, do_run, settings, tmp_path / "run", True)
+    do_run(settings, tmp_path / "unbroken")
+    do_part(settings, tmp_path / "run", 8)
+    do_part(settings, tmp_path / "run", 29)
+    do_run(settings, tmp_path / "run", resume=True)
     assert metrics(tmp_path / "run") == metrics(tmp_path / "unbroken")
     tables = [open_bundle(tmp_path / name / "bundle").tables() for name in ("run", "unbroken")]
     assert tables[0].keys() == tables[1].keys()
     assert all(torch.equal(table, tables[1][field]) for field, table in tables[0].items())
+
+
+def test_with_bfloat16_products_a_run_learns_and_exports_in_float32(whole: Path, tmp_path: Path) -> None:
+    """What is scored is float32: slicing holds to its 1e-5 and the bundle to its 1e-6, or the run would end with an error. So few steps from
+    chance, AUC moves by 0.02 an epoch, and rounding moves it by a part of that."""
+    do_run(small_run(**FLOAT16 | {"precision": {"dense": "bfloat16"}}, search={"targets": [{"bytes": 2 * TARGET}]}), tmp_path / "low")
+    low = result(tmp_path / "low")
+    assert low["supernet"]["auc"] == pytest.approx(result(whole)["supernet"]["auc"], abs=0.02)
+    assert low["test_auc"] > 0.7
+    assert {values.dtype for values in open_bundle(tmp_path / "low" / "bundle").dense().values() if values.is_floating_point()} == {torch.float32}
