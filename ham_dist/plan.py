@@ -60,7 +60,7 @@ def _parts(
     hosts = f"{ranks.hosts} host{'s' if ranks.hosts > 1 else ''}"
     yield (
         f"{name}: {ranks.ranks} x {ranks.device} on {hosts}, {_size(ranks.memory)} each, {settings.sharding.memory_share:.0%} of it for tables; "
-        f'optimizer.tables = "{rule.name}", {settings.data.batch_size:,} rows a step'
+        f'optimizer.tables = "{rule.name}", tables in {settings.precision.tables}, {settings.data.batch_size:,} rows a step'
     )
     yield _tables(plan)
     yield _ranks(costs)
@@ -77,12 +77,16 @@ def _tables(plan: Plan) -> Grid:
             where = ", ".join(map(str, ranks)) if len(ranks) <= 4 else f"{ranks[0]} to {ranks[-1]} ({len(ranks)})"
             name = field if path == TABLES else f"{field} (first order)"
             kernel = "fused" if placement.fused else "dense"
+            if placement.memory.place != "device":
+                kernel = f"{kernel}, {placement.memory.place}"
             grid.add_row(name, f"{placement.table.rows:,}", str(placement.table.stored_width), placement.kind, kernel, where)
     return grid
 
 
 def _ranks(costs: Sequence[RankCost]) -> Grid:
-    grid = _grid("rank", "tables", "gradients and state", "ids out / in", "vectors out / in", "gradients out / in", "of copies")
+    hosted = any(cost.host for cost in costs)
+    names = ("tables", "gradients and state", "ids out / in", "vectors out / in", "gradients out / in", "of copies")
+    grid = _grid("rank", *names, *(("in host memory", "from and to it at most") if hosted else ()))
     shown: list[tuple[str, RankCost]] = [(str(rank), cost) for rank, cost in enumerate(costs)]
     if len(costs) > MOST_RANKS:
         by_size = sorted(shown, key=lambda entry: entry[1].tables + entry[1].beside)
@@ -99,6 +103,7 @@ def _ranks(costs: Sequence[RankCost]) -> Grid:
             f"{_size(cost.vectors_out)} / {_size(cost.vectors_in)}",
             f"{_size(cost.vectors_in)} / {_size(cost.vectors_out)}",
             _size(cost.copies_out),
+            *((_size(cost.host), _size(2 * cost.bus)) if hosted else ()),
         )
     return grid
 
@@ -109,7 +114,7 @@ def _kinds(plan: Plan, rule: TableRule, ranks: topology.Topology, batch_size: in
     for kind, count in counts.items():
         of_kind = Plan({path: {field: entry for field, entry in group.items() if entry.kind == kind} for path, group in plan.groups.items()})
         costs = costs_by_rank(of_kind, rule, ranks, batch_size, ids)
-        grid.add_row(kind, str(count), _size(sum(cost.tables for cost in costs)), _size(sum(cost.out for cost in costs)))
+        grid.add_row(kind, str(count), _size(sum(cost.tables + cost.host for cost in costs)), _size(sum(cost.out for cost in costs)))
     return grid
 
 
@@ -120,14 +125,15 @@ def _narrow(
     grid = _grid("after the search", "tables at most", "with gradients and state", "on one rank at most, the supernet besides")
     unit = KERNEL_WIDTH if rule.fused is not None else 1
     rows = sum(table.rows for group in groups.values() for table in group)
+    number_bytes = groups[TABLES][0].number_bytes
     first_order = sum(table.rows * table.stored_width for table in groups.get(FIRST_ORDER, ()))
     held = max(cost.tables + cost.beside for cost in costs)
     copies = ranks.ranks if any(placement.replicated for placement in plan.placements) else 1
     for target in settings.search.targets:
         numbers = most_numbers(groups[TABLES], target, unit) + first_order
-        tables = numbers * BYTES_PER_NUMBER
-        states = sum(rows if of_row else numbers for of_row in rule.states.values()) + (0 if rule.fused is not None and copies == 1 else numbers)
-        whole = tables + states * BYTES_PER_NUMBER
+        tables = numbers * number_bytes
+        states = sum(rows if of_row else numbers for of_row in rule.states.values()) * BYTES_PER_NUMBER
+        whole = tables + states + (0 if rule.fused is not None and copies == 1 else tables)
         grid.add_row(target.label, _size(tables), _size(whole), _size(whole + held))
     return grid
 
@@ -140,7 +146,7 @@ def most_numbers(tables: Sequence[Table], target: Target, unit: int) -> int:
     """
     pieces = []
     for table in tables:
-        cost = 1 if target.columns is not None else table.rows * BYTES_PER_NUMBER
+        cost = 1 if target.columns is not None else table.rows * table.number_bytes
         pieces += [(unit * table.rows, cost), ((table.width - 1) * table.rows, cost * (table.width - 1))]
     left: float = target.columns if target.columns is not None else target.bytes or 0
     numbers = 0.0

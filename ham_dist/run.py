@@ -20,9 +20,8 @@ from ham_dist.distributed.checkpoint_writer import CheckpointWriter
 from ham_dist.embedding.mask import Columns
 from ham_dist.embedding.sizes import table_sizes
 from ham_dist.embedding.table_size import TableSize
-from ham_dist.embedding.tables import BYTES_PER_NUMBER
 from ham_dist.errors import CheckpointError
-from ham_dist.export.package import export_state, origin
+from ham_dist.export.package import export_state, origin, own_precision
 from ham_dist.methods.budget import Budget
 from ham_dist.methods.method import Method, SearchSpace
 from ham_dist.methods.registry import METHODS
@@ -132,7 +131,7 @@ def _one_target(run: Run, target: Target, wide: TrainingState, method: Method, p
     process_group.on_first_rank(lambda: write_json(folder.plan, plan))
     process_group.on_first_rank(lambda: write_json(folder.sizes, [asdict(size) for size in sizes]))
     if not process_group.on_first_rank(folder.bundle.exists):
-        verified = export_state(sliced, run.samples, folder.bundle, precision="fp32", run=origin(run.settings, run.manifest))
+        verified = export_state(sliced, run.samples, folder.bundle, precision=own_precision(run.settings), run=origin(run.settings, run.manifest))
         run.log.say(
             f"bundle: {folder.bundle}: probabilities of {verified['rows']:,} records differ from the live model's "
             f"by at most {verified['max_difference']:.1e}"
@@ -158,7 +157,7 @@ def _search_space(run: Run, wide: TrainingState, target: Target) -> SearchSpace:
     layout = wide.sharded.mask.layout
     return SearchSpace(
         layout=layout,
-        budget=Budget(target, layout),
+        budget=Budget(target, layout, wide.sharded.tables[0].number_bytes),
         column_norms=lambda: gram.column_norms(wide.sharded),
         seed=run.settings.seed,
         device=run.device,
@@ -181,12 +180,12 @@ def _target_folder(run: Run, target: Target) -> RunFolder:
 
 def _model_result(run: Run, state: TrainingState) -> ModelResult:
     quality = evaluate(state, run.samples.evaluation("test"))
-    numbers = sum(table.rows * table.width for table in (*state.sharded.tables, *state.sharded.first_order_tables))
+    numbers = {table: table.rows * table.width for table in (*state.sharded.tables, *state.sharded.first_order_tables)}
     return ModelResult(
         auc=quality.auc,
         logloss=quality.log_loss,
-        embedding_parameters=numbers,
-        embedding_bytes=numbers * BYTES_PER_NUMBER,
+        embedding_parameters=sum(numbers.values()),
+        embedding_bytes=sum(count * table.number_bytes for table, count in numbers.items()),
         dense_parameters=sum(parameter.numel() for parameter in state.interaction.parameters()),
     )
 

@@ -124,6 +124,11 @@ ShardingKind = Literal["table_wise", "row_wise", "column_wise", "table_row_wise"
 rows on the ranks of one host; `grid`: blocks of columns on several hosts, each in blocks of rows there; `data_parallel`: a copy on every rank."""
 
 
+TableMemory = Literal["device", "host", "cached"]
+"""`device`: the memory of the rank's own device; `host`: its machine's, which a GPU reads row by row; `cached`: the same, with the rows used last on
+the GPU."""
+
+
 class ShardingSettings(Settings):
     """How tables are spread over the ranks. `ham-dist train --plan-only` shows what comes of it."""
 
@@ -132,17 +137,33 @@ class ShardingSettings(Settings):
     size, and row_wise for a table too large for one rank."""
     tables: dict[str, ShardingKind] = {}
     """Kind of single tables, by field: { user = "row_wise" }."""
+    memory: Literal["auto"] | TableMemory = "device"
+    """Memory of every table that `memories` does not name. `host` and `cached` exist on GPU, under fused rules; `auto` takes `cached` for as few
+    tables as do, the largest first, where not all fit on the device. A rank on CPU has its tables in the machine's memory anyway."""
+    memories: dict[str, TableMemory] = {}
+    """Memory of single tables, by field: { user = "cached" }."""
+    cache_share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Share of the rows of a `cached` table that the GPU has room for."""
     memory_share: Annotated[float, Field(gt=0, le=1)] = 0.85
     """Share of a rank's memory that tables, their gradients and their optimizer's state may take; the rest is for batches, activations and the
     dense part. TorchRec's planner keeps 15 % free as well."""
 
 
+TablePrecision = Literal["float32", "float16", "bfloat16"]
+"""How a number of a table is stored."""
+
+
 class PrecisionSettings(Settings):
     """Arithmetic of the parts of a model."""
 
-    dense: Literal["float32", "float64"] = "float32"
-    """Of the weights above the tables. `float64` also rounds what is summed over ranks, so that a run on CPU comes out the same on any number of
-    ranks; it costs time (perf/results/ranks_cpu_2026-11.md)."""
+    tables: TablePrecision = "float32"
+    """How tables are stored; what is looked up is float32, and so is what their rule remembers. Half the bytes need a fused rule. `float16` on CPU
+    rounds each step to the nearest number, so that steps below half the distance to the next are lost (w / 4096 and up to twice that); on GPU kernels
+    round to either neighbour at random, right on average. `bfloat16` has kernels on GPU alone. docs/sharding.md says what exists where."""
+    dense: Literal["float32", "float64", "bfloat16"] = "float32"
+    """Of the part above the tables. `float64` also rounds what is summed over ranks, so that a run on CPU comes out the same on any number of
+    ranks; it costs time (perf/results/ranks_cpu_2026-11.md). `bfloat16` is that of products in steps on weights and on alpha (autocast): weights,
+    BatchNorm, logits, loss and all that is only scored stay float32. Made for GPUs; a CPU without bfloat16 instructions takes longer with it."""
 
 
 class OrthogonalitySettings(Settings):
@@ -176,7 +197,8 @@ class Target(Settings):
     columns: PositiveInt | None = None
     """Columns left in all tables together."""
     bytes: PositiveInt | None = None
-    """Bytes of all tables under search together, at 4 bytes a number and searched widths; first-order tables of width 1 come on top."""
+    """Bytes of all tables under search together, at searched widths and 4 bytes a number (2 with `precision.tables` of half the bytes); first-order
+    tables of width 1 come on top."""
 
     @model_validator(mode="after")
     def _one_of_both(self) -> "Target":

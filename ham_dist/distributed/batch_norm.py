@@ -69,7 +69,9 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Normalized `input`, (B, n)."""
+        """Normalized `input`, (B, n), in the precision of the weights where that is greater: under autocast a linear map gives bfloat16."""
+        if input.dtype.itemsize < torch.float32.itemsize:
+            input = input.float()
         if not self.training:
             return super().forward(input)
         near = input.new_zeros(self.num_features, dtype=torch.float64) if self.running_mean is None else self.running_mean.double()

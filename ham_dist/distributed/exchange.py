@@ -32,7 +32,8 @@ def move(
     The source covers a table; the target covers it or some of its rows.
 
     values:     this rank's part of the source, (rows, columns); None where it has none.
-    into:       this rank's part of the target, likewise; columns past len(kept), which are padding, stay as they are.
+    into:       this rank's part of the target, likewise; columns past len(kept), which are padding, stay as they are. Numbers go as float32, in which
+                those of half the bytes have their place, so that they arrive as they were.
     kept:       (d,) int64, on CPU.
     replicated: whether every part of the source is the whole table: each rank then reads its own.
     device:     of this rank, which may hold neither.
@@ -99,7 +100,7 @@ def _exchange(
         if count := rows.rows * len(columns):
             assert into is not None
             piece = incoming[place : place + count].view(rows.rows, len(columns))
-            into[rows.first_row - taker.first_row :][: rows.rows].index_copy_(1, (columns - taker.first_column).to(into.device), piece)
+            into[rows.first_row - taker.first_row :][: rows.rows].index_copy_(1, (columns - taker.first_column).to(into.device), piece.to(into.dtype))
             place += count
 
 

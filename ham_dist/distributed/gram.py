@@ -50,7 +50,7 @@ class Product:
     rows:    which rows of the part.
     columns: which of the table's columns in use lie here.
     stride:  of the turn.
-    values:  (rows, columns) of the table: a copy, since every k-th row of a large table lies on a page of its own.
+    values:  (rows, columns) of the table, float32: a copy, since every k-th row of a large table lies on a page of its own.
     product: (rows, columns) of V M.
     matrix:  M (d, d).
     """
@@ -152,7 +152,7 @@ def _held(model: ShardedModel, turn: Turn | None = None) -> list[Held]:
             first, stride = turn.of(placement.table.rows)
             placement = replace(placement, parts=tuple(part.of_turn(first, stride) for part in placement.parts))
             if local is not None:
-                values = local.values[_first_row(local, turn) :: stride].contiguous()
+                values = local.values[_first_row(local, turn) :: stride].float().contiguous()
                 local = replace(local, part=local.part.of_turn(first, stride), values=values)
         held.append((field, placement, local))
     return held
@@ -169,13 +169,23 @@ def _grams(model: ShardedModel, held: Sequence[Held], turn: Turn | None) -> dict
                 block = rows.double()
                 sums[field] += block.T @ block
         elif local is not None:
-            columns = local.columns.detach()
-            found[field] = columns.T @ columns * scale[field]
+            found[field] = _own_gram(local.columns.detach()) * scale[field]
     if sums:
         flat = process_group.sum_over_ranks(torch.cat([matrix.flatten() * scale[field] for field, matrix in sums.items()]))
         parts = flat.split([matrix.numel() for matrix in sums.values()])
         found |= {field: rounded(part, FLOAT32_BITS).float().view_as(sums[field]) for field, part in zip(sums, parts, strict=True)}
     return found
+
+
+def _own_gram(columns: torch.Tensor) -> torch.Tensor:
+    """G of rows that lie here, in float32: those of half the bytes are widened some at a time."""
+    if columns.dtype == torch.float32:
+        return columns.T @ columns
+    matrix = torch.zeros(columns.shape[1], columns.shape[1], device=columns.device)
+    for block in columns.split(max(1, BLOCK_NUMBERS // columns.shape[1])):
+        rows = block.float()
+        matrix.addmm_(rows.T, rows)
+    return matrix
 
 
 def _matrices(model: ShardedModel, matrix_of: MatrixOf, grams_of: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

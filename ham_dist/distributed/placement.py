@@ -15,9 +15,10 @@ import torch
 from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharding_spec import EnumerableShardingSpec
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
-from torchrec.distributed.types import ParameterSharding, ShardingType
+from torchrec.distributed.types import CacheParams, ParameterSharding, ShardingType
 
 from ham_dist.config.schema import ShardingKind
+from ham_dist.distributed.rules import DEVICE, Memory
 from ham_dist.embedding.tables import BYTES_PER_NUMBER, Table
 
 TORCHREC_KIND = {
@@ -29,6 +30,13 @@ TORCHREC_KIND = {
     "data_parallel": ShardingType.DATA_PARALLEL,
 }
 """TorchRec's name of each kind."""
+
+FUSED_KERNEL = {
+    "device": EmbeddingComputeKernel.FUSED,
+    "host": EmbeddingComputeKernel.FUSED_UVM,
+    "cached": EmbeddingComputeKernel.FUSED_UVM_CACHING,
+}
+"""TorchRec's name of the fused kernel over each memory."""
 
 PIECE_BYTES = 1 << 27
 """Bytes of a table that a checkpoint writes or reads at a time: torch holds a second copy of what is under way."""
@@ -66,12 +74,14 @@ class Placement:
     kind:  how it was cut.
     fused: whether its kernel steps inside the backward pass; else its parts are parameters with a gradient.
     parts: cover the table without overlap, at most one a rank; under data_parallel one whole copy for each rank.
+    memory: where each rank keeps its part.
     """
 
     table: Table
     kind: ShardingKind
     fused: bool
     parts: tuple[Part, ...]
+    memory: Memory = DEVICE
 
     @property
     def replicated(self) -> bool:
@@ -111,13 +121,14 @@ class Placement:
 
         ranks_of_host: how many of the ranks share a machine, which decides on which of its devices a part lies.
         """
-        kernel = EmbeddingComputeKernel.FUSED if self.fused else EmbeddingComputeKernel.DENSE
+        kernel = FUSED_KERNEL[self.memory.place] if self.fused else EmbeddingComputeKernel.DENSE
         shards = self.shard_metadata(device, ranks_of_host)
         return ParameterSharding(
             sharding_type=TORCHREC_KIND[self.kind].value,
             compute_kernel=kernel.value,
             ranks=[part.rank for part in self.parts],
             sharding_spec=None if self.replicated else EnumerableShardingSpec(shards),
+            cache_params=cache_params(self.memory),
         )
 
     def shard_metadata(self, device: torch.device, ranks_of_host: int, *, of_row: bool = False) -> list[ShardMetadata]:
@@ -141,9 +152,11 @@ class Placement:
             "table": self.table.field,
             "kind": self.kind,
             "kernel": "fused" if self.fused else "dense",
+            "memory": self.memory.place,
             "rows": self.table.rows,
             "stored_width": self.table.stored_width,
-            "bytes": sum(part.rows * part.columns for part in self.parts) * BYTES_PER_NUMBER,
+            "precision": self.table.precision,
+            "bytes": sum(part.rows * part.columns for part in self.parts) * self.table.number_bytes,
             "parts": [
                 {
                     "rank": part.rank,
@@ -174,9 +187,24 @@ class Plan:
         """Whether every rank must hold as many rows of a batch: the reduce-scatter of spread rows wants pieces of one size."""
         return any(placement.spreads_rows for placement in self.placements)
 
+    @property
+    def uses_host_memory(self) -> bool:
+        """Whether a GPU has some of its tables in its machine's memory."""
+        return any(placement.memory.place != "device" for placement in self.placements)
+
+    @property
+    def caches(self) -> bool:
+        """Whether the last word on some rows may lie in a cache, and not where the table does."""
+        return any(placement.memory.place == "cached" for placement in self.placements)
+
     def describe(self) -> list[dict[str, Any]]:
         """As plain data, for the run folder's plan.json."""
         return [placement.describe() for placement in self.placements]
+
+
+def cache_params(memory: Memory) -> CacheParams | None:
+    """For TorchRec: how much of a cached table the device has room for."""
+    return CacheParams(load_factor=memory.cache_share) if memory.place == "cached" else None
 
 
 def _metadata(part: Part, device: str, *, of_row: bool) -> ShardMetadata:

@@ -9,7 +9,8 @@ from itertools import pairwise
 
 from ham_dist.config.schema import ShardingKind, ShardingSettings
 from ham_dist.distributed.placement import Part, Placement, Plan
-from ham_dist.distributed.rules import TableRule
+from ham_dist.distributed.planning_errors import require_possible, too_much_for_device, too_much_for_host
+from ham_dist.distributed.rules import DEVICE, Held, Memory, TableRule
 from ham_dist.distributed.topology import Topology
 from ham_dist.embedding.tables import KERNEL_WIDTH, Table
 from ham_dist.errors import ConfigError, ShardingError
@@ -22,16 +23,21 @@ row-wise. Below, one rank looks it up faster than all ranks can exchange partial
 class Planner:
     """Places tables one after the other, largest first, each where most room is left.
 
-    settings: the kind of each table.
+    settings: the kind and the memory of each table.
     rule:     how tables move, which decides on their kernel and on what lies beside them.
-    taken:    bytes of each rank that are in use already; none by default.
+    taken:    what each rank has in use already; nothing by default.
+
+    load:      bytes on each rank's device.
+    host_load: bytes of each rank in its machine's memory.
     """
 
-    def __init__(self, settings: ShardingSettings, rule: TableRule, topology: Topology, taken: Sequence[int] = ()) -> None:
+    def __init__(self, settings: ShardingSettings, rule: TableRule, topology: Topology, taken: Sequence[Held] = ()) -> None:
         self.settings = settings
         self.rule = rule
         self.topology = topology
-        self.load = list(taken) or [0] * topology.ranks
+        self._taken = taken
+        self.load = [held.device for held in taken] or [0] * topology.ranks
+        self.host_load = [held.host for held in taken] or [0] * topology.ranks
 
     def plan(self, groups: Mapping[str, Sequence[Table]], batch_size: int) -> Plan:
         """Where all tables of `groups` (by place in the model) lie; the same on every rank that asks with the same arguments.
@@ -40,10 +46,13 @@ class Planner:
         raises:     ShardingError, with ways out, if a kind cannot take a table or a rank's memory cannot take its parts; BackendError if the rule
                     does not exist on the device.
         """
-        self.rule.require(self.topology.device)
         for tables in groups.values():
             for table in tables:
-                self._require_possible(table)
+                self.rule.require(self.topology.device, table.precision)
+                require_possible(self, table)
+        movable = self._movable(table for tables in groups.values() for table in tables)
+        if movable:
+            return self._plan_with_few_cached(groups, batch_size, movable)
         if self.topology.device == "cuda" and any(self.kind_of(table) == "auto" for tables in groups.values() for table in tables):
             from ham_dist.distributed.torchrec_planner import plan_by_torchrec
 
@@ -59,18 +68,68 @@ class Planner:
         """The kind that the settings give a table; may be `auto`."""
         return self.settings.tables.get(table.field, self.settings.kind)
 
+    def memory_of(self, table: Table) -> Memory:
+        """Where the settings put a table; where they leave that open, on the device."""
+        place = self.settings.memories.get(table.field, self.settings.memory)
+        if place == "auto":
+            return DEVICE
+        return Memory(place, self.settings.cache_share if place == "cached" else 0.0)
+
     def is_fused(self, kind: ShardingKind) -> bool:
         """Whether a table of this kind steps inside the backward pass: TorchRec has no fused kernel for data-parallel tables."""
         return self.rule.fused is not None and kind != "data_parallel"
 
+    def bytes_of(self, table: Table, kind: ShardingKind, part: Part | None = None) -> Held:
+        """Bytes of `table`, or of a part of it, with all that training keeps beside it."""
+        rows, columns = (table.rows, table.stored_width) if part is None else (part.rows, part.columns)
+        return self.rule.bytes_of(rows, columns, fused=self.is_fused(kind), number_bytes=table.number_bytes, memory=self.memory_of(table))
+
     @property
     def room(self) -> int:
-        """Bytes of a rank that tables may take."""
+        """Bytes of a rank's device that tables may take."""
         return int(self.topology.memory * self.settings.memory_share)
+
+    @property
+    def host_room(self) -> int | None:
+        """Bytes of a rank's share of its machine that tables may take; None where that is not known."""
+        return None if self.topology.host_memory is None else int(self.topology.host_memory * self.settings.memory_share)
+
+    def _movable(self, tables: Iterable[Table]) -> list[str]:
+        """Tables that may be cached or not, as is needed: those with most numbers first."""
+        numbers: dict[str, int] = {}
+        for table in tables:
+            open_to_choice = self.settings.memories.get(table.field, self.settings.memory) == "auto" and self.kind_of(table) != "data_parallel"
+            if self.topology.device == "cuda" and self.rule.fused is not None and table.precision != "bfloat16" and open_to_choice:
+                numbers[table.field] = numbers.get(table.field, 0) + table.rows * table.stored_width
+        return sorted(numbers, key=lambda field: (-numbers[field], field))
+
+    def _plan_with_few_cached(self, groups: Mapping[str, Sequence[Table]], batch_size: int, movable: Sequence[str]) -> Plan:
+        """A plan with all of `movable` on the device, or with the fewest of them cached that fit; found by halving."""
+
+        def attempt(count: int) -> tuple[Planner, Plan]:
+            memories = {field: "cached" if number < count else "device" for number, field in enumerate(movable)}
+            settings = self.settings.model_copy(update={"memory": "device", "memories": self.settings.memories | memories})
+            planner = Planner(settings, self.rule, self.topology, self._taken)
+            return planner, planner.plan(groups, batch_size)
+
+        try:
+            planner, plan = attempt(0)
+        except ShardingError:
+            planner, plan = attempt(len(movable))
+            too_few, enough = 0, len(movable)
+            while enough - too_few > 1:
+                middle = (too_few + enough) // 2
+                try:
+                    planner, plan = attempt(middle)
+                    enough = middle
+                except ShardingError:
+                    too_few = middle
+        self.load, self.host_load = planner.load, planner.host_load
+        return plan
 
     def _plan_by_size(self, groups: Mapping[str, Sequence[Table]]) -> Plan:
         tables = [(table, path) for path, group in groups.items() for table in group]
-        total = sum(self._bytes(table.rows, table.stored_width, "table_wise") for table, _ in tables)
+        total = sum(self.bytes_of(table, "table_wise").device for table, _ in tables)
         placed: dict[tuple[str, str], Placement] = {}
         for table, path in sorted(tables, key=lambda entry: (-entry[0].rows * entry[0].stored_width, entry[1], entry[0].field)):
             kind = self.kind_of(table)
@@ -80,7 +139,7 @@ class Planner:
         return Plan({path: {table.field: placed[path, table.field] for table in group} for path, group in groups.items()})
 
     def _kind_by_size(self, table: Table, total: int) -> ShardingKind:
-        size = self._bytes(table.rows, table.stored_width, "table_wise")
+        size = self.bytes_of(table, "table_wise").device
         spreads = -(-table.rows // self.topology.ranks) * (self.topology.ranks - 1) < table.rows
         too_large = size > self.room - min(self.load)
         more_than_its_share = size > LARGE_BYTES and size * self.topology.ranks > total
@@ -108,7 +167,7 @@ class Planner:
             parts = [part for host, block in zip(in_order, blocks, strict=True) for part in self._rows(table, host, *block)]
         else:
             parts = [Part(rank, 0, table.rows, 0, width) for rank in ranks]
-        return Placement(table, kind, self.is_fused(kind), tuple(parts))
+        return Placement(table, kind, self.is_fused(kind), tuple(parts), self.memory_of(table))
 
     def _rows(self, table: Table, ranks: range, first_column: int, columns: int) -> list[Part]:
         """Blocks of rows: TorchRec's id distribution takes the rank of row i to be i // ceil(C / ranks), so that the last block may be smaller."""
@@ -124,84 +183,46 @@ class Planner:
     def _emptiest(self, ranks: range, count: int) -> list[int]:
         return sorted(sorted(ranks, key=lambda rank: (self.load[rank], rank))[:count])
 
-    def _bytes(self, rows: int, columns: int, kind: ShardingKind) -> int:
-        return sum(self.rule.bytes_of(rows, columns, fused=self.is_fused(kind)))
-
     def _add(self, placement: Placement) -> None:
         for part in placement.parts:
-            self.load[part.rank] += self._bytes(part.rows, part.columns, placement.kind)
-
-    def _require_possible(self, table: Table) -> None:
-        kind = self.kind_of(table)
-        if kind in ("column_wise", "grid") and self.rule.whole_rows:
-            raise ShardingError(
-                f'sharding: table {table.field!r} is {kind}, and optimizer.tables = "{self.rule.name}" makes one number of all columns of a row: '
-                "ranks with some of the columns each would make another, and the table would move by another rule than on one rank.\n"
-                '  1. A kind that keeps rows whole: "row_wise" or "table_wise".\n'
-                '  2. A rule that moves each number by itself: optimizer.tables = "adagrad", "sgd" or "adam".'
-            )
-        if kind == "data_parallel" and self.rule.dense is None:
-            raise ShardingError(
-                f'sharding: table {table.field!r} is data_parallel, and optimizer.tables = "{self.rule.name}" exists inside the fused kernels alone, '
-                "which data-parallel tables do not have.\n"
-                '  1. Another kind: "table_wise" or "row_wise".\n'
-                '  2. Another rule: optimizer.tables = "adam", "adagrad" or "rowwise_adagrad".'
-            )
+            held = self.bytes_of(placement.table, placement.kind, part)
+            self.load[part.rank] += held.device
+            self.host_load[part.rank] += held.host
 
     def _require_room(self, plan: Plan) -> None:
-        fullest = max(range(self.topology.ranks), key=lambda rank: self.load[rank])
-        if self.load[fullest] <= self.room:
-            return
-        largest = max(plan.placements, key=lambda placement: placement.numbers_of(fullest))
-        raise ShardingError(
-            f"sharding: {_size(self.load[fullest])} of tables, their gradients and their optimizer's state would lie on rank {fullest} of "
-            f"{self.topology.ranks}, and {_size(self.room)} may: sharding.memory_share = {self.settings.memory_share} of the rank's "
-            f"{_size(self.topology.memory)}.\n" + ways_out(self, largest.table, sum(self.load) // self.topology.ranks)
-        )
-
-
-def ways_out(planner: Planner, largest: Table, mean_load: int) -> str:
-    """What to do about tables that do not fit, numbered.
-
-    largest:   the largest table of the fullest rank.
-    mean_load: bytes a rank, were all tables spread evenly.
-    """
-    ways = ["Fewer columns: a lower model.base_width."]
-    if planner.topology.ranks > 1 and planner.kind_of(largest) not in ("auto", "row_wise"):  # `auto` has tried it
-        ways.append(f'Another kind: sharding.tables = {{ {largest.field} = "row_wise" }} spreads table {largest.field!r} over all ranks.')
-    enough = -(-mean_load * planner.topology.ranks // max(1, planner.room))
-    ways.append(f"More ranks: {max(enough, planner.topology.ranks + 1)} or more, the tables spread evenly.")
-    if planner.rule.name == "adam":
-        ways.append('A rule that keeps less: optimizer.tables = "rowwise_adagrad" keeps a number a row, "adam" three for each of the table\'s.')
-    if planner.topology.device == "cuda":
-        ways.append("Host memory: the same run on CPU processes, whose tables lie in the machines' memory.")
-    return "\n".join(f"  {number}. {way}" for number, way in enumerate(ways, start=1))
+        ranks = range(self.topology.ranks)
+        fullest, host_fullest = max(ranks, key=lambda rank: self.load[rank]), max(ranks, key=lambda rank: self.host_load[rank])
+        if self.load[fullest] > self.room:
+            raise too_much_for_device(self, plan, fullest)
+        if self.host_room is not None and self.host_load[host_fullest] > self.host_room:
+            raise too_much_for_host(self, plan, host_fullest)
 
 
 def require_known_fields(settings: ShardingSettings, fields: Iterable[str]) -> None:
-    """Refuse a kind for a table that the data does not have.
+    """Refuse a kind or a memory for a table that the data does not have.
 
     raises: ConfigError that names the nearest.
     """
     known = list(fields)
-    wrong = [field for field in settings.tables if field not in known]
+    wrong = [(key, field) for key in ("tables", "memories") for field in getattr(settings, key) if field not in known]
     if wrong:
-        nearest = {field: get_close_matches(field, known, n=1) for field in wrong}
+        nearest = {field: get_close_matches(field, known, n=1) for _, field in wrong}
         raise ConfigError(
             "\n".join(
-                f"sharding.tables.{field}: the data has no such field."
+                f"sharding.{key}.{field}: the data has no such field."
                 + (f" Did you mean {nearest[field][0]}?" if nearest[field] else f" Its fields: {', '.join(known)}.")
-                for field in wrong
+                for key, field in wrong
             )
         )
 
 
-def bytes_held(plan: Plan, rule: TableRule, ranks: int) -> list[int]:
-    """Bytes of each rank that a trained model's tables and their optimizer's state take, gradients not counted (they go before another is made)."""
-    held = [0] * ranks
+def bytes_held(plan: Plan, rule: TableRule, ranks: int) -> list[Held]:
+    """What a trained model's tables and their optimizer's state take of each rank, gradients not counted (they go before another is made)."""
+    held = [Held(0, 0, 0)] * ranks
     for placement in plan.placements:
         for part in placement.parts:
-            held[part.rank] += sum(rule.bytes_of(part.rows, part.columns, fused=True))
+            of_part = rule.bytes_of(part.rows, part.columns, fused=True, number_bytes=placement.table.number_bytes, memory=placement.memory)
+            held[part.rank] = Held(*map(sum, zip(held[part.rank], of_part, strict=True)))
     return held
 
 
@@ -211,7 +232,3 @@ def _column_blocks(width: int, unit: int, most: int) -> list[tuple[int, int]]:
     count = min(most, units)
     edges = [min(width, units * number // count * unit) for number in range(count + 1)]
     return [(start, stop - start) for start, stop in pairwise(edges)]
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:,.2f} GB" if count >= 10**8 else f"{count / 1e6:,.3f} MB"

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from torchrec.optim.optimizers import LAMB, PartialRowWiseAdam
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-from ham_dist.config.schema import OptimizerSettings
+from ham_dist.config.schema import OptimizerSettings, TableMemory, TablePrecision
 from ham_dist.embedding.tables import BYTES_PER_NUMBER
 from ham_dist.errors import BackendError
 
@@ -19,6 +20,39 @@ ADAM_DECAY = 0.999
 """Beta 2 of Adam's rules: torch's and fbgemm's default."""
 
 OpenOptimizer = Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]
+
+
+SLOT_BYTES, INDEX_BYTES = 16, 4
+"""Of a cached table on the GPU, beside the rows in the cache: which row lies in each place and when it was used, and for each row of the table its
+number (fbgemm_gpu/split_table_batched_embeddings_ops_training.py, _apply_cache_state)."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Where a table lies.
+
+    place:       as in `sharding.memory`.
+    cache_share: of its rows on the GPU, where it is `cached`.
+    """
+
+    place: TableMemory
+    cache_share: float = 0.0
+
+
+DEVICE = Memory("device")
+
+
+class Held(NamedTuple):
+    """Bytes of a part of a table: on the device its numbers (or its cache), and what training keeps beside them; on the host all that lies there."""
+
+    tables: int
+    beside: int
+    host: int = 0
+
+    @property
+    def device(self) -> int:
+        """All that lies on the device."""
+        return self.tables + self.beside
 
 
 @dataclass(frozen=True)
@@ -48,22 +82,44 @@ class TableRule:
         """Whether it computes one number from all columns of a row, and so is another rule for a table whose columns are apart."""
         return any(self.states.values()) or self.name == "lamb"
 
-    def require(self, device: str) -> None:
-        """Refuse a rule whose kernel does not exist on `device` ("cpu" or "cuda").
+    def require(self, device: str, precision: TablePrecision = "float32") -> None:
+        """Refuse a rule whose kernel does not exist on `device` ("cpu" or "cuda"), or not for tables of `precision`.
 
-        raises: BackendError that names the nearest rule that does.
+        raises: BackendError that names the nearest rule or precision that does.
         """
         if device not in self.devices:
             raise BackendError(
                 f'optimizer.tables = "{self.name}": its kernel exists on {" and ".join(self.devices)} only, and this run is on {device}.\n'
                 f'  Set optimizer.tables = "{self.nearest}", the nearest that exists here.'
             )
+        if precision != "float32" and self.fused is None:
+            nearest = '"fused_adam", or "rowwise_adagrad"' if device == "cuda" else '"rowwise_adagrad" or "adagrad"'
+            raise BackendError(
+                f'precision.tables = "{precision}": optimizer.tables = "{self.name}" would have gradients and moments of {precision} too, in which '
+                "most squares of gradients are 0, and divide by them.\n"
+                f'  Set optimizer.tables = {nearest}, the nearest that keep float32 beside such tables; or precision.tables = "float32".'
+            )
+        if precision == "bfloat16" and device == "cpu":
+            raise BackendError(
+                'precision.tables = "bfloat16": its kernels exist on cuda only, and this run is on cpu.\n'
+                '  Set precision.tables = "float16", the nearest that exists here.'
+            )
 
-    def bytes_of(self, rows: int, columns: int, *, fused: bool) -> tuple[int, int]:
-        """Bytes of a part of a table, and of what training keeps beside it: the optimizer's state, and the gradient where it has one."""
+    def bytes_of(self, rows: int, columns: int, *, fused: bool, number_bytes: int = BYTES_PER_NUMBER, memory: Memory = DEVICE) -> Held:
+        """Bytes of a part of a table, and of what training keeps beside it: the optimizer's state, and the gradient where it has one.
+
+        number_bytes: of the table; what the rule remembers is float32.
+        memory:       of the table. fbgemm puts state of one number a row on the device all the same (construct_split_state). Tables looked up
+                      together share a cache, whose places are as wide as the widest of them: that is left out.
+        """
         numbers = rows * columns
-        state = sum(rows if of_row else numbers for of_row in self.states.values())
-        return numbers * BYTES_PER_NUMBER, (state + (0 if fused else numbers)) * BYTES_PER_NUMBER
+        of_rows = sum(rows for of_row in self.states.values() if of_row) * BYTES_PER_NUMBER
+        of_numbers = sum(numbers for of_row in self.states.values() if not of_row) * BYTES_PER_NUMBER
+        if memory.place == "device":
+            return Held(numbers * number_bytes, of_rows + of_numbers + (0 if fused else numbers * number_bytes))
+        in_cache = round(rows * memory.cache_share) if memory.place == "cached" else 0
+        cache = in_cache * (columns * number_bytes + SLOT_BYTES) + (rows * INDEX_BYTES if in_cache else 0)
+        return Held(cache, of_rows, numbers * number_bytes + of_numbers)
 
     def divisor(self, states: Mapping[str, torch.Tensor], gradient: torch.Tensor, steps: int) -> torch.Tensor | float:
         """What the rule divides a gradient by, if the same came in every one of the `steps` steps beside those that it remembers.

@@ -10,13 +10,10 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor, ShardedTensorMetadata, TensorProperties
 from torch.distributed.optim import _apply_optimizer_in_backward
-from torch.nn.parallel import DistributedDataParallel
-from torchrec.distributed.comm_ops import set_gradient_division
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -26,6 +23,7 @@ from ham_dist.data.order import rows_of_rank
 from ham_dist.distributed import process_group
 from ham_dist.distributed.batch_norm import synchronize_batch_norm
 from ham_dist.distributed.exchange import even_blocks, move, windows
+from ham_dist.distributed.lookups import Caches, add_up_gradients
 from ham_dist.distributed.pipeline import IdExchange
 from ham_dist.distributed.placement import Part, Placement, Plan
 from ham_dist.distributed.rules import TableRule
@@ -75,8 +73,6 @@ class ShardedModel:
     rule:        how its tables move.
     plan:        where each table lies.
     tables:      the tables under search; first_order_tables: those of width 1 beside them, if any.
-    local:       this rank's parts of the tables under search, by table name.
-    first_order: likewise of the first-order tables.
     """
 
     def __init__(self, model: nn.Module, plan: Plan, mask: ColumnMask, *, device: torch.device, rule: TableRule, learning_rate: float) -> None:
@@ -104,7 +100,7 @@ class ShardedModel:
             for field, placement in group.items()
         }
         self._parts = {key: local for key, local in parts.items() if local is not None}
-        self.local, self.first_order = self._of_group(TABLES), self._of_group(FIRST_ORDER)
+        self._caches = Caches(self.parallel) if plan.caches else None
 
     def inputs(self, features: KeyedJaggedTensor, global_rows: int) -> tuple[KeyedJaggedTensor, int | None]:
         """What the model takes for this rank's part of a batch of `global_rows` rows: features, and how many of their rows are samples.
@@ -143,20 +139,36 @@ class ShardedModel:
                 yield f"{path}/{field}", placement
 
     def part(self, key: str) -> LocalTable | None:
-        """This rank's part of a table, by its name in `placements`."""
+        """This rank's part of a table, by its name in `placements`; to be read and written before the next lookup."""
+        if self._caches is not None:
+            self._caches.empty()
         return self._parts.get(key)
+
+    @property
+    def local(self) -> dict[str, LocalTable]:
+        """This rank's parts of the tables under search, by table name; as `part` gives them."""
+        return self._of_group(TABLES)
+
+    @property
+    def first_order(self) -> dict[str, LocalTable]:
+        """Likewise of the first-order tables."""
+        return self._of_group(FIRST_ORDER)
 
     def table_tensors(self) -> dict[str, Any]:
         """Every table over the kernels' own memory, by name; the same names under every plan and on every rank.
 
         A table whose parts are on the ranks is a ShardedTensor, one with a copy on every rank is a plain tensor: checkpoints load either from either.
         """
-        return {key: self.tensor_like(key, local.values if (local := self.part(key)) else None) for key, _ in self.placements()}
+        return {
+            key: self.tensor_like(key, local.values if (local := self.part(key)) else None, placement.table.dtype)
+            for key, placement in self.placements()
+        }
 
-    def tensor_like(self, key: str, local: torch.Tensor | None, *, of_row: bool = False) -> Any:
+    def tensor_like(self, key: str, local: torch.Tensor | None, dtype: torch.dtype, *, of_row: bool = False) -> Any:
         """A whole tensor that lies as the table `key` lies, in pieces: the table itself or state of its optimizer.
 
         local:  (rows, stored columns) of this rank's part; None where it holds nothing.
+        dtype:  of its numbers, on all ranks.
         of_row: for state with one number a row: `local` is (rows,).
         """
         placement = self._placements[key]
@@ -168,7 +180,7 @@ class ShardedModel:
             mine = [piece for rank, piece in pieces if rank == process_group.rank()]
             here = [Shard(values, piece) for values, piece in zip(local.split([piece.shard_sizes[0] for piece in mine]), mine, strict=True)]
         size = [placement.table.rows] if of_row else [placement.table.rows, placement.table.stored_width]
-        metadata = ShardedTensorMetadata([piece for _, piece in pieces], torch.Size(size), TensorProperties(dtype=torch.float32))
+        metadata = ShardedTensorMetadata([piece for _, piece in pieces], torch.Size(size), TensorProperties(dtype=dtype))
         return ShardedTensor._init_from_local_shards_and_global_metadata(here, metadata)
 
     def kernel_state(self) -> dict[str, dict[str, torch.Tensor]]:
@@ -260,9 +272,10 @@ def _parallel(model: nn.Module, plan: Plan, device: torch.device, rule: TableRul
         shardings[path] = EmbeddingModuleShardingPlan(
             {field: placement.sharding(device, process_group.ranks_of_host()) for field, placement in group.items()}
         )
-    sharder: Any = EmbeddingBagCollectionSharder()
+    # fbgemm takes managed memory for tables on the host by default, which can hang a GPU that is asked for more than it has.
+    sharder: Any = EmbeddingBagCollectionSharder(fused_params={"uvm_host_mapped": True} if plan.uses_host_memory else None)
     parallel = DistributedModelParallel(model, device=device, plan=ShardingPlan(shardings), sharders=[sharder])
-    _add_up_gradients(parallel)
+    add_up_gradients(parallel)
     return parallel
 
 
@@ -274,28 +287,6 @@ def _local_table(placement: Placement, state: Mapping[str, Any], parameters: Map
         return LocalTable(placement.table, part, state[name].local_shards()[0].tensor, None)
     parameter = parameters[name]
     return LocalTable(placement.table, part, parameter.detach(), parameter)
-
-
-def _add_up_gradients(parallel: DistributedModelParallel) -> None:
-    """Make the gradient of every weight the sum over ranks of what each rank's loss gives it, where DDP and TorchRec take the mean.
-
-    The loss of a rank is its share of the loss of the global batch, so the sum is what is wanted. Scaled up for the mean to scale it down again, it
-    would be rounded twice, and differ with the number of ranks.
-    """
-    set_gradient_division(False)
-    for module in parallel.modules():
-        if isinstance(module, DistributedDataParallel):
-            module.register_comm_hook(None, _sum_of_bucket)
-        if isinstance(module, ShardedEmbeddingBagCollection):
-            # A plain list, which modules() does not look into; data-parallel tables have a DDP of their own in it.
-            for lookup in module._lookups:
-                if isinstance(lookup, DistributedDataParallel):
-                    lookup.register_comm_hook(None, _sum_of_bucket)
-                    lookup.broadcast_buffers = False  # Constants of the kernel, which would be sent at every lookup.
-
-
-def _sum_of_bucket(state: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-    return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda done: done.value()[0])
 
 
 def _fill(local: LocalTable, name: str, seed: int, deviation: float) -> None:

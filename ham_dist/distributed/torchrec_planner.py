@@ -15,16 +15,17 @@ from torchrec.distributed.planner.storage_reservations import FixedPercentageSto
 from torchrec.distributed.planner.types import ParameterConstraints, PlannerError
 from torchrec.distributed.types import ParameterSharding
 
-from ham_dist.distributed.placement import TORCHREC_KIND, Part, Placement, Plan
-from ham_dist.distributed.planning import Planner, ways_out
-from ham_dist.embedding.tables import KERNEL_WIDTH, Table, embedding_bags
+from ham_dist.distributed.placement import FUSED_KERNEL, TORCHREC_KIND, Part, Placement, Plan, cache_params
+from ham_dist.distributed.planning import Planner
+from ham_dist.distributed.planning_errors import ways_out
+from ham_dist.distributed.rules import TableRule
+from ham_dist.embedding.tables import BYTES_PER_NUMBER, KERNEL_WIDTH, Table, embedding_bags
 from ham_dist.errors import ShardingError
 
-KIND = {torchrec.value: kind for kind, torchrec in TORCHREC_KIND.items()}
+UNBOUNDED = 1 << 60
+"""Bytes of host memory, where it is not known how much there is."""
 
-DENSE_COPIES, ADAM_COPIES = 4, 3
-"""A table of the dense kernel under Adam, its gradient and two moments; and what the planner counts for a fused table under Adam (no gradient). The
-planner knows the dense kernel for data-parallel tables only, so it is asked for fused ones on ranks with 3/4 of the memory."""
+KIND = {torchrec.value: kind for kind, torchrec in TORCHREC_KIND.items()}
 
 
 def plan_by_torchrec(planner: Planner, groups: Mapping[str, Sequence[Table]], batch_size: int) -> Plan:
@@ -40,13 +41,13 @@ def plan_by_torchrec(planner: Planner, groups: Mapping[str, Sequence[Table]], ba
     for parameter in model.parameters():
         parameter._optimizer_classes = [optimizer]  # type: ignore[attr-defined]
     memory = max(0, int(topology.memory * planner.settings.memory_share) - max(planner.load))
-    if rule.fused is None:
-        memory = memory * ADAM_COPIES // DENSE_COPIES
+    counted = _counted_share(rule, next(iter(tables.values()))[0])
+    host = UNBOUNDED if planner.host_room is None else max(0, int((planner.host_room - max(planner.host_load)) * counted))
     sharder: Any = EmbeddingBagCollectionSharder()
     try:
         with _quiet():
             made = EmbeddingShardingPlanner(
-                topology=Topology(topology.ranks, "cuda", hbm_cap=memory, local_world_size=topology.ranks_of_host),
+                topology=Topology(topology.ranks, "cuda", hbm_cap=int(memory * counted), ddr_cap=host, local_world_size=topology.ranks_of_host),
                 batch_size=-(-batch_size // topology.ranks),
                 storage_reservation=FixedPercentageStorageReservation(0.0),
                 constraints={table.field: _constraints(planner, table) for group in tables.values() for table in group},
@@ -56,10 +57,12 @@ def plan_by_torchrec(planner: Planner, groups: Mapping[str, Sequence[Table]], ba
             plan = made.plan(model, [sharder])
     except PlannerError as error:
         largest = max((table for group in tables.values() for table in group), key=lambda table: table.rows * table.stored_width)
-        total = sum(sum(rule.bytes_of(table.rows, table.stored_width, fused=rule.fused is not None)) for group in tables.values() for table in group)
+        total = sum(planner.bytes_of(table, "table_wise").device for group in tables.values() for table in group)
         raise ShardingError(
             f"sharding: TorchRec's planner finds no place for the tables, {total / 1e9:,.2f} GB with what training keeps beside them, on "
-            f"{topology.ranks} ranks of {topology.memory / 1e9:,.0f} GB, of which {planner.settings.memory_share:.0%} may be taken.\n"
+            f"{topology.ranks} ranks of {topology.memory / 1e9:,.0f} GB"
+            + ("" if topology.host_memory is None else f" and {topology.host_memory / 1e9:,.0f} GB of host memory")
+            + f", of which {planner.settings.memory_share:.0%} may be taken.\n"
             + ways_out(planner, largest, total // topology.ranks)
         ) from error
     return Plan(
@@ -67,16 +70,30 @@ def plan_by_torchrec(planner: Planner, groups: Mapping[str, Sequence[Table]], ba
     )
 
 
+def _counted_share(rule: TableRule, table: Table) -> float:
+    """What the planner counts of the bytes that a number of a table takes with all beside it; it is asked for ranks with so much less memory.
+
+    It takes what a rule remembers to be as precise as the table, and knows the dense kernel for data-parallel tables alone: it is asked for fused
+    ones, which have no gradient.
+    """
+    remembered = sum(not of_row for of_row in rule.states.values())
+    gradient = table.number_bytes if rule.fused is None else 0
+    return (1 + remembered) * table.number_bytes / (table.number_bytes + remembered * BYTES_PER_NUMBER + gradient)
+
+
 def _constraints(planner: Planner, table: Table) -> ParameterConstraints:
     kind = planner.kind_of(table)
     rowless = {"column_wise", "grid"} if planner.rule.whole_rows else set()
-    copyless = set() if planner.rule.dense is not None else {"data_parallel"}
+    memory = planner.memory_of(table)
+    has_copies = planner.rule.dense is not None and table.precision == "float32" and memory.place == "device"
+    copyless = set() if has_copies else {"data_parallel"}
     kinds: Iterable[str] = [kind] if kind != "auto" else [kind for kind in TORCHREC_KIND if kind not in rowless | copyless]
     return ParameterConstraints(
         sharding_types=[TORCHREC_KIND[kind].value for kind in kinds],
         # Data-parallel tables have the dense kernel only, all others are asked for as fused.
-        compute_kernels=[EmbeddingComputeKernel.FUSED.value, EmbeddingComputeKernel.DENSE.value],
+        compute_kernels=[FUSED_KERNEL[memory.place].value, EmbeddingComputeKernel.DENSE.value],
         min_partition=KERNEL_WIDTH,
+        cache_params=cache_params(memory),
     )
 
 
@@ -87,7 +104,8 @@ def _placement(planner: Planner, table: Table, sharding: ParameterSharding) -> P
     else:
         shards = sharding.sharding_spec.shards
         parts = [Part(shard.placement.rank(), *_interleaved(shard.shard_offsets, shard.shard_sizes)) for shard in shards]
-    return Placement(table, kind, planner.is_fused(kind), tuple(_one_a_rank(parts) if kind == "column_wise" else parts))  # type: ignore[arg-type]
+    joined = _one_a_rank(parts) if kind == "column_wise" else parts
+    return Placement(table, kind, planner.is_fused(kind), tuple(joined), planner.memory_of(table))  # type: ignore[arg-type]
 
 
 def _interleaved(offsets: Sequence[int], sizes: Sequence[int]) -> tuple[int, int, int, int]:

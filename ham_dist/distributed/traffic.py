@@ -29,7 +29,9 @@ ID_BYTES = 4
 class RankCost:
     """Bytes of one rank.
 
-    tables, beside:           held: the tables' parts; their gradients and the optimizer's state.
+    tables, beside:           held on the device: the tables' parts; their gradients and the optimizer's state.
+    host:                     held in the machine's memory beside a GPU: tables and state.
+    bus:                      a step: rows of such tables that the GPU reads, and as many that it writes; at most: each id another row, none cached.
     ids_out, ids_in:          a step: ids of this rank's rows to those that hold the tables; other ranks' ids.
     vectors_out, vectors_in:  a step: what was looked up here for others; for this rank's rows elsewhere. Gradients go the same ways back.
     copies_out, copies_in:    a step: gradients of data-parallel tables.
@@ -37,6 +39,8 @@ class RankCost:
 
     tables: int = 0
     beside: int = 0
+    host: int = 0
+    bus: int = 0
     ids_out: int = 0
     ids_in: int = 0
     vectors_out: int = 0
@@ -76,8 +80,10 @@ def _of_table(placement: Placement, rule: TableRule, ranks: int, batch_size: int
     costs = [RankCost() for _ in range(ranks)]
     rows = -(-batch_size // ranks)
     for part in placement.parts:
-        tables, beside = rule.bytes_of(part.rows, part.columns, fused=placement.fused)
-        costs[part.rank] += RankCost(tables=tables, beside=beside)
+        table, memory = placement.table, placement.memory
+        held = rule.bytes_of(part.rows, part.columns, fused=placement.fused, number_bytes=table.number_bytes, memory=memory)
+        looked_up = 0 if memory.place == "device" else round(batch_size * ids * part.rows / table.rows) * part.columns * table.number_bytes
+        costs[part.rank] += RankCost(tables=held.tables, beside=held.beside, host=held.host, bus=looked_up)
         if placement.replicated:
             copies = 2 * (ranks - 1) * part.rows * part.columns * BYTES_PER_NUMBER // ranks
             costs[part.rank] += RankCost(copies_out=copies, copies_in=copies)

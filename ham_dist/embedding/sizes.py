@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ham_dist.embedding.mask import Columns
 from ham_dist.embedding.table_size import TableSize
-from ham_dist.embedding.tables import BYTES_PER_NUMBER, Table
+from ham_dist.embedding.tables import Table
 
 
 def table_sizes(before: Sequence[Table], after: Sequence[Table], columns: Columns) -> list[TableSize]:
@@ -21,8 +21,8 @@ def table_sizes(before: Sequence[Table], after: Sequence[Table], columns: Column
             kept_columns=columns[table.field].tolist(),
             searched_width=len(columns[table.field]),
             stored_width=stored.get(table.field, 0),
-            bytes_before=table.rows * table.width * BYTES_PER_NUMBER,
-            bytes_after=table.rows * len(columns[table.field]) * BYTES_PER_NUMBER,
+            bytes_before=table.rows * table.width * table.number_bytes,
+            bytes_after=table.rows * len(columns[table.field]) * table.number_bytes,
         )
         for table in before
     ]

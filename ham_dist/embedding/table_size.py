@@ -14,8 +14,8 @@ class TableSize:
     kept_columns:   their numbers in the supernet's table, ascending.
     searched_width: how many they are.
     stored_width:   columns in memory after the cut, padding included; 0 for a table that has left.
-    bytes_before:   float32, at the base width.
-    bytes_after:    float32, at the searched width, as a bundle stores it.
+    bytes_before:   in the tables' precision, at the base width.
+    bytes_after:    in the tables' precision, at the searched width: without padding, as the run's bundle stores float32 and float16.
     """
 
     field: str

@@ -4,11 +4,15 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
+from ham_dist.config.schema import TablePrecision
+
 BYTES_PER_NUMBER = 4
-"""float32."""
+"""float32: of what is looked up, and of what an optimizer remembers. A table's own are `Table.number_bytes`."""
+
+_KERNEL_TYPE = {"float32": DataType.FP32, "float16": DataType.FP16, "bfloat16": DataType.BF16}
 
 KERNEL_WIDTH = 4
 """Fused kernels need the width of a table to be a multiple of this (fbgemm-gpu, on CPU too)."""
@@ -23,6 +27,7 @@ class Table:
     width:        columns in use.
     stored_width: columns that lie in memory: `width`, or `width` filled up with columns that stay zero where a kernel needs it.
     base_width:   columns that it had in the supernet.
+    precision:    of its numbers, as in `precision.tables`.
     """
 
     field: str
@@ -30,13 +35,25 @@ class Table:
     width: int
     stored_width: int
     base_width: int
+    precision: TablePrecision = "float32"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its numbers."""
+        dtype: torch.dtype = getattr(torch, self.precision)
+        return dtype
+
+    @property
+    def number_bytes(self) -> int:
+        """Bytes of one of its numbers."""
+        return self.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class TableChunk:
     """Some rows of one table, all its columns in use.
 
-    values: (rows, width), the rows from `first_row` on.
+    values: (rows, width), the rows from `first_row` on, in the table's precision or wider.
     """
 
     field: str
@@ -49,10 +66,10 @@ def stored_width(width: int, *, fused: bool) -> int:
     return -(-width // KERNEL_WIDTH) * KERNEL_WIDTH if fused else width
 
 
-def base_tables(cardinalities: Mapping[str, int], base_width: int, *, fused: bool) -> tuple[Table, ...]:
+def base_tables(cardinalities: Mapping[str, int], base_width: int, precision: TablePrecision, *, fused: bool) -> tuple[Table, ...]:
     """The supernet's tables: d_j = min(base_width, C_j), so that no table has more columns than rows (HAM paper, section 3.3)."""
     widths = {field: min(base_width, rows) for field, rows in cardinalities.items()}
-    return tuple(Table(field, cardinalities[field], width, stored_width(width, fused=fused), width) for field, width in widths.items())
+    return tuple(Table(field, cardinalities[field], width, stored_width(width, fused=fused), width, precision) for field, width in widths.items())
 
 
 def narrow_tables(tables: Iterable[Table], columns: Mapping[str, torch.Tensor], *, fused: bool) -> tuple[Table, ...]:
@@ -74,6 +91,7 @@ def embedding_bags(tables: Iterable[Table], device: torch.device | str = "meta",
                 embedding_dim=table.stored_width,
                 num_embeddings=table.rows,
                 feature_names=[table.field],
+                data_type=_KERNEL_TYPE[table.precision],
                 pooling=PoolingType.SUM if table.field in summed else PoolingType.MEAN,
             )
             for table in tables

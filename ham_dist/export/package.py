@@ -46,8 +46,13 @@ def export_state(state: TrainingState, samples: Samples, out: Path, *, precision
         first_order_chunks=state.sharded.chunks(FIRST_ORDER),
         dense={name: values.float() if values.is_floating_point() else values for name, values in state.interaction.state_dict().items()},
         vocabulary=f"{samples.folder}/vocabulary" if manifest.recipe is not None else None,
-        verify=lambda partial: verify_bundle(partial, [held], live, state.sharded.device),
+        verify=lambda partial: verify_bundle(partial, [held], live, state.sharded.device, copied=precision == own_precision(state.settings)),
     )
+
+
+def own_precision(settings: RunSettings) -> Precision:
+    """The smallest that has every number of a run's tables."""
+    return "fp16" if settings.precision.tables == "float16" else "fp32"
 
 
 def export_run(run_dir: Path, out: Path, precision: Precision) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from ham_dist.export.compact import CompactModel, Ids
 from ham_dist.export.manifest import Precision
 
 TOLERANCE: dict[Precision, float] = {"fp32": 1e-6, "fp16": 2e-3}
-"""Largest difference of a probability. fp32 tables are copied, so only the order of sums is left; fp16 keeps 11 bits of each number."""
+"""Largest difference of a probability. fp32 tables are copied, as are all whose numbers the bundle's precision has: only the order of sums is left;
+fp16 keeps 11 bits of each number."""
 
 
 @torch.inference_mode()
@@ -21,17 +22,20 @@ def probabilities(model: CompactModel, batches: Iterable[Mapping[str, Ids]]) -> 
     return torch.cat(parts) if parts else torch.empty(0)
 
 
-def verify_bundle(path: Path, batches: Iterable[Mapping[str, Ids]], live: torch.Tensor, device: torch.device | str = "cpu") -> dict[str, float | int]:
+def verify_bundle(
+    path: Path, batches: Iterable[Mapping[str, Ids]], live: torch.Tensor, device: torch.device | str = "cpu", *, copied: bool = False
+) -> dict[str, float | int]:
     """Compare the bundle at `path` with the model that it was written from.
 
     batches: held records, ids by field; on `device`.
     live:    what the live model gave for the same records in the same order, (n,).
     device:  where the bundle's model runs: best where the live one did, as two devices add up in different orders.
+    copied:  whether the live tables are in the bundle's precision, so that they went into it as they are.
     returns: rows, max_difference (of a probability) and tolerance.
     raises:  BundleError if the bundle cannot be opened, if a probability differs by more than the tolerance or is not a number, or without records.
     """
     bundle = open_bundle(path)
-    tolerance = TOLERANCE[bundle.manifest.precision]
+    tolerance = TOLERANCE["fp32" if copied else bundle.manifest.precision]
     batches = list(batches)
     # Of tables that are spread over many ranks only the rows of these records come together here.
     rows = _rows_of(batches)

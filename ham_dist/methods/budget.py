@@ -17,18 +17,19 @@ NEAR = 0.1
 class Budget:
     """A limit, and what each column takes of it.
 
-    costs: (S,) int64.
-    limit: columns or bytes.
+    number_bytes: of a number of a table.
+    costs:        (S,) int64.
+    limit:        columns or bytes.
     """
 
-    def __init__(self, target: Target, layout: ColumnLayout) -> None:
+    def __init__(self, target: Target, layout: ColumnLayout, number_bytes: int = BYTES_PER_NUMBER) -> None:
         if target.columns is not None:
             self.unit, self.limit = "columns", target.columns
             self.costs = torch.ones(layout.size, dtype=torch.int64)
         else:
             assert target.bytes is not None, "a target has columns or bytes"
             self.unit, self.limit = "bytes", target.bytes
-            per_table = [torch.full((width,), layout.rows[table] * BYTES_PER_NUMBER) for table, width in layout.widths.items()]
+            per_table = [torch.full((width,), layout.rows[table] * number_bytes) for table, width in layout.widths.items()]
             self.costs = torch.cat(per_table)
         total, least = int(self.costs.sum()), int(self.costs.min())
         if self.limit > total:

@@ -12,6 +12,7 @@ from torch.nn import functional
 from ham_dist.config.schema import ModelSettings
 from ham_dist.models.interaction import Axis, Interaction
 from ham_dist.models.lift import Lift
+from ham_dist.models.logit import Logit
 
 
 class AttentionLayer(nn.Module):
@@ -53,7 +54,7 @@ class AutoInt(Interaction):
         super().__init__(widths)
         self.lift = Lift(self.widths, settings.lift_width)
         self.attention = nn.Sequential(*(AttentionLayer(settings.lift_width, settings.attention_heads) for _ in range(settings.attention_layers)))
-        self.last = nn.Linear(len(self.widths) * settings.lift_width, 1)
+        self.last = Logit(len(self.widths) * settings.lift_width, 1)
 
     def forward(self, columns: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         return self.last(self.attention(self.lift(columns, mask)).flatten(1)).squeeze(1)

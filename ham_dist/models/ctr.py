@@ -21,6 +21,8 @@ class CTRModel(nn.Module):
                         one, is part of the interaction.
     summed:             tables of both, by field, that give the sum of a bag's rows: the mean is taken here. TorchRec has a mean of its own for rows
                         that are spread over ranks, which divides by the count + 1e-6, and the sums of all other tables of the collection as well.
+    autocasts:          whether the interaction's products are in bfloat16 (torch's autocast) where a gradient is wanted. What is only scored, to
+                        evaluate, to slice and to export, is in the precision of its weights.
     """
 
     def __init__(
@@ -29,8 +31,11 @@ class CTRModel(nn.Module):
         interaction: Interaction,
         first_order_tables: EmbeddingBagCollection | None = None,
         summed: Container[str] = (),
+        *,
+        autocasts: bool = False,
     ) -> None:
         super().__init__()
+        self.autocasts = autocasts
         self.tables = tables
         self.interaction = interaction
         self.first_order_tables = first_order_tables
@@ -46,7 +51,8 @@ class CTRModel(nn.Module):
         """
         counts = {field: sparse_features[field].lengths().clamp(min=1).unsqueeze(1) for field in self._summed}
         columns = ordered_columns(self.tables.look_up(sparse_features), self._widths, counts)[:rows]
-        logits = self.interaction(columns.to(self.interaction.dtype), self.mask.values)
+        with torch.autocast(columns.device.type, torch.bfloat16, enabled=self.autocasts and torch.is_grad_enabled()):
+            logits = self.interaction(columns.to(self.interaction.dtype), self.mask.values)
         if self.first_order_tables is not None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.mask.detached):
                 # Only the first column of each table is the term; where a kernel needs padding, the rest must get no gradient.
@@ -60,11 +66,14 @@ class CTRModel(nn.Module):
         return self.tables.mask
 
 
-def ctr_model(tables: Sequence[Table], interaction: Interaction, first_order: Sequence[Table] = (), summed: Container[str] = ()) -> CTRModel:
+def ctr_model(
+    tables: Sequence[Table], interaction: Interaction, first_order: Sequence[Table] = (), summed: Container[str] = (), *, autocasts: bool = False
+) -> CTRModel:
     """A model whose tables have no memory yet: sharding gives each rank its own.
 
-    summed: tables whose rows will lie on several ranks.
+    summed:    tables whose rows will lie on several ranks.
+    autocasts: as of CTRModel.
     """
     layout = ColumnLayout({table.field: table.width for table in tables}, {table.field: table.rows for table in tables})
     masked = MaskedEmbeddingBagCollection(embedding_bags(tables, summed=summed), ColumnMask(layout))
-    return CTRModel(masked, interaction, embedding_bags(first_order, summed=summed) if first_order else None, summed)
+    return CTRModel(masked, interaction, embedding_bags(first_order, summed=summed) if first_order else None, summed, autocasts=autocasts)

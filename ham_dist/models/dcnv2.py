@@ -10,6 +10,7 @@ from torch import nn
 
 from ham_dist.config.schema import ModelSettings
 from ham_dist.models.interaction import Axis, Interaction
+from ham_dist.models.logit import Logit
 from ham_dist.models.mlp import hidden_layers
 
 
@@ -51,7 +52,7 @@ class DCNV2(Interaction):
         self.deep_width = settings.mlp[-1] if settings.mlp else 0
         self.cross = CrossNet(columns, settings.cross_layers)
         self.deep = nn.Sequential(*hidden_layers(columns, settings.mlp))
-        self.last = nn.Linear(columns + self.deep_width, 1)
+        self.last = Logit(columns + self.deep_width, 1)
 
     def forward(self, columns: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         if mask is not None:

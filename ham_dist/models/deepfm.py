@@ -11,6 +11,7 @@ from torch import nn
 from ham_dist.config.schema import ModelSettings
 from ham_dist.models.fm import FM
 from ham_dist.models.interaction import Axis
+from ham_dist.models.logit import Logit
 from ham_dist.models.mlp import hidden_layers
 
 
@@ -27,7 +28,7 @@ class DeepFM(FM):
         inputs = len(self.widths) * settings.lift_width
         self.lift_width = settings.lift_width
         # FM holds the bias of the logit.
-        last = nn.Linear(settings.mlp[-1] if settings.mlp else inputs, 1, bias=False)
+        last = Logit(settings.mlp[-1] if settings.mlp else inputs, 1, bias=False)
         self.deep = nn.Sequential(*hidden_layers(inputs, settings.mlp), last)
 
     def forward(self, columns: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:

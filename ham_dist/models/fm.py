@@ -66,10 +66,12 @@ class FM(Interaction):
 
     def logits(self, columns: torch.Tensor, lifted: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Logits (B,) of columns (B, D), to be multiplied by `mask` (D,), and of the same masked and lifted, (B, F, L)."""
-        logits = self.bias + pairwise_products(lifted)
-        if self.linear is None:
-            return logits
-        return logits + columns @ (self.linear if mask is None else self.linear * mask)
+        # In full precision also where the lift was in bfloat16: the square of the sum and the sum of squares take one another away.
+        with torch.autocast(columns.device.type, enabled=False):
+            logits = self.bias + pairwise_products(lifted.to(self.dtype))
+            if self.linear is None:
+                return logits
+            return logits + columns @ (self.linear if mask is None else self.linear * mask)
 
     def axes(self) -> dict[str, dict[int, Axis]]:
         columns = Axis(tuple(self.widths))

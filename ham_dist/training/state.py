@@ -12,7 +12,7 @@ from ham_dist.distributed import process_group, topology
 from ham_dist.distributed.exchange import move
 from ham_dist.distributed.placement import Placement, Plan
 from ham_dist.distributed.planning import Planner, bytes_held, require_known_fields
-from ham_dist.distributed.rules import table_rule
+from ham_dist.distributed.rules import Held, table_rule
 from ham_dist.distributed.sharding import FIRST_ORDER, TABLES, ShardedModel
 from ham_dist.embedding.mask import Columns
 from ham_dist.embedding.tables import Table, base_tables, narrow_tables, stored_width
@@ -57,26 +57,28 @@ class TrainingState:
         states = self.optimizers.table_states()
         for key, _ in self.sharded.placements():
             for state, of_row in self.sharded.rule.states.items():
-                tensors[f"{state}/{key}"] = self.sharded.tensor_like(key, states[key][state] if key in states else None, of_row=of_row)
+                found = states[key][state] if key in states else None
+                tensors[f"{state}/{key}"] = self.sharded.tensor_like(key, found, torch.float32, of_row=of_row)
         return tensors
 
 
 def table_groups(settings: RunSettings, cardinalities: Mapping[str, int], columns: Columns | None = None) -> dict[str, tuple[Table, ...]]:
     """The tables of a run's model by their place in it; the supernet's, or with `columns` those of the model over just these."""
     fused = table_rule(settings.optimizer).fused is not None
-    tables = base_tables(cardinalities, settings.model.base_width, fused=fused)
+    precision = settings.precision.tables
+    tables = base_tables(cardinalities, settings.model.base_width, precision, fused=fused)
     groups = {TABLES: tables if columns is None else narrow_tables(tables, columns, fused=fused)}
     if settings.model.first_order == "table" and INTERACTIONS[settings.model.name].adds_first_order:
-        groups[FIRST_ORDER] = tuple(Table(field, rows, 1, stored_width(1, fused=fused), 1) for field, rows in cardinalities.items())
+        groups[FIRST_ORDER] = tuple(Table(field, rows, 1, stored_width(1, fused=fused), 1, precision) for field, rows in cardinalities.items())
     return groups
 
 
 def plan_for(
-    settings: RunSettings, groups: Mapping[str, Sequence[Table]], ranks: topology.Topology, taken: Sequence[int] = (), fields: Sequence[str] = ()
+    settings: RunSettings, groups: Mapping[str, Sequence[Table]], ranks: topology.Topology, taken: Sequence[Held] = (), fields: Sequence[str] = ()
 ) -> Plan:
     """Where a run puts its tables on `ranks`: nothing is allocated, so that it can be asked for ranks that are not there.
 
-    taken:  bytes of each rank that other tables hold.
+    taken:  what other tables hold of each rank.
     fields: of the data, where the settings are to be held against them.
     raises: ConfigError for a kind of a field that is not there; ShardingError and BackendError as Planner.plan.
     """
@@ -128,7 +130,7 @@ def narrow(wide: TrainingState, columns: Columns) -> TrainingState:
 
 
 def _plan_together(
-    settings: RunSettings, groups: Mapping[str, Sequence[Table]], device: torch.device, taken: Sequence[int] = (), fields: Sequence[str] = ()
+    settings: RunSettings, groups: Mapping[str, Sequence[Table]], device: torch.device, taken: Sequence[Held] = (), fields: Sequence[str] = ()
 ) -> Plan:
     """A plan made on rank 0, which all ranks follow; if there is none, all of them end with the reason."""
     here = topology.here(device)
@@ -138,9 +140,10 @@ def _plan_together(
 def _placed(settings: RunSettings, plan: Plan, interaction: Interaction, device: torch.device) -> TrainingState:
     model = ctr_model(
         [placement.table for placement in plan.groups[TABLES].values()],
-        interaction.to(device, getattr(torch, settings.precision.dense)),
+        interaction.to(device, torch.float64 if settings.precision.dense == "float64" else torch.float32),
         [placement.table for placement in plan.groups.get(FIRST_ORDER, {}).values()],
         summed={placement.table.field for placement in plan.placements if placement.spreads_rows},
+        autocasts=settings.precision.dense == "bfloat16",
     )
     rule = table_rule(settings.optimizer)
     sharded = ShardedModel(model, plan, model.mask, device=device, rule=rule, learning_rate=settings.optimizer.tables_learning_rate)

@@ -62,8 +62,11 @@ RULES: dict[str, Any] = {"sgd": torch.optim.SGD, "adagrad": torch.optim.Adagrad,
 
 
 def plain_tables(run: RunSettings, start: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    """The tables after three steps of plain torch under a rule that the fused kernels have; row-wise Adagrad sees the width that is stored."""
-    rule = RULES[run.optimizer.tables]
+    """The tables after three steps of plain torch under a rule that the fused kernels have; row-wise Adagrad sees the width that is stored.
+
+    Rounded to the tables' precision after each step, as the kernels do; that of Adagrad on CPU rounds the step besides.
+    """
+    rule, dtype = RULES[run.optimizer.tables], getattr(torch, run.precision.tables)
     stored = {field: nn.functional.pad(table, (0, -table.shape[1] % 4)) for field, table in start.items()}
     model = PlainModel(run, start)
     tables = [nn.Parameter(table) for table in stored.values()]
@@ -77,7 +80,11 @@ def plain_tables(run: RunSettings, start: dict[str, torch.Tensor]) -> list[torch
         for bag, table in zip(model.bags, tables, strict=True):
             assert bag.weight.grad is not None
             table.grad = nn.functional.pad(bag.weight.grad, (0, table.shape[1] - bag.weight.shape[1]))
+        before = [table.detach().clone() for table in tables]
         of_tables.step()
+        for table, values in zip(tables, before, strict=True):
+            step = (values - table.detach()).to(dtype if run.optimizer.tables == "adagrad" else torch.float32)
+            table.data.copy_((values - step).to(dtype))
         of_dense.step()
     return [bag.weight.detach() for bag in model.bags]
 

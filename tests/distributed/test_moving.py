@@ -1,5 +1,6 @@
 """Numbers of tables that go from rank to rank: into narrow tables, into a bundle's chunks, and through a checkpoint under another plan. All exact."""
 
+import json
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -70,6 +71,8 @@ def cut_cases() -> dict[str, RunSettings]:
     cases["adagrad turned"] = settings("dcnv2", sharding={"tables": TURNED}, optimizer={"tables": "adagrad"}, **base)
     rows = {"user": "row_wise", "gender": "data_parallel", "movie": "data_parallel"}
     cases["rowwise_adagrad"] = settings("dcnv2", sharding={"tables": rows}, optimizer={"tables": "rowwise_adagrad"}, **base)
+    apart = {"sharding": {"tables": MIXED | {"gender": "table_wise"}}, "precision": {"tables": "float16"}}
+    cases["float16"] = settings("dcnv2", optimizer={"tables": "adagrad"}, **apart, **base)
     return cases
 
 
@@ -89,7 +92,8 @@ def test_cut_tables_and_state_are_the_kept_columns(ranks: int) -> None:
         rows: dict[str, list[torch.Tensor]] = {}
         for field, first, values in sorted((chunk for result in results for chunk in result[name]["chunks"]), key=lambda chunk: chunk[:2]):
             assert first == sum(len(piece) for piece in rows.setdefault(field, [])), (name, field)
-            rows[field].append(values)
+            assert values.dtype == (torch.float16 if name == "float16" else torch.float32) or found["plan"].groups[TABLES][field].splits_columns, name
+            rows[field].append(values.float())
         assert rows.keys() == {"user", "movie", "genres"}
         assert all(torch.equal(torch.cat(pieces), found["tables"][field]) for field, pieces in rows.items()), name
 
@@ -113,10 +117,13 @@ def loaded(path: Path, cases: dict[str, RunSettings]) -> dict[str, dict[str, tor
 
 
 def checkpoint_cases(tables: dict[str, str], without_columns: dict[str, str]) -> dict[str, RunSettings]:
+    without_copies = {field: "row_wise" if kind == "data_parallel" and FIELDS[field] > 9 else kind for field, kind in tables.items()}
+    halves = {"sharding": {"tables": without_copies | {"gender": "table_wise"}}, "precision": {"tables": "float16"}}
     decoupled = {"application": "decoupled", "every": 2, "rows": 16}
     return {
         "adam": settings("dcnv2", sharding={"tables": tables}),
         "adagrad": settings("dcnv2", sharding={"tables": tables}, optimizer={"tables": "adagrad"}, orthogonality=decoupled),
+        "float16": settings("dcnv2", optimizer={"tables": "adagrad"}, orthogonality=decoupled, **halves),
         "rowwise_adagrad": settings("dcnv2", sharding={"tables": without_columns}, optimizer={"tables": "rowwise_adagrad"}, orthogonality=decoupled),
     }
 
@@ -124,6 +131,8 @@ def checkpoint_cases(tables: dict[str, str], without_columns: dict[str, str]) ->
 def test_a_checkpoint_loads_under_another_plan_on_other_ranks(tmp_path: Path) -> None:
     """Every kind to every other, data-parallel to sharded and back among them: written on 2 ranks, read on 3 and on 1."""
     before = run_on_ranks(2, saved, tmp_path, checkpoint_cases(MIXED, {"user": "row_wise", "gender": "data_parallel"}))[0]
+    types = {name: entry["type"] for name, entry in json.loads((tmp_path / "float16" / "index.json").read_text())["tensors"].items()}
+    assert (types["tables.ebc/user"], types["sum/tables.ebc/user"]) == ("float16", "float32")
     for ranks in (3, 1):
         after = run_on_ranks(ranks, loaded, tmp_path, checkpoint_cases(TURNED, {"movie": "data_parallel", "genres": "row_wise"}))[0]
         for name, tensors in before.items():

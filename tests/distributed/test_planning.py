@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ham_dist.config.schema import OptimizerSettings, ShardingSettings
+from ham_dist.config.schema import OptimizerSettings, ShardingSettings, TablePrecision
 from ham_dist.distributed.placement import Plan
 from ham_dist.distributed.planning import LARGE_BYTES, Planner, bytes_held, require_known_fields
 from ham_dist.distributed.rules import table_rule
@@ -20,8 +20,8 @@ SIZES = st.lists(st.integers(1, 10_000), min_size=1, max_size=30)
 PLENTY = 10**15
 
 
-def tables(sizes: list[int], prefix: str = "t", width: int = 4) -> list[Table]:
-    return [Table(f"{prefix}{number}", rows, width, width, width) for number, rows in enumerate(sizes)]
+def tables(sizes: list[int], prefix: str = "t", width: int = 4, precision: TablePrecision = "float32") -> list[Table]:
+    return [Table(f"{prefix}{number}", rows, width, width, width, precision) for number, rows in enumerate(sizes)]
 
 
 def plan(groups: dict[str, list[Table]], topology: Topology, rule: str = "adam", **sharding: Any) -> Plan:
@@ -100,7 +100,7 @@ def test_on_gpu_torchrecs_planner_decides_within_memory(rule: str) -> None:
     assert len(largest.parts) > 1
     assert largest.kind != "data_parallel"
     assert sum(part.rows * part.columns for part in largest.parts) == largest.table.rows * largest.table.stored_width
-    assert max(bytes_held(placed, table_rule(OptimizerSettings(tables=rule)), 8)) < 0.85 * topology.memory
+    assert max(held.device for held in bytes_held(placed, table_rule(OptimizerSettings(tables=rule)), 8)) < 0.85 * topology.memory
     for placement in placed.placements:
         assert len({part.rank for part in placement.parts}) == len(placement.parts)
         assert not (rule == "rowwise_adagrad" and placement.splits_columns)
@@ -126,6 +126,35 @@ MISTAKES: list[tuple[str, dict[str, Any], Topology, type[HamError], str]] = [
 def test_a_plan_that_cannot_be_made_says_the_ways_out(rule: str, sharding: dict[str, Any], topology: Topology, kind: type, message: str) -> None:
     with pytest.raises(kind, match=message):
         plan({"tables.ebc": tables([10_000, 5])}, topology, rule, **sharding)
+
+
+HALVES: list[tuple[TablePrecision, str, dict[str, Any], Topology, type[HamError], str]] = [
+    ("float16", "adam", {}, cpu(1), BackendError, r"would have gradients and moments of float16.*\n.*\"rowwise_adagrad\" or \"adagrad\""),
+    ("bfloat16", "adam", {}, GPUS, BackendError, r"moments of bfloat16.*\n.*\"fused_adam\""),
+    ("bfloat16", "adagrad", {}, cpu(1), BackendError, r"exist on cuda only.*\n.*precision.tables = \"float16\""),
+    ("float16", "sgd", {"tables": {"t1": "data_parallel"}}, cpu(2), ShardingError, r"'t1' is data_parallel.*\n  1\. .*table_wise.*\n  2\. .*float32"),
+]
+
+
+@pytest.mark.parametrize(("precision", "rule", "sharding", "topology", "kind", "message"), HALVES)
+def test_tables_of_half_the_bytes_are_refused_where_no_kernel_has_them(
+    precision: TablePrecision, rule: str, sharding: dict[str, Any], topology: Topology, kind: type, message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        plan({"tables.ebc": tables([10_000, 5], precision=precision)}, topology, rule, **sharding)
+
+
+@pytest.mark.parametrize("rule", ["adagrad", "rowwise_adagrad", "fused_adam"])
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_half_the_bytes_fit_where_the_whole_do_not(rule: str, precision: TablePrecision) -> None:
+    """Four tables whose numbers take 2 bytes, and 4 for each that the rule keeps beside them: float32 is told that they would help."""
+    sizes, beside = [10**7] * 4, {"adagrad": 4, "rowwise_adagrad": 0, "fused_adam": 8}[rule]
+    topology = Topology("cuda", 2, 2, int(2 * 10**7 * 64 * (2 + beside + 1) / 0.85))
+    with pytest.raises(ShardingError, match=r'precision.tables = "float16"'):
+        plan({"tables.ebc": tables(sizes, width=64)}, topology, rule)
+    placed = plan({"tables.ebc": tables(sizes, width=64, precision=precision)}, topology, rule)
+    assert max(held.device for held in bytes_held(placed, table_rule(OptimizerSettings(tables=rule)), 2)) < 0.85 * topology.memory
+    assert not any(placement.replicated for placement in placed.placements)
 
 
 def test_a_kind_of_an_unknown_field_names_the_nearest() -> None:

@@ -103,6 +103,8 @@ def test_what_is_said_is_what_is_held_and_sent() -> None:
     cases = {name: settings("fm", sharding=sharding, orthogonality={"form": "none"}) for name, sharding in kinds.items()}
     adagrad = {"tables": "adagrad", "tables_learning_rate": 0.05}
     cases["fused"] = settings("fm", sharding={"tables": MIXED}, optimizer=adagrad, orthogonality={"form": "none"})
+    halves = {"precision": {"tables": "float16"}, "sharding": {"tables": MIXED | {"gender": "table_wise"}}}
+    cases["float16"] = settings("fm", optimizer=adagrad, orthogonality={"form": "none"}, **halves)
     for of_rank in run_on_ranks(4, one_step, cases):
         for name, (said, sent, held) in of_rank.items():
             assert said.tables + said.beside == held, name
