@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,22 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ham_dist.config.load import load_run
+from ham_dist.config.schema import RunSettings
 from ham_dist.data.batch import Batch
 from ham_dist.distributed.process_group import process_group
+from ham_dist.errors import HamError
 from ham_dist.training.loop import mask_gradient, weight_step
 from ham_dist.training.state import open_supernet
 
 MODELS = ("fm", "deepfm", "autoint", "dcnv2")
 FIELDS, WIDTH, STEPS = 39, 16, 30
+VARIANTS = {
+    "float16 tables": ["precision.tables=float16"],
+    "bfloat16 tables": ["precision.tables=bfloat16"],
+    "bfloat16 products": ["precision.dense=bfloat16"],
+    "tables cached": ["sharding.memory=cached"],
+    "tables on the host": ["sharding.memory=host"],
+}
 CLOSE = {"supernet": 2e-3, "narrow": 1e-2}
 """AUC of the same run on GPU and CPU: their sums run in another order, and a search whose mask is hard may keep other columns of equal worth."""
 
@@ -96,42 +106,47 @@ def copying_bandwidth(size: int, device: torch.device) -> float:
 
 
 def speed(rows: int, batch_rows: int, device: torch.device) -> dict[str, Any]:
-    """Training, a step on alpha, and lookups alone, at `rows` rows of tables."""
+    """Training, a step on alpha, and lookups alone, at `rows` rows of tables: each model, and one of them under other settings."""
     size = 1 << 28 if device.type == "cuda" else 1 << 24
     copied = copying_bandwidth(size, device)
-    found: dict[str, Any] = {"bytes a second of copying": copied}
     cardinalities = cardinalities_of(rows)
     batches = [batch_of(cardinalities, batch_rows, device) for _ in range(4)]
-    for model in MODELS:
-        settings = load_run(None, [f"model.name={model}", "optimizer.tables=rowwise_adagrad", "orthogonality.application=decoupled",
-                                   f"data.batch_size={batch_rows}", "precision.dense=float32"])  # fmt: skip
-        state = open_supernet(settings, cardinalities, device)
-        mask = torch.ones(state.sharded.mask.layout.size, device=device)
-        place = 0
-
-        def batch() -> Batch:
-            nonlocal place
-            place += 1
-            return batches[place % len(batches)]
-
-        def look_up(state=state, batch=batch) -> None:
-            with torch.no_grad():
-                state.sharded.model.tables.ebc(batch().sparse_features).values()
-
-        step = seconds_of(lambda state=state, batch=batch: weight_step(state, batch()), device)
-        alpha = seconds_of(lambda state=state, batch=batch, mask=mask: mask_gradient(state, batch(), mask), device)
-        lookup = seconds_of(look_up, device)
-        found[model] = {
-            "samples a second": batch_rows / step,
-            "step on alpha, of a step": alpha / step,
-            "lookups, share of the copying bandwidth": batch_rows * FIELDS * WIDTH * 4 * 2 / lookup / copied,  # rows are read, vectors written
-            "peak bytes": torch.cuda.max_memory_allocated() if device.type == "cuda" else None,
-        }
-        del state, look_up
+    cases = {model: [f"model.name={model}"] for model in MODELS} | {
+        f"deepfm, {name}": ["model.name=deepfm", *more] for name, more in VARIANTS.items()
+    }
+    found = {}
+    for name, changes in cases.items():
+        settings = ["optimizer.tables=rowwise_adagrad", "orthogonality.application=decoupled", f"data.batch_size={batch_rows}"]
+        try:
+            found[name] = speed_of(load_run(None, [*settings, "precision.dense=float32", *changes]), cardinalities, batches, device, copied)
+        except HamError as error:
+            found[name] = {"refused": str(error)}
         if device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
     return found
+
+
+def speed_of(run: RunSettings, cardinalities: dict[str, int], batches: list[Batch], device: torch.device, copied: float) -> dict[str, Any]:
+    """copied: bytes a second of copying."""
+    state = open_supernet(run, cardinalities, device)
+    mask = torch.ones(state.sharded.mask.layout.size, device=device)
+    supply = cycle(batches)
+
+    def look_up() -> None:
+        with torch.no_grad():
+            state.sharded.model.tables.ebc(next(supply).sparse_features).values()
+
+    step = seconds_of(lambda: weight_step(state, next(supply)), device)
+    alpha = seconds_of(lambda: mask_gradient(state, next(supply), mask), device)
+    lookup = seconds_of(look_up, device)
+    row_bytes = WIDTH * (state.sharded.tables[0].number_bytes + 4)  # A row is read, and a vector of float32 written.
+    return {
+        "samples a second": run.data.batch_size / step,
+        "step on alpha, of a step": alpha / step,
+        "lookups, share of the copying bandwidth": run.data.batch_size * FIELDS * row_bytes / lookup / copied,
+        "peak bytes": torch.cuda.max_memory_allocated() if device.type == "cuda" else None,
+    }
 
 
 def report(found: dict[str, Any]) -> str:
@@ -141,8 +156,10 @@ def report(found: dict[str, Any]) -> str:
         differences = [f"{entry['differences'][name]:.1e}" if entry["differences"] else "failed" for name in CLOSE]
         lines.append(f"| {model} | {' | '.join(differences)} | {'yes' if entry['agree'] else 'NO'} |")
     lines += ["", "| model | samples/s | a step on alpha, of a step | lookups, of the copying bandwidth | peak GB |", "|---|---|---|---|---|"]
-    for model in (name for name in MODELS if name in found.get("speed", {})):
-        entry = found["speed"][model]
+    for model, entry in found.get("speed", {}).items():
+        if "refused" in entry:
+            lines.append(f"| {model} | not here: {entry['refused'].splitlines()[0]} | | | |")
+            continue
         peak = "-" if entry["peak bytes"] is None else f"{entry['peak bytes'] / 1e9:.1f}"
         lines.append(f"| {model} | {entry['samples a second']:,.0f} | {entry['step on alpha, of a step']:.2f} | "
                      f"{entry['lookups, share of the copying bandwidth']:.2f} | {peak} |")  # fmt: skip
