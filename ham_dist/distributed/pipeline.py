@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -47,19 +46,25 @@ class IdExchange:
                 for lookup in self._lookups:
                     lookup.follow(features)
 
-        send_next()
-        if on_way:
-            follow(on_way[0][1])
-        send_next()
-        while on_way:
-            batch, _, copied = on_way.popleft()
+        try:
+            send_next()
             if on_way:
                 follow(on_way[0][1])
             send_next()
-            if copied is not None:
-                torch.cuda.current_stream().wait_event(copied)
-                batch.record_stream(torch.cuda.current_stream())
-            yield batch
+            while on_way:
+                batch, _, copied = on_way.popleft()
+                if on_way:
+                    follow(on_way[0][1])
+                send_next()
+                if copied is not None:
+                    torch.cuda.current_stream().wait_event(copied)
+                    batch.record_stream(torch.cuda.current_stream())
+                yield batch
+        finally:
+            # Of a stream that is left in the middle. What was sent arrives, and nobody asks for it.
+            for _, features, _ in on_way:
+                for lookup in self._lookups:
+                    lookup.forget(features)
 
     def beside(self) -> AbstractContextManager[Any]:
         """Inside, work on a GPU is queued beside the training's."""
@@ -84,8 +89,7 @@ class _Lookup:
         self._module: Any = module
         self._exchange = exchange
         self._at_once = module.forward
-        # By the object itself: what was sent is looked up once, and forgotten with its batch where that never comes.
-        self._under_way: WeakKeyDictionary[KeyedJaggedTensor, tuple[Any, Any]] = WeakKeyDictionary()
+        self._under_way: dict[KeyedJaggedTensor, tuple[Any, Any]] = {}  # by the object itself
         self._module.forward = self
 
     def start(self, features: KeyedJaggedTensor) -> None:
@@ -97,6 +101,10 @@ class _Lookup:
         """Hear the same of the others, and send the ids."""
         context, sizes = self._under_way[features]
         self._under_way[features] = context, sizes.wait()
+
+    def forget(self, features: KeyedJaggedTensor) -> None:
+        """Drop what was sent."""
+        self._under_way.pop(features, None)
 
     def __call__(self, features: KeyedJaggedTensor) -> Any:
         if features not in self._under_way:

@@ -100,7 +100,8 @@ def steps_with_breaks(run: RunSettings) -> dict[str, Any]:
     state = open_supernet(run, FIELDS, torch.device("cpu"))
     again = _gradient_of_last(state, state.batches(stream(0)))
     _gradient_of_last(state, state.batches(islice(stream(50), 2)))
-    return {"again": again, "tables": whole_tables(state), "dense": dense_weights(state)}
+    kept = sum(len(lookup._under_way) for lookup in state.sharded._exchange._lookups) + len(state.sharded._sent)
+    return {"again": again, "kept": kept, "tables": whole_tables(state), "dense": dense_weights(state)}
 
 
 def _gradient_of_last(state: TrainingState, batches: Iterator[Batch]) -> torch.Tensor:
@@ -113,6 +114,7 @@ def _gradient_of_last(state: TrainingState, batches: Iterator[Batch]) -> torch.T
 def test_what_was_sent_may_be_left_or_asked_for_again(plan: str) -> None:
     ahead, at_once = (run_on_ranks(2, steps_with_breaks, run_settings(PLANS[plan], ids_ahead=value)) for value in (True, False))
     for one, other in zip(ahead, at_once, strict=True):
+        assert one["kept"] == 0
         assert_same(one, other)
 
 
