@@ -14,14 +14,19 @@ WAIT_SECONDS = 2.0
 WAITING = "waits"
 
 BREAKS = ("Connection", "Read error", "Write error", "Timed out", "Socket", "Broken pipe")
-"""Words of gloo's where another rank is gone or does not answer."""
+"""Words of gloo's, in a message that names gloo, where another rank is gone or does not answer."""
+
+AFTER_A_BREAK = "Application timeout caused pair closure"
+"""All that gloo says of an exchange that was under way when another one timed out and closed the connection."""
 
 
 def lost_peer(error: BaseException) -> bool:
     """Whether `error` says that an exchange broke off: gloo raises a plain RuntimeError there, NCCL and the store classes of torch's own."""
     if isinstance(error, dist.DistBackendError | dist.DistNetworkError):
         return True
-    return isinstance(error, RuntimeError) and "gloo" in str(error) and any(words in str(error) for words in BREAKS)
+    if not isinstance(error, RuntimeError):
+        return False
+    return AFTER_A_BREAK in str(error) or ("gloo" in str(error) and any(words in str(error) for words in BREAKS))
 
 
 def note_failure(error: BaseException) -> None:
