@@ -1,5 +1,6 @@
 """A whole run: pretrain once, then for each target search, slice, retrain and export."""
 
+import gc
 import resource
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -113,6 +114,7 @@ def _all_stages(run: Run) -> None:
             method = METHODS[run.settings.search.method](space, run.settings.search)
             with _open_log(folder) if folder is not run.folder else nullcontext(run.log) as log:
                 _one_target(replace(run, folder=folder, log=log), target, wide, method, pretrained, before)
+            gc.collect()  # Sharded modules hold themselves: the narrow model's tables would lie in memory beside the next one's.
         process_group.on_first_rank(partial(_print_result, folder))
 
 

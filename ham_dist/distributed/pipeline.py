@@ -52,13 +52,15 @@ class IdExchange:
                 follow(on_way[0][1])
             send_next()
             while on_way:
-                batch, _, copied = on_way.popleft()
+                batch, features, copied = on_way.popleft()
                 if on_way:
                     follow(on_way[0][1])
                 send_next()
                 if copied is not None:
-                    torch.cuda.current_stream().wait_event(copied)
-                    batch.record_stream(torch.cuda.current_stream())
+                    training = torch.cuda.current_stream()
+                    training.wait_event(copied)
+                    batch.record_stream(training)
+                    features.record_stream(training)
                 yield batch
         finally:
             # Of a stream that is left in the middle. What was sent arrives, and nobody asks for it.

@@ -15,7 +15,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from ham_dist.data.batch import Batch
 from ham_dist.distributed import process_group
-from ham_dist.distributed.sharding import ShardedModel
+from ham_dist.distributed.sharding import TABLES, ShardedModel
 from ham_dist.errors import DivergedError
 from ham_dist.training.checkpoints import StageCheckpoints
 from ham_dist.training.progress import StageProgress
@@ -116,7 +116,7 @@ class FieldWatch:
     def __init__(self, model: ShardedModel) -> None:
         self._alive = {table.field: torch.zeros((), dtype=torch.bool, device=model.device) for table in model.tables}
         self._steps_left = FIELD_STEPS
-        self._hook = model.model.get_submodule("tables").register_forward_hook(self._look)
+        self._hook = model.model.get_submodule(TABLES).register_forward_hook(self._look)
 
     def close(self) -> list[str]:
         """Stop, and give the fields that no rank has seen alive."""
@@ -130,7 +130,7 @@ class FieldWatch:
         self._steps_left -= 1
         if self._steps_left == 0:
             self._hook.remove()  # Nobody closes the watch of a stage that is shorter.
-        looked_up: KeyedTensor = output
+        looked_up: KeyedTensor = output  # or TorchRec's promise of one
         values, keys, widths = looked_up.values(), looked_up.keys(), looked_up.length_per_key()
         (features,) = inputs
 
