@@ -10,7 +10,7 @@ from itertools import pairwise
 from ham_dist.config.schema import ShardingKind, ShardingSettings
 from ham_dist.distributed.placement import Part, Placement, Plan
 from ham_dist.distributed.planning_errors import require_possible, too_much_for_device, too_much_for_host
-from ham_dist.distributed.rules import DEVICE, Held, Memory, TableRule
+from ham_dist.distributed.rules import DEVICE, BytesHeld, Memory, TableRule
 from ham_dist.distributed.topology import Topology
 from ham_dist.embedding.tables import KERNEL_WIDTH, Table
 from ham_dist.errors import ConfigError, ShardingError
@@ -31,7 +31,7 @@ class Planner:
     host_load: bytes of each rank in its machine's memory.
     """
 
-    def __init__(self, settings: ShardingSettings, rule: TableRule, topology: Topology, taken: Sequence[Held] = ()) -> None:
+    def __init__(self, settings: ShardingSettings, rule: TableRule, topology: Topology, taken: Sequence[BytesHeld] = ()) -> None:
         self.settings = settings
         self.rule = rule
         self.topology = topology
@@ -79,7 +79,7 @@ class Planner:
         """Whether a table of this kind steps inside the backward pass: TorchRec has no fused kernel for data-parallel tables."""
         return self.rule.fused is not None and kind != "data_parallel"
 
-    def bytes_of(self, table: Table, kind: ShardingKind, part: Part | None = None) -> Held:
+    def bytes_of(self, table: Table, kind: ShardingKind, part: Part | None = None) -> BytesHeld:
         """Bytes of `table`, or of a part of it, with all that training keeps beside it."""
         rows, columns = (table.rows, table.stored_width) if part is None else (part.rows, part.columns)
         return self.rule.bytes_of(rows, columns, fused=self.is_fused(kind), number_bytes=table.number_bytes, memory=self.memory_of(table))
@@ -216,13 +216,13 @@ def require_known_fields(settings: ShardingSettings, fields: Iterable[str]) -> N
         )
 
 
-def bytes_held(plan: Plan, rule: TableRule, ranks: int) -> list[Held]:
+def bytes_held(plan: Plan, rule: TableRule, ranks: int) -> list[BytesHeld]:
     """What a trained model's tables and their optimizer's state take of each rank, gradients not counted (they go before another is made)."""
-    held = [Held(0, 0, 0)] * ranks
+    held = [BytesHeld(0, 0, 0)] * ranks
     for placement in plan.placements:
         for part in placement.parts:
             of_part = rule.bytes_of(part.rows, part.columns, fused=True, number_bytes=placement.table.number_bytes, memory=placement.memory)
-            held[part.rank] = Held(*map(sum, zip(held[part.rank], of_part, strict=True)))
+            held[part.rank] = BytesHeld(*map(sum, zip(held[part.rank], of_part, strict=True)))
     return held
 
 

@@ -42,7 +42,7 @@ class Memory:
 DEVICE = Memory("device")
 
 
-class Held(NamedTuple):
+class BytesHeld(NamedTuple):
     """Bytes of a part of a table: on the device its numbers (or its cache), and what training keeps beside them; on the host all that lies there."""
 
     tables: int
@@ -105,7 +105,7 @@ class TableRule:
                 '  Set precision.tables = "float16", the nearest that exists here.'
             )
 
-    def bytes_of(self, rows: int, columns: int, *, fused: bool, number_bytes: int = BYTES_PER_NUMBER, memory: Memory = DEVICE) -> Held:
+    def bytes_of(self, rows: int, columns: int, *, fused: bool, number_bytes: int, memory: Memory = DEVICE) -> BytesHeld:
         """Bytes of a part of a table, and of what training keeps beside it: the optimizer's state, and the gradient where it has one.
 
         number_bytes: of the table; what the rule remembers is float32.
@@ -116,10 +116,10 @@ class TableRule:
         of_rows = sum(rows for of_row in self.states.values() if of_row) * BYTES_PER_NUMBER
         of_numbers = sum(numbers for of_row in self.states.values() if not of_row) * BYTES_PER_NUMBER
         if memory.place == "device":
-            return Held(numbers * number_bytes, of_rows + of_numbers + (0 if fused else numbers * number_bytes))
+            return BytesHeld(numbers * number_bytes, of_rows + of_numbers + (0 if fused else numbers * number_bytes))
         in_cache = round(rows * memory.cache_share) if memory.place == "cached" else 0
         cache = in_cache * (columns * number_bytes + SLOT_BYTES) + (rows * INDEX_BYTES if in_cache else 0)
-        return Held(cache, of_rows, numbers * number_bytes + of_numbers)
+        return BytesHeld(cache, of_rows, numbers * number_bytes + of_numbers)
 
     def divisor(self, states: Mapping[str, torch.Tensor], gradient: torch.Tensor, steps: int) -> torch.Tensor | float:
         """What the rule divides a gradient by, if the same came in every one of the `steps` steps beside those that it remembers.

@@ -12,7 +12,7 @@ from ham_dist.distributed import process_group, topology
 from ham_dist.distributed.exchange import move
 from ham_dist.distributed.placement import Placement, Plan
 from ham_dist.distributed.planning import Planner, bytes_held, require_known_fields
-from ham_dist.distributed.rules import Held, table_rule
+from ham_dist.distributed.rules import BytesHeld, table_rule
 from ham_dist.distributed.sharding import FIRST_ORDER, TABLES, ShardedModel
 from ham_dist.embedding.mask import Columns
 from ham_dist.embedding.tables import Table, base_tables, narrow_tables, stored_width
@@ -74,7 +74,11 @@ def table_groups(settings: RunSettings, cardinalities: Mapping[str, int], column
 
 
 def plan_for(
-    settings: RunSettings, groups: Mapping[str, Sequence[Table]], ranks: topology.Topology, taken: Sequence[Held] = (), fields: Sequence[str] = ()
+    settings: RunSettings,
+    groups: Mapping[str, Sequence[Table]],
+    ranks: topology.Topology,
+    taken: Sequence[BytesHeld] = (),
+    fields: Sequence[str] = (),
 ) -> Plan:
     """Where a run puts its tables on `ranks`: nothing is allocated, so that it can be asked for ranks that are not there.
 
@@ -130,7 +134,7 @@ def narrow(wide: TrainingState, columns: Columns) -> TrainingState:
 
 
 def _plan_together(
-    settings: RunSettings, groups: Mapping[str, Sequence[Table]], device: torch.device, taken: Sequence[Held] = (), fields: Sequence[str] = ()
+    settings: RunSettings, groups: Mapping[str, Sequence[Table]], device: torch.device, taken: Sequence[BytesHeld] = (), fields: Sequence[str] = ()
 ) -> Plan:
     """A plan made on rank 0, which all ranks follow; if there is none, all of them end with the reason."""
     here = topology.here(device)

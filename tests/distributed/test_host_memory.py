@@ -12,7 +12,7 @@ from torchrec.distributed.types import ParameterSharding
 from ham_dist.config.schema import OptimizerSettings, RunSettings, ShardingSettings, TablePrecision
 from ham_dist.distributed.placement import Plan
 from ham_dist.distributed.planning import Planner
-from ham_dist.distributed.rules import INDEX_BYTES, SLOT_BYTES, Held, Memory, table_rule
+from ham_dist.distributed.rules import INDEX_BYTES, SLOT_BYTES, BytesHeld, Memory, table_rule
 from ham_dist.distributed.topology import Topology, parse
 from ham_dist.distributed.traffic import costs_by_rank
 from ham_dist.errors import BackendError, ConfigError, HamError, ShardingError
@@ -80,10 +80,10 @@ def test_bytes_on_the_device_and_on_the_host() -> None:
     """State of one number a row stays on the device; a cache has room for a share of the rows, and a number for each row of the table."""
     rule = {name: table_rule(OptimizerSettings(tables=name)) for name in ("adagrad", "rowwise_adagrad")}
     cache = Memory("cached", 0.25)
-    assert rule["adagrad"].bytes_of(1000, 8, fused=True) == Held(32_000, 32_000, 0)
-    assert rule["adagrad"].bytes_of(1000, 8, fused=True, memory=Memory("host")) == Held(0, 0, 64_000)
-    assert rule["rowwise_adagrad"].bytes_of(1000, 8, fused=True, memory=Memory("host")) == Held(0, 4_000, 32_000)
-    assert rule["rowwise_adagrad"].bytes_of(1000, 8, fused=True, number_bytes=2, memory=cache) == Held(
+    assert rule["adagrad"].bytes_of(1000, 8, fused=True, number_bytes=4) == BytesHeld(32_000, 32_000, 0)
+    assert rule["adagrad"].bytes_of(1000, 8, fused=True, number_bytes=4, memory=Memory("host")) == BytesHeld(0, 0, 64_000)
+    assert rule["rowwise_adagrad"].bytes_of(1000, 8, fused=True, number_bytes=4, memory=Memory("host")) == BytesHeld(0, 4_000, 32_000)
+    assert rule["rowwise_adagrad"].bytes_of(1000, 8, fused=True, number_bytes=2, memory=cache) == BytesHeld(
         250 * (16 + SLOT_BYTES) + 1000 * INDEX_BYTES, 4_000, 16_000
     )
     planner, plan = planned(V100, kind="table_wise", memory="host")
