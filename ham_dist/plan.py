@@ -12,6 +12,7 @@ from ham_dist.data.ids_per_row import ids_per_row
 from ham_dist.data.manifest import Manifest
 from ham_dist.distributed import process_group, topology
 from ham_dist.distributed.placement import Plan
+from ham_dist.distributed.planning_errors import size_text
 from ham_dist.distributed.rules import TableRule, table_rule
 from ham_dist.distributed.sharding import FIRST_ORDER, TABLES
 from ham_dist.distributed.traffic import RankCost, costs_by_rank
@@ -59,7 +60,7 @@ def _parts(
     costs = costs_by_rank(plan, rule, ranks, settings.data.batch_size, ids)
     hosts = f"{ranks.hosts} host{'s' if ranks.hosts > 1 else ''}"
     yield (
-        f"{name}: {ranks.ranks} x {ranks.device} on {hosts}, {_size(ranks.memory)} each, {settings.sharding.memory_share:.0%} of it for tables; "
+        f"{name}: {ranks.ranks} x {ranks.device} on {hosts}, {size_text(ranks.memory)} each, {settings.sharding.memory_share:.0%} of it for tables; "
         f'optimizer.tables = "{rule.name}", tables in {settings.precision.tables}, {settings.data.batch_size:,} rows a step'
     )
     yield _tables(plan)
@@ -97,13 +98,13 @@ def _ranks(costs: Sequence[RankCost]) -> Grid:
     for rank, cost in shown:
         grid.add_row(
             rank,
-            _size(cost.tables),
-            _size(cost.beside),
-            f"{_size(cost.ids_out)} / {_size(cost.ids_in)}",
-            f"{_size(cost.vectors_out)} / {_size(cost.vectors_in)}",
-            f"{_size(cost.vectors_in)} / {_size(cost.vectors_out)}",
-            _size(cost.copies_out),
-            *((_size(cost.host), _size(2 * cost.bus)) if hosted else ()),
+            size_text(cost.tables),
+            size_text(cost.beside),
+            f"{size_text(cost.ids_out)} / {size_text(cost.ids_in)}",
+            f"{size_text(cost.vectors_out)} / {size_text(cost.vectors_in)}",
+            f"{size_text(cost.vectors_in)} / {size_text(cost.vectors_out)}",
+            size_text(cost.copies_out),
+            *((size_text(cost.host), size_text(2 * cost.bus)) if hosted else ()),
         )
     return grid
 
@@ -114,7 +115,7 @@ def _kinds(plan: Plan, rule: TableRule, ranks: topology.Topology, batch_size: in
     for kind, count in counts.items():
         of_kind = Plan({path: {field: entry for field, entry in group.items() if entry.kind == kind} for path, group in plan.groups.items()})
         costs = costs_by_rank(of_kind, rule, ranks, batch_size, ids)
-        grid.add_row(kind, str(count), _size(sum(cost.tables + cost.host for cost in costs)), _size(sum(cost.out for cost in costs)))
+        grid.add_row(kind, str(count), size_text(sum(cost.tables + cost.host for cost in costs)), size_text(sum(cost.out for cost in costs)))
     return grid
 
 
@@ -134,7 +135,7 @@ def _narrow(
         tables = numbers * number_bytes
         states = sum(rows if of_row else numbers for of_row in rule.states.values()) * BYTES_PER_NUMBER
         whole = tables + states + (0 if rule.fused is not None and copies == 1 else tables)
-        grid.add_row(target.label, _size(tables), _size(whole), _size(whole + held))
+        grid.add_row(target.label, size_text(tables), size_text(whole), size_text(whole + held))
     return grid
 
 
@@ -163,10 +164,3 @@ def _grid(*names: str) -> Grid:
     for number, name in enumerate(names):
         grid.add_column(name, justify="right" if number else "left")
     return grid
-
-
-def _size(count: int) -> str:
-    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= size:
-            return f"{count / size:,.2f} {unit}"
-    return f"{count} B"

@@ -3,7 +3,9 @@
 C rows, d stored columns of one table, W ranks
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from itertools import pairwise
 
@@ -26,13 +28,22 @@ class Planner:
     settings: the kind and the memory of each table.
     rule:     how tables move, which decides on their kernel and on what lies beside them.
     taken:    what each rank has in use already; nothing by default.
+    asked:    the user's settings, which messages speak of, where `settings` decide what those leave open.
 
     load:      bytes on each rank's device.
     host_load: bytes of each rank in its machine's memory.
     """
 
-    def __init__(self, settings: ShardingSettings, rule: TableRule, topology: Topology, taken: Sequence[BytesHeld] = ()) -> None:
+    def __init__(
+        self,
+        settings: ShardingSettings,
+        rule: TableRule,
+        topology: Topology,
+        taken: Sequence[BytesHeld] = (),
+        asked: ShardingSettings | None = None,
+    ) -> None:
         self.settings = settings
+        self.asked = asked or settings
         self.rule = rule
         self.topology = topology
         self._taken = taken
@@ -106,24 +117,22 @@ class Planner:
     def _plan_with_few_cached(self, groups: Mapping[str, Sequence[Table]], batch_size: int, movable: Sequence[str]) -> Plan:
         """A plan with all of `movable` on the device, or with the fewest of them cached that fit; found by halving."""
 
-        def attempt(count: int) -> tuple[Planner, Plan]:
+        def attempt(count: int, topology: Topology) -> tuple[Planner, Plan]:
             memories = {field: "cached" if number < count else "device" for number, field in enumerate(movable)}
             settings = self.settings.model_copy(update={"memory": "device", "memories": self.settings.memories | memories})
-            planner = Planner(settings, self.rule, self.topology, self._taken)
+            planner = Planner(settings, self.rule, topology, self._taken, self.asked)
             return planner, planner.plan(groups, batch_size)
 
-        try:
-            planner, plan = attempt(0)
-        except ShardingError:
-            planner, plan = attempt(len(movable))
-            too_few, enough = 0, len(movable)
-            while enough - too_few > 1:
-                middle = (too_few + enough) // 2
-                try:
-                    planner, plan = attempt(middle)
-                    enough = middle
-                except ShardingError:
-                    too_few = middle
+        def fits_on_devices(count: int) -> bool:
+            try:
+                attempt(count, replace(self.topology, host_memory=None))
+            except ShardingError:
+                return False
+            return True
+
+        # Devices ask for more tables in the cache and hosts for fewer: if the fewest are too many for the hosts, so are all others.
+        fewest = 0 if fits_on_devices(0) else bisect_left(range(len(movable)), True, lo=1, key=fits_on_devices)
+        planner, plan = attempt(fewest, self.topology)
         self.load, self.host_load = planner.load, planner.host_load
         return plan
 
@@ -151,18 +160,18 @@ class Planner:
         hosts = [range(host * self.topology.ranks_of_host, (host + 1) * self.topology.ranks_of_host) for host in range(self.topology.hosts)]
         width = table.stored_width
         if kind == "table_wise":
-            parts = [Part(self._emptiest(ranks, 1)[0], 0, table.rows, 0, width)]
+            parts = [Part(self._emptiest(table, ranks, 1)[0], 0, table.rows, 0, width)]
         elif kind == "row_wise":
             parts = self._rows(table, ranks, 0, width)
         elif kind == "column_wise":
             blocks = _column_blocks(width, unit, len(ranks))
-            parts = [Part(rank, 0, table.rows, *block) for rank, block in zip(self._emptiest(ranks, len(blocks)), blocks, strict=True)]
+            parts = [Part(rank, 0, table.rows, *block) for rank, block in zip(self._emptiest(table, ranks, len(blocks)), blocks, strict=True)]
         elif kind == "table_row_wise":
-            host = min(hosts, key=lambda host: (sum(self.load[rank] for rank in host), host.start))
+            host = min(hosts, key=lambda host: (*self._fullness(table, host), host.start))
             parts = self._rows(table, host, 0, width)
         elif kind == "grid":
             blocks = _column_blocks(width, unit, len(hosts))
-            emptiest = sorted(hosts, key=lambda host: (sum(self.load[rank] for rank in host), host.start))[: len(blocks)]
+            emptiest = sorted(hosts, key=lambda host: (*self._fullness(table, host), host.start))[: len(blocks)]
             in_order = sorted(emptiest, key=lambda host: host.start)
             parts = [part for host, block in zip(in_order, blocks, strict=True) for part in self._rows(table, host, *block)]
         else:
@@ -180,8 +189,13 @@ class Planner:
             )
         return [Part(rank, number * block, min(block, table.rows - number * block), first_column, columns) for number, rank in enumerate(ranks)]
 
-    def _emptiest(self, ranks: range, count: int) -> list[int]:
-        return sorted(sorted(ranks, key=lambda rank: (self.load[rank], rank))[:count])
+    def _emptiest(self, table: Table, ranks: range, count: int) -> list[int]:
+        return sorted(sorted(ranks, key=lambda rank: (*self._fullness(table, [rank]), rank))[:count])
+
+    def _fullness(self, table: Table, ranks: Iterable[int]) -> tuple[int, int]:
+        """Bytes of `ranks`, first in the memory that `table` fills: the host's under `host`, else the device's, of which a cache takes most."""
+        device, host = (sum(load[rank] for rank in ranks) for load in (self.load, self.host_load))
+        return (host, device) if self.memory_of(table).place == "host" else (device, host)
 
     def _add(self, placement: Placement) -> None:
         for part in placement.parts:

@@ -114,6 +114,68 @@ def test_what_does_not_exist_or_fit_is_refused_with_the_ways_out(
         planned(topology, rule, precision, **sharding)
 
 
+HOSTED: list[tuple[str, TablePrecision, dict[str, Any], str, list[str], list[str]]] = [
+    # The largest table lies on the host, and it is t2 that a device cannot take.
+    ("sgd", "float32", {"memories": {"t0": "host"}}, "4xV100-16GB", ['t2 = "row_wise"', 'sharding.memory = "auto"'], ["t0"]),
+    ("sgd", "float32", {"memories": {"t0": "host", "t2": "device"}}, "4xV100-16GB", ['{ t2 = "cached" }'], ['= "auto"']),
+    # What `auto` may not move: a pinned table, copies, half the bytes without a cache.
+    ("sgd", "float32", {"memory": "auto", "memories": {"t0": "device"}}, "4xV100-16GB", ['{ t0 = "cached" }'], ['= "auto"']),
+    (
+        "sgd",
+        "float32",
+        {"memory": "auto", "tables": {"t0": "data_parallel"}},
+        "1xV100-16GB",
+        ['t0 = "table_wise" } and sharding.memory = "auto"'],
+        [],
+    ),
+    ("sgd", "bfloat16", {"memory": "auto"}, "1xV100-16GB", ['{ t0 = "host" } puts'], ['= "auto"', "cached"]),
+    # A cache, and state of one number a row, that do not fit by themselves.
+    ("sgd", "float32", {"memory": "auto", "cache_share": 1.0}, "1xV100-16GB", ["lower sharding.cache_share", '{ t0 = "host" }'], ['= "auto"']),
+    ("rowwise_adagrad", "float32", {"memory": "host"}, "1xV100-0.4GB", ['optimizer.tables = "adagrad"'], ['= "auto"', "cached"]),
+    # Host memory is short: `auto` has no room on devices, and CPU processes have no other memory.
+    ("sgd", "float32", {"memory": "auto"}, "2xV100-16GB+32GB", ["in host memory", "More hosts"], ['= "auto"', '= "device"', "CPU"]),
+    ("sgd", "float32", {"memory": "host"}, "2xV100-16GB+32GB", ["in host memory", '{ t0 = "device" }, or sharding.memory = "auto"'], ["CPU"]),
+    ("adagrad", "float32", {"memory": "host"}, "2xV100-16GB+64GB", ['"rowwise_adagrad" keeps a number a row, "adagrad" 1 for each'], []),
+]
+
+
+@pytest.mark.parametrize(("rule", "precision", "sharding", "topology", "said", "unsaid"), HOSTED)
+def test_ways_out_name_the_table_in_the_way_and_nothing_that_was_tried(
+    rule: str, precision: TablePrecision, sharding: dict[str, Any], topology: str, said: list[str], unsaid: list[str]
+) -> None:
+    with pytest.raises(ShardingError) as error:
+        planned(parse(topology), rule, precision, **{"kind": "table_wise"} | sharding)
+    message = str(error.value)
+    assert all(text in message for text in said), message
+    assert not any(text in message for text in unsaid), message
+
+
+def test_torchrecs_planner_is_not_told_to_use_host_memory_where_that_is_short() -> None:
+    with pytest.raises(ShardingError, match=r"0 B with .* and 41.\d\d GB in host memory, on 2 ranks(.*\n)*  \d\. More hosts") as error:
+        planned(parse("2xV100-16GB+32GB"), "sgd", memory="host")
+    assert "CPU" not in str(error.value)
+
+
+@pytest.mark.parametrize("rule", ["sgd", "adagrad", "rowwise_adagrad"])
+@pytest.mark.parametrize("memory", ["host", "cached"])
+def test_tables_in_host_memory_are_spread_over_ranks(rule: str, memory: str) -> None:
+    """Under sgd and adagrad a table on the host takes nothing of the device, which is then no measure of where it should go."""
+    topology = parse("4xV100-32GB+256GB")
+    planner, _ = planned(topology, rule, kind="table_wise", memory=memory)
+    of_largest = planner.rule.bytes_of(SIZES[0], 64, fused=True, number_bytes=4, memory=planner.memory_of(tables(SIZES, width=64)[0])).host
+    assert max(planner.host_load) == of_largest, "the others share the other ranks"
+    hosts = parse("2x2xV100-32GB+256GB")
+    planner, plan = planned(hosts, rule, kind="table_row_wise", memory=memory, tables={"t3": "table_wise"})
+    assert {part.rank // 2 for part in plan.groups["tables.ebc"]["t0"].parts} != {part.rank // 2 for part in plan.groups["tables.ebc"]["t2"].parts}
+
+
+def test_auto_fills_hosts_no_more_than_devices_ask() -> None:
+    """One cached table is enough for the device, and two would be too much for the host."""
+    planner, plan = planned(parse("1xV100-32GB+40GB"), "sgd", kind="table_wise", memory="auto")
+    assert cached(plan) == ["t0"]
+    assert max(planner.host_load) <= (planner.host_room or 0)
+
+
 def test_topologies_with_host_memory_by_name() -> None:
     assert parse("2x8xA100-80GB+1TB") == Topology("cuda", 16, 8, 80 * 10**9, 125 * 10**9)
     assert parse("8xA100-80GB").host_memory is None
