@@ -61,7 +61,7 @@ class Planner:
             for table in tables:
                 self.rule.require(self.topology.device, table.precision)
                 require_possible(self, table)
-        movable = self._movable(table for tables in groups.values() for table in tables)
+        movable = self.movable(table for tables in groups.values() for table in tables)
         if movable:
             return self._plan_with_few_cached(groups, batch_size, movable)
         if self.topology.device == "cuda" and any(self.kind_of(table) == "auto" for tables in groups.values() for table in tables):
@@ -93,7 +93,7 @@ class Planner:
     def bytes_of(self, table: Table, kind: ShardingKind, part: Part | None = None) -> BytesHeld:
         """Bytes of `table`, or of a part of it, with all that training keeps beside it."""
         rows, columns = (table.rows, table.stored_width) if part is None else (part.rows, part.columns)
-        return self.rule.bytes_of(rows, columns, fused=self.is_fused(kind), number_bytes=table.number_bytes, memory=self.memory_of(table))
+        return self.rule.bytes_of(rows, rows * columns, fused=self.is_fused(kind), number_bytes=table.number_bytes, memory=self.memory_of(table))
 
     @property
     def room(self) -> int:
@@ -105,7 +105,7 @@ class Planner:
         """Bytes of a rank's share of its machine that tables may take; None where that is not known."""
         return None if self.topology.host_memory is None else int(self.topology.host_memory * self.settings.memory_share)
 
-    def _movable(self, tables: Iterable[Table]) -> list[str]:
+    def movable(self, tables: Iterable[Table]) -> list[str]:
         """Tables that may be cached or not, as is needed: those with most numbers first."""
         numbers: dict[str, int] = {}
         for table in tables:
@@ -235,7 +235,9 @@ def bytes_held(plan: Plan, rule: TableRule, ranks: int) -> list[BytesHeld]:
     held = [BytesHeld(0, 0, 0)] * ranks
     for placement in plan.placements:
         for part in placement.parts:
-            of_part = rule.bytes_of(part.rows, part.columns, fused=True, number_bytes=placement.table.number_bytes, memory=placement.memory)
+            of_part = rule.bytes_of(
+                part.rows, part.rows * part.columns, fused=True, number_bytes=placement.table.number_bytes, memory=placement.memory
+            )
             held[part.rank] = BytesHeld(*map(sum, zip(held[part.rank], of_part, strict=True)))
     return held
 

@@ -91,6 +91,17 @@ def plan_for(
     return Planner(settings.sharding, table_rule(settings.optimizer), ranks, taken).plan(groups, settings.data.batch_size)
 
 
+def warning_of_caches(settings: RunSettings, plan: Plan) -> str | None:
+    """What a cached table and the decoupled regularizer cost together; None where they do not meet."""
+    how = settings.orthogonality
+    if not plan.caches or how.form == "none" or how.application != "decoupled":
+        return None
+    return (
+        f"warning: tables are cached on the GPU, and every orthogonality.every = {how.every} steps the decoupled regularizer has the caches "
+        "written back and emptied. Raise it if steps are slow"
+    )
+
+
 def open_supernet(settings: RunSettings, cardinalities: Mapping[str, int], device: torch.device) -> TrainingState:
     """The wide model of a run, freshly started: the same weights for one seed on any number of ranks and under any plan.
 

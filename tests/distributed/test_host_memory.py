@@ -80,10 +80,10 @@ def test_bytes_on_the_device_and_on_the_host() -> None:
     """State of one number a row stays on the device; a cache has room for a share of the rows, and a number for each row of the table."""
     rule = {name: table_rule(OptimizerSettings(tables=name)) for name in ("adagrad", "rowwise_adagrad")}
     cache = Memory("cached", 0.25)
-    assert rule["adagrad"].bytes_of(1000, 8, fused=True, number_bytes=4) == BytesHeld(32_000, 32_000, 0)
-    assert rule["adagrad"].bytes_of(1000, 8, fused=True, number_bytes=4, memory=Memory("host")) == BytesHeld(0, 0, 64_000)
-    assert rule["rowwise_adagrad"].bytes_of(1000, 8, fused=True, number_bytes=4, memory=Memory("host")) == BytesHeld(0, 4_000, 32_000)
-    assert rule["rowwise_adagrad"].bytes_of(1000, 8, fused=True, number_bytes=2, memory=cache) == BytesHeld(
+    assert rule["adagrad"].bytes_of(1000, 8000, fused=True, number_bytes=4) == BytesHeld(32_000, 32_000, 0)
+    assert rule["adagrad"].bytes_of(1000, 8000, fused=True, number_bytes=4, memory=Memory("host")) == BytesHeld(0, 0, 64_000)
+    assert rule["rowwise_adagrad"].bytes_of(1000, 8000, fused=True, number_bytes=4, memory=Memory("host")) == BytesHeld(0, 4_000, 32_000)
+    assert rule["rowwise_adagrad"].bytes_of(1000, 8000, fused=True, number_bytes=2, memory=cache) == BytesHeld(
         250 * (16 + SLOT_BYTES) + 1000 * INDEX_BYTES, 4_000, 16_000
     )
     planner, plan = planned(V100, kind="table_wise", memory="host")
@@ -91,7 +91,27 @@ def test_bytes_on_the_device_and_on_the_host() -> None:
     assert [cost.host for cost in costs] == planner.host_load
     assert [cost.tables + cost.beside for cost in costs] == planner.load
     assert sum(cost.host for cost in costs) == sum(SIZES) * 64 * 4
-    assert sum(cost.bus for cost in costs) == 2048 * (3 + 4) * 64 * 4, "three ids a row of t0, one of the four others"
+
+
+@pytest.mark.parametrize(
+    ("rule", "precision", "read", "written"),
+    [
+        ("sgd", "float32", 4 + 4, 4),
+        ("rowwise_adagrad", "float16", 2 + 2, 2),  # its number a row lies on the device
+        ("adagrad", "float16", 2 + (2 + 4), 2 + 4),
+        ("fused_adam", "float32", 4 + (4 + 8), 4 + 8),
+        ("lamb", "float32", 4 + 2 * (4 + 8), 4 + 8),
+        ("partial_rowwise_adam", "float32", 4 + (4 + 4), 4 + 4),
+    ],
+)
+def test_rows_and_their_state_come_from_the_host_and_go_back(rule: str, precision: TablePrecision, read: int, written: int) -> None:
+    planner, plan = planned(parse("4xV100-16GB"), rule, precision, kind="table_wise", memory="host")
+    costs = costs_by_rank(plan, planner.rule, V100, 2048, {"t0": 3.0})
+    numbers = 2048 * (3 + 4) * 64  # three ids a row of t0, one of the four others
+    assert sum(cost.from_host for cost in costs) == numbers * read
+    assert sum(cost.to_host for cost in costs) == numbers * written
+    on_device = costs_by_rank(planned(parse("4xV100-80GB"), "sgd", kind="table_wise")[1], planner.rule, V100, 2048, {})
+    assert not any(cost.from_host or cost.to_host for cost in on_device)
 
 
 MISTAKES: list[tuple[str, TablePrecision, dict[str, Any], Topology, type[HamError], str]] = [
@@ -162,7 +182,7 @@ def test_tables_in_host_memory_are_spread_over_ranks(rule: str, memory: str) -> 
     """Under sgd and adagrad a table on the host takes nothing of the device, which is then no measure of where it should go."""
     topology = parse("4xV100-32GB+256GB")
     planner, _ = planned(topology, rule, kind="table_wise", memory=memory)
-    of_largest = planner.rule.bytes_of(SIZES[0], 64, fused=True, number_bytes=4, memory=planner.memory_of(tables(SIZES, width=64)[0])).host
+    of_largest = planner.rule.bytes_of(SIZES[0], SIZES[0] * 64, fused=True, number_bytes=4, memory=planner.memory_of(tables(SIZES, width=64)[0])).host
     assert max(planner.host_load) == of_largest, "the others share the other ranks"
     hosts = parse("2x2xV100-32GB+256GB")
     planner, plan = planned(hosts, rule, kind="table_row_wise", memory=memory, tables={"t3": "table_wise"})
