@@ -21,7 +21,7 @@ from ham_dist.config.schema import SearchSettings, Target
 from ham_dist.distributed import process_group
 from ham_dist.embedding.mask import ColumnLayout, ColumnMask, Columns, MaskedEmbeddingBagCollection, as_evaluated
 from ham_dist.embedding.slicing import NarrowEmbeddingBagCollection, masked_tables, slice_columns
-from ham_dist.embedding.tables import TableChunk
+from ham_dist.embedding.tables import BYTES_PER_NUMBER, TableChunk
 from ham_dist.errors import BundleError
 from ham_dist.export.bundle import open_bundle
 from ham_dist.export.manifest import FieldEntry
@@ -54,7 +54,7 @@ class Search:
         layout = self.mask.layout
         space = SearchSpace(
             layout=layout,
-            budget=Budget(Target(columns=columns, bytes=bytes), layout),
+            budget=Budget(Target(columns=columns, bytes=bytes), layout, BYTES_PER_NUMBER),
             column_norms=_not_known,
             seed=0,
             device=next(model.parameters()).device,

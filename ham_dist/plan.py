@@ -12,12 +12,14 @@ from ham_dist.data.ids_per_row import ids_per_row
 from ham_dist.data.manifest import Manifest
 from ham_dist.distributed import process_group, topology
 from ham_dist.distributed.placement import Plan
-from ham_dist.distributed.rules import TableRule, table_rule
+from ham_dist.distributed.planning import Planner
+from ham_dist.distributed.planning_errors import size_text
+from ham_dist.distributed.rules import BytesHeld, Memory, TableRule, table_rule
 from ham_dist.distributed.sharding import FIRST_ORDER, TABLES
 from ham_dist.distributed.traffic import RankCost, costs_by_rank
-from ham_dist.embedding.tables import BYTES_PER_NUMBER, KERNEL_WIDTH, Table
+from ham_dist.embedding.tables import KERNEL_WIDTH, Table
 from ham_dist.errors import DataError
-from ham_dist.training.state import plan_for, table_groups
+from ham_dist.training.state import plan_for, table_groups, warning_of_caches
 
 MOST_RANKS = 16
 """Ranks with a line each; of more, those that hold least and most."""
@@ -59,13 +61,17 @@ def _parts(
     costs = costs_by_rank(plan, rule, ranks, settings.data.batch_size, ids)
     hosts = f"{ranks.hosts} host{'s' if ranks.hosts > 1 else ''}"
     yield (
-        f"{name}: {ranks.ranks} x {ranks.device} on {hosts}, {_size(ranks.memory)} each, {settings.sharding.memory_share:.0%} of it for tables; "
+        f"{name}: {ranks.ranks} x {ranks.device} on {hosts}, {size_text(ranks.memory)} each, {settings.sharding.memory_share:.0%} of it for tables; "
         f'optimizer.tables = "{rule.name}", tables in {settings.precision.tables}, {settings.data.batch_size:,} rows a step'
     )
     yield _tables(plan)
     yield _ranks(costs)
+    if plan.uses_host_memory:
+        yield _hosts(costs)
     yield _kinds(plan, rule, ranks, settings.data.batch_size, ids)
     yield _narrow(settings, groups, rule, plan, ranks, costs)
+    if warning := warning_of_caches(settings, plan):
+        yield warning
     yield "A step on the weights moves this much; a step of the search looks up a validation batch besides: its ids and vectors, no gradients."
 
 
@@ -84,37 +90,44 @@ def _tables(plan: Plan) -> Grid:
 
 
 def _ranks(costs: Sequence[RankCost]) -> Grid:
-    hosted = any(cost.host for cost in costs)
-    names = ("tables", "gradients and state", "ids out / in", "vectors out / in", "gradients out / in", "of copies")
-    grid = _grid("rank", *names, *(("in host memory", "from and to it at most") if hosted else ()))
-    shown: list[tuple[str, RankCost]] = [(str(rank), cost) for rank, cost in enumerate(costs)]
-    if len(costs) > MOST_RANKS:
-        by_size = sorted(shown, key=lambda entry: entry[1].tables + entry[1].beside)
-        shown = [
-            (f"{rank} ({word})", cost)
-            for word, (rank, cost) in zip(("least", "median", "most"), (by_size[0], by_size[len(by_size) // 2], by_size[-1]), strict=True)
-        ]
-    for rank, cost in shown:
+    grid = _grid("rank", "tables", "gradients and state", "ids out / in", "vectors out / in", "gradients out / in", "of copies")
+    for rank, cost in _shown(costs):
         grid.add_row(
             rank,
-            _size(cost.tables),
-            _size(cost.beside),
-            f"{_size(cost.ids_out)} / {_size(cost.ids_in)}",
-            f"{_size(cost.vectors_out)} / {_size(cost.vectors_in)}",
-            f"{_size(cost.vectors_in)} / {_size(cost.vectors_out)}",
-            _size(cost.copies_out),
-            *((_size(cost.host), _size(2 * cost.bus)) if hosted else ()),
+            size_text(cost.tables),
+            size_text(cost.beside),
+            f"{size_text(cost.ids_out)} / {size_text(cost.ids_in)}",
+            f"{size_text(cost.vectors_out)} / {size_text(cost.vectors_in)}",
+            f"{size_text(cost.vectors_in)} / {size_text(cost.vectors_out)}",
+            size_text(cost.copies_out),
         )
     return grid
 
 
+def _hosts(costs: Sequence[RankCost]) -> Grid:
+    grid = _grid("rank", "in host memory", "read from it, were nothing cached", "written to it")
+    for rank, cost in _shown(costs):
+        grid.add_row(rank, size_text(cost.host), size_text(cost.from_host), size_text(cost.to_host))
+    return grid
+
+
+def _shown(costs: Sequence[RankCost]) -> list[tuple[str, RankCost]]:
+    named = [(str(rank), cost) for rank, cost in enumerate(costs)]
+    if len(costs) <= MOST_RANKS:
+        return named
+    by_size = sorted(named, key=lambda entry: entry[1].tables + entry[1].beside + entry[1].host)
+    ends = (by_size[0], by_size[len(by_size) // 2], by_size[-1])
+    return [(f"{rank} ({word})", cost) for word, (rank, cost) in zip(("least", "median", "most"), ends, strict=True)]
+
+
 def _kinds(plan: Plan, rule: TableRule, ranks: topology.Topology, batch_size: int, ids: Mapping[str, float]) -> Grid:
-    grid = _grid("kind", "tables", "bytes", "bytes between ranks a step")
+    grid = _grid("kind", "tables", "bytes of tables", "bytes between ranks a step")
     counts = Counter(placement.kind for placement in plan.placements)
     for kind, count in counts.items():
         of_kind = Plan({path: {field: entry for field, entry in group.items() if entry.kind == kind} for path, group in plan.groups.items()})
         costs = costs_by_rank(of_kind, rule, ranks, batch_size, ids)
-        grid.add_row(kind, str(count), _size(sum(cost.tables + cost.host for cost in costs)), _size(sum(cost.out for cost in costs)))
+        size = sum(placement.bytes for placement in of_kind.placements)
+        grid.add_row(kind, str(count), size_text(size), size_text(sum(cost.out for cost in costs)))
     return grid
 
 
@@ -122,20 +135,53 @@ def _narrow(
     settings: RunSettings, groups: Mapping[str, Sequence[Table]], rule: TableRule, plan: Plan, ranks: topology.Topology, costs: Sequence[RankCost]
 ) -> Grid:
     """What the narrow model's tables and their state take at most, whichever columns the search keeps."""
-    grid = _grid("after the search", "tables at most", "with gradients and state", "on one rank at most, the supernet besides")
-    unit = KERNEL_WIDTH if rule.fused is not None else 1
-    rows = sum(table.rows for group in groups.values() for table in group)
+    planner = Planner(settings.sharding, rule, ranks)
+    fused = rule.fused is not None and not any(placement.replicated for placement in plan.placements)
+    held = {target: narrow_held(planner, groups, target, fused=fused) for target in settings.search.targets}
+    device, host = max(cost.tables + cost.beside for cost in costs), max(cost.host for cost in costs)
+    hosted = host or any(of_target.host for of_target in held.values())
+    names = ("tables at most", "with gradients and state", "on one rank at most, the supernet besides")
+    grid = _grid("after the search", *names, *(("in its host memory at most",) if hosted else ()))
     number_bytes = groups[TABLES][0].number_bytes
-    first_order = sum(table.rows * table.stored_width for table in groups.get(FIRST_ORDER, ()))
-    held = max(cost.tables + cost.beside for cost in costs)
-    copies = ranks.ranks if any(placement.replicated for placement in plan.placements) else 1
-    for target in settings.search.targets:
-        numbers = most_numbers(groups[TABLES], target, unit) + first_order
-        tables = numbers * number_bytes
-        states = sum(rows if of_row else numbers for of_row in rule.states.values()) * BYTES_PER_NUMBER
-        whole = tables + states + (0 if rule.fused is not None and copies == 1 else tables)
-        grid.add_row(target.label, _size(tables), _size(whole), _size(whole + held))
+    for target, of_target in held.items():
+        rows, numbers = _most(groups, target, rule)
+        whole = rule.bytes_of(rows, numbers, fused=fused, number_bytes=number_bytes)
+        on_host = (size_text(of_target.host + host),) if hosted else ()
+        grid.add_row(target.label, size_text(numbers * number_bytes), size_text(whole.device), size_text(of_target.device + device), *on_host)
     return grid
+
+
+def narrow_held(planner: Planner, groups: Mapping[str, Sequence[Table]], target: Target, *, fused: bool) -> BytesHeld:
+    """The most that a narrow model within `target` takes of devices and of hosts, were all of it to lie on one rank.
+
+    groups: the supernet's tables. Those that `auto` may cache or not are counted in both places.
+    fused:  whether no table has a gradient.
+    """
+    rule, number_bytes = planner.rule, groups[TABLES][0].number_bytes
+    movable = set(planner.movable(table for group in groups.values() for table in group))
+
+    def place(table: Table) -> tuple[Memory, bool]:
+        return planner.memory_of(table), table.field in movable
+
+    held = BytesHeld(0, 0, 0)
+    for memory, moves in {place(table) for table in groups[TABLES]}:
+        of_place = {path: [table for table in group if place(table) == (memory, moves)] for path, group in groups.items()}
+        rows, numbers = _most(of_place, target, rule)
+        found = rule.bytes_of(rows, numbers, fused=fused, number_bytes=number_bytes, memory=memory)
+        if moves:
+            cached = Memory("cached", planner.settings.cache_share)
+            lists = rule.bytes_of(rows, 0, fused=True, number_bytes=number_bytes, memory=cached).tables
+            host = rule.bytes_of(rows, numbers, fused=True, number_bytes=number_bytes, memory=cached).host
+            found = BytesHeld(found.tables + lists, found.beside, host)
+        held = BytesHeld(*map(sum, zip(held, found, strict=True)))
+    return held
+
+
+def _most(groups: Mapping[str, Sequence[Table]], target: Target, rule: TableRule) -> tuple[int, int]:
+    """Rows of all tables, and the most numbers in them once those under search are within `target`; first-order tables stay as they are."""
+    unit = KERNEL_WIDTH if rule.fused is not None else 1
+    first_order = sum(table.rows * table.stored_width for table in groups.get(FIRST_ORDER, ()))
+    return sum(table.rows for group in groups.values() for table in group), most_numbers(groups[TABLES], target, unit) + first_order
 
 
 def most_numbers(tables: Sequence[Table], target: Target, unit: int) -> int:
@@ -163,10 +209,3 @@ def _grid(*names: str) -> Grid:
     for number, name in enumerate(names):
         grid.add_column(name, justify="right" if number else "left")
     return grid
-
-
-def _size(count: int) -> str:
-    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= size:
-            return f"{count / size:,.2f} {unit}"
-    return f"{count} B"

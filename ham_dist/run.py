@@ -37,7 +37,7 @@ from ham_dist.training.progress import StageProgress
 from ham_dist.training.run_folder import RunFolder, default_run_dir, read_json, write_json
 from ham_dist.training.run_log import RunLog
 from ham_dist.training.samples import Samples, StageName
-from ham_dist.training.state import TrainingState, open_supernet
+from ham_dist.training.state import TrainingState, open_supernet, warning_of_caches
 from ham_dist.training.summary import ModelResult, print_summary
 
 
@@ -102,6 +102,8 @@ def _data_folder(settings: RunSettings, folder: RunFolder, log: RunLog) -> str |
 def _all_stages(run: Run) -> None:
     """Algorithm 1, once for each target, from one pretrained supernet."""
     wide = open_supernet(run.settings, {field.name: field.rows for field in run.manifest.fields}, run.device)
+    if warning := warning_of_caches(run.settings, wide.sharded.plan):
+        run.log.say(warning)
     spaces = {target: _search_space(run, wide, target) for target in run.settings.search.targets}  # a target out of reach is said before any training
     checkpoints = run.checkpoints("pretrain", wide)
     pretrained = pretrain(wide, run.samples, checkpoints, run.log)

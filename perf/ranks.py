@@ -43,7 +43,9 @@ def losses_of_stages(data: Path, starts: Path, precision: str) -> dict[str, list
         samples = Samples(data, manifest, settings, device)
         state = open_supernet(settings, {field.name: field.rows for field in manifest.fields}, device)
         layout = state.sharded.mask.layout
-        space = SearchSpace(layout, Budget(Target(columns=COLUMNS), layout), lambda: gram.column_norms(state.sharded), 0, device)
+        space = SearchSpace(
+            layout, Budget(Target(columns=COLUMNS), layout, state.sharded.tables[0].number_bytes), lambda: gram.column_norms(state.sharded), 0, device
+        )
         method, validation = HardAuxiliaryMask(space, settings.search), samples.validation_forever(0)
         for stage in losses:
             alone = process_group.world_size() == 1

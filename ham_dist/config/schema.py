@@ -198,7 +198,8 @@ class Target(Settings):
     """Columns left in all tables together."""
     bytes: PositiveInt | None = None
     """Bytes of all tables under search together, at searched widths and 4 bytes a number (2 with `precision.tables` of half the bytes); first-order
-    tables of width 1 come on top."""
+    tables of width 1 come on top. A run's own bundle stores as many, but for `bfloat16` tables: it has them in float32, and takes
+    twice as many."""
 
     @model_validator(mode="after")
     def _one_of_both(self) -> "Target":

@@ -112,6 +112,11 @@ class Placement:
         part = self.part_of(rank)
         return part.rows * part.columns if part else 0
 
+    @property
+    def bytes(self) -> int:
+        """Of its numbers on all ranks, copies among them; of nothing that training keeps beside them."""
+        return sum(part.rows * part.columns for part in self.parts) * self.table.number_bytes
+
     def rows_alone(self) -> tuple[Part, ...]:
         """The parts of a vector with one number for each row, where no rank holds a part of a row: row-wise optimizer state lies so."""
         return tuple(Part(part.rank, part.first_row, part.rows, 0, 1) for part in self.parts)
@@ -156,7 +161,7 @@ class Placement:
             "rows": self.table.rows,
             "stored_width": self.table.stored_width,
             "precision": self.table.precision,
-            "bytes": sum(part.rows * part.columns for part in self.parts) * self.table.number_bytes,
+            "bytes": self.bytes,
             "parts": [
                 {
                     "rank": part.rank,

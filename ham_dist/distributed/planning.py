@@ -3,14 +3,16 @@
 C rows, d stored columns of one table, W ranks
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from itertools import pairwise
 
 from ham_dist.config.schema import ShardingKind, ShardingSettings
 from ham_dist.distributed.placement import Part, Placement, Plan
 from ham_dist.distributed.planning_errors import require_possible, too_much_for_device, too_much_for_host
-from ham_dist.distributed.rules import DEVICE, Held, Memory, TableRule
+from ham_dist.distributed.rules import DEVICE, BytesHeld, Memory, TableRule
 from ham_dist.distributed.topology import Topology
 from ham_dist.embedding.tables import KERNEL_WIDTH, Table
 from ham_dist.errors import ConfigError, ShardingError
@@ -26,13 +28,22 @@ class Planner:
     settings: the kind and the memory of each table.
     rule:     how tables move, which decides on their kernel and on what lies beside them.
     taken:    what each rank has in use already; nothing by default.
+    asked:    the user's settings, which messages speak of, where `settings` decide what those leave open.
 
     load:      bytes on each rank's device.
     host_load: bytes of each rank in its machine's memory.
     """
 
-    def __init__(self, settings: ShardingSettings, rule: TableRule, topology: Topology, taken: Sequence[Held] = ()) -> None:
+    def __init__(
+        self,
+        settings: ShardingSettings,
+        rule: TableRule,
+        topology: Topology,
+        taken: Sequence[BytesHeld] = (),
+        asked: ShardingSettings | None = None,
+    ) -> None:
         self.settings = settings
+        self.asked = asked or settings
         self.rule = rule
         self.topology = topology
         self._taken = taken
@@ -50,7 +61,7 @@ class Planner:
             for table in tables:
                 self.rule.require(self.topology.device, table.precision)
                 require_possible(self, table)
-        movable = self._movable(table for tables in groups.values() for table in tables)
+        movable = self.movable(table for tables in groups.values() for table in tables)
         if movable:
             return self._plan_with_few_cached(groups, batch_size, movable)
         if self.topology.device == "cuda" and any(self.kind_of(table) == "auto" for tables in groups.values() for table in tables):
@@ -79,10 +90,10 @@ class Planner:
         """Whether a table of this kind steps inside the backward pass: TorchRec has no fused kernel for data-parallel tables."""
         return self.rule.fused is not None and kind != "data_parallel"
 
-    def bytes_of(self, table: Table, kind: ShardingKind, part: Part | None = None) -> Held:
+    def bytes_of(self, table: Table, kind: ShardingKind, part: Part | None = None) -> BytesHeld:
         """Bytes of `table`, or of a part of it, with all that training keeps beside it."""
         rows, columns = (table.rows, table.stored_width) if part is None else (part.rows, part.columns)
-        return self.rule.bytes_of(rows, columns, fused=self.is_fused(kind), number_bytes=table.number_bytes, memory=self.memory_of(table))
+        return self.rule.bytes_of(rows, rows * columns, fused=self.is_fused(kind), number_bytes=table.number_bytes, memory=self.memory_of(table))
 
     @property
     def room(self) -> int:
@@ -94,7 +105,7 @@ class Planner:
         """Bytes of a rank's share of its machine that tables may take; None where that is not known."""
         return None if self.topology.host_memory is None else int(self.topology.host_memory * self.settings.memory_share)
 
-    def _movable(self, tables: Iterable[Table]) -> list[str]:
+    def movable(self, tables: Iterable[Table]) -> list[str]:
         """Tables that may be cached or not, as is needed: those with most numbers first."""
         numbers: dict[str, int] = {}
         for table in tables:
@@ -106,24 +117,22 @@ class Planner:
     def _plan_with_few_cached(self, groups: Mapping[str, Sequence[Table]], batch_size: int, movable: Sequence[str]) -> Plan:
         """A plan with all of `movable` on the device, or with the fewest of them cached that fit; found by halving."""
 
-        def attempt(count: int) -> tuple[Planner, Plan]:
+        def attempt(count: int, topology: Topology) -> tuple[Planner, Plan]:
             memories = {field: "cached" if number < count else "device" for number, field in enumerate(movable)}
             settings = self.settings.model_copy(update={"memory": "device", "memories": self.settings.memories | memories})
-            planner = Planner(settings, self.rule, self.topology, self._taken)
+            planner = Planner(settings, self.rule, topology, self._taken, self.asked)
             return planner, planner.plan(groups, batch_size)
 
-        try:
-            planner, plan = attempt(0)
-        except ShardingError:
-            planner, plan = attempt(len(movable))
-            too_few, enough = 0, len(movable)
-            while enough - too_few > 1:
-                middle = (too_few + enough) // 2
-                try:
-                    planner, plan = attempt(middle)
-                    enough = middle
-                except ShardingError:
-                    too_few = middle
+        def fits_on_devices(count: int) -> bool:
+            try:
+                attempt(count, replace(self.topology, host_memory=None))
+            except ShardingError:
+                return False
+            return True
+
+        # Devices ask for more tables in the cache and hosts for fewer: if the fewest are too many for the hosts, so are all others.
+        fewest = 0 if fits_on_devices(0) else bisect_left(range(len(movable)), True, lo=1, key=fits_on_devices)
+        planner, plan = attempt(fewest, self.topology)
         self.load, self.host_load = planner.load, planner.host_load
         return plan
 
@@ -151,18 +160,18 @@ class Planner:
         hosts = [range(host * self.topology.ranks_of_host, (host + 1) * self.topology.ranks_of_host) for host in range(self.topology.hosts)]
         width = table.stored_width
         if kind == "table_wise":
-            parts = [Part(self._emptiest(ranks, 1)[0], 0, table.rows, 0, width)]
+            parts = [Part(self._emptiest(table, ranks, 1)[0], 0, table.rows, 0, width)]
         elif kind == "row_wise":
             parts = self._rows(table, ranks, 0, width)
         elif kind == "column_wise":
             blocks = _column_blocks(width, unit, len(ranks))
-            parts = [Part(rank, 0, table.rows, *block) for rank, block in zip(self._emptiest(ranks, len(blocks)), blocks, strict=True)]
+            parts = [Part(rank, 0, table.rows, *block) for rank, block in zip(self._emptiest(table, ranks, len(blocks)), blocks, strict=True)]
         elif kind == "table_row_wise":
-            host = min(hosts, key=lambda host: (sum(self.load[rank] for rank in host), host.start))
+            host = min(hosts, key=lambda host: (*self._fullness(table, host), host.start))
             parts = self._rows(table, host, 0, width)
         elif kind == "grid":
             blocks = _column_blocks(width, unit, len(hosts))
-            emptiest = sorted(hosts, key=lambda host: (sum(self.load[rank] for rank in host), host.start))[: len(blocks)]
+            emptiest = sorted(hosts, key=lambda host: (*self._fullness(table, host), host.start))[: len(blocks)]
             in_order = sorted(emptiest, key=lambda host: host.start)
             parts = [part for host, block in zip(in_order, blocks, strict=True) for part in self._rows(table, host, *block)]
         else:
@@ -180,8 +189,13 @@ class Planner:
             )
         return [Part(rank, number * block, min(block, table.rows - number * block), first_column, columns) for number, rank in enumerate(ranks)]
 
-    def _emptiest(self, ranks: range, count: int) -> list[int]:
-        return sorted(sorted(ranks, key=lambda rank: (self.load[rank], rank))[:count])
+    def _emptiest(self, table: Table, ranks: range, count: int) -> list[int]:
+        return sorted(sorted(ranks, key=lambda rank: (*self._fullness(table, [rank]), rank))[:count])
+
+    def _fullness(self, table: Table, ranks: Iterable[int]) -> tuple[int, int]:
+        """Bytes of `ranks`, first in the memory that `table` fills: the host's under `host`, else the device's, of which a cache takes most."""
+        device, host = (sum(load[rank] for rank in ranks) for load in (self.load, self.host_load))
+        return (host, device) if self.memory_of(table).place == "host" else (device, host)
 
     def _add(self, placement: Placement) -> None:
         for part in placement.parts:
@@ -216,13 +230,15 @@ def require_known_fields(settings: ShardingSettings, fields: Iterable[str]) -> N
         )
 
 
-def bytes_held(plan: Plan, rule: TableRule, ranks: int) -> list[Held]:
+def bytes_held(plan: Plan, rule: TableRule, ranks: int) -> list[BytesHeld]:
     """What a trained model's tables and their optimizer's state take of each rank, gradients not counted (they go before another is made)."""
-    held = [Held(0, 0, 0)] * ranks
+    held = [BytesHeld(0, 0, 0)] * ranks
     for placement in plan.placements:
         for part in placement.parts:
-            of_part = rule.bytes_of(part.rows, part.columns, fused=True, number_bytes=placement.table.number_bytes, memory=placement.memory)
-            held[part.rank] = Held(*map(sum, zip(held[part.rank], of_part, strict=True)))
+            of_part = rule.bytes_of(
+                part.rows, part.rows * part.columns, fused=True, number_bytes=placement.table.number_bytes, memory=placement.memory
+            )
+            held[part.rank] = BytesHeld(*map(sum, zip(held[part.rank], of_part, strict=True)))
     return held
 
 

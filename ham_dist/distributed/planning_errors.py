@@ -1,6 +1,6 @@
 """What is said of plans that cannot be made: why, and the ways out."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ham_dist.distributed.placement import Placement, Plan
 from ham_dist.embedding.tables import Table
@@ -8,6 +8,9 @@ from ham_dist.errors import BackendError, ShardingError
 
 if TYPE_CHECKING:
     from ham_dist.distributed.planning import Planner
+
+ShortMemory = Literal["device", "host"]
+"""The memory that has no room, by its name in BytesHeld."""
 
 
 def require_possible(planner: "Planner", table: Table) -> None:
@@ -72,60 +75,98 @@ def _require_memory(planner: "Planner", table: Table) -> None:
 def too_much_for_device(planner: "Planner", plan: Plan, rank: int) -> ShardingError:
     """More on a rank than its device may take; `rank` is the fullest."""
     return ShardingError(
-        f"sharding: {size(planner.load[rank])} of tables, their gradients and their optimizer's state would lie on rank {rank} of "
-        f"{planner.topology.ranks}, and {size(planner.room)} may: sharding.memory_share = {planner.settings.memory_share} of the rank's "
-        f"{size(planner.topology.memory)}.\n" + ways_out(planner, _largest(plan, rank).table, sum(planner.load) // planner.topology.ranks)
+        f"sharding: {size_text(planner.load[rank])} of tables, their gradients and their optimizer's state would lie on rank {rank} of "
+        f"{planner.topology.ranks}, and {size_text(planner.room)} may: sharding.memory_share = {planner.settings.memory_share} of the rank's "
+        f"{size_text(planner.topology.memory)}.\n" + ways_out(planner, "device", _largest(planner, plan, rank, "device"), sum(planner.load))
     )
 
 
 def too_much_for_host(planner: "Planner", plan: Plan, rank: int) -> ShardingError:
-    """More of a rank in its machine's memory than its share of that may take."""
+    """More of a rank in its machine's memory than its share of that may take; `rank` is the fullest."""
     assert planner.host_room is not None
     assert planner.topology.host_memory is not None
-    ranks = planner.topology.ranks
-    enough = -(-sum(planner.host_load) // max(1, planner.host_room))
     return ShardingError(
-        f"sharding: {size(planner.host_load[rank])} of tables and their optimizer's state would lie in host memory for rank {rank} of {ranks}, and "
-        f"{size(planner.host_room)} may: sharding.memory_share = {planner.settings.memory_share} of the {size(planner.topology.host_memory)} that a "
-        f"rank has of its host.\n"
-        "  1. Fewer columns: a lower model.base_width.\n"
-        f"  2. More hosts: {max(enough, ranks + 1)} ranks or more, the tables spread evenly.\n"
-        f'  3. On the device: sharding.memories = {{ {_largest(plan, rank).table.field} = "device" }}, or sharding.memory = "auto".'
+        f"sharding: {size_text(planner.host_load[rank])} of tables and their optimizer's state would lie in host memory for rank {rank} of "
+        f"{planner.topology.ranks}, and {size_text(planner.host_room)} may: sharding.memory_share = {planner.settings.memory_share} of the "
+        f"{size_text(planner.topology.host_memory)} that a rank has of its host.\n"
+        + ways_out(planner, "host", _largest(planner, plan, rank, "host"), sum(planner.host_load))
     )
 
 
-def _largest(plan: Plan, rank: int) -> Placement:
-    return max(plan.placements, key=lambda placement: placement.numbers_of(rank))
+def _largest(planner: "Planner", plan: Plan, rank: int, memory: ShortMemory) -> Table:
+    """The table that takes most of that memory of a rank."""
+
+    def taken(placement: Placement) -> int:
+        part = placement.part_of(rank)
+        return getattr(planner.bytes_of(placement.table, placement.kind, part), memory) if part else 0
+
+    return max(plan.placements, key=taken).table
 
 
-def ways_out(planner: "Planner", largest: Table, mean_load: int) -> str:
+def ways_out(planner: "Planner", memory: ShortMemory, largest: Table, total: int) -> str:
     """What to do about tables that do not fit, numbered.
 
-    largest:   the largest table of the fullest rank.
-    mean_load: bytes a rank, were all tables spread evenly.
+    memory:  the one that is short.
+    largest: the table that takes most of it.
+    total:   bytes of it on all ranks together.
     """
+    ranks, rule = planner.topology.ranks, planner.rule
+    room = planner.room if memory == "device" else planner.host_room or 0
     ways = ["Fewer columns: a lower model.base_width."]
-    if planner.topology.ranks > 1 and planner.kind_of(largest) not in ("auto", "row_wise"):  # `auto` has tried it
+    if ranks > 1 and planner.kind_of(largest) not in ("auto", "row_wise"):  # `auto` has tried it
         ways.append(f'Another kind: sharding.tables = {{ {largest.field} = "row_wise" }} spreads table {largest.field!r} over all ranks.')
-    enough = -(-mean_load * planner.topology.ranks // max(1, planner.room))
-    ways.append(f"More ranks: {max(enough, planner.topology.ranks + 1)} or more, the tables spread evenly.")
-    if planner.rule.name == "adam":
-        ways.append('A rule that keeps less: optimizer.tables = "rowwise_adagrad" keeps a number a row, "adam" three for each of the table\'s.')
-    elif largest.precision == "float32":
+    enough = max(-(-total // max(1, room)), ranks + 1)
+    more = f"More ranks: {enough}" if memory == "device" else f"More hosts: of {enough} ranks together"
+    ways.append(f"{more} or more, the tables spread evenly.")
+    kept = sum(not of_row for of_row in rule.states.values()) + (rule.fused is None)
+    if kept:
+        ways.append(
+            f'A rule that keeps less: optimizer.tables = "rowwise_adagrad" keeps a number a row, "{rule.name}" {kept} for each of the table\'s.'
+        )
+    if rule.fused is not None and largest.precision == "float32":
         ways.append('Half the bytes of each number: precision.tables = "float16".')
-    if planner.topology.device == "cuda":
-        ways += _of_host_memory(planner, largest)
+    if memory == "host":
+        ways += _of_device(planner, largest)
+    elif planner.topology.device == "cuda":
+        ways += [*_of_host_memory(planner, largest), "The same run on CPU processes, whose tables lie in the machines' memory."]
     return "\n".join(f"  {number}. {way}" for number, way in enumerate(ways, start=1))
 
 
 def _of_host_memory(planner: "Planner", largest: Table) -> list[str]:
-    on_cpu = "The same run on CPU processes, whose tables lie in the machines' memory."
-    if planner.memory_of(largest).place != "device":
-        return [on_cpu]
-    rule = "" if planner.rule.fused is not None else 'optimizer.tables = "rowwise_adagrad" and '
-    return [f'Host memory: {rule}sharding.memory = "auto" puts the largest tables there, with a cache on the GPU.', on_cpu]
+    """Where else the largest table of a device could be, and what of it lies there that need not."""
+    place = planner.memory_of(largest).place
+    if place == "cached":
+        return [f'A smaller cache: a lower sharding.cache_share, or none: sharding.memories = {{ {largest.field} = "host" }}.']
+    if place == "host":
+        on_device = any(planner.rule.states.values())
+        return ['State in host memory too: optimizer.tables = "adagrad"; what a rule keeps once a row lies on the GPU.'] if on_device else []
+    changes = [] if planner.rule.fused is not None else ['optimizer.tables = "rowwise_adagrad"']
+    if planner.kind_of(largest) == "data_parallel":
+        changes.append(f'sharding.tables = {{ {largest.field} = "table_wise" }}')
+    puts = "puts it there, with a cache on the GPU"
+    if largest.precision == "bfloat16":  # which has no cache, so that `auto` leaves it where it is
+        changes.append(f'sharding.memories = {{ {largest.field} = "host" }}')
+        puts = "puts it there"
+    elif largest.field in planner.asked.memories:
+        changes.append(f'sharding.memories = {{ {largest.field} = "cached" }}')
+    else:
+        changes.append('sharding.memory = "auto"')
+        puts = "puts the largest tables there, with a cache on the GPU"
+    return [f"Host memory: {' and '.join(changes)} {puts}."]
 
 
-def size(count: int) -> str:
-    """Bytes, as messages give them."""
-    return f"{count / 1e9:,.2f} GB" if count >= 10**8 else f"{count / 1e6:,.3f} MB"
+def _of_device(planner: "Planner", largest: Table) -> list[str]:
+    """Back from host memory; what `auto` put there has no room on the device."""
+    asked = planner.asked
+    if largest.field not in asked.memories and asked.memory == "auto":
+        return []
+    or_open = "" if asked.memory == "auto" or largest.field in asked.memories else ', or sharding.memory = "auto"'
+    return [f'On the device: sharding.memories = {{ {largest.field} = "device" }}{or_open}.']
+
+
+def size_text(count: int) -> str:
+    """Bytes as a person reads them: 16.00 GB; 1 GB is 10^9 bytes."""
+    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:,.2f} {unit}"
+    return f"{count} B"

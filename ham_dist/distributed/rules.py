@@ -42,7 +42,7 @@ class Memory:
 DEVICE = Memory("device")
 
 
-class Held(NamedTuple):
+class BytesHeld(NamedTuple):
     """Bytes of a part of a table: on the device its numbers (or its cache), and what training keeps beside them; on the host all that lies there."""
 
     tables: int
@@ -82,6 +82,17 @@ class TableRule:
         """Whether it computes one number from all columns of a row, and so is another rule for a table whose columns are apart."""
         return any(self.states.values()) or self.name == "lamb"
 
+    @property
+    def bytes_beside(self) -> int:
+        """Of what it remembers for each number of a table."""
+        return sum(not of_row for of_row in self.states.values()) * BYTES_PER_NUMBER
+
+    @property
+    def passes(self) -> int:
+        """How often its kernel goes through a row that it moves, and through the row's state: LAMB's for the length of the step, and then to take it
+        (fbgemm_gpu/codegen/genscript/optimizers.py, split_precomputation)."""
+        return 2 if self.name == "lamb" else 1
+
     def require(self, device: str, precision: TablePrecision = "float32") -> None:
         """Refuse a rule whose kernel does not exist on `device` ("cpu" or "cuda"), or not for tables of `precision`.
 
@@ -105,21 +116,21 @@ class TableRule:
                 '  Set precision.tables = "float16", the nearest that exists here.'
             )
 
-    def bytes_of(self, rows: int, columns: int, *, fused: bool, number_bytes: int = BYTES_PER_NUMBER, memory: Memory = DEVICE) -> Held:
+    def bytes_of(self, rows: int, numbers: int, *, fused: bool, number_bytes: int, memory: Memory = DEVICE) -> BytesHeld:
         """Bytes of a part of a table, and of what training keeps beside it: the optimizer's state, and the gradient where it has one.
 
+        numbers:      in these rows.
         number_bytes: of the table; what the rule remembers is float32.
         memory:       of the table. fbgemm puts state of one number a row on the device all the same (construct_split_state). Tables looked up
                       together share a cache, whose places are as wide as the widest of them: that is left out.
         """
-        numbers = rows * columns
         of_rows = sum(rows for of_row in self.states.values() if of_row) * BYTES_PER_NUMBER
-        of_numbers = sum(numbers for of_row in self.states.values() if not of_row) * BYTES_PER_NUMBER
+        of_numbers = numbers * self.bytes_beside
         if memory.place == "device":
-            return Held(numbers * number_bytes, of_rows + of_numbers + (0 if fused else numbers * number_bytes))
+            return BytesHeld(numbers * number_bytes, of_rows + of_numbers + (0 if fused else numbers * number_bytes))
         in_cache = round(rows * memory.cache_share) if memory.place == "cached" else 0
-        cache = in_cache * (columns * number_bytes + SLOT_BYTES) + (rows * INDEX_BYTES if in_cache else 0)
-        return Held(cache, of_rows, numbers * number_bytes + of_numbers)
+        cache = in_cache * numbers * number_bytes // max(1, rows) + in_cache * SLOT_BYTES + (rows * INDEX_BYTES if in_cache else 0)
+        return BytesHeld(cache, of_rows, numbers * number_bytes + of_numbers)
 
     def divisor(self, states: Mapping[str, torch.Tensor], gradient: torch.Tensor, steps: int) -> torch.Tensor | float:
         """What the rule divides a gradient by, if the same came in every one of the `steps` steps beside those that it remembers.

@@ -17,7 +17,7 @@ from torchrec.distributed.types import ParameterSharding
 
 from ham_dist.distributed.placement import FUSED_KERNEL, TORCHREC_KIND, Part, Placement, Plan, cache_params
 from ham_dist.distributed.planning import Planner
-from ham_dist.distributed.planning_errors import ways_out
+from ham_dist.distributed.planning_errors import ShortMemory, size_text, ways_out
 from ham_dist.distributed.rules import TableRule
 from ham_dist.embedding.tables import BYTES_PER_NUMBER, KERNEL_WIDTH, Table, embedding_bags
 from ham_dist.errors import ShardingError
@@ -56,17 +56,25 @@ def plan_by_torchrec(planner: Planner, groups: Mapping[str, Sequence[Table]], ba
             )
             plan = made.plan(model, [sharder])
     except PlannerError as error:
-        largest = max((table for group in tables.values() for table in group), key=lambda table: table.rows * table.stored_width)
-        total = sum(planner.bytes_of(table, "table_wise").device for group in tables.values() for table in group)
-        raise ShardingError(
-            f"sharding: TorchRec's planner finds no place for the tables, {total / 1e9:,.2f} GB with what training keeps beside them, on "
-            f"{topology.ranks} ranks of {topology.memory / 1e9:,.0f} GB"
-            + ("" if topology.host_memory is None else f" and {topology.host_memory / 1e9:,.0f} GB of host memory")
-            + f", of which {planner.settings.memory_share:.0%} may be taken.\n"
-            + ways_out(planner, largest, total // topology.ranks)
-        ) from error
+        raise _no_place(planner, [table for group in tables.values() for table in group]) from error
     return Plan(
         {path: {table.field: _placement(planner, table, plan.plan[_name(path)][table.field]) for table in group} for path, group in tables.items()}
+    )
+
+
+def _no_place(planner: Planner, tables: Sequence[Table]) -> ShardingError:
+    """The planner does not say which memory was short: the host's, if all tables together take more than all hosts have; else the device's."""
+    topology, held = planner.topology, [planner.bytes_of(table, "table_wise") for table in tables]
+    device, host = sum(bytes_held.device for bytes_held in held), sum(bytes_held.host for bytes_held in held)
+    short: ShortMemory = "host" if planner.host_room is not None and host > planner.host_room * topology.ranks else "device"
+    largest = max(zip(tables, held, strict=True), key=lambda entry: getattr(entry[1], short))[0]
+    return ShardingError(
+        f"sharding: TorchRec's planner finds no place for the tables, {size_text(device)} with what training keeps beside them"
+        + (f" and {size_text(host)} in host memory" if host else "")
+        + f", on {topology.ranks} ranks of {size_text(topology.memory)}"
+        + ("" if topology.host_memory is None else f" and {size_text(topology.host_memory)} of host memory")
+        + f", of which {planner.settings.memory_share:.0%} may be taken.\n"
+        + ways_out(planner, short, largest, device if short == "device" else host)
     )
 
 

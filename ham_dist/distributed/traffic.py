@@ -8,6 +8,10 @@ Of one part of a table on rank q, every other rank r and q exchange in a plain t
     vectors, q to r        b d                                               float32: looked up, or partial sums of what q has (reduce-scatter)
     gradients, r to q      b d                                               float32: the same way back
 
+Of a part in host memory the GPU reads each row for the lookup and again where the backward kernel moves it (twice under LAMB), with the state that it
+keeps for each number, and writes both once: no row being in the cache, and each id another row. A row that comes twice is moved once and a cached one
+comes once, so that is less; what the bus adds to short rows, and the turns of the decoupled regularizer, are not counted.
+
 A data-parallel table has nothing looked up elsewhere, and its whole gradient is added up over ranks: 2 (W - 1) / W C d numbers out of each rank
 and as many in (ring all-reduce). Row shares are those of ids that come alike often; a few numbers that announce sizes are left out. Under
 table_row_wise and grid the same totals go in two hops, within a host and then between hosts.
@@ -31,7 +35,7 @@ class RankCost:
 
     tables, beside:           held on the device: the tables' parts; their gradients and the optimizer's state.
     host:                     held in the machine's memory beside a GPU: tables and state.
-    bus:                      a step: rows of such tables that the GPU reads, and as many that it writes; at most: each id another row, none cached.
+    from_host, to_host:       a step: rows of such tables and their state that the GPU reads and writes there.
     ids_out, ids_in:          a step: ids of this rank's rows to those that hold the tables; other ranks' ids.
     vectors_out, vectors_in:  a step: what was looked up here for others; for this rank's rows elsewhere. Gradients go the same ways back.
     copies_out, copies_in:    a step: gradients of data-parallel tables.
@@ -40,7 +44,8 @@ class RankCost:
     tables: int = 0
     beside: int = 0
     host: int = 0
-    bus: int = 0
+    from_host: int = 0
+    to_host: int = 0
     ids_out: int = 0
     ids_in: int = 0
     vectors_out: int = 0
@@ -81,9 +86,12 @@ def _of_table(placement: Placement, rule: TableRule, ranks: int, batch_size: int
     rows = -(-batch_size // ranks)
     for part in placement.parts:
         table, memory = placement.table, placement.memory
-        held = rule.bytes_of(part.rows, part.columns, fused=placement.fused, number_bytes=table.number_bytes, memory=memory)
-        looked_up = 0 if memory.place == "device" else round(batch_size * ids * part.rows / table.rows) * part.columns * table.number_bytes
-        costs[part.rank] += RankCost(tables=held.tables, beside=held.beside, host=held.host, bus=looked_up)
+        held = rule.bytes_of(part.rows, part.rows * part.columns, fused=placement.fused, number_bytes=table.number_bytes, memory=memory)
+        costs[part.rank] += RankCost(tables=held.tables, beside=held.beside, host=held.host)
+        if memory.place != "device":
+            numbers = round(batch_size * ids * part.rows / table.rows) * part.columns
+            read = table.number_bytes + rule.passes * (table.number_bytes + rule.bytes_beside)
+            costs[part.rank] += RankCost(from_host=numbers * read, to_host=numbers * (table.number_bytes + rule.bytes_beside))
         if placement.replicated:
             copies = 2 * (ranks - 1) * part.rows * part.columns * BYTES_PER_NUMBER // ranks
             costs[part.rank] += RankCost(copies_out=copies, copies_in=copies)

@@ -15,7 +15,8 @@ class TableSize:
     searched_width: how many they are.
     stored_width:   columns in memory after the cut, padding included; 0 for a table that has left.
     bytes_before:   in the tables' precision, at the base width.
-    bytes_after:    in the tables' precision, at the searched width: without padding, as the run's bundle stores float32 and float16.
+    bytes_after:    in the tables' precision, at the searched width: without padding. The run's own bundle stores float32 and float16 so; bfloat16
+                    goes into it as float32, in twice as many.
     """
 
     field: str

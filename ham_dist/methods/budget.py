@@ -7,7 +7,6 @@ import torch
 
 from ham_dist.config.schema import Target
 from ham_dist.embedding.mask import ColumnLayout
-from ham_dist.embedding.tables import BYTES_PER_NUMBER
 from ham_dist.errors import TargetError
 
 NEAR = 0.1
@@ -22,7 +21,7 @@ class Budget:
     limit:        columns or bytes.
     """
 
-    def __init__(self, target: Target, layout: ColumnLayout, number_bytes: int = BYTES_PER_NUMBER) -> None:
+    def __init__(self, target: Target, layout: ColumnLayout, number_bytes: int) -> None:
         if target.columns is not None:
             self.unit, self.limit = "columns", target.columns
             self.costs = torch.ones(layout.size, dtype=torch.int64)

@@ -12,7 +12,7 @@ from ham_dist.distributed import process_group, topology
 from ham_dist.distributed.exchange import move
 from ham_dist.distributed.placement import Placement, Plan
 from ham_dist.distributed.planning import Planner, bytes_held, require_known_fields
-from ham_dist.distributed.rules import Held, table_rule
+from ham_dist.distributed.rules import BytesHeld, table_rule
 from ham_dist.distributed.sharding import FIRST_ORDER, TABLES, ShardedModel
 from ham_dist.embedding.mask import Columns
 from ham_dist.embedding.tables import Table, base_tables, narrow_tables, stored_width
@@ -74,7 +74,11 @@ def table_groups(settings: RunSettings, cardinalities: Mapping[str, int], column
 
 
 def plan_for(
-    settings: RunSettings, groups: Mapping[str, Sequence[Table]], ranks: topology.Topology, taken: Sequence[Held] = (), fields: Sequence[str] = ()
+    settings: RunSettings,
+    groups: Mapping[str, Sequence[Table]],
+    ranks: topology.Topology,
+    taken: Sequence[BytesHeld] = (),
+    fields: Sequence[str] = (),
 ) -> Plan:
     """Where a run puts its tables on `ranks`: nothing is allocated, so that it can be asked for ranks that are not there.
 
@@ -85,6 +89,17 @@ def plan_for(
     if fields:
         require_known_fields(settings.sharding, fields)
     return Planner(settings.sharding, table_rule(settings.optimizer), ranks, taken).plan(groups, settings.data.batch_size)
+
+
+def warning_of_caches(settings: RunSettings, plan: Plan) -> str | None:
+    """What a cached table and the decoupled regularizer cost together; None where they do not meet."""
+    how = settings.orthogonality
+    if not plan.caches or how.form == "none" or how.application != "decoupled":
+        return None
+    return (
+        f"warning: tables are cached on the GPU, and every orthogonality.every = {how.every} steps the decoupled regularizer has the caches "
+        "written back and emptied. Raise it if steps are slow"
+    )
 
 
 def open_supernet(settings: RunSettings, cardinalities: Mapping[str, int], device: torch.device) -> TrainingState:
@@ -130,7 +145,7 @@ def narrow(wide: TrainingState, columns: Columns) -> TrainingState:
 
 
 def _plan_together(
-    settings: RunSettings, groups: Mapping[str, Sequence[Table]], device: torch.device, taken: Sequence[Held] = (), fields: Sequence[str] = ()
+    settings: RunSettings, groups: Mapping[str, Sequence[Table]], device: torch.device, taken: Sequence[BytesHeld] = (), fields: Sequence[str] = ()
 ) -> Plan:
     """A plan made on rank 0, which all ranks follow; if there is none, all of them end with the reason."""
     here = topology.here(device)

@@ -12,7 +12,7 @@ from torchrec.distributed.types import ParameterSharding
 from ham_dist.config.schema import OptimizerSettings, RunSettings, ShardingSettings, TablePrecision
 from ham_dist.distributed.placement import Plan
 from ham_dist.distributed.planning import Planner
-from ham_dist.distributed.rules import INDEX_BYTES, SLOT_BYTES, Held, Memory, table_rule
+from ham_dist.distributed.rules import INDEX_BYTES, SLOT_BYTES, BytesHeld, Memory, table_rule
 from ham_dist.distributed.topology import Topology, parse
 from ham_dist.distributed.traffic import costs_by_rank
 from ham_dist.errors import BackendError, ConfigError, HamError, ShardingError
@@ -80,10 +80,10 @@ def test_bytes_on_the_device_and_on_the_host() -> None:
     """State of one number a row stays on the device; a cache has room for a share of the rows, and a number for each row of the table."""
     rule = {name: table_rule(OptimizerSettings(tables=name)) for name in ("adagrad", "rowwise_adagrad")}
     cache = Memory("cached", 0.25)
-    assert rule["adagrad"].bytes_of(1000, 8, fused=True) == Held(32_000, 32_000, 0)
-    assert rule["adagrad"].bytes_of(1000, 8, fused=True, memory=Memory("host")) == Held(0, 0, 64_000)
-    assert rule["rowwise_adagrad"].bytes_of(1000, 8, fused=True, memory=Memory("host")) == Held(0, 4_000, 32_000)
-    assert rule["rowwise_adagrad"].bytes_of(1000, 8, fused=True, number_bytes=2, memory=cache) == Held(
+    assert rule["adagrad"].bytes_of(1000, 8000, fused=True, number_bytes=4) == BytesHeld(32_000, 32_000, 0)
+    assert rule["adagrad"].bytes_of(1000, 8000, fused=True, number_bytes=4, memory=Memory("host")) == BytesHeld(0, 0, 64_000)
+    assert rule["rowwise_adagrad"].bytes_of(1000, 8000, fused=True, number_bytes=4, memory=Memory("host")) == BytesHeld(0, 4_000, 32_000)
+    assert rule["rowwise_adagrad"].bytes_of(1000, 8000, fused=True, number_bytes=2, memory=cache) == BytesHeld(
         250 * (16 + SLOT_BYTES) + 1000 * INDEX_BYTES, 4_000, 16_000
     )
     planner, plan = planned(V100, kind="table_wise", memory="host")
@@ -91,7 +91,27 @@ def test_bytes_on_the_device_and_on_the_host() -> None:
     assert [cost.host for cost in costs] == planner.host_load
     assert [cost.tables + cost.beside for cost in costs] == planner.load
     assert sum(cost.host for cost in costs) == sum(SIZES) * 64 * 4
-    assert sum(cost.bus for cost in costs) == 2048 * (3 + 4) * 64 * 4, "three ids a row of t0, one of the four others"
+
+
+@pytest.mark.parametrize(
+    ("rule", "precision", "read", "written"),
+    [
+        ("sgd", "float32", 4 + 4, 4),
+        ("rowwise_adagrad", "float16", 2 + 2, 2),  # its number a row lies on the device
+        ("adagrad", "float16", 2 + (2 + 4), 2 + 4),
+        ("fused_adam", "float32", 4 + (4 + 8), 4 + 8),
+        ("lamb", "float32", 4 + 2 * (4 + 8), 4 + 8),
+        ("partial_rowwise_adam", "float32", 4 + (4 + 4), 4 + 4),
+    ],
+)
+def test_rows_and_their_state_come_from_the_host_and_go_back(rule: str, precision: TablePrecision, read: int, written: int) -> None:
+    planner, plan = planned(parse("4xV100-16GB"), rule, precision, kind="table_wise", memory="host")
+    costs = costs_by_rank(plan, planner.rule, V100, 2048, {"t0": 3.0})
+    numbers = 2048 * (3 + 4) * 64  # three ids a row of t0, one of the four others
+    assert sum(cost.from_host for cost in costs) == numbers * read
+    assert sum(cost.to_host for cost in costs) == numbers * written
+    on_device = costs_by_rank(planned(parse("4xV100-80GB"), "sgd", kind="table_wise")[1], planner.rule, V100, 2048, {})
+    assert not any(cost.from_host or cost.to_host for cost in on_device)
 
 
 MISTAKES: list[tuple[str, TablePrecision, dict[str, Any], Topology, type[HamError], str]] = [
@@ -112,6 +132,68 @@ def test_what_does_not_exist_or_fit_is_refused_with_the_ways_out(
 ) -> None:
     with pytest.raises(kind, match=message):
         planned(topology, rule, precision, **sharding)
+
+
+HOSTED: list[tuple[str, TablePrecision, dict[str, Any], str, list[str], list[str]]] = [
+    # The largest table lies on the host, and it is t2 that a device cannot take.
+    ("sgd", "float32", {"memories": {"t0": "host"}}, "4xV100-16GB", ['t2 = "row_wise"', 'sharding.memory = "auto"'], ["t0"]),
+    ("sgd", "float32", {"memories": {"t0": "host", "t2": "device"}}, "4xV100-16GB", ['{ t2 = "cached" }'], ['= "auto"']),
+    # What `auto` may not move: a pinned table, copies, half the bytes without a cache.
+    ("sgd", "float32", {"memory": "auto", "memories": {"t0": "device"}}, "4xV100-16GB", ['{ t0 = "cached" }'], ['= "auto"']),
+    (
+        "sgd",
+        "float32",
+        {"memory": "auto", "tables": {"t0": "data_parallel"}},
+        "1xV100-16GB",
+        ['t0 = "table_wise" } and sharding.memory = "auto"'],
+        [],
+    ),
+    ("sgd", "bfloat16", {"memory": "auto"}, "1xV100-16GB", ['{ t0 = "host" } puts'], ['= "auto"', "cached"]),
+    # A cache, and state of one number a row, that do not fit by themselves.
+    ("sgd", "float32", {"memory": "auto", "cache_share": 1.0}, "1xV100-16GB", ["lower sharding.cache_share", '{ t0 = "host" }'], ['= "auto"']),
+    ("rowwise_adagrad", "float32", {"memory": "host"}, "1xV100-0.4GB", ['optimizer.tables = "adagrad"'], ['= "auto"', "cached"]),
+    # Host memory is short: `auto` has no room on devices, and CPU processes have no other memory.
+    ("sgd", "float32", {"memory": "auto"}, "2xV100-16GB+32GB", ["in host memory", "More hosts"], ['= "auto"', '= "device"', "CPU"]),
+    ("sgd", "float32", {"memory": "host"}, "2xV100-16GB+32GB", ["in host memory", '{ t0 = "device" }, or sharding.memory = "auto"'], ["CPU"]),
+    ("adagrad", "float32", {"memory": "host"}, "2xV100-16GB+64GB", ['"rowwise_adagrad" keeps a number a row, "adagrad" 1 for each'], []),
+]
+
+
+@pytest.mark.parametrize(("rule", "precision", "sharding", "topology", "said", "unsaid"), HOSTED)
+def test_ways_out_name_the_table_in_the_way_and_nothing_that_was_tried(
+    rule: str, precision: TablePrecision, sharding: dict[str, Any], topology: str, said: list[str], unsaid: list[str]
+) -> None:
+    with pytest.raises(ShardingError) as error:
+        planned(parse(topology), rule, precision, **{"kind": "table_wise"} | sharding)
+    message = str(error.value)
+    assert all(text in message for text in said), message
+    assert not any(text in message for text in unsaid), message
+
+
+def test_torchrecs_planner_is_not_told_to_use_host_memory_where_that_is_short() -> None:
+    with pytest.raises(ShardingError, match=r"0 B with .* and 41.\d\d GB in host memory, on 2 ranks(.*\n)*  \d\. More hosts") as error:
+        planned(parse("2xV100-16GB+32GB"), "sgd", memory="host")
+    assert "CPU" not in str(error.value)
+
+
+@pytest.mark.parametrize("rule", ["sgd", "adagrad", "rowwise_adagrad"])
+@pytest.mark.parametrize("memory", ["host", "cached"])
+def test_tables_in_host_memory_are_spread_over_ranks(rule: str, memory: str) -> None:
+    """Under sgd and adagrad a table on the host takes nothing of the device, which is then no measure of where it should go."""
+    topology = parse("4xV100-32GB+256GB")
+    planner, _ = planned(topology, rule, kind="table_wise", memory=memory)
+    of_largest = planner.rule.bytes_of(SIZES[0], SIZES[0] * 64, fused=True, number_bytes=4, memory=planner.memory_of(tables(SIZES, width=64)[0])).host
+    assert max(planner.host_load) == of_largest, "the others share the other ranks"
+    hosts = parse("2x2xV100-32GB+256GB")
+    planner, plan = planned(hosts, rule, kind="table_row_wise", memory=memory, tables={"t3": "table_wise"})
+    assert {part.rank // 2 for part in plan.groups["tables.ebc"]["t0"].parts} != {part.rank // 2 for part in plan.groups["tables.ebc"]["t2"].parts}
+
+
+def test_auto_fills_hosts_no_more_than_devices_ask() -> None:
+    """One cached table is enough for the device, and two would be too much for the host."""
+    planner, plan = planned(parse("1xV100-32GB+40GB"), "sgd", kind="table_wise", memory="auto")
+    assert cached(plan) == ["t0"]
+    assert max(planner.host_load) <= (planner.host_room or 0)
 
 
 def test_topologies_with_host_memory_by_name() -> None:

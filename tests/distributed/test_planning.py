@@ -1,6 +1,8 @@
 """Where tables go, and what is said where they cannot."""
 
 import itertools
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -169,3 +171,10 @@ def test_topologies_by_name() -> None:
     for text, number in itertools.product(["8A100-80GB", "xA100-80GB", "8x-80GB", "8xA100", "0xA100-80GB", "2x0GB"], [0]):
         with pytest.raises(ShardingError, match=f"--topology {text}: is not .*8xA100-80GB"):
             parse(text[number:])
+
+
+def test_the_sample_in_the_docs_is_what_a_run_has_by_default() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "sharding.md").read_text(encoding="utf-8")
+    sample = tomllib.loads(text.split("```toml\n")[1].split("```")[0])["sharding"]
+    assert ShardingSettings.model_validate(sample | {"tables": {}, "memories": {}}) == ShardingSettings()
+    assert set(sample) == set(ShardingSettings.model_fields)

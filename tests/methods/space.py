@@ -6,6 +6,7 @@ import torch
 
 from ham_dist.config.schema import SearchSettings, Target
 from ham_dist.embedding.mask import ColumnLayout
+from ham_dist.embedding.tables import BYTES_PER_NUMBER
 from ham_dist.methods.budget import Budget
 from ham_dist.methods.method import Method, SearchSpace
 from ham_dist.methods.registry import METHODS
@@ -17,7 +18,9 @@ LAYOUT = ColumnLayout(WIDTHS, ROWS)
 
 def space(target: Target, *, norms: torch.Tensor | None = None, seed: int = 0) -> SearchSpace:
     """Ten columns; `norms` of them, ones by default."""
-    return SearchSpace(LAYOUT, Budget(target, LAYOUT), lambda: torch.ones(LAYOUT.size) if norms is None else norms, seed, torch.device("cpu"))
+    return SearchSpace(
+        LAYOUT, Budget(target, LAYOUT, BYTES_PER_NUMBER), lambda: torch.ones(LAYOUT.size) if norms is None else norms, seed, torch.device("cpu")
+    )
 
 
 def method(name: str, target: Target, *, norms: torch.Tensor | None = None, seed: int = 0, **settings: Any) -> Method:
