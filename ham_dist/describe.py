@@ -105,9 +105,7 @@ def _run(folder: RunFolder) -> Iterator[RenderableType]:
     settings = load_run(str(folder.settings))
     dataset = settings.data.path or "generated data"
     yield f"{folder.path}: a run, {settings.model.name} on {dataset}, seed {settings.seed}, {settings.search.method}"
-    targets = {
-        target.label: folder if len(settings.search.targets) == 1 else RunFolder(folder.path / target.label) for target in settings.search.targets
-    }
+    targets = {target.label: folder.of_target(target, settings.search.targets) for target in settings.search.targets}
     yield _table(
         ("target", "state", "test AUC", "test log loss", "embedding bytes", "dense parameters"),
         ((label, *_result(target)) for label, target in targets.items()),

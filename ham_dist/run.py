@@ -79,8 +79,7 @@ def _open_log(folder: RunFolder) -> RunLog:
 
 
 def _refuse_part(folder: RunFolder) -> None:
-    whole = RunFolder(folder.path.resolve().parent)
-    if whole.settings.exists():
+    if (whole := folder.whole()) is not None:
         raise CheckpointError(
             f"{folder.path}: is one target of the run in {whole.path}, and does not go on by itself. `ham-dist train --resume --run-dir {whole.path}`"
         )
@@ -165,11 +164,10 @@ def _search_space(run: Run, wide: TrainingState, target: Target) -> SearchSpace:
 
 
 def _target_folder(run: Run, target: Target) -> RunFolder:
-    """The run folder itself for a run of one target; for several, a run folder within it for each."""
-    targets = run.settings.search.targets
-    if len(targets) == 1:
-        return run.folder
-    folder = RunFolder(run.folder.path / target.label)
+    """The run folder of one target: claimed, where it is not the run's own."""
+    folder = run.folder.of_target(target, run.settings.search.targets)
+    if folder is run.folder:
+        return folder
     search_settings = run.settings.search.model_copy(update={"targets": (target,)})
     data = run.settings.data.model_copy(update={"path": absolute(run.samples.folder)})
     settings = run.settings.model_copy(update={"search": search_settings, "data": data})

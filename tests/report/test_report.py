@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -168,27 +169,45 @@ def test_runs_on_other_data_have_figures_of_their_own(run: Path, copy: Path, tmp
 
 
 def test_what_is_left_of_a_killed_run_is_shown(copy: Path, tmp_path: Path) -> None:
+    pretrained = len(metrics(copy))
     killed, never = (RunFolder(copy / label) for label in LABELS)
     killed.result.unlink()
     killed.sizes.unlink()
     lines = killed.metrics.read_bytes().splitlines(keepends=True)
     searched = [line for line in lines if b'"search"' in line]
     killed.metrics.write_bytes(b"".join(searched) + lines[-1][:20])
+    with RunFolder(copy).metrics.open("ab") as file:
+        file.write(lines[-1][:20])
     shutil.rmtree(never.path)
     shutil.rmtree(copy / "data")
     RunFolder(copy).environment.unlink()
     page = report(copy, out=tmp_path / "x.html", with_data=True)
     assert [row[5:7] for row in page.tables[""][1:]] == [["not done", "\N{EN DASH}"]] * 2
     assert page.markers[f"run-1-{LABELS[0]}-search-used"] == len(searched)
-    mend = f"`ham-dist train --resume --run-dir {copy}` goes on with it."
+    mend = f"if it no longer runs, `ham-dist train --resume --run-dir {copy}` goes on with it."
     for wanted in (
         "environment.json is missing",
-        "The last line of metrics.jsonl was cut off, and is left out.",
-        f"Not done: the last line of its metrics is of search, epoch {len(searched) - 1}. {mend}",
-        f"Not done: the last line of its metrics is of pretrain, epoch {len(metrics(copy)) - 1}.",
+        f"Not done so far: the last line of its metrics is of search, epoch {len(searched) - 1}; {mend}",
+        f"Not done so far: the last line of its metrics is of pretrain, epoch {pretrained - 1}; {mend}",
         f"No look at the data: {copy / 'data'}: no such folder",
     ):
         assert any(wanted in warning for warning in page.warnings), wanted
+    assert not any("cut off" in warning for warning in page.warnings), "a run that goes on is writing that line"
+
+
+def test_a_line_cut_off_in_a_finished_run_is_told(copy: Path, tmp_path: Path) -> None:
+    with RunFolder(copy / LABELS[0]).metrics.open("ab") as file:
+        file.write(b'{"stage"')
+    assert report(copy, out=tmp_path / "x.html").warnings == ["The last line of metrics.jsonl was cut off, and is left out."]
+
+
+def test_the_mend_of_one_target_alone_is_a_command_that_train_takes(copy: Path, tmp_path: Path) -> None:
+    run = copy.rename(tmp_path / "it's a run")
+    RunFolder(run / LABELS[0]).result.unlink()
+    (warning,) = report(run / LABELS[0], out=tmp_path / "x.html").warnings
+    command = shlex.split(warning.split("`")[1])
+    assert command == ["ham-dist", "train", "--resume", "--run-dir", str(run)]
+    assert RunFolder(command[-1]).whole() is None, "train refuses one target alone"
 
 
 def test_numbers_that_are_not_finite_leave_a_gap(copy: Path, tmp_path: Path) -> None:
@@ -235,7 +254,7 @@ def test_alarms_of_the_data_are_warnings(tmp_path: Path) -> None:
     alarms = [warning for warning in page.warnings if warning.startswith("field field_1: ")]
     assert len(alarms) == 2
     assert all("never in the training split" in alarm for alarm in alarms)
-    assert any("Not done: it has no metrics yet." in warning for warning in page.warnings)
+    assert any("Not done so far: it has no metrics yet; if it no longer runs, " in warning for warning in page.warnings)
 
 
 def test_many_fields_are_drawn_in_part(copy: Path, tmp_path: Path) -> None:
