@@ -75,7 +75,8 @@ def describe_look(look: DataLook) -> Iterator[RenderableType]:
     yield f"raw rows {look.rows_in:,}, dropped {look.rows_dropped:,}, rejected lines {rejected:,}"
     if look.rejected:
         yield _table(("reason", "rejected lines"), ((reason, f"{count:,}") for reason, count in look.rejected.items()))
-    yield f"tables of width {look.width}: {look.bytes / 1e6:,.2f} MB. Ids that training has, and the share of its values in the most frequent:"
+    yield f"tables of width {look.width} as {look.precision}: {look.bytes / 1e6:,.2f} MB."
+    yield "Ids that training has, and the share of its values in the most frequent:"
     yield _table(
         ("field", "table rows", "MB", "ids seen", "seen once", *(f"top {share}" for share in HEADS)),
         (

@@ -144,7 +144,7 @@ def test_generated_data_can_be_prepared_and_inspected(tmp_path: Path) -> None:
     assert "prepared data, synthetic" in prepared.stdout
     inspected = runner.invoke(app, ["inspect", str(tmp_path / "data"), "--width", "4"]).stdout
     assert inspected.startswith(prepared.stdout)
-    assert "tables of width 4: 0.04 MB" in inspected
+    assert "tables of width 4 as float32: 0.04 MB" in inspected
     figures = json.loads(runner.invoke(app, ["inspect", str(tmp_path / "data"), "--json"]).stdout)
     assert figures["width"] == ModelSettings().base_width
     assert [field["rows"] for field in figures["fields"]] == list(SyntheticSettings().cardinalities)

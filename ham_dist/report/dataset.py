@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ham_dist.config.paths import is_local
+from ham_dist.config.schema import TablePrecision
+from ham_dist.config.units import NUMBER_BYTES
 from ham_dist.data.look import DataLook, look_at
 from ham_dist.data.manifest import Manifest
 from ham_dist.errors import CheckpointError, DataError
@@ -43,20 +45,21 @@ def datasets_of(runs: Sequence[RunRecord]) -> list[Dataset]:
 
 
 def look_at_dataset(dataset: Dataset) -> DataLook | str:
-    """What `ham-dist inspect` finds in the data, at the greatest base width of its runs; or why there is no look at it."""
+    """What `ham-dist inspect` finds in the data, for the widest tables and numbers of its runs; or why there is no look at it."""
     width = max(run.settings.model.base_width for run in dataset.runs)
+    precision = max((run.settings.precision.tables for run in dataset.runs), key=NUMBER_BYTES.__getitem__)
     problems = {}
     for run in dataset.runs:
         if run.data_folder in problems:
             continue
         try:
-            return _look(run, width)
+            return _look(run, width, precision)
         except (DataError, CheckpointError) as error:
             problems[run.data_folder] = str(error)
     return "\n".join(problems.values())
 
 
-def _look(run: RunRecord, width: int) -> DataLook:
+def _look(run: RunRecord, width: int, precision: TablePrecision) -> DataLook:
     """raises: DataError if the data is gone, elsewhere or damaged; CheckpointError if other data is in its place."""
     if not is_local(run.data_folder):
         raise DataError(f"{run.data_folder}: is not on this machine. Copy it to one, and `ham-dist inspect` shows what it holds")
@@ -64,4 +67,4 @@ def _look(run: RunRecord, width: int) -> DataLook:
     manifest = Manifest.load(folder)
     run.folder.check_data(manifest)
     log.info("reading %s once through (--no-data leaves that out)", folder)
-    return look_at(folder, manifest, width)
+    return look_at(folder, manifest, width, precision)

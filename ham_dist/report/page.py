@@ -6,6 +6,7 @@ from pathlib import Path
 
 import ham_dist
 from ham_dist.config.paths import is_local
+from ham_dist.config.units import size_text
 from ham_dist.data.look import DataLook
 from ham_dist.data.manifest import Truth
 from ham_dist.errors import ReportError
@@ -14,7 +15,7 @@ from ham_dist.report.dataset import Dataset, datasets_of, look_at_dataset
 from ham_dist.report.figures import Figure, Point
 from ham_dist.report.record import RunRecord, TargetRecord, read_runs
 from ham_dist.report.tables import Table
-from ham_dist.report.text import quality_text, size_text
+from ham_dist.report.text import quality_text
 from ham_dist.training.run_folder import write_text
 
 TEMPLATE = "page.html"

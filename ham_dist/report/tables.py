@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 from ham_dist.config.load import changes
 from ham_dist.config.schema import RunSettings
+from ham_dist.config.units import size_text
 from ham_dist.data.look import HEADS, DataLook
 from ham_dist.data.manifest import SPLITS, Truth
 from ham_dist.embedding.table_size import TableSize
 from ham_dist.report.record import Result, RunRecord, Start
-from ham_dist.report.text import NOTHING, count_text, quality_text, share_text, size_text
+from ham_dist.report.text import NOTHING, count_text, quality_text, share_text
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def results(runs: Sequence[RunRecord]) -> Table:
     """A row for each target of each run."""
     names = (
         "run", "target", "model", "method", "seed", "columns", "test AUC", "over supernet", "log loss",
-        "tables before", "tables after", "dense parameters", "minutes",
+        "tables before", "tables after", "dense parameters", "minutes, pretraining included",
     )  # fmt: skip
     rows: list[Sequence[Cell | str]] = []
     for run in runs:
@@ -134,7 +135,7 @@ def settings(run: RunSettings) -> Table:
 
 
 def starts(entries: Sequence[Start]) -> Table:
-    """Versions and machine of each start of a run; versions that all starts share a name with stand in columns."""
+    """Versions and machine of each start of a run; each package that any of them names has a column."""
     packages = list(dict.fromkeys(name for entry in entries for name in entry.versions))
     rows: list[Sequence[Cell | str]] = [
         (
@@ -175,7 +176,7 @@ def data(look: DataLook) -> list[Table]:
         Table("Splits", ("split", "rows", "positive", "label rate"), splits),
         Table("Raw lines", ("", "lines"), lines),
         Table(
-            f"Tables {look.width} columns wide, and the share of the training values in the most frequent ids",
+            f"Tables {look.width} columns wide in {look.precision}, and the share of the training values in the most frequent ids",
             ("field", "rows", "bytes", "ids seen", "seen once", *(f"top {share}" for share in HEADS)),
             fields,
             total=total,

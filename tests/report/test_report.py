@@ -15,14 +15,15 @@ from typer.testing import CliRunner
 from ham_dist.cli import app
 from ham_dist.config.load import load_run
 from ham_dist.config.schema import ModelSettings, SyntheticSettings
+from ham_dist.config.units import size_text
 from ham_dist.data.look import look_at
 from ham_dist.data.manifest import Manifest
 from ham_dist.data.synthetic import generate
 from ham_dist.errors import ConfigError, ReportError
 from ham_dist.report.dataset import datasets_of
+from ham_dist.report.figures import FIELDS_SHOWN, STYLES, Point, comparison, heads
 from ham_dist.report.page import results, write_report
 from ham_dist.report.record import read_runs
-from ham_dist.report.text import size_text
 from ham_dist.run import run_stages
 from ham_dist.training.run_folder import RunFolder, read_json, write_json
 from tests.report.page import Page
@@ -110,6 +111,15 @@ def test_data_is_what_inspect_finds(run: Path, page: Page) -> None:
         assert shares[number + 1] == [field.name, *(f"{share:.1%}" for share in (*field.zero.values(), *field.unseen.values()))]
         assert page.markers[f"data-1-heads-field-{number}"] == len(field.head)
     assert ["raw rows", "1,000"] in page.tables["Raw lines"]
+
+
+def test_tables_of_the_data_are_counted_in_the_precision_of_the_run(copy: Path, tmp_path: Path) -> None:
+    settings = RunFolder(copy).settings
+    settings.write_text(settings.read_text().replace('tables = "float32"', 'tables = "float16"'))
+    page = report(copy, out=tmp_path / "x.html", with_data=True)
+    (fields,) = (rows for title, rows in page.tables.items() if title.startswith("Tables 4 columns wide in float16"))
+    whole = look_at(copy / "data", Manifest.load(copy / "data"), 4)
+    assert [row[2] for row in fields[1:-1]] == [size_text(field.bytes // 2) for field in whole.fields]
 
 
 def test_settings_and_versions(run: Path, page: Page) -> None:
@@ -257,6 +267,25 @@ def test_alarms_of_the_data_are_warnings(tmp_path: Path) -> None:
     assert any("Not done so far: it has no metrics yet; if it no longer runs, " in warning for warning in page.warnings)
 
 
+def test_kinds_are_told_apart_or_not_named() -> None:
+    points = [Point(f"kind {number}", 100 + number, 0.5 + number / 1000) for number in range(STYLES + 1)]
+    svg = comparison("x", points).svg
+    marks = re.findall(r'<g id="x-kind-\d+">.*?<use [^>]*?href="(#[^"]+)"', svg, flags=re.DOTALL)  # a mark's name goes by its shape and colour
+    assert len(marks) == STYLES + 1
+    assert len(set(marks)) == STYLES
+    assert marks[-1] == marks[0]
+    assert f">kind {STYLES - 1}<" in svg
+    assert f">kind {STYLES}<" not in svg
+
+
+def test_the_names_of_many_fields_leave_room_for_their_curves(run: Path) -> None:
+    look = look_at(run / "data", Manifest.load(run / "data"), 4)
+    for count, ending, named in ((FIELDS_SHOWN, "m" * 40, True), (FIELDS_SHOWN, "m" * 8, True), (FIELDS_SHOWN + 1, "m", False)):
+        fields = [look.fields[0].model_copy(update={"name": f"{number}-{ending}"}) for number in range(count)]
+        svg = heads("x", look.model_copy(update={"fields": fields})).svg  # matplotlib warns, which fails a test, where there is no room
+        assert (">49-m" in svg) is named
+
+
 def test_many_fields_are_drawn_in_part(copy: Path, tmp_path: Path) -> None:
     folder = RunFolder(copy / LABELS[0])
     size = read_json(folder.sizes)[0]
@@ -318,10 +347,3 @@ def test_without_matplotlib_the_mend_is_told(run: Path, tmp_path: Path, monkeypa
     refused = CliRunner().invoke(app, ["report", str(run), "--out", str(tmp_path / "x.html")])
     assert refused.exit_code == 2
     assert refused.stderr == "ham-dist: report: draws with matplotlib, which is not installed. pip install 'ham-dist[report]'\n"
-
-
-@pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 bytes"), (999, "999 bytes"), (26_400, "26.4 kB"), (999_960, "1 MB"), (317_708, "317.7 kB"), (4e15, "4 PB")]
-)
-def test_sizes_have_a_unit_that_fits(count: float, text: str) -> None:
-    assert size_text(count) == text
