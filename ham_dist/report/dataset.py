@@ -44,8 +44,11 @@ def datasets_of(runs: Sequence[RunRecord]) -> list[Dataset]:
     return [Dataset(group[0].dataset, group[0].data.sha256 if group[0].data else None, group) for group in groups.values()]
 
 
-def look_at_dataset(dataset: Dataset) -> DataLook | str:
-    """What `ham-dist inspect` finds in the data, for the widest tables and numbers of its runs; or why there is no look at it."""
+def look_at_dataset(dataset: Dataset, most_rows: int | None) -> DataLook | str:
+    """What `ham-dist inspect` finds in the data, for the widest tables and numbers of its runs; or why there is no look at it.
+
+    most_rows: of all splits; data with more is not read. None reads data of any size.
+    """
     width = max(run.settings.model.base_width for run in dataset.runs)
     precision = max((run.settings.precision.tables for run in dataset.runs), key=NUMBER_BYTES.__getitem__)
     problems = {}
@@ -53,18 +56,23 @@ def look_at_dataset(dataset: Dataset) -> DataLook | str:
         if run.data_folder in problems:
             continue
         try:
-            return _look(run, width, precision)
+            return _look(run, width, precision, most_rows)
         except (DataError, CheckpointError) as error:
             problems[run.data_folder] = str(error)
     return "\n".join(problems.values())
 
 
-def _look(run: RunRecord, width: int, precision: TablePrecision) -> DataLook:
+def _look(run: RunRecord, width: int, precision: TablePrecision, most_rows: int | None) -> DataLook | str:
     """raises: DataError if the data is gone, elsewhere or damaged; CheckpointError if other data is in its place."""
     if not is_local(run.data_folder):
         raise DataError(f"{run.data_folder}: is not on this machine. Copy it to one, and `ham-dist inspect` shows what it holds")
     folder = Path(run.data_folder)
     manifest = Manifest.load(folder)
     run.folder.check_data(manifest)
+    rows = sum(split.rows for split in manifest.splits.values())
+    if most_rows is not None and rows > most_rows:
+        left_out = f"{folder}: has {rows:,} rows, and more than {most_rows:,} are read only if asked for. --data reads them"
+        log.info("no look at the data: %s", left_out)
+        return left_out
     log.info("reading %s once through (--no-data leaves that out)", folder)
     return look_at(folder, manifest, width, precision)

@@ -191,6 +191,8 @@ def _read_run(name: str, label: str) -> RunRecord:
 def _no_run(path: Path) -> str:
     if not path.exists():
         return f"{path}: there is no such folder"
+    if not path.is_dir():
+        return f"{path}: is a file, and a report is of run folders. Give the folder of a run"
     if (path / MANIFEST).exists():
         return f"{path}: is prepared data or a bundle, and a report is of runs. `ham-dist inspect {path}` says what it holds"
     return f"{path}: is no run folder (it has no run.toml). `ham-dist train --run-dir {path}` makes one"

@@ -51,8 +51,8 @@ def copy(run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(run, tmp_path / "copy"))
 
 
-def report(*runs: Path, out: Path, with_data: bool = False) -> Page:
-    write_report([str(run) for run in runs], str(out), with_data=with_data)
+def report(*runs: Path, out: Path, with_data: bool | None = False) -> Page:
+    write_report([str(run) for run in runs], str(out), with_data=with_data, overwrite=False)
     return Page(out.read_text(encoding="utf-8"))
 
 
@@ -319,6 +319,7 @@ def test_what_is_no_run_is_told_apart(run: Path, tmp_path: Path) -> None:
     for path, message in (
         (tmp_path / "none", "there is no such folder"),
         (tmp_path, r"is no run folder \(it has no run\.toml\)"),
+        (run / "run.toml", r"run\.toml: is a file, and a report is of run folders"),
         (run / "data", "is prepared data or a bundle"),
         (run / LABELS[0] / "bundle", "is prepared data or a bundle"),
     ):
@@ -327,19 +328,38 @@ def test_what_is_no_run_is_told_apart(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ReportError, match="is given twice"):
         report(run, run / ".", out=tmp_path / "x.html")
     with pytest.raises(ReportError, match="s3://runs/first: a report is made of run folders on this machine"):
-        write_report(["s3://runs/first"], str(tmp_path / "x.html"), with_data=False)
+        write_report(["s3://runs/first"], str(tmp_path / "x.html"), with_data=False, overwrite=False)
 
 
 def test_where_a_report_can_go(run: Path, tmp_path: Path) -> None:
     (tmp_path / "old.html").write_text("mine")
     for out, message in (
-        (str(tmp_path / "old.html"), "is there already; a report is never written over"),
+        (str(tmp_path / "old.html"), r"is there already\. --overwrite replaces it"),
         (str(tmp_path / "old.html" / "x.html"), r"old\.html: cannot be made a folder"),
+        (str(tmp_path), "is a folder, and a report is one file"),
         ("s3://pages/x.html", "s3://pages/x.html: a report is written to a file of this machine"),
     ):
         with pytest.raises(ReportError, match=message):
-            write_report([str(run)], out, with_data=False)
+            write_report([str(run)], out, with_data=False, overwrite=False)
     assert (tmp_path / "old.html").read_text() == "mine"
+    replaced = CliRunner().invoke(app, ["report", str(run), "--out", str(tmp_path / "old.html"), "--no-data", "--overwrite"])
+    assert replaced.exit_code == 0
+    assert "Columns kept" in Page((tmp_path / "old.html").read_text(encoding="utf-8")).tables
+    with pytest.raises(ReportError, match="is a folder"):
+        write_report([str(run)], str(tmp_path), with_data=False, overwrite=True)
+
+
+def test_large_data_is_read_only_if_asked_for(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("ham_dist.report.page.ROWS_UNASKED", 999)
+    caplog.set_level("INFO", logger="ham_dist")
+    left_out = f"{run / 'data'}: has 1,000 rows, and more than 999 are read only if asked for. --data reads them"
+    page = report(run, out=tmp_path / "unasked.html", with_data=None)
+    assert page.warnings == [f"No look at the data: {left_out}"]
+    assert caplog.messages == [f"no look at the data: {left_out}"]
+    assert "Splits" not in page.tables
+    assert "Splits" in report(run, out=tmp_path / "asked.html", with_data=True).tables
+    never = report(run, out=tmp_path / "never.html", with_data=False)
+    assert "data-1" not in never.ids()
 
 
 def test_without_matplotlib_the_mend_is_told(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

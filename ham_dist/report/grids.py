@@ -1,4 +1,4 @@
-"""The tables of a report, as text in rows."""
+"""The grids of a report, as text in rows. A table is an embedding table, as everywhere."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Table:
+class Grid:
     """title, and under each of `names` a column.
 
     texts: so many columns, from the left, are words; the others are numbers.
@@ -36,7 +36,7 @@ class Table:
     total: Sequence[Cell | str] | None = None
 
 
-def results(runs: Sequence[RunRecord]) -> Table:
+def results(runs: Sequence[RunRecord]) -> Grid:
     """A row for each target of each run."""
     names = (
         "run", "target", "model", "method", "seed", "columns", "test AUC", "over supernet", "log loss",
@@ -48,7 +48,7 @@ def results(runs: Sequence[RunRecord]) -> Table:
             search, result = run.settings.search, record.result
             words = Cell(run.label, run.name), record.target.label, run.settings.model.name, search.method, str(run.settings.seed)
             rows.append((*words, *(_result_row(result) if result else ("not done", *[NOTHING] * 7))))
-    return Table("", names, rows, texts=4)
+    return Grid("", names, rows, texts=4)
 
 
 def _result_row(result: Result) -> tuple[Cell | str, ...]:
@@ -65,7 +65,7 @@ def _result_row(result: Result) -> tuple[Cell | str, ...]:
     )
 
 
-def quality(result: Result) -> Table:
+def quality(result: Result) -> Grid:
     """What the narrow model reaches and holds beside the supernet."""
     before = result.supernet.model_dump() if result.supernet else {}
     rows: list[Sequence[Cell | str]] = []
@@ -83,20 +83,20 @@ def quality(result: Result) -> Table:
         rows.append((title, count_text(before.get(name)), count_text(count), _change(before.get(name), count)))
     size = before.get("embedding_bytes")
     rows.append(("embedding bytes", NOTHING if size is None else _size(size), _size(result.embedding_bytes), _change(size, result.embedding_bytes)))
-    return Table("What it reaches and holds", ("", "supernet", "narrow", "change"), rows)
+    return Grid("What it reaches and holds", ("", "supernet", "narrow", "change"), rows)
 
 
-def cost(result: Result) -> Table:
+def cost(result: Result) -> Grid:
     """Time by stage."""
     rows = []
     for stage, seconds in result.seconds.items():
         speed = result.samples_per_second.get(stage)
         rows.append((stage, count_text(result.epochs.get(stage)), f"{seconds:,.1f}", NOTHING if speed is None else f"{speed:,.0f}"))
     total = ("all", "", f"{sum(result.seconds.values()):,.1f}", "")
-    return Table("What it took", ("stage", "epochs", "seconds", "samples/s"), rows, total=total)
+    return Grid("What it took", ("stage", "epochs", "seconds", "samples/s"), rows, total=total)
 
 
-def sizes(tables: Sequence[TableSize], truth: Truth | None) -> Table:
+def sizes(tables: Sequence[TableSize], truth: Truth | None) -> Grid:
     """Each field's table before and after; of generated data, with the columns that it truly needs."""
     names = ["field", "rows", "base width", "kept columns", "bytes before", "bytes after", "change"]
     rows: list[Sequence[Cell | str]] = [
@@ -126,15 +126,15 @@ def sizes(tables: Sequence[TableSize], truth: Truth | None) -> Table:
         names.append("planted columns")
         rows = [(*row, count_text(count)) for row, count in zip(rows, planted, strict=True)]
         total = (*total, count_text(sum(count or 0 for count in planted)))
-    return Table("Columns kept", names, rows, total=total)
+    return Grid("Columns kept", names, rows, total=total)
 
 
-def settings(run: RunSettings) -> Table:
+def settings(run: RunSettings) -> Grid:
     """What is not as by default."""
-    return Table("Settings that are not the default", ("setting", "default", "here"), changes(RunSettings(), run), texts=3)
+    return Grid("Settings that are not the default", ("setting", "default", "here"), changes(RunSettings(), run), texts=3)
 
 
-def starts(entries: Sequence[Start]) -> Table:
+def starts(entries: Sequence[Start]) -> Grid:
     """Versions and machine of each start of a run; each package that any of them names has a column."""
     packages = list(dict.fromkeys(name for entry in entries for name in entry.versions))
     rows: list[Sequence[Cell | str]] = [
@@ -148,10 +148,10 @@ def starts(entries: Sequence[Start]) -> Table:
         for entry in entries
     ]
     names = ("started", "ranks", "ham_dist", "python", *packages)
-    return Table("Starts, with versions", names, rows, texts=len(names))
+    return Grid("Starts, with versions", names, rows, texts=len(names))
 
 
-def data(look: DataLook) -> list[Table]:
+def data(look: DataLook) -> list[Grid]:
     """The figures of `ham-dist inspect` on a data folder."""
     splits = [(name, count_text(split.rows), count_text(split.positives), share_text(split.label_rate)) for name, split in look.splits.items()]
     lines = [("raw rows", count_text(look.rows_in)), ("dropped", count_text(look.rows_dropped))]
@@ -173,15 +173,15 @@ def data(look: DataLook) -> list[Table]:
         for field in look.fields
     ]
     return [
-        Table("Splits", ("split", "rows", "positive", "label rate"), splits),
-        Table("Raw lines", ("", "lines"), lines),
-        Table(
+        Grid("Splits", ("split", "rows", "positive", "label rate"), splits),
+        Grid("Raw lines", ("", "lines"), lines),
+        Grid(
             f"Tables {look.width} columns wide in {look.precision}, and the share of the training values in the most frequent ids",
             ("field", "rows", "bytes", "ids seen", "seen once", *(f"top {share}" for share in HEADS)),
             fields,
             total=total,
         ),
-        Table(
+        Grid(
             "Share of the values that are unknown (id 0), and whose ids training lacks (unseen)",
             ("field", *(f"id 0, {split}" for split in SPLITS), *(f"unseen, {split}" for split in SPLITS[1:])),
             shares,
