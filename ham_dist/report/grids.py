@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from ham_dist.config.load import changes
 from ham_dist.config.schema import RunSettings
 from ham_dist.config.units import size_text
-from ham_dist.data.look import HEADS, DataLook
-from ham_dist.data.manifest import SPLITS, Truth
+from ham_dist.data.manifest import Truth
 from ham_dist.embedding.table_size import TableSize
 from ham_dist.report.record import Result, RunRecord, Start
-from ham_dist.report.text import NOTHING, count_text, quality_text, share_text
+from ham_dist.report.text import NOTHING, count_text, quality_text
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,8 @@ def _result_row(result: Result) -> tuple[Cell | str, ...]:
         quality_text(result.test_auc),
         f"{result.test_auc - before.auc:+.4f}" if before else NOTHING,
         quality_text(result.test_logloss),
-        _size(before.embedding_bytes) if before else NOTHING,
-        _size(result.embedding_bytes),
+        size_cell(before.embedding_bytes) if before else NOTHING,
+        size_cell(result.embedding_bytes),
         count_text(result.dense_parameters),
         f"{sum(result.seconds.values()) / 60:.1f}",
     )
@@ -82,7 +81,9 @@ def quality(result: Result) -> Grid:
     ):
         rows.append((title, count_text(before.get(name)), count_text(count), _change(before.get(name), count)))
     size = before.get("embedding_bytes")
-    rows.append(("embedding bytes", NOTHING if size is None else _size(size), _size(result.embedding_bytes), _change(size, result.embedding_bytes)))
+    rows.append(
+        ("embedding bytes", NOTHING if size is None else size_cell(size), size_cell(result.embedding_bytes), _change(size, result.embedding_bytes))
+    )
     return Grid("What it reaches and holds", ("", "supernet", "narrow", "change"), rows)
 
 
@@ -105,8 +106,8 @@ def sizes(tables: Sequence[TableSize], truth: Truth | None) -> Grid:
             count_text(table.rows),
             count_text(table.base_width),
             count_text(table.searched_width),
-            _size(table.bytes_before),
-            _size(table.bytes_after),
+            size_cell(table.bytes_before),
+            size_cell(table.bytes_after),
             _change(table.bytes_before, table.bytes_after),
         )
         for table in tables
@@ -117,8 +118,8 @@ def sizes(tables: Sequence[TableSize], truth: Truth | None) -> Grid:
         count_text(sum(table.rows for table in tables)),
         count_text(sum(table.base_width for table in tables)),
         count_text(sum(table.searched_width for table in tables)),
-        _size(before),
-        _size(after),
+        size_cell(before),
+        size_cell(after),
         _change(before, after),
     )
     if truth is not None:
@@ -151,45 +152,8 @@ def starts(entries: Sequence[Start]) -> Grid:
     return Grid("Starts, with versions", names, rows, texts=len(names))
 
 
-def data(look: DataLook) -> list[Grid]:
-    """The figures of `ham-dist inspect` on a data folder."""
-    splits = [(name, count_text(split.rows), count_text(split.positives), share_text(split.label_rate)) for name, split in look.splits.items()]
-    lines = [("raw rows", count_text(look.rows_in)), ("dropped", count_text(look.rows_dropped))]
-    lines += [(f"rejected: {reason}", count_text(count)) for reason, count in look.rejected.items()] or [("rejected", "0")]
-    fields: list[Sequence[Cell | str]] = [
-        (
-            field.name,
-            count_text(field.rows),
-            _size(field.bytes),
-            count_text(field.ids_seen),
-            count_text(field.ids_seen_once),
-            *(share_text(field.head[share]) for share in HEADS),
-        )
-        for field in look.fields
-    ]
-    total: Sequence[Cell | str] = ("all", count_text(sum(field.rows for field in look.fields)), _size(look.bytes), *[""] * (2 + len(HEADS)))
-    shares = [
-        (field.name, *(share_text(field.zero[split]) for split in SPLITS), *(share_text(field.unseen[split]) for split in SPLITS[1:]))
-        for field in look.fields
-    ]
-    return [
-        Grid("Splits", ("split", "rows", "positive", "label rate"), splits),
-        Grid("Raw lines", ("", "lines"), lines),
-        Grid(
-            f"Tables {look.width} columns wide in {look.precision}, and the share of the training values in the most frequent ids",
-            ("field", "rows", "bytes", "ids seen", "seen once", *(f"top {share}" for share in HEADS)),
-            fields,
-            total=total,
-        ),
-        Grid(
-            "Share of the values that are unknown (id 0), and whose ids training lacks (unseen)",
-            ("field", *(f"id 0, {split}" for split in SPLITS), *(f"unseen, {split}" for split in SPLITS[1:])),
-            shares,
-        ),
-    ]
-
-
-def _size(count: int) -> Cell:
+def size_cell(count: int) -> Cell:
+    """Bytes, rounded to be read, with their exact number."""
     return Cell(size_text(count), f"{count:,} bytes")
 
 

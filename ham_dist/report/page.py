@@ -10,7 +10,7 @@ from ham_dist.config.units import size_text
 from ham_dist.data.manifest import Truth
 from ham_dist.errors import ReportError
 from ham_dist.report import figures, grids
-from ham_dist.report.dataset import Dataset, datasets_of, look_at_dataset
+from ham_dist.report.dataset import Dataset, data_grids, datasets_of, look_at_dataset
 from ham_dist.report.figures import Figure, Point
 from ham_dist.report.grids import Grid
 from ham_dist.report.record import RunRecord, TargetRecord, read_runs
@@ -141,4 +141,4 @@ def _dataset(key: str, dataset: Dataset, most_rows: int | None) -> Section:
     title = f"Data: {dataset.title}"
     if isinstance(look, str):
         return Section(key, title, lines, [f"No look at the data: {look}"])
-    return Section(key, title, lines, look.alarms, grids.data(look), [figures.heads(f"{key}-heads", look)])
+    return Section(key, title, lines, look.alarms, data_grids(look), [figures.heads(f"{key}-heads", look)])

@@ -200,7 +200,7 @@ def _no_run(path: Path) -> str:
 
 def _read_target(target: Target, folder: RunFolder, run: RunFolder) -> TargetRecord:
     notes: list[str] = []
-    result = _read(folder.result, Result)
+    result = read_result(folder)
     sizes = _read(folder.sizes, list[TableSize]) or []
     rows = _read_metrics(folder.metrics, notes)
     # A run of several targets has its pretraining in its own folder; `run` may be one of its targets, given alone.
@@ -215,6 +215,15 @@ def _read_target(target: Target, folder: RunFolder, run: RunFolder) -> TargetRec
     elif not sizes:
         notes.append(f"{folder.sizes.name} is missing: what each field keeps is known by number alone.")
     return TargetRecord(target, result, sizes, rows, notes)
+
+
+def read_result(folder: RunFolder) -> Result | None:
+    """What a run, or one target of it, ended with; None where it is not done.
+
+    raises: ReportError if the file is damaged.
+    """
+    result: Result | None = _read(folder.result, Result)
+    return result
 
 
 def _read_metrics(path: Path, notes: list[str]) -> list[Metrics]:
