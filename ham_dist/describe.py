@@ -75,7 +75,8 @@ def describe_look(look: DataLook) -> Iterator[RenderableType]:
     yield f"raw rows {look.rows_in:,}, dropped {look.rows_dropped:,}, rejected lines {rejected:,}"
     if look.rejected:
         yield _table(("reason", "rejected lines"), ((reason, f"{count:,}") for reason, count in look.rejected.items()))
-    yield f"tables of width {look.width}: {look.bytes / 1e6:,.2f} MB. Ids that training has, and the share of its values in the most frequent:"
+    yield f"tables of width {look.width} as {look.precision}: {look.bytes / 1e6:,.2f} MB."
+    yield "Ids that training has, and the share of its values in the most frequent:"
     yield _table(
         ("field", "table rows", "MB", "ids seen", "seen once", *(f"top {share}" for share in HEADS)),
         (
@@ -105,9 +106,7 @@ def _run(folder: RunFolder) -> Iterator[RenderableType]:
     settings = load_run(str(folder.settings))
     dataset = settings.data.path or "generated data"
     yield f"{folder.path}: a run, {settings.model.name} on {dataset}, seed {settings.seed}, {settings.search.method}"
-    targets = {
-        target.label: folder if len(settings.search.targets) == 1 else RunFolder(folder.path / target.label) for target in settings.search.targets
-    }
+    targets = {target.label: folder.of_target(target, settings.search.targets) for target in settings.search.targets}
     yield _table(
         ("target", "state", "test AUC", "test log loss", "embedding bytes", "dense parameters"),
         ((label, *_result(target)) for label, target in targets.items()),

@@ -8,12 +8,12 @@ from rich.console import RenderableType
 from rich.table import Table as Grid
 
 from ham_dist.config.schema import RunSettings, Target
+from ham_dist.config.units import size_text
 from ham_dist.data.ids_per_row import ids_per_row
 from ham_dist.data.manifest import Manifest
 from ham_dist.distributed import process_group, topology
 from ham_dist.distributed.placement import Plan
 from ham_dist.distributed.planning import Planner
-from ham_dist.distributed.planning_errors import size_text
 from ham_dist.distributed.rules import BytesHeld, Memory, TableRule, table_rule
 from ham_dist.distributed.sharding import FIRST_ORDER, TABLES
 from ham_dist.distributed.traffic import RankCost, costs_by_rank

@@ -14,18 +14,21 @@ import torch
 
 from ham_dist.config.paths import absolute
 from ham_dist.config.schema import RunSettings, Target
-from ham_dist.data.manifest import Manifest
+from ham_dist.data.manifest import Manifest, Truth
 from ham_dist.data.synthetic import generate
 from ham_dist.distributed import gram, process_group
 from ham_dist.distributed.checkpoint_writer import CheckpointWriter
 from ham_dist.embedding.mask import Columns
 from ham_dist.embedding.sizes import table_sizes
-from ham_dist.embedding.table_size import TableSize
+from ham_dist.embedding.table_size import read_sizes
 from ham_dist.errors import CheckpointError
 from ham_dist.export.package import export_state, origin, own_precision
 from ham_dist.methods.budget import Budget
 from ham_dist.methods.method import Method, SearchSpace
 from ham_dist.methods.registry import METHODS
+from ham_dist.report import grids
+from ham_dist.report.record import read_result
+from ham_dist.report.terminal import print_grids
 from ham_dist.stages.pretrain import pretrain
 from ham_dist.stages.retrain import retrain
 from ham_dist.stages.search import search
@@ -34,11 +37,27 @@ from ham_dist.training.checkpoints import Saving, StageCheckpoints
 from ham_dist.training.evaluation import evaluate
 from ham_dist.training.preemption import Preemption
 from ham_dist.training.progress import StageProgress
-from ham_dist.training.run_folder import RunFolder, default_run_dir, read_json, write_json
+from ham_dist.training.run_folder import RunFolder, default_run_dir, write_json
 from ham_dist.training.run_log import RunLog
 from ham_dist.training.samples import Samples, StageName
 from ham_dist.training.state import TrainingState, open_supernet, warning_of_caches
-from ham_dist.training.summary import ModelResult, print_summary
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """What one model reaches and costs.
+
+    auc, logloss:         on the test split.
+    embedding_parameters: numbers in its tables, at searched widths.
+    embedding_bytes:      of its tables.
+    dense_parameters:     numbers outside the tables.
+    """
+
+    auc: float
+    logloss: float
+    embedding_parameters: int
+    embedding_bytes: int
+    dense_parameters: int
 
 
 @dataclass(frozen=True)
@@ -80,8 +99,7 @@ def _open_log(folder: RunFolder) -> RunLog:
 
 
 def _refuse_part(folder: RunFolder) -> None:
-    whole = RunFolder(folder.path.resolve().parent)
-    if whole.settings.exists():
+    if (whole := folder.whole()) is not None:
         raise CheckpointError(
             f"{folder.path}: is one target of the run in {whole.path}, and does not go on by itself. `ham-dist train --resume --run-dir {whole.path}`"
         )
@@ -117,7 +135,7 @@ def _all_stages(run: Run) -> None:
             with _open_log(folder) if folder is not run.folder else nullcontext(run.log) as log:
                 _one_target(replace(run, folder=folder, log=log), target, wide, method, pretrained, before)
             gc.collect()  # Sharded modules hold themselves: the narrow model's tables would lie in memory beside the next one's.
-        process_group.on_first_rank(partial(_print_result, folder))
+        process_group.on_first_rank(partial(_print_result, folder, run.manifest.truth))
 
 
 def _one_target(run: Run, target: Target, wide: TrainingState, method: Method, pretrained: StageProgress, before: ModelResult) -> None:
@@ -169,11 +187,10 @@ def _search_space(run: Run, wide: TrainingState, target: Target) -> SearchSpace:
 
 
 def _target_folder(run: Run, target: Target) -> RunFolder:
-    """The run folder itself for a run of one target; for several, a run folder within it for each."""
-    targets = run.settings.search.targets
-    if len(targets) == 1:
-        return run.folder
-    folder = RunFolder(run.folder.path / target.label)
+    """The run folder of one target: claimed, where it is not the run's own."""
+    folder = run.folder.of_target(target, run.settings.search.targets)
+    if folder is run.folder:
+        return folder
     search_settings = run.settings.search.model_copy(update={"targets": (target,)})
     data = run.settings.data.model_copy(update={"path": absolute(run.samples.folder)})
     settings = run.settings.model_copy(update={"search": search_settings, "data": data})
@@ -220,16 +237,10 @@ def _result(run: Run, target: Target, before: ModelResult, after: ModelResult, c
     }
 
 
-def _print_result(folder: RunFolder) -> None:
-    result = read_json(folder.result)
-    names = tuple(ModelResult.__dataclass_fields__)
-    before = ModelResult(**{name: result["supernet"][name] for name in names})
-    after = ModelResult(
-        auc=result["test_auc"],
-        logloss=result["test_logloss"],
-        **{name: result[name] for name in ("embedding_parameters", "embedding_bytes", "dense_parameters")},
-    )
-    print_summary([TableSize(**size) for size in read_json(folder.sizes)], before, after)
+def _print_result(folder: RunFolder, truth: Truth | None) -> None:
+    result = read_result(folder)
+    if result is not None:
+        print_grids([grids.sizes(read_sizes(folder.sizes), truth), grids.quality(result)])
 
 
 def _peak_memory(device: torch.device) -> int:

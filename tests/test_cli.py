@@ -144,7 +144,7 @@ def test_generated_data_can_be_prepared_and_inspected(tmp_path: Path) -> None:
     assert "prepared data, synthetic" in prepared.stdout
     inspected = runner.invoke(app, ["inspect", str(tmp_path / "data"), "--width", "4"]).stdout
     assert inspected.startswith(prepared.stdout)
-    assert "tables of width 4: 0.04 MB" in inspected
+    assert "tables of width 4 as float32: 0.04 MB" in inspected
     figures = json.loads(runner.invoke(app, ["inspect", str(tmp_path / "data"), "--json"]).stdout)
     assert figures["width"] == ModelSettings().base_width
     assert [field["rows"] for field in figures["fields"]] == list(SyntheticSettings().cardinalities)
@@ -178,7 +178,7 @@ def test_plan_only_prints_what_each_rank_would_hold_and_makes_no_run(monkeypatch
     arguments = ["train", "--plan-only", "--topology", "4x8xA100-80GB", "--set", "sharding.tables.field_1=row_wise"]
     told = runner.invoke(app, arguments)
     assert told.exit_code == 0, told.stderr
-    assert "4x8xA100-80GB: 32 x cuda on 4 hosts, 80.00 GB each" in told.stdout
+    assert "4x8xA100-80GB: 32 x cuda on 4 hosts, 80 GB each" in told.stdout
     assert re.search(r"field_1 +400 +16 +row_wise +dense +0 to 31 \(32\)", told.stdout)
     assert "columns-16" in told.stdout
     assert calls == []

@@ -58,8 +58,8 @@ def test_look_names_rejected_lines_by_reason_and_warns() -> None:
         unseen={"validation": 0.2, "test": 0.04},
     )
     look = DataLook(
-        name="x", seed=0, width=16, splits={}, rows_in=1_005, rows_dropped=2, rejected={"too few columns": 3, "not a number": 1}, fields=[field],
-        alarms=["field city: much"],
+        name="x", seed=0, width=16, precision="float32", splits={}, rows_in=1_005, rows_dropped=2,
+        rejected={"too few columns": 3, "not a number": 1}, fields=[field], alarms=["field city: much"],
     )  # fmt: skip
     stream = io.StringIO()
     console = Console(file=stream, width=120)

@@ -36,9 +36,9 @@ def test_a_narrow_model_on_the_host_takes_nothing_of_the_device() -> None:
     assert re.search(rf"^ +0 +{re.escape(tables)} +[\d.]+ [kM]B +[\d.]+ [kM]B *$", text, re.MULTILINE), (
         "the one rank has all tables in its host's memory"
     )
-    assert re.search(r"^ +0 +0 B +0 B ", text, re.MULTILINE)
-    device, on_host = re.findall(r"^ +columns-16 .* {2}(\d[\d.]* k?B) +(\d[\d.]* kB) *$", text, re.MULTILINE)[0]
-    assert device == "0 B"
+    assert re.search(r"^ +0 +0 bytes +0 bytes ", text, re.MULTILINE)
+    device, on_host = re.findall(r"^ +columns-16 .* {2}(\d[\d.]* (?:bytes|kB)) +(\d[\d.]* kB) *$", text, re.MULTILINE)[0]
+    assert device == "0 bytes"
     assert float(on_host.split()[0]) > float(tables.split()[0]), "the supernet's and its own"
 
 

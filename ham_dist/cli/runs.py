@@ -96,8 +96,12 @@ def score(
 
 def report(
     runs: Annotated[list[str], typer.Argument(metavar="RUN_DIR...", help="Folders of runs, finished or not.")],
-    out: Annotated[str, typer.Option(metavar="FILE.html", help="New file for the report.")],
-    with_data: Annotated[bool, typer.Option("--data/--no-data", help="Look at the data of the runs too, which reads it once through.")] = True,
+    out: Annotated[str, typer.Option(metavar="FILE.html", help="File for the report.")],
+    with_data: Annotated[
+        bool | None,
+        typer.Option("--data/--no-data", help="Look at the data of the runs too, which reads it once through; without either, at small data alone."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there already.")] = False,
 ) -> None:
     """Show one run, or several side by side, as figures and tables: one HTML file that needs nothing else.
 
@@ -105,10 +109,11 @@ def report(
     Example:
       ham-dist report runs/first --out first.html
       ham-dist report runs/ham runs/magnitude runs/uniform --out methods.html --no-data
+      ham-dist report runs/going-on --out going-on.html --overwrite
     """
     from ham_dist.report.page import write_report
 
-    write_report(runs, out, with_data=with_data)
+    write_report(runs, out, with_data=with_data, overwrite=overwrite)
     typer.echo(f"report of {len(runs):,} {'run' if len(runs) == 1 else 'runs'} in {out}")
 
 

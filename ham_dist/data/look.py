@@ -10,6 +10,8 @@ import ibis
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
+from ham_dist.config.schema import TablePrecision
+from ham_dist.config.units import NUMBER_BYTES
 from ham_dist.data.engine import literal
 from ham_dist.data.manifest import SPLITS, FieldEntry, Manifest
 from ham_dist.errors import DataError
@@ -21,7 +23,6 @@ ALARM = 0.10
 HEADS = {"0.1%": 1000, "1%": 100, "10%": 10, "50%": 2}
 # What DuckDB may hold in memory; beyond it, it spills to the temporary folder.
 MEMORY = "1GB"
-_BYTES_PER_NUMBER = 4
 
 
 class _Part(BaseModel):
@@ -45,7 +46,7 @@ class FieldLook(_Part):
     """C_j of its table."""
     multi_valued: bool
     bytes: int
-    """Of its table as float32, min(width, C_j) columns wide."""
+    """Of its table, min(width, C_j) columns wide, in the look's precision."""
     zero: dict[str, float]
     """Of each split: share of id 0, which stands for missing and unknown values."""
     unseen: dict[str, float]
@@ -65,6 +66,8 @@ class DataLook(_Part):
     seed: int
     width: int
     """Columns that `bytes` are counted for."""
+    precision: TablePrecision
+    """Of the numbers that `bytes` are counted for."""
     splits: dict[str, SplitLook]
     rows_in: int
     rows_dropped: int
@@ -80,10 +83,11 @@ class DataLook(_Part):
         return sum(field.bytes for field in self.fields)
 
 
-def look_at(folder: Path, manifest: Manifest, width: int) -> DataLook:
+def look_at(folder: Path, manifest: Manifest, width: int, precision: TablePrecision = "float32") -> DataLook:
     """Read the prepared data in `folder` once through, a field at a time, in bounded memory (MEMORY, then disk; time grows with rows and fields).
 
-    raises: DataError if a shard is missing, is not of the size that the manifest says, or cannot be read.
+    width, precision: of the tables whose bytes are counted.
+    raises:           DataError if a shard is missing, is not of the size that the manifest says, or cannot be read.
     """
     manifest.check(folder, deep=False)
     with tempfile.TemporaryDirectory(prefix="ham-dist-") as spill:
@@ -91,7 +95,7 @@ def look_at(folder: Path, manifest: Manifest, width: int) -> DataLook:
         try:
             connection.raw_sql("SET enable_progress_bar = false")
             splits = _open(connection, folder, manifest)
-            fields = [_look_at_field(field, splits, width) for field in manifest.fields]
+            fields = [_look_at_field(field, splits, width, NUMBER_BYTES[precision]) for field in manifest.fields]
         except duckdb.Error as error:
             raise DataError(f"{folder}: cannot be read: {str(error).splitlines()[0]}") from None
         finally:
@@ -100,6 +104,7 @@ def look_at(folder: Path, manifest: Manifest, width: int) -> DataLook:
         name=manifest.name,
         seed=manifest.seed,
         width=width,
+        precision=precision,
         splits={
             name: SplitLook(rows=split.rows, positives=split.positives, label_rate=split.positives / split.rows if split.rows else None)
             for name, split in manifest.splits.items()
@@ -125,7 +130,7 @@ def _open(connection: Any, folder: Path, manifest: Manifest) -> dict[str, ibis.T
     return tables
 
 
-def _look_at_field(field: FieldEntry, splits: dict[str, ibis.Table], width: int) -> FieldLook:
+def _look_at_field(field: FieldEntry, splits: dict[str, ibis.Table], width: int, number_bytes: int) -> FieldLook:
     found = _summary(field, splits).to_pyarrow().to_pylist()[0]
     found = {name: value or 0 for name, value in found.items()}  # a sum over nothing is null
     shares = {split: (found[f"{split}_values"] or 1) for split in SPLITS}
@@ -133,7 +138,7 @@ def _look_at_field(field: FieldEntry, splits: dict[str, ibis.Table], width: int)
         name=field.name,
         rows=field.rows,
         multi_valued=field.multi_valued,
-        bytes=field.rows * min(width, field.rows) * _BYTES_PER_NUMBER,
+        bytes=field.rows * min(width, field.rows) * number_bytes,
         zero={split: found[f"{split}_zero"] / shares[split] for split in SPLITS},
         unseen={split: found[f"{split}_unseen"] / shares[split] for split in SPLITS[1:]},
         head={name: found[name] / shares["train"] for name in HEADS},

@@ -75,6 +75,7 @@ def load(path: Path, tensors: Mapping[str, Any]) -> dict[str, Any]:
     whole = _read(path)
     with _told(f"{path}: cannot be loaded", "If its files are damaged, remove the folder: --resume then goes on from the checkpoint before it."):
         process_group.together(lambda: _check_files(path, whole["files"]))
+        process_group.together(IndexedReader(path).read_metadata)  # dcp.load of torch 2.11 passes over what is wrong with an index
         dcp.load(dict(tensors), storage_reader=IndexedReader(path), planner=DefaultLoadPlanner(flatten_state_dict=False))
     give_back_freed_memory()
     values: dict[str, Any] = whole["values"]

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Literal
 
+from ham_dist.config.units import size_text
 from ham_dist.distributed.placement import Placement, Plan
 from ham_dist.embedding.tables import Table
 from ham_dist.errors import BackendError, ShardingError
@@ -162,11 +163,3 @@ def _of_device(planner: "Planner", largest: Table) -> list[str]:
         return []
     or_open = "" if asked.memory == "auto" or largest.field in asked.memories else ', or sharding.memory = "auto"'
     return [f'On the device: sharding.memories = {{ {largest.field} = "device" }}{or_open}.']
-
-
-def size_text(count: int) -> str:
-    """Bytes as a person reads them: 16.00 GB; 1 GB is 10^9 bytes."""
-    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= size:
-            return f"{count / size:,.2f} {unit}"
-    return f"{count} B"

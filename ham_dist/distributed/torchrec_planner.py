@@ -15,9 +15,10 @@ from torchrec.distributed.planner.storage_reservations import FixedPercentageSto
 from torchrec.distributed.planner.types import ParameterConstraints, PlannerError
 from torchrec.distributed.types import ParameterSharding
 
+from ham_dist.config.units import size_text
 from ham_dist.distributed.placement import FUSED_KERNEL, TORCHREC_KIND, Part, Placement, Plan, cache_params
 from ham_dist.distributed.planning import Planner
-from ham_dist.distributed.planning_errors import ShortMemory, size_text, ways_out
+from ham_dist.distributed.planning_errors import ShortMemory, ways_out
 from ham_dist.distributed.rules import TableRule
 from ham_dist.embedding.tables import BYTES_PER_NUMBER, KERNEL_WIDTH, Table, embedding_bags
 from ham_dist.errors import ShardingError

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ham_dist.config.units import size_text
 from ham_dist.data.look import HEADS, DataLook
 from ham_dist.embedding.table_size import TableSize
 from ham_dist.errors import ReportError
 from ham_dist.report.record import Metrics
-from ham_dist.report.text import size_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,9 @@ WIDTH = 8
 _INK = "#010203"
 # Told apart by the colour-blind too, and visible on black and on white: after Okabe and Ito, https://jfly.uni-koeln.de/color/
 _COLOURS = ("#2b83ba", "#e08214", "#1b9e77", "#cc79a7", "#b8a000", "#d7553c", "#808080")
-_MARKERS = "osD^vPX"
+_MARKERS = "osD^vPX*"
+STYLES = math.lcm(len(_COLOURS), len(_MARKERS))
+"""Curves or kinds that can be told apart in one figure, by colour and marker together; a legend names no more."""
 _STYLE = {
     "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none", "legend.frameon": False,
     "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _INK, "xtick.color": _INK, "ytick.color": _INK, "grid.color": _INK,
@@ -140,13 +142,14 @@ def sizes(name: str, tables: Sequence[TableSize]) -> Figure:
 
 def heads(name: str, look: DataLook) -> Figure:
     """From head to tail: share of a field's training values that its most frequent ids cover, a line a field."""
-    named = len(look.fields) <= FIELDS_SHOWN
+    named = len(look.fields) <= min(FIELDS_SHOWN, STYLES)
+    columns, height = _legend_layout([field.name for field in look.fields] if named else [])
 
     def draw(canvas: "Canvas") -> None:
         axes = canvas.subplots()
         shares = [1 / part for part in HEADS.values()]
         for number, field in enumerate(look.fields):
-            style = {"label": _short(field.name), "linestyle": ("-", "--", ":")[number // len(_COLOURS) % 3]} if named else {"linewidth": 0.6}
+            style = {"label": _short(field.name)} if named else {"linewidth": 0.6}
             _line(axes, number, shares, [field.head[share] for share in HEADS], gid=f"{name}-field-{number}", **style)
         axes.set_xscale("log")
         axes.set_xticks(shares, HEADS)
@@ -156,13 +159,15 @@ def heads(name: str, look: DataLook) -> Figure:
         axes.set_xlabel("most frequent ids of the field")
         axes.set_ylabel("share of its training values")
         if named:
-            axes.legend(loc="upper left", bbox_to_anchor=(1, 1), ncols=-(-len(look.fields) // 16), fontsize=8)
+            axes.legend(loc="upper left", bbox_to_anchor=(1, 1), ncols=columns, fontsize=8)
 
-    return Figure(_svg(name, draw, WIDTH, 3.4), "From head to tail: the higher a line begins, the fewer ids carry the field.")
+    return Figure(_svg(name, draw, WIDTH, height), "From head to tail: the higher a line begins, the fewer ids carry the field.")
 
 
 def comparison(name: str, points: Sequence[Point]) -> Figure:
     """Test AUC against embedding bytes, a point a model, marked by its kind."""
+    kinds = list(dict.fromkeys(point.kind for point in points))
+    columns, height = _legend_layout(kinds[:STYLES])
 
     def draw(canvas: "Canvas") -> None:
         axes = canvas.subplots()
@@ -170,21 +175,28 @@ def comparison(name: str, points: Sequence[Point]) -> Figure:
         if min(costs) > 0 and max(costs) > 10 * min(costs):
             axes.set_xscale("log")
             axes.xaxis.set_minor_formatter(_format(lambda count: ""))
-        for number, kind in enumerate(dict.fromkeys(point.kind for point in points)):
+        for number, kind in enumerate(kinds):
             of_kind = [point for point in points if point.kind == kind]
             x, y = [point.embedding_bytes for point in of_kind], [point.auc for point in of_kind]
-            style = {"linestyle": "none", "marker": _MARKERS[number % len(_MARKERS)], "markersize": 6}
-            _line(axes, number, x, y, gid=f"{name}-kind-{number}", label=_short(kind), **style)
+            label = _short(kind) if number < STYLES else None
+            _line(axes, number, x, y, gid=f"{name}-kind-{number}", label=label, linestyle="none", markersize=6)
         axes.xaxis.set_major_formatter(_format(size_text))
         axes.set_xlabel("embedding bytes")
         axes.set_ylabel("test AUC")
-        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), ncols=columns, fontsize=8)
 
-    return Figure(_svg(name, draw, WIDTH, 3.2), "Test AUC against bytes of all tables, on one test split.")
+    return Figure(_svg(name, draw, WIDTH, height), "Test AUC against bytes of all tables, on one test split.")
 
 
 def _line(axes: "Axes", number: int, x: Sequence[float], y: Iterable[float | None], **style: Any) -> None:
-    axes.plot(x, [_number(value) for value in y], **{"marker": "o", "color": _COLOURS[number % len(_COLOURS)], **style})
+    marker, colour = _MARKERS[number % len(_MARKERS)], _COLOURS[number % len(_COLOURS)]
+    axes.plot(x, [_number(value) for value in y], marker=marker, color=colour, **style)
+
+
+def _legend_layout(names: Sequence[str]) -> tuple[int, float]:
+    """Columns of a legend beside a figure, and inches of a figure as high as that; wider ones would leave no room for what they explain."""
+    columns = 2 if len(names) > 16 and max(map(len, names)) <= 12 else 1
+    return columns, max(3.4, 0.6 + 0.18 * math.ceil(len(names) / columns))
 
 
 def _number(value: float | None) -> float:

@@ -6,18 +6,20 @@ from pathlib import Path
 
 import ham_dist
 from ham_dist.config.paths import is_local
-from ham_dist.data.look import DataLook
+from ham_dist.config.units import size_text
 from ham_dist.data.manifest import Truth
 from ham_dist.errors import ReportError
-from ham_dist.report import figures, tables
-from ham_dist.report.dataset import Dataset, datasets_of, look_at_dataset
+from ham_dist.report import figures, grids
+from ham_dist.report.dataset import Dataset, data_grids, datasets_of, look_at_dataset
 from ham_dist.report.figures import Figure, Point
+from ham_dist.report.grids import Grid
 from ham_dist.report.record import RunRecord, TargetRecord, read_runs
-from ham_dist.report.tables import Table
-from ham_dist.report.text import quality_text, size_text
+from ham_dist.report.text import quality_text
 from ham_dist.training.run_folder import write_text
 
 TEMPLATE = "page.html"
+ROWS_UNASKED = 50_000_000
+"""Rows of a data set, all splits together, that a report reads through without being asked."""
 
 
 @dataclass(frozen=True)
@@ -28,23 +30,26 @@ class Section:
     title: str
     lines: Sequence[str] = ()
     warnings: Sequence[str] = ()
-    tables: Sequence[Table] = ()
+    grids: Sequence[Grid] = ()
     figures: Sequence[Figure] = ()
     sections: Sequence["Section"] = ()
 
 
-def write_report(runs: Sequence[str], out: str, *, with_data: bool) -> None:
-    """Write a report of the run folders `runs` to the new file `out`.
+def write_report(runs: Sequence[str], out: str, *, with_data: bool | None, overwrite: bool) -> None:
+    """Write a report of the run folders `runs` to the file `out`.
 
-    with_data: whether to look at the data of the runs, which reads it once through.
-    raises:    ReportError if `out` is there or not on this machine, matplotlib is missing, or a folder is no run or damaged.
+    with_data: whether to look at the data of the runs, which reads it once through; None for data of up to ROWS_UNASKED rows alone.
+    overwrite: whether a file `out` may be there, and is replaced.
+    raises:    ReportError if `out` may not be written or is not on this machine, matplotlib is missing, or a folder is no run or damaged.
     """
     figures.require_matplotlib()
     records = read_runs(runs)
-    path = _new_file(out)
+    path = _file(out, overwrite)
     datasets = datasets_of(records)
     parts = [_run(f"run-{number}", run) for number, run in enumerate(records, 1)]
-    write_text(path, render([results(datasets), *parts, *_data(datasets, with_data)]))
+    most_rows = None if with_data else ROWS_UNASKED
+    looks = [] if with_data is False else [_dataset(f"data-{number}", dataset, most_rows) for number, dataset in enumerate(datasets, 1)]
+    write_text(path, render([results(datasets), *parts, *looks]))
 
 
 def render(sections: Sequence[Section]) -> str:
@@ -57,12 +62,14 @@ def render(sections: Sequence[Section]) -> str:
     return environment.get_template(TEMPLATE).render(sections=sections, version=ham_dist.__version__)
 
 
-def _new_file(out: str) -> Path:
+def _file(out: str, overwrite: bool) -> Path:
     if not is_local(out):
         raise ReportError(f"{out}: a report is written to a file of this machine. Give one, and copy it from there")
     path = Path(out)
-    if path.exists():
-        raise ReportError(f"{out}: is there already; a report is never written over. Delete it, or give another file")
+    if path.is_dir():
+        raise ReportError(f"{out}: is a folder, and a report is one file. Give {path / 'report.html'}")
+    if path.exists() and not overwrite:
+        raise ReportError(f"{out}: is there already. --overwrite replaces it; or give another file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -83,7 +90,7 @@ def results(datasets: Sequence[Dataset]) -> Section:
 def _comparison(key: str, title: str, dataset: Dataset) -> Section:
     done = sum(record.result is not None for run in dataset.runs for record in run.targets)
     drawn = [figures.comparison(f"{key}-figure", list(_points(dataset.runs)))] if done > 1 else []
-    return Section(key, title, tables=[tables.results(dataset.runs)], figures=drawn)
+    return Section(key, title, grids=[grids.results(dataset.runs)], figures=drawn)
 
 
 def _points(runs: Iterable[RunRecord]) -> Iterator[Point]:
@@ -108,7 +115,7 @@ def _run(key: str, run: RunRecord) -> Section:
     if run.truth is not None:
         lines.append(f"The data is generated: but by luck, no model reaches a test AUC over {quality_text(run.truth.bayes_auc)}.")
     parts = [_target(f"{key}-{record.target.label}", record, run.truth) for record in run.targets]
-    parts.append(Section(f"{key}-settings", "Settings and versions", tables=[tables.settings(settings), tables.starts(run.starts)]))
+    parts.append(Section(f"{key}-settings", "Settings and versions", grids=[grids.settings(settings), grids.starts(run.starts)]))
     return Section(key, run.name, lines, run.notes, sections=parts)
 
 
@@ -117,9 +124,9 @@ def _target(key: str, record: TargetRecord, truth: Truth | None) -> Section:
     if (result := record.result) is not None:
         ranks = "one rank" if result.world_size == 1 else f"{result.world_size} ranks"
         lines.append(f"On {ranks} ({result.device}), with up to {size_text(result.peak_memory_bytes)} of memory on a rank.")
-        shown += [tables.quality(result), tables.cost(result)]
+        shown += [grids.quality(result), grids.cost(result)]
     if record.sizes:
-        shown.append(tables.sizes(record.sizes, truth))
+        shown.append(grids.sizes(record.sizes, truth))
         drawn.append(figures.sizes(f"{key}-sizes", record.sizes))
     if any(row.stage in figures.STAGES for row in record.rows):
         drawn.append(figures.training(f"{key}-training", record.rows))
@@ -128,15 +135,10 @@ def _target(key: str, record: TargetRecord, truth: Truth | None) -> Section:
     return Section(key, record.target.label, lines, record.notes, shown, drawn)
 
 
-def _data(datasets: Sequence[Dataset], with_data: bool) -> Iterator[Section]:
-    for number, dataset in enumerate(datasets, 1):
-        if with_data:
-            yield _dataset(f"data-{number}", dataset, look_at_dataset(dataset))
-
-
-def _dataset(key: str, dataset: Dataset, look: DataLook | str) -> Section:
+def _dataset(key: str, dataset: Dataset, most_rows: int | None) -> Section:
+    look = look_at_dataset(dataset, most_rows)
     lines = [f"Of {', '.join(run.name for run in dataset.runs)}."]
     title = f"Data: {dataset.title}"
     if isinstance(look, str):
         return Section(key, title, lines, [f"No look at the data: {look}"])
-    return Section(key, title, lines, look.alarms, tables.data(look), [figures.heads(f"{key}-heads", look)])
+    return Section(key, title, lines, look.alarms, data_grids(look), [figures.heads(f"{key}-heads", look)])

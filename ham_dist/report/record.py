@@ -1,5 +1,6 @@
 """What a run folder says, also of a run that goes on, was killed, or was never finished."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -183,13 +184,15 @@ def _read_run(name: str, label: str) -> RunRecord:
     if data is None:
         notes.append(f"{folder.data_record.name} is missing: which data the run began with is not known.")
     targets = settings.search.targets
-    parts = {target: folder if len(targets) == 1 else RunFolder(folder.path / target.label) for target in targets}
-    return RunRecord(name, label, folder, settings, starts, data, [_read_target(target, part, folder) for target, part in parts.items()], notes)
+    records = [_read_target(target, folder.of_target(target, targets), folder) for target in targets]
+    return RunRecord(name, label, folder, settings, starts, data, records, notes)
 
 
 def _no_run(path: Path) -> str:
     if not path.exists():
         return f"{path}: there is no such folder"
+    if not path.is_dir():
+        return f"{path}: is a file, and a report is of run folders. Give the folder of a run"
     if (path / MANIFEST).exists():
         return f"{path}: is prepared data or a bundle, and a report is of runs. `ham-dist inspect {path}` says what it holds"
     return f"{path}: is no run folder (it has no run.toml). `ham-dist train --run-dir {path}` makes one"
@@ -197,23 +200,34 @@ def _no_run(path: Path) -> str:
 
 def _read_target(target: Target, folder: RunFolder, run: RunFolder) -> TargetRecord:
     notes: list[str] = []
-    rows = _read_metrics(folder.metrics, notes)
-    # A run of several targets has its pretraining in its own folder; so has one of them that is given alone.
-    whole = run if run is not folder else RunFolder(folder.path.resolve().parent)
-    if whole.settings.exists():
-        rows = [row for row in _read_metrics(whole.metrics, notes) if row.stage == "pretrain"] + rows
-    result = _read(folder.result, Result)
+    result = read_result(folder)
     sizes = _read(folder.sizes, list[TableSize]) or []
+    rows = _read_metrics(folder.metrics, notes)
+    # A run of several targets has its pretraining in its own folder; `run` may be one of its targets, given alone.
+    whole = folder.whole() if folder is run else run
+    if whole is not None:
+        rows = [row for row in _read_metrics(whole.metrics, notes) if row.stage == "pretrain"] + rows
     if result is None:
         reached = f"the last line of its metrics is of {rows[-1].stage}, epoch {rows[-1].epoch}" if rows else "it has no metrics yet"
-        notes.append(f"Not done: {reached}. `ham-dist train --resume --run-dir {run.path}` goes on with it.")
+        mend = f"ham-dist train --resume --run-dir {shlex.quote(str((whole or folder).path))}"
+        # Of a run that still goes on, a last line cut off is one being written.
+        notes = [f"Not done so far: {reached}; if it no longer runs, `{mend}` goes on with it."]
     elif not sizes:
         notes.append(f"{folder.sizes.name} is missing: what each field keeps is known by number alone.")
     return TargetRecord(target, result, sizes, rows, notes)
 
 
+def read_result(folder: RunFolder) -> Result | None:
+    """What a run, or one target of it, ended with; None where it is not done.
+
+    raises: ReportError if the file is damaged.
+    """
+    result: Result | None = _read(folder.result, Result)
+    return result
+
+
 def _read_metrics(path: Path, notes: list[str]) -> list[Metrics]:
-    """Its lines. One that a killed run left half-written at the end is left out, and said in `notes`."""
+    """Its lines. One that is half-written at the end is left out, and said in `notes`."""
     if not path.exists():
         return []
     *lines, rest = path.read_bytes().split(b"\n")

@@ -1,16 +1,7 @@
 """Numbers as a reader wants them."""
 
-UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 NOTHING = "\N{EN DASH}"
 """For what is not known."""
-
-
-def size_text(count: float) -> str:
-    """Bytes in the decimal unit that leaves up to three digits before the point, to four digits: `26.4 kB`."""
-    exponent = 0
-    while abs(count) >= 999.95 and exponent < len(UNITS) - 1:
-        count, exponent = count / 1000, exponent + 1
-    return f"{count:.4g} {UNITS[exponent]}"
 
 
 def count_text(count: int | None) -> str:

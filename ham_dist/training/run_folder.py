@@ -7,13 +7,14 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import ham_dist
 from ham_dist.config.load import differences, dump_run, load_run
-from ham_dist.config.schema import RunSettings
+from ham_dist.config.schema import RunSettings, Target
 from ham_dist.data.manifest import Manifest
 from ham_dist.errors import CheckpointError
 from ham_dist.training.data_record import differences as data_differences
@@ -99,6 +100,15 @@ class RunFolder:
     def data(self) -> Path:
         """data/: the generated data set of a run that names no data."""
         return self.path / "data"
+
+    def of_target(self, target: Target, targets: Sequence[Target]) -> "RunFolder":
+        """Where a run of `targets` keeps one of them: this folder itself for a run of one, a run folder within it for each of several."""
+        return self if len(targets) == 1 else RunFolder(self.path / target.label)
+
+    def whole(self) -> "RunFolder | None":
+        """The run of several targets of which this folder holds one; None where this folder is a run by itself."""
+        above = RunFolder(self.path.resolve().parent)
+        return above if above.settings.exists() else None
 
     def start(self, settings: RunSettings, *, resume: bool, world_size: int, device: str) -> bool:
         """Claim the folder for a run, or go on with the run that it holds; call it on one rank only.

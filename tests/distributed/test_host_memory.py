@@ -171,7 +171,7 @@ def test_ways_out_name_the_table_in_the_way_and_nothing_that_was_tried(
 
 
 def test_torchrecs_planner_is_not_told_to_use_host_memory_where_that_is_short() -> None:
-    with pytest.raises(ShardingError, match=r"0 B with .* and 41.\d\d GB in host memory, on 2 ranks(.*\n)*  \d\. More hosts") as error:
+    with pytest.raises(ShardingError, match=r"0 bytes with .* and 41.\d\d GB in host memory, on 2 ranks(.*\n)*  \d\. More hosts") as error:
         planned(parse("2xV100-16GB+32GB"), "sgd", memory="host")
     assert "CPU" not in str(error.value)
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,14 +15,15 @@ from typer.testing import CliRunner
 from ham_dist.cli import app
 from ham_dist.config.load import load_run
 from ham_dist.config.schema import ModelSettings, SyntheticSettings
+from ham_dist.config.units import size_text
 from ham_dist.data.look import look_at
 from ham_dist.data.manifest import Manifest
 from ham_dist.data.synthetic import generate
 from ham_dist.errors import ConfigError, ReportError
 from ham_dist.report.dataset import datasets_of
+from ham_dist.report.figures import FIELDS_SHOWN, STYLES, Point, comparison, heads
 from ham_dist.report.page import results, write_report
 from ham_dist.report.record import read_runs
-from ham_dist.report.text import size_text
 from ham_dist.run import run_stages
 from ham_dist.training.run_folder import RunFolder, read_json, write_json
 from tests.report.page import Page
@@ -49,8 +51,8 @@ def copy(run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(run, tmp_path / "copy"))
 
 
-def report(*runs: Path, out: Path, with_data: bool = False) -> Page:
-    write_report([str(run) for run in runs], str(out), with_data=with_data)
+def report(*runs: Path, out: Path, with_data: bool | None = False) -> Page:
+    write_report([str(run) for run in runs], str(out), with_data=with_data, overwrite=False)
     return Page(out.read_text(encoding="utf-8"))
 
 
@@ -111,6 +113,15 @@ def test_data_is_what_inspect_finds(run: Path, page: Page) -> None:
     assert ["raw rows", "1,000"] in page.tables["Raw lines"]
 
 
+def test_tables_of_the_data_are_counted_in_the_precision_of_the_run(copy: Path, tmp_path: Path) -> None:
+    settings = RunFolder(copy).settings
+    settings.write_text(settings.read_text().replace('tables = "float32"', 'tables = "float16"'))
+    page = report(copy, out=tmp_path / "x.html", with_data=True)
+    (fields,) = (rows for title, rows in page.tables.items() if title.startswith("Tables 4 columns wide in float16"))
+    whole = look_at(copy / "data", Manifest.load(copy / "data"), 4)
+    assert [row[2] for row in fields[1:-1]] == [size_text(field.bytes // 2) for field in whole.fields]
+
+
 def test_settings_and_versions(run: Path, page: Page) -> None:
     changed = {row[0]: row[1:] for row in page.tables["Settings that are not the default"][1:]}
     assert changed["model.base_width"] == [str(ModelSettings().base_width), "4"]
@@ -168,27 +179,45 @@ def test_runs_on_other_data_have_figures_of_their_own(run: Path, copy: Path, tmp
 
 
 def test_what_is_left_of_a_killed_run_is_shown(copy: Path, tmp_path: Path) -> None:
+    pretrained = len(metrics(copy))
     killed, never = (RunFolder(copy / label) for label in LABELS)
     killed.result.unlink()
     killed.sizes.unlink()
     lines = killed.metrics.read_bytes().splitlines(keepends=True)
     searched = [line for line in lines if b'"search"' in line]
     killed.metrics.write_bytes(b"".join(searched) + lines[-1][:20])
+    with RunFolder(copy).metrics.open("ab") as file:
+        file.write(lines[-1][:20])
     shutil.rmtree(never.path)
     shutil.rmtree(copy / "data")
     RunFolder(copy).environment.unlink()
     page = report(copy, out=tmp_path / "x.html", with_data=True)
     assert [row[5:7] for row in page.tables[""][1:]] == [["not done", "\N{EN DASH}"]] * 2
     assert page.markers[f"run-1-{LABELS[0]}-search-used"] == len(searched)
-    mend = f"`ham-dist train --resume --run-dir {copy}` goes on with it."
+    mend = f"if it no longer runs, `ham-dist train --resume --run-dir {copy}` goes on with it."
     for wanted in (
         "environment.json is missing",
-        "The last line of metrics.jsonl was cut off, and is left out.",
-        f"Not done: the last line of its metrics is of search, epoch {len(searched) - 1}. {mend}",
-        f"Not done: the last line of its metrics is of pretrain, epoch {len(metrics(copy)) - 1}.",
+        f"Not done so far: the last line of its metrics is of search, epoch {len(searched) - 1}; {mend}",
+        f"Not done so far: the last line of its metrics is of pretrain, epoch {pretrained - 1}; {mend}",
         f"No look at the data: {copy / 'data'}: no such folder",
     ):
         assert any(wanted in warning for warning in page.warnings), wanted
+    assert not any("cut off" in warning for warning in page.warnings), "a run that goes on is writing that line"
+
+
+def test_a_line_cut_off_in_a_finished_run_is_told(copy: Path, tmp_path: Path) -> None:
+    with RunFolder(copy / LABELS[0]).metrics.open("ab") as file:
+        file.write(b'{"stage"')
+    assert report(copy, out=tmp_path / "x.html").warnings == ["The last line of metrics.jsonl was cut off, and is left out."]
+
+
+def test_the_mend_of_one_target_alone_is_a_command_that_train_takes(copy: Path, tmp_path: Path) -> None:
+    run = copy.rename(tmp_path / "it's a run")
+    RunFolder(run / LABELS[0]).result.unlink()
+    (warning,) = report(run / LABELS[0], out=tmp_path / "x.html").warnings
+    command = shlex.split(warning.split("`")[1])
+    assert command == ["ham-dist", "train", "--resume", "--run-dir", str(run)]
+    assert RunFolder(command[-1]).whole() is None, "train refuses one target alone"
 
 
 def test_numbers_that_are_not_finite_leave_a_gap(copy: Path, tmp_path: Path) -> None:
@@ -235,7 +264,26 @@ def test_alarms_of_the_data_are_warnings(tmp_path: Path) -> None:
     alarms = [warning for warning in page.warnings if warning.startswith("field field_1: ")]
     assert len(alarms) == 2
     assert all("never in the training split" in alarm for alarm in alarms)
-    assert any("Not done: it has no metrics yet." in warning for warning in page.warnings)
+    assert any("Not done so far: it has no metrics yet; if it no longer runs, " in warning for warning in page.warnings)
+
+
+def test_kinds_are_told_apart_or_not_named() -> None:
+    points = [Point(f"kind {number}", 100 + number, 0.5 + number / 1000) for number in range(STYLES + 1)]
+    svg = comparison("x", points).svg
+    marks = re.findall(r'<g id="x-kind-\d+">.*?<use [^>]*?href="(#[^"]+)"', svg, flags=re.DOTALL)  # a mark's name goes by its shape and colour
+    assert len(marks) == STYLES + 1
+    assert len(set(marks)) == STYLES
+    assert marks[-1] == marks[0]
+    assert f">kind {STYLES - 1}<" in svg
+    assert f">kind {STYLES}<" not in svg
+
+
+def test_the_names_of_many_fields_leave_room_for_their_curves(run: Path) -> None:
+    look = look_at(run / "data", Manifest.load(run / "data"), 4)
+    for count, ending, named in ((FIELDS_SHOWN, "m" * 40, True), (FIELDS_SHOWN, "m" * 8, True), (FIELDS_SHOWN + 1, "m", False)):
+        fields = [look.fields[0].model_copy(update={"name": f"{number}-{ending}"}) for number in range(count)]
+        svg = heads("x", look.model_copy(update={"fields": fields})).svg  # matplotlib warns, which fails a test, where there is no room
+        assert (">49-m" in svg) is named
 
 
 def test_many_fields_are_drawn_in_part(copy: Path, tmp_path: Path) -> None:
@@ -271,6 +319,7 @@ def test_what_is_no_run_is_told_apart(run: Path, tmp_path: Path) -> None:
     for path, message in (
         (tmp_path / "none", "there is no such folder"),
         (tmp_path, r"is no run folder \(it has no run\.toml\)"),
+        (run / "run.toml", r"run\.toml: is a file, and a report is of run folders"),
         (run / "data", "is prepared data or a bundle"),
         (run / LABELS[0] / "bundle", "is prepared data or a bundle"),
     ):
@@ -279,19 +328,38 @@ def test_what_is_no_run_is_told_apart(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ReportError, match="is given twice"):
         report(run, run / ".", out=tmp_path / "x.html")
     with pytest.raises(ReportError, match="s3://runs/first: a report is made of run folders on this machine"):
-        write_report(["s3://runs/first"], str(tmp_path / "x.html"), with_data=False)
+        write_report(["s3://runs/first"], str(tmp_path / "x.html"), with_data=False, overwrite=False)
 
 
 def test_where_a_report_can_go(run: Path, tmp_path: Path) -> None:
     (tmp_path / "old.html").write_text("mine")
     for out, message in (
-        (str(tmp_path / "old.html"), "is there already; a report is never written over"),
+        (str(tmp_path / "old.html"), r"is there already\. --overwrite replaces it"),
         (str(tmp_path / "old.html" / "x.html"), r"old\.html: cannot be made a folder"),
+        (str(tmp_path), "is a folder, and a report is one file"),
         ("s3://pages/x.html", "s3://pages/x.html: a report is written to a file of this machine"),
     ):
         with pytest.raises(ReportError, match=message):
-            write_report([str(run)], out, with_data=False)
+            write_report([str(run)], out, with_data=False, overwrite=False)
     assert (tmp_path / "old.html").read_text() == "mine"
+    replaced = CliRunner().invoke(app, ["report", str(run), "--out", str(tmp_path / "old.html"), "--no-data", "--overwrite"])
+    assert replaced.exit_code == 0
+    assert "Columns kept" in Page((tmp_path / "old.html").read_text(encoding="utf-8")).tables
+    with pytest.raises(ReportError, match="is a folder"):
+        write_report([str(run)], str(tmp_path), with_data=False, overwrite=True)
+
+
+def test_large_data_is_read_only_if_asked_for(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("ham_dist.report.page.ROWS_UNASKED", 999)
+    caplog.set_level("INFO", logger="ham_dist")
+    left_out = f"{run / 'data'}: has 1,000 rows, and more than 999 are read only if asked for. --data reads them"
+    page = report(run, out=tmp_path / "unasked.html", with_data=None)
+    assert page.warnings == [f"No look at the data: {left_out}"]
+    assert caplog.messages == [f"no look at the data: {left_out}"]
+    assert "Splits" not in page.tables
+    assert "Splits" in report(run, out=tmp_path / "asked.html", with_data=True).tables
+    never = report(run, out=tmp_path / "never.html", with_data=False)
+    assert "data-1" not in never.ids()
 
 
 def test_without_matplotlib_the_mend_is_told(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,10 +367,3 @@ def test_without_matplotlib_the_mend_is_told(run: Path, tmp_path: Path, monkeypa
     refused = CliRunner().invoke(app, ["report", str(run), "--out", str(tmp_path / "x.html")])
     assert refused.exit_code == 2
     assert refused.stderr == "ham-dist: report: draws with matplotlib, which is not installed. pip install 'ham-dist[report]'\n"
-
-
-@pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 bytes"), (999, "999 bytes"), (26_400, "26.4 kB"), (999_960, "1 MB"), (317_708, "317.7 kB"), (4e15, "4 PB")]
-)
-def test_sizes_have_a_unit_that_fits(count: float, text: str) -> None:
-    assert size_text(count) == text

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from ham_dist.config.load import load_run
-from ham_dist.config.schema import RunSettings
+from ham_dist.config.schema import RunSettings, Target
 from ham_dist.errors import CheckpointError
 from ham_dist.training.run_folder import RunFolder, default_run_dir, write_json
 
@@ -20,6 +20,18 @@ def test_start_writes_settings_and_environment(tmp_path: Path) -> None:
     (environment,) = json.loads(folder.environment.read_text())
     assert environment["world_size"] == 2
     assert "torch" in environment["versions"]
+
+
+def test_one_target_is_the_run_and_several_lie_within_it(tmp_path: Path) -> None:
+    folder, targets = RunFolder(tmp_path / "run"), (Target(columns=4), Target(bytes=300))
+    _start(folder)
+    assert folder.of_target(targets[0], targets[:1]) is folder
+    part = folder.of_target(targets[1], targets)
+    assert part.path == folder.path / "bytes-300"
+    whole = part.whole()
+    assert whole is not None
+    assert whole.path == folder.path
+    assert folder.whole() is None
 
 
 def test_folder_with_a_run_is_refused_without_resume(tmp_path: Path) -> None:

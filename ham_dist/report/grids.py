@@ -1,15 +1,15 @@
-"""The tables of a report, as text in rows."""
+"""The grids of a report, as text in rows. A table is an embedding table, as everywhere."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ham_dist.config.load import changes
 from ham_dist.config.schema import RunSettings
-from ham_dist.data.look import HEADS, DataLook
-from ham_dist.data.manifest import SPLITS, Truth
+from ham_dist.config.units import size_text
+from ham_dist.data.manifest import Truth
 from ham_dist.embedding.table_size import TableSize
 from ham_dist.report.record import Result, RunRecord, Start
-from ham_dist.report.text import NOTHING, count_text, quality_text, share_text, size_text
+from ham_dist.report.text import NOTHING, count_text, quality_text
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Table:
+class Grid:
     """title, and under each of `names` a column.
 
     texts: so many columns, from the left, are words; the others are numbers.
@@ -35,11 +35,11 @@ class Table:
     total: Sequence[Cell | str] | None = None
 
 
-def results(runs: Sequence[RunRecord]) -> Table:
+def results(runs: Sequence[RunRecord]) -> Grid:
     """A row for each target of each run."""
     names = (
         "run", "target", "model", "method", "seed", "columns", "test AUC", "over supernet", "log loss",
-        "tables before", "tables after", "dense parameters", "minutes",
+        "tables before", "tables after", "dense parameters", "minutes, pretraining included",
     )  # fmt: skip
     rows: list[Sequence[Cell | str]] = []
     for run in runs:
@@ -47,7 +47,7 @@ def results(runs: Sequence[RunRecord]) -> Table:
             search, result = run.settings.search, record.result
             words = Cell(run.label, run.name), record.target.label, run.settings.model.name, search.method, str(run.settings.seed)
             rows.append((*words, *(_result_row(result) if result else ("not done", *[NOTHING] * 7))))
-    return Table("", names, rows, texts=4)
+    return Grid("", names, rows, texts=4)
 
 
 def _result_row(result: Result) -> tuple[Cell | str, ...]:
@@ -57,14 +57,14 @@ def _result_row(result: Result) -> tuple[Cell | str, ...]:
         quality_text(result.test_auc),
         f"{result.test_auc - before.auc:+.4f}" if before else NOTHING,
         quality_text(result.test_logloss),
-        _size(before.embedding_bytes) if before else NOTHING,
-        _size(result.embedding_bytes),
+        size_cell(before.embedding_bytes) if before else NOTHING,
+        size_cell(result.embedding_bytes),
         count_text(result.dense_parameters),
         f"{sum(result.seconds.values()) / 60:.1f}",
     )
 
 
-def quality(result: Result) -> Table:
+def quality(result: Result) -> Grid:
     """What the narrow model reaches and holds beside the supernet."""
     before = result.supernet.model_dump() if result.supernet else {}
     rows: list[Sequence[Cell | str]] = []
@@ -81,21 +81,23 @@ def quality(result: Result) -> Table:
     ):
         rows.append((title, count_text(before.get(name)), count_text(count), _change(before.get(name), count)))
     size = before.get("embedding_bytes")
-    rows.append(("embedding bytes", NOTHING if size is None else _size(size), _size(result.embedding_bytes), _change(size, result.embedding_bytes)))
-    return Table("What it reaches and holds", ("", "supernet", "narrow", "change"), rows)
+    rows.append(
+        ("embedding bytes", NOTHING if size is None else size_cell(size), size_cell(result.embedding_bytes), _change(size, result.embedding_bytes))
+    )
+    return Grid("What it reaches and holds", ("", "supernet", "narrow", "change"), rows)
 
 
-def cost(result: Result) -> Table:
+def cost(result: Result) -> Grid:
     """Time by stage."""
     rows = []
     for stage, seconds in result.seconds.items():
         speed = result.samples_per_second.get(stage)
         rows.append((stage, count_text(result.epochs.get(stage)), f"{seconds:,.1f}", NOTHING if speed is None else f"{speed:,.0f}"))
     total = ("all", "", f"{sum(result.seconds.values()):,.1f}", "")
-    return Table("What it took", ("stage", "epochs", "seconds", "samples/s"), rows, total=total)
+    return Grid("What it took", ("stage", "epochs", "seconds", "samples/s"), rows, total=total)
 
 
-def sizes(tables: Sequence[TableSize], truth: Truth | None) -> Table:
+def sizes(tables: Sequence[TableSize], truth: Truth | None) -> Grid:
     """Each field's table before and after; of generated data, with the columns that it truly needs."""
     names = ["field", "rows", "base width", "kept columns", "bytes before", "bytes after", "change"]
     rows: list[Sequence[Cell | str]] = [
@@ -104,8 +106,8 @@ def sizes(tables: Sequence[TableSize], truth: Truth | None) -> Table:
             count_text(table.rows),
             count_text(table.base_width),
             count_text(table.searched_width),
-            _size(table.bytes_before),
-            _size(table.bytes_after),
+            size_cell(table.bytes_before),
+            size_cell(table.bytes_after),
             _change(table.bytes_before, table.bytes_after),
         )
         for table in tables
@@ -116,8 +118,8 @@ def sizes(tables: Sequence[TableSize], truth: Truth | None) -> Table:
         count_text(sum(table.rows for table in tables)),
         count_text(sum(table.base_width for table in tables)),
         count_text(sum(table.searched_width for table in tables)),
-        _size(before),
-        _size(after),
+        size_cell(before),
+        size_cell(after),
         _change(before, after),
     )
     if truth is not None:
@@ -125,16 +127,16 @@ def sizes(tables: Sequence[TableSize], truth: Truth | None) -> Table:
         names.append("planted columns")
         rows = [(*row, count_text(count)) for row, count in zip(rows, planted, strict=True)]
         total = (*total, count_text(sum(count or 0 for count in planted)))
-    return Table("Columns kept", names, rows, total=total)
+    return Grid("Columns kept", names, rows, total=total)
 
 
-def settings(run: RunSettings) -> Table:
+def settings(run: RunSettings) -> Grid:
     """What is not as by default."""
-    return Table("Settings that are not the default", ("setting", "default", "here"), changes(RunSettings(), run), texts=3)
+    return Grid("Settings that are not the default", ("setting", "default", "here"), changes(RunSettings(), run), texts=3)
 
 
-def starts(entries: Sequence[Start]) -> Table:
-    """Versions and machine of each start of a run; versions that all starts share a name with stand in columns."""
+def starts(entries: Sequence[Start]) -> Grid:
+    """Versions and machine of each start of a run; each package that any of them names has a column."""
     packages = list(dict.fromkeys(name for entry in entries for name in entry.versions))
     rows: list[Sequence[Cell | str]] = [
         (
@@ -147,48 +149,11 @@ def starts(entries: Sequence[Start]) -> Table:
         for entry in entries
     ]
     names = ("started", "ranks", "ham_dist", "python", *packages)
-    return Table("Starts, with versions", names, rows, texts=len(names))
+    return Grid("Starts, with versions", names, rows, texts=len(names))
 
 
-def data(look: DataLook) -> list[Table]:
-    """The figures of `ham-dist inspect` on a data folder."""
-    splits = [(name, count_text(split.rows), count_text(split.positives), share_text(split.label_rate)) for name, split in look.splits.items()]
-    lines = [("raw rows", count_text(look.rows_in)), ("dropped", count_text(look.rows_dropped))]
-    lines += [(f"rejected: {reason}", count_text(count)) for reason, count in look.rejected.items()] or [("rejected", "0")]
-    fields: list[Sequence[Cell | str]] = [
-        (
-            field.name,
-            count_text(field.rows),
-            _size(field.bytes),
-            count_text(field.ids_seen),
-            count_text(field.ids_seen_once),
-            *(share_text(field.head[share]) for share in HEADS),
-        )
-        for field in look.fields
-    ]
-    total: Sequence[Cell | str] = ("all", count_text(sum(field.rows for field in look.fields)), _size(look.bytes), *[""] * (2 + len(HEADS)))
-    shares = [
-        (field.name, *(share_text(field.zero[split]) for split in SPLITS), *(share_text(field.unseen[split]) for split in SPLITS[1:]))
-        for field in look.fields
-    ]
-    return [
-        Table("Splits", ("split", "rows", "positive", "label rate"), splits),
-        Table("Raw lines", ("", "lines"), lines),
-        Table(
-            f"Tables {look.width} columns wide, and the share of the training values in the most frequent ids",
-            ("field", "rows", "bytes", "ids seen", "seen once", *(f"top {share}" for share in HEADS)),
-            fields,
-            total=total,
-        ),
-        Table(
-            "Share of the values that are unknown (id 0), and whose ids training lacks (unseen)",
-            ("field", *(f"id 0, {split}" for split in SPLITS), *(f"unseen, {split}" for split in SPLITS[1:])),
-            shares,
-        ),
-    ]
-
-
-def _size(count: int) -> Cell:
+def size_cell(count: int) -> Cell:
+    """Bytes, rounded to be read, with their exact number."""
     return Cell(size_text(count), f"{count:,} bytes")
 
 
