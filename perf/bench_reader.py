@@ -126,7 +126,7 @@ def waiting(folder: Path, manifest: Manifest, shuffle_rows: int, steps: int) -> 
 def quality(folder: Path, rows: int) -> None:
     """Spread of batches' label rates where a file is sorted by its label, against a true shuffle's."""
     print(f"\nSorted by label, {rows:,} rows, batch {BATCHES[0]:,}: standard deviation of the batches' label rates\n")
-    print("| row group | shuffle_rows | lanes | spread | times a true shuffle's | bound of order.py |\n|---|---|---|---|---|---|")
+    print("| row group | shuffle_rows | lanes | spread | times a true shuffle's | sqrt(batch / row groups held) |\n|---|---|---|---|---|---|")
     labels = (np.arange(rows) >= rows // 2).astype(np.int8)
     true = 0.5 / np.sqrt(BATCHES[0])
     for group in (ROW_GROUP, 4 * ROW_GROUP):
@@ -136,8 +136,8 @@ def quality(folder: Path, rows: int) -> None:
             split = open_split(folder / str(group), manifest, "train", DataSettings(shuffle_rows=shuffle_rows))
             rates = [float(batch.labels.mean()) for batch in split.batches(BATCHES[0], rank=0, world_size=1, order=(0, 0), keep_last=False)]
             lanes = "whole" if shuffle_rows >= rows else f"{max(1, min(64, shuffle_rows // group))}"
-            bound = "" if shuffle_rows >= rows else f"{np.sqrt(BATCHES[0] / (shuffle_rows / group)):.1f}"
-            print(f"| {group:,} | {shuffle_rows:,} | {lanes} | {np.std(rates):.4f} | {np.std(rates) / true:.1f} | {bound} |", flush=True)
+            expected = "" if shuffle_rows >= rows else f"{np.sqrt(BATCHES[0] / (shuffle_rows / group)):.1f}"
+            print(f"| {group:,} | {shuffle_rows:,} | {lanes} | {np.std(rates):.4f} | {np.std(rates) / true:.1f} | {expected} |", flush=True)
 
 
 def options(folder: Path, rounds: int) -> None:

@@ -7,7 +7,7 @@ lane's ends leave of them). All of it is determined by (seed, epoch), the batch 
 How good a shuffle that is: at any moment a batch is drawn from the row groups of G windows, `shuffle_rows` rows, which are a random sample (without
 replacement) of the split's row groups. Where rows next to each other in a file are no more alike than others, that is as good as a true shuffle.
 Where they are alike, a batch of B rows differs from another as a random sample of shuffle_rows / (rows of a group) row groups would: with a file
-sorted by its label, the spread of batches' label rates is at most about sqrt(B / that number) times a true shuffle's
+sorted by its label, the spread of batches' label rates is about sqrt(B / that number) times a true shuffle's
 (perf/results/reader_cpu_2026-11.md).
 """
 
