@@ -14,7 +14,7 @@ from ham_dist.distributed import process_group
 from ham_dist.training.evaluation import predict
 from ham_dist.training.state import open_supernet
 from tests.distributed.reference import FIELDS, PlainModel
-from tests.distributed.test_sharded import part_of_batch, plain_batch, plain_three_steps, settings, three_steps
+from tests.distributed.test_sharded import MODELS, part_of_batch, plain_batch, plain_three_steps, settings, three_steps
 from tests.multiprocess import run_on_ranks
 
 MIXED = {"user": "row_wise", "gender": "data_parallel", "movie": "column_wise", "genres": "table_wise"}
@@ -29,22 +29,26 @@ KINDS: dict[str, dict[str, Any]] = {
     "turned": {"tables": TURNED},
 }
 RATE = 0.05
+WHOLE = {"gender": "table_wise", "genres": "table_wise"}
+"""On 4 ranks their 3 and 9 rows cannot be spread."""
 
 
 def all_cases(cases: dict[str, RunSettings]) -> dict[str, dict[str, Any]]:
     return {name: three_steps(run) for name, run in cases.items()}
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_every_kind_equals_plain_torch(ranks: int) -> None:
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_every_kind_equals_plain_torch(ranks: int, model: str) -> None:
     """To 1e-5, as table_wise: sums run in another order, and Adam divides small gradients by their own size."""
-    cases = {name: settings("dcnv2", sharding=sharding) for name, sharding in KINDS.items()}
+    kinds = KINDS if ranks < 4 else {name: kind | {"tables": kind.get("tables", {}) | WHOLE} for name, kind in KINDS.items()}
+    cases = {name: settings(model, sharding=sharding) for name, sharding in kinds.items()}
     results = run_on_ranks(ranks, all_cases, cases)
     plain = plain_three_steps(cases["mixed"], results[0]["mixed"]["start"])
     for name in cases:
         first = results[0][name]
-        kinds = {placement.table.field: placement.kind for placement in first["plan"].placements}
-        assert kinds == dict.fromkeys(FIELDS, KINDS[name].get("kind")) | KINDS[name].get("tables", {})
+        placed = {placement.table.field: placement.kind for placement in first["plan"].placements}
+        assert placed == dict.fromkeys(FIELDS, kinds[name].get("kind")) | kinds[name].get("tables", {})
         torch.testing.assert_close(torch.tensor(first["losses"]), torch.tensor(plain["losses"]), rtol=0, atol=1e-6)
         torch.testing.assert_close(first["gradient"], plain["gradient"], rtol=1e-4, atol=1e-6)
         for (field, table), module in zip(first["tables"].items(), plain["model"].bags, strict=True):
@@ -129,10 +133,9 @@ def on_two_hosts(cases: dict[str, RunSettings]) -> dict[str, dict[str, Any]]:
 
 def test_kinds_of_several_hosts_equal_plain_torch() -> None:
     """As above, to 1e-5. table_row_wise and grid are others than row_wise and column_wise from two hosts on."""
-    enough = {"gender": "table_wise"}  # 3 rows
     kinds: dict[str, dict[str, Any]] = {
-        "table_row_wise": {"kind": "table_row_wise", "tables": enough},
-        "grid": {"kind": "grid", "tables": enough},
+        "table_row_wise": {"kind": "table_row_wise", "tables": WHOLE},
+        "grid": {"kind": "grid", "tables": WHOLE},
         "both": {"tables": {"user": "grid", "gender": "data_parallel", "movie": "table_row_wise", "genres": "column_wise"}},
     }
     cases = {name: settings("dcnv2", sharding=sharding) for name, sharding in kinds.items()}
