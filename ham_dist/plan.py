@@ -173,7 +173,7 @@ def narrow_held(planner: Planner, groups: Mapping[str, Sequence[Table]], target:
             lists = rule.bytes_of(rows, 0, fused=True, number_bytes=number_bytes, memory=cached).tables
             host = rule.bytes_of(rows, numbers, fused=True, number_bytes=number_bytes, memory=cached).host
             found = BytesHeld(found.tables + lists, found.beside, host)
-        held = BytesHeld(*map(sum, zip(held, found, strict=True)))
+        held = held.plus(found)
     return held
 
 

@@ -86,7 +86,7 @@ def add_to_gradients(model: ShardedModel, matrix_of: MatrixOf, scale: float) -> 
     """
     matrices = _matrices(model, matrix_of, grams(model))
     for field, placement in model.plan.groups[TABLES].items():
-        local = model.local.get(field)
+        local = model.part(f"{TABLES}/{field}")
         if placement.splits_columns:
             for rows, product in _products(model, placement, local, matrices[field]):
                 _gradient(local)[rows].add_(product, alpha=scale)
@@ -100,7 +100,7 @@ def products(model: ShardedModel, matrix_of: MatrixOf, turn: Turn) -> Iterator[P
     held = _held(model, turn)
     matrices = _matrices(model, matrix_of, _grams(model, held, turn))
     for field, placement, local in held:
-        _, stride = turn.of(placement.table.rows)
+        key, (_, stride) = f"{TABLES}/{field}", turn.of(placement.table.rows)
         pieces = (
             _products(model, placement, local, matrices[field])
             if placement.splits_columns
@@ -109,10 +109,12 @@ def products(model: ShardedModel, matrix_of: MatrixOf, turn: Turn) -> Iterator[P
             else [(slice(0, local.part.rows), local.columns @ matrices[field])]
         )
         for rows, product in pieces:
+            whole = model.part(key)
             assert local is not None
-            first = _first_row(model.local[field], turn)
+            assert whole is not None
+            first = _first_row(whole, turn)
             there = slice(first + rows.start * stride, first + rows.stop * stride, stride)
-            yield Product(f"{TABLES}/{field}", there, local.in_use, stride, local.columns[rows], product, matrices[field])
+            yield Product(key, there, local.in_use, stride, local.columns[rows], product, matrices[field])
 
 
 def sum_over_tables(model: ShardedModel, number_of: MatrixOf) -> float:
@@ -147,7 +149,7 @@ def _held(model: ShardedModel, turn: Turn | None = None) -> list[Held]:
     """Every table under search, whole or as a table of just the rows that have their turn (a copy of them)."""
     held: list[Held] = []
     for field, placement in model.plan.groups[TABLES].items():
-        local = model.local.get(field)
+        local = model.part(f"{TABLES}/{field}")
         if turn is not None:
             first, stride = turn.of(placement.table.rows)
             placement = replace(placement, parts=tuple(part.of_turn(first, stride) for part in placement.parts))

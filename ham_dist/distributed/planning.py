@@ -238,7 +238,7 @@ def bytes_held(plan: Plan, rule: TableRule, ranks: int) -> list[BytesHeld]:
             of_part = rule.bytes_of(
                 part.rows, part.rows * part.columns, fused=True, number_bytes=placement.table.number_bytes, memory=placement.memory
             )
-            held[part.rank] = BytesHeld(*map(sum, zip(held[part.rank], of_part, strict=True)))
+            held[part.rank] = held[part.rank].plus(of_part)
     return held
 
 

@@ -54,6 +54,10 @@ class BytesHeld(NamedTuple):
         """All that lies on the device."""
         return self.tables + self.beside
 
+    def plus(self, other: "BytesHeld") -> "BytesHeld":
+        """What both take together."""
+        return BytesHeld(self.tables + other.tables, self.beside + other.beside, self.host + other.host)
+
 
 @dataclass(frozen=True)
 class TableRule:
