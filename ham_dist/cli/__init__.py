@@ -8,6 +8,7 @@ import typer
 import ham_dist
 from ham_dist.cli import data, runs
 from ham_dist.cli.failures import EXIT_USERS, Commands
+from ham_dist.config.memory import use_huge_pages
 
 app = typer.Typer(cls=Commands, rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
@@ -37,6 +38,7 @@ def options(
 
     `ham-dist COMMAND --help` explains a command. Without any data of your own, `ham-dist train` shows a whole run.
     """
+    use_huge_pages()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("ham_dist").setLevel(logging.INFO)
 

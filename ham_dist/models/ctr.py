@@ -50,13 +50,13 @@ class CTRModel(nn.Module):
         rows: B, where `sparse_features` has empty bags behind those of the samples: what is looked up for them goes no further.
         """
         counts = {field: sparse_features[field].lengths().clamp(min=1).unsqueeze(1) for field in self._summed}
-        columns = ordered_columns(self.tables.look_up(sparse_features), self._widths, counts)[:rows]
+        columns = first_rows(ordered_columns(self.tables.look_up(sparse_features), self._widths, counts), rows)
         with torch.autocast(columns.device.type, torch.bfloat16, enabled=self.autocasts and torch.is_grad_enabled()):
             logits = self.interaction(columns.to(self.interaction.dtype), self.mask.values)
         if self.first_order_tables is not None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.mask.detached):
                 # Only the first column of each table is the term; where a kernel needs padding, the rest must get no gradient.
-                terms = ordered_columns(self.first_order_tables(sparse_features), self._terms, counts)[:rows]
+                terms = first_rows(ordered_columns(self.first_order_tables(sparse_features), self._terms, counts), rows)
             logits = logits + terms.sum(dim=1)
         return logits
 
@@ -64,6 +64,11 @@ class CTRModel(nn.Module):
     def mask(self) -> ColumnMask:
         """The mask over this model's columns."""
         return self.tables.mask
+
+
+def first_rows(values: torch.Tensor, rows: int | None) -> torch.Tensor:
+    """The first `rows` of values, all of them for None. A slice of all would be one to autograd too, whose gradient is zeros and a copy onto them."""
+    return values if rows is None else values[:rows]
 
 
 def ctr_model(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from ham_dist.config.schema import ModelSettings
 from ham_dist.models.fm import FM
@@ -17,6 +18,8 @@ from ham_dist.models.mlp import hidden_layers
 
 class DeepFM(FM):
     """Logit = FM + MLP(lifted fields side by side, (B, F * L)).
+
+    No row is lifted for the MLP: the lift is multiplied into its first layer, which so costs what its D columns cost, and less with each that is cut.
 
     widths:   d_j by field; fields of width 0 are left out, so the MLP reads L inputs less for each.
     settings: reads lift_width, first_order and mlp.
@@ -32,8 +35,13 @@ class DeepFM(FM):
         self.deep = nn.Sequential(*hidden_layers(inputs, settings.mlp), last)
 
     def forward(self, columns: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        lifted = self.lift(columns, mask)
-        return self.logits(columns, lifted, mask) + self.deep(lifted.flatten(1)).squeeze(1)
+        first, *others = self.deep
+        with torch.autocast(columns.device.type, enabled=False):
+            weight = self.lift.folded_into(first.get_parameter("weight"), mask)
+        hidden = functional_call(first, {"weight": weight}, (columns,))
+        for layer in others:
+            hidden = layer(hidden)
+        return super().forward(columns, mask) + hidden.squeeze(1)
 
     def axes(self) -> dict[str, dict[int, Axis]]:
         return super().axes() | {"deep.0.weight": {1: Axis(tuple(self.widths), block=self.lift_width)}}

@@ -20,19 +20,19 @@ class _PairwiseProducts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, lifted: torch.Tensor) -> torch.Tensor:
-        total = lifted.sum(1)
+        total = lifted.sum(0)
         ctx.save_for_backward(lifted, total)
-        return 0.5 * (total.square().sum(1) - torch.linalg.vecdot(lifted.flatten(1), lifted.flatten(1)))
+        return 0.5 * (total.square().sum(1) - torch.linalg.vecdot(lifted, lifted).sum(0))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
         lifted, total = ctx.saved_tensors
-        return (total[:, None, :] - lifted).mul_(gradients[0][:, None, None])
+        return (total - lifted).mul_(gradients[0][:, None])
 
 
 def pairwise_products(lifted: torch.Tensor) -> torch.Tensor:
-    """Sum of <v_i, v_j> over all pairs i < j of lifted fields: (B, F, L) -> (B,).
+    """Sum of <v_i, v_j> over all pairs i < j of lifted fields: (F, B, L) -> (B,).
 
     source: Rendle, "Factorization machines" (2010), lemma 3.1: half of (square of sum - sum of squares), linear in F. Its gradient at v_i is the sum
             of all v but v_i.
@@ -62,10 +62,7 @@ class FM(Interaction):
         self.linear = nn.Parameter(torch.empty(columns).uniform_(-(columns**-0.5), columns**-0.5)) if settings.first_order == "linear" else None
 
     def forward(self, columns: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        return self.logits(columns, self.lift(columns, mask), mask)
-
-    def logits(self, columns: torch.Tensor, lifted: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits (B,) of columns (B, D), to be multiplied by `mask` (D,), and of the same masked and lifted, (B, F, L)."""
+        lifted = self.lift.by_field(columns, mask)
         # In full precision also where the lift was in bfloat16: the square of the sum and the sum of squares take one another away.
         with torch.autocast(columns.device.type, enabled=False):
             logits = self.bias + pairwise_products(lifted.to(self.dtype))

@@ -1,6 +1,6 @@
 """One linear map for each field, without bias, that brings fields of different widths to one width.
 
-B rows, F fields, d_j columns of field j, D = sum of d_j, L = lift_width
+B rows, F fields, d_j columns of field j, D = sum of d_j, L = lift_width, n outputs of a linear map behind the lift
 """
 
 from collections.abc import Mapping
@@ -24,6 +24,7 @@ class Lift(nn.Module):
 
     padded_columns: torch.Tensor
     padded_rows: torch.Tensor
+    unpadded: torch.Tensor
 
     def __init__(self, widths: Mapping[str, int], lift_width: int) -> None:
         super().__init__()
@@ -40,15 +41,32 @@ class Lift(nn.Module):
         # A place without a column reads column 0 times the row of zeros that forward puts after the weight's last.
         self.register_buffer("padded_columns", torch.tensor([column if is_real else 0 for column, is_real in slots]), persistent=False)
         self.register_buffer("padded_rows", torch.tensor([column if is_real else total for column, is_real in slots]), persistent=False)
+        self.register_buffer("unpadded", torch.tensor([place for place, (_, is_real) in enumerate(slots) if is_real]), persistent=False)
 
     def forward(self, columns: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Lifted fields (B, F, L) of the columns of all fields (B, D), each times its number of `mask` (D,)."""
-        # (x * m) W = x (m * W): D L products instead of B D.
-        weight: torch.Tensor = self.weight if mask is None else self.weight * mask.unsqueeze(1)
+        return self.by_field(columns, mask).transpose(0, 1).contiguous()
+
+    def by_field(self, columns: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """The same as (F, B, L), as the product gives it: to turn it takes as long as to make it."""
         if not self.is_even:
             columns = columns.index_select(1, self.padded_columns)
+        blocks = self._blocks(mask)
+        return torch.bmm(columns.unflatten(1, (len(blocks), self.widest)).transpose(0, 1), blocks)
+
+    def folded_into(self, weight: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """The lift and the linear map behind it as one map of the columns: B D n products, in place of B D L and B F L n.
+
+        weight:  (n, F * L), which reads the lifted fields side by side.
+        returns: (n, D).
+        """
+        blocks = self._blocks(mask)
+        folded = torch.bmm(blocks, weight.view(-1, len(blocks), blocks.shape[2]).permute(1, 2, 0)).flatten(0, 1)
+        return (folded if self.is_even else folded.index_select(0, self.unpadded)).t()
+
+    def _blocks(self, mask: torch.Tensor | None) -> torch.Tensor:
+        """(F, d_j, L), fields filled up with zero weights: (x * m) W = x (m * W) takes D L products for the mask instead of B D."""
+        weight: torch.Tensor = self.weight if mask is None else self.weight * mask.unsqueeze(1)
+        if not self.is_even:
             weight = torch.cat([weight, weight.new_zeros(1, weight.shape[1])]).index_select(0, self.padded_rows)
-        fields = len(self.widths)
-        lifted = torch.bmm(columns.unflatten(1, (fields, self.widest)).transpose(0, 1), weight.unflatten(0, (fields, self.widest)))
-        # By row, as all that reads it does: each reader would copy it for itself.
-        return lifted.transpose(0, 1).contiguous()
+        return weight.unflatten(0, (len(self.widths), self.widest))

@@ -1,7 +1,25 @@
-"""Freed memory stays with the process; asked in one of its own, since the switch is the whole process's."""
+"""Huge pages, and freed memory that stays; asked in a process of its own, since the switches are the whole process's."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+TABLE = """
+from ham_dist.config.memory import use_huge_pages
+use_huge_pages()
+import torch
+
+torch.tensor(0.0)
+table = torch.ones(64 << 18)  # 64 MiB
+for line in open("/proc/self/smaps_rollup"):
+    if line.startswith("AnonHugePages"):
+        print(int(line.split()[1]) >> 10)
+"""
 
 PROGRAM = """
 import resource
@@ -20,6 +38,17 @@ for _ in range(3):  # until the heap has grown to what is asked of it
     faults()
 print(given_back, faults())
 """
+
+
+def megabytes_of_huge_pages(**environment: str) -> int:
+    done = subprocess.run([sys.executable, "-c", TABLE], env={**os.environ, **environment}, capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(not HUGE_PAGES.exists() or "[madvise]" not in HUGE_PAGES.read_text(), reason="this kernel gives huge pages always or never")
+def test_a_table_lies_in_huge_pages_unless_torch_was_told_otherwise() -> None:
+    assert megabytes_of_huge_pages() >= 60
+    assert megabytes_of_huge_pages(THP_MEM_ALLOC_ENABLE="0") < 60
 
 
 def test_a_large_block_is_not_paged_in_again() -> None:

@@ -55,6 +55,16 @@ def test_lift_is_one_product_a_field(widths: Mapping[str, int]) -> None:
     assert torch.autograd.gradcheck(lambda x, w: torch.func.functional_call(lift, {"weight": w}, x), (values.requires_grad_(), lift.weight))
 
 
+@pytest.mark.parametrize("widths", [{"a": 3, "b": 3}, WIDTHS, {"a": 0, "b": 4, "c": 1, "d": 0}])
+def test_lift_folds_into_the_linear_map_behind_it(widths: Mapping[str, int]) -> None:
+    torch.manual_seed(0)
+    lift = Lift(widths, 6).double()
+    behind = torch.randn(5, len(widths) * 6, dtype=torch.float64, requires_grad=True)
+    values, mask = columns(widths), torch.rand(sum(widths.values()), dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(values @ lift.folded_into(behind, mask).t(), lift(values * mask).flatten(1) @ behind.t())
+    assert torch.autograd.gradcheck(lift.folded_into, (behind, mask))
+
+
 def test_lift_starts_as_one_linear_a_field() -> None:
     torch.manual_seed(0)
     lift = Lift({"narrow": 1, "wide": 100}, 2000)
@@ -76,7 +86,7 @@ def test_fm_leaves_the_first_order_to_tables() -> None:
     torch.manual_seed(0)
     model = FM(WIDTHS, ModelSettings(name="fm", lift_width=6, first_order="table")).double()
     values = columns()
-    torch.testing.assert_close(model(values), model.bias + pairwise_products(model.lift(values)))
+    torch.testing.assert_close(model(values), model.bias + pairwise_products(model.lift.by_field(values)))
     assert "linear" not in dict(model.named_parameters())
     assert "linear" not in model.axes()
 
@@ -91,6 +101,14 @@ def test_deepfm_is_fm_plus_torchrecs_mlp() -> None:
     last = model.get_parameter("deep.6.weight")
     deep = torchrec_mlp(flat) @ last[0]
     torch.testing.assert_close(model(values), FM.forward(model, values) + deep)
+
+
+def test_deepfm_without_hidden_layers_reads_the_lifted_fields() -> None:
+    torch.manual_seed(0)
+    model = DeepFM(WIDTHS, ModelSettings(name="deepfm", lift_width=6, mlp=())).double()
+    values = columns()
+    flat = torch.cat(lifted_by_loop(model.lift, values), dim=1)
+    torch.testing.assert_close(model(values), FM.forward(model, values) + flat @ model.get_parameter("deep.0.weight")[0])
 
 
 def test_autoint_is_the_papers_formula() -> None:
