@@ -20,12 +20,14 @@ class PlainModel(nn.Module):
         super().__init__()
         torch.manual_seed(settings.seed)
         self.interaction = build_interaction(settings.model, {field: table.shape[1] for field, table in tables.items()})
+        self.fields = list(tables)
         self.bags = [nn.EmbeddingBag.from_pretrained(table.clone(), freeze=False, mode="mean") for table in tables.values()]
         self.tables = nn.ModuleList(self.bags)
 
     def columns(self, ids: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-        """(B, D); ids are (values, offsets) by field."""
-        return torch.cat([table(values, offsets) for table, (values, offsets) in zip(self.bags, ids, strict=True)], dim=1)
+        """(B, D); ids are (values, offsets) of every one of FIELDS."""
+        by_field = dict(zip(FIELDS, ids, strict=True))
+        return torch.cat([table(*by_field[field]) for field, table in zip(self.fields, self.bags, strict=True)], dim=1)
 
     def loss(self, ids: list[tuple[torch.Tensor, torch.Tensor]], labels: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Mean log loss."""

@@ -29,8 +29,8 @@ def near(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 def opened(run: RunSettings) -> TrainingState:
-    """A fresh supernet whose hidden units are all open. Rounding shuts or opens a unit that is near 0, whose part of a gradient then comes or goes as a
-    whole: with this batch, 5 % of a gradient for one unit of one row."""
+    """A fresh supernet whose hidden units are all open. Rounding shuts or opens a unit that is near 0, whose part of a gradient then comes or goes as
+    a whole: with this batch, 5 % of a gradient for one unit of one row."""
     state = open_supernet(run, FIELDS, torch.device("cpu"))
     for child in state.interaction.modules():
         if isinstance(child, nn.BatchNorm1d):
