@@ -20,7 +20,8 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ham_dist.config.load import load_run
-from ham_dist.config.schema import OrthogonalitySettings
+from ham_dist.config.memory import use_huge_pages
+from ham_dist.config.schema import OrthogonalitySettings, RunSettings
 from ham_dist.data.batch import Batch
 from ham_dist.data.manifest import Manifest
 from ham_dist.distributed.process_group import process_group
@@ -37,6 +38,8 @@ CASES = (
 )
 """Models, rules of the tables, and rows of all tables together."""
 NUMERIC, CATEGORICAL = 13, 26
+PLAIN, MASK, ALPHA, ALPHA_SELDOM = "plain step", "with the mask", "with the mask and a step on alpha", "the same, alpha every 2 steps"
+DECOUPLED = "orthogonality decoupled"
 
 
 def cardinalities_of(rows: int) -> dict[str, int]:
@@ -56,7 +59,7 @@ def sides_of(state: TrainingState) -> dict[str, Callable[[Batch], object]]:
     settings = state.settings
     none = Regularizer(OrthogonalitySettings(form="none"), settings.optimizer)
     forms = {
-        "orthogonality decoupled": Regularizer(OrthogonalitySettings(application="decoupled"), settings.optimizer),
+        DECOUPLED: Regularizer(OrthogonalitySettings(application="decoupled"), settings.optimizer),
         "orthogonality coupled": Regularizer(OrthogonalitySettings(), settings.optimizer),
     }
     if state.sharded.rule.fused is not None:
@@ -79,15 +82,16 @@ def sides_of(state: TrainingState) -> dict[str, Callable[[Batch], object]]:
         return do
 
     return {
-        "plain step": step(None, none),
-        "with the mask": step(half, none),
-        "with the mask and a step on alpha": step(half, none, alpha=1),
-        "the same, alpha every 2 steps": step(half, none, alpha=2),
+        PLAIN: step(None, none),
+        MASK: step(half, none),
+        ALPHA: step(half, none, alpha=1),
+        ALPHA_SELDOM: step(half, none, alpha=2),
         **{name: step(None, regularizer) for name, regularizer in forms.items()},
     }
 
 
-def measure(state: TrainingState, batches: list[Batch], rounds: int, title: str) -> None:
+def seconds_of_steps(state: TrainingState, batches: list[Batch], rounds: int) -> dict[str, list[float]]:
+    """Seconds of a step of each side, by round."""
     sides = sides_of(state)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     supply = cycle(batches)
@@ -98,9 +102,24 @@ def measure(state: TrainingState, batches: list[Batch], rounds: int, title: str)
                 step(batch)
             if number:  # the first round warms up
                 seconds[name].append((time.perf_counter() - start) / STEPS)
+    return seconds
+
+
+def ratios(seconds: dict[str, list[float]], name: str) -> list[float]:
+    """Of a side to the plain step, round by round."""
+    return [value / plain for value, plain in zip(seconds[name], seconds[PLAIN], strict=True)]
+
+
+def settings_of(model: str, rule: str, batch_size: int) -> RunSettings:
+    application = "coupled" if rule == "adam" else "decoupled"
+    return load_run(None, [f"model.name={model}", f"optimizer.tables={rule}", f"orthogonality.application={application}",
+                           f"data.batch_size={batch_size}", "precision.dense=float32"])  # fmt: skip
+
+
+def print_table(seconds: dict[str, list[float]], title: str) -> None:
     print(f"\n| {title} | ms: median (lowest..highest) | of a plain step |\n|---|---|---|")
     for name, values in seconds.items():
-        ratio = statistics.median(value / plain for value, plain in zip(values, seconds["plain step"], strict=True))
+        ratio = statistics.median(ratios(seconds, name))
         print(f"| {name} | {statistics.median(values) * 1e3:.2f} ({min(values) * 1e3:.2f}..{max(values) * 1e3:.2f}) | {ratio:.3f} |", flush=True)
 
 
@@ -116,13 +135,12 @@ def main() -> None:
     cases = CASES
     if options.data or options.rows or options.models or options.rules:
         cases = tuple(product(options.models or ["deepfm", "dcnv2"], options.rules or ["rowwise_adagrad", "adam"], options.rows or [10**6]))
+    use_huge_pages()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     with process_group() as device:
         for model, rule, rows in cases:
-            application = "coupled" if rule == "adam" else "decoupled"
-            settings = load_run(None, [f"model.name={model}", f"optimizer.tables={rule}", f"orthogonality.application={application}",
-                                       f"data.batch_size={options.batch}", "precision.dense=float32"])  # fmt: skip
+            settings = settings_of(model, rule, options.batch)
             if options.data is None:
                 cardinalities = cardinalities_of(rows)
                 batches = [generated(cardinalities, options.batch) for _ in range(BATCHES)]
@@ -131,7 +149,8 @@ def main() -> None:
                 cardinalities = {field.name: field.rows for field in manifest.fields}
                 batches = list(islice(Samples(options.data, manifest, settings, device).training("pretrain", 0), BATCHES))
             state = open_supernet(settings, cardinalities, device)
-            measure(state, batches, options.rounds, f"{model}, {rule}, {sum(cardinalities.values()):,} rows, batch {options.batch}")
+            title = f"{model}, {rule}, {sum(cardinalities.values()):,} rows, batch {options.batch}"
+            print_table(seconds_of_steps(state, batches, options.rounds), title)
 
 
 if __name__ == "__main__":

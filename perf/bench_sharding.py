@@ -10,8 +10,10 @@ The last line is what equal parts of a batch cost (row_wise needs them): the sec
 """
 
 import argparse
+import json
 import statistics
 import time
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from ham_dist.config.memory import use_huge_pages
 from ham_dist.config.schema import RunSettings
 from ham_dist.data.batch import Batch
 from ham_dist.data.reader import rows_of_rank
@@ -61,7 +64,24 @@ def median_ratio(values: list[float], bases: list[float]) -> float:
     return statistics.median(value / base for value, base in zip(values, bases, strict=True))
 
 
-def measure(rank: int, ranks: int, rows: int, rounds: int, rule: str, folder: str) -> None:
+@dataclass
+class Found:
+    """Seconds of a step under each kind, by round; the same with ids sent ahead; and of the adding of empty bags."""
+
+    seconds: dict[str, list[float]]
+    ahead: dict[str, list[float]]
+    padding: float
+
+
+def measure(ranks: int, rows: int, rounds: int, rule: str) -> Found:
+    """On `ranks` ranks."""
+    with TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_measure, (ranks, rows, rounds, rule, folder), nprocs=ranks, join=True)
+        return Found(**json.loads(Path(folder, "found.json").read_text(encoding="utf-8")))
+
+
+def _measure(rank: int, ranks: int, rows: int, rounds: int, rule: str, folder: str) -> None:
+    use_huge_pages()
     torch.set_num_threads(1)
     torch.manual_seed(rank)
     dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", ranks), rank=rank, world_size=ranks)
@@ -81,15 +101,19 @@ def measure(rank: int, ranks: int, rows: int, rounds: int, rule: str, folder: st
         padded(one.sparse_features, one.sparse_features.stride() + 16)
     padding = (time.perf_counter() - start) / len(batches)
     if rank == 0:
-        size = f"{ranks} ranks, {FIELDS} tables of {rows:,} x 16, {BATCH} rows"
-        print(f"\n| {rule}, {size} | ms a step: median (lowest..highest) | of table_wise's | ids ahead |")
-        print("|---|---|---|---|")
-        for kind, values in seconds.items():
-            of_table_wise, of_itself = (median_ratio(values, seconds["table_wise"]), median_ratio(ahead[kind], values))
-            spread = f"{statistics.median(values) * 1e3:.1f} ({min(values) * 1e3:.1f}..{max(values) * 1e3:.1f})"
-            print(f"| {kind} | {spread} | {of_table_wise:.2f} | {of_itself:.2f} |")
-        print(f"| empty bags for 16 rows more | {padding * 1e3:.2f} | {padding / statistics.median(seconds['row_wise']):.3f} of row_wise's | |")
+        Path(folder, "found.json").write_text(json.dumps(asdict(Found(seconds, ahead, padding))), encoding="utf-8")
     dist.destroy_process_group()
+
+
+def print_table(found: Found, title: str) -> None:
+    print(f"\n| {title} | ms a step: median (lowest..highest) | of table_wise's | ids ahead |")
+    print("|---|---|---|---|")
+    for kind, values in found.seconds.items():
+        of_table_wise, of_itself = median_ratio(values, found.seconds["table_wise"]), median_ratio(found.ahead[kind], values)
+        spread = f"{statistics.median(values) * 1e3:.1f} ({min(values) * 1e3:.1f}..{max(values) * 1e3:.1f})"
+        print(f"| {kind} | {spread} | {of_table_wise:.2f} | {of_itself:.2f} |")
+    of_a_step = found.padding / statistics.median(found.seconds["row_wise"])
+    print(f"| empty bags for 16 rows more | {found.padding * 1e3:.2f} | {of_a_step:.3f} of row_wise's | |")
 
 
 def main() -> None:
@@ -100,8 +124,8 @@ def main() -> None:
     parser.add_argument("--rules", nargs="+", default=["adam", "sgd"])
     arguments = parser.parse_args()
     for rule, ranks in product(arguments.rules, arguments.ranks):
-        with TemporaryDirectory() as folder:
-            torch.multiprocessing.spawn(measure, (ranks, arguments.rows, arguments.rounds, rule, str(Path(folder))), nprocs=ranks, join=True)
+        found = measure(ranks, arguments.rows, arguments.rounds, rule)
+        print_table(found, f"{rule}, {ranks} ranks, {FIELDS} tables of {arguments.rows:,} x 16, {BATCH} rows")
 
 
 if __name__ == "__main__":

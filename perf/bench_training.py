@@ -21,6 +21,8 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +45,10 @@ PEERS = HERE.parent / ".venv-peers" / "bin" / "python"
 CARDINALITIES = (*NUMERIC_CARDINALITIES, *(min(max(rows, 16), 219_000) for rows in CRITEO_CARDINALITIES))
 # A truth in few and small fields is learnt from the samples of one epoch, so that test AUC says whether a program learns.
 PLANTED_RANKS = (*(2,) * 6, *(0,) * (len(CARDINALITIES) - 6))
+
+
+CORE = max(os.sched_getaffinity(0))
+"""The one that every side runs on."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ def write_arrays(folder: Path, fields: list[str]) -> None:
         np.savez(folder / f"{split}.npz", **{name: table[name].to_numpy().astype(np.int64) for name in [*fields, "label"]})
 
 
-def measure(side: Side, task: Task, labels: torch.Tensor) -> dict[str, float]:
+def _epoch(side: Side, task: Task, labels: torch.Tensor) -> dict[str, float]:
     python = str(PEERS) if side.script == "training_peers.py" else sys.executable
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(HERE.parent)}
     command = [python, str(HERE / side.script), side.program, *task.arguments()]
@@ -91,22 +97,63 @@ def measure(side: Side, task: Task, labels: torch.Tensor) -> dict[str, float]:
     return {**found, "auc": area_under_roc(scores, labels)}
 
 
-def table(model: str, found: dict[str, list[dict[str, float]]], sides: list[Side], clock: str) -> None:
+def print_table(model: str, found: dict[str, list[dict[str, float]]], sides: list[Side], clock: str) -> None:
     """Medians, and how many times as fast ham_dist is under each of its rules."""
-    speeds = {label: [one["samples"] / one[clock] for one in rounds] for label, rounds in found.items()}
     ours = [side.label for side in sides if side.program == "ham_dist"]
     unit = "samples/s" if clock == "wall" else "samples / CPU second"
     print(f"\n| {model} | {unit}: median (lowest..highest) | {' | '.join(f'{label} is' for label in ours)} | peak GB | test AUC |")
     print("|---" * (4 + len(ours)) + "|")
     for side in sides:
-        theirs, rounds = speeds[side.label], found[side.label]
-        ratios = [statistics.median(mine / speed for mine, speed in zip(speeds[label], theirs, strict=True)) for label in ours]
-        aucs = [one["auc"] for one in rounds]
+        rounds = found[side.label]
+        speeds, aucs = [one["samples"] / one[clock] for one in rounds], [one["auc"] for one in rounds]
+        times = [statistics.median(ratios(found, label, side.label, clock)) for label in ours]
         print(
-            f"| {side.label} | {statistics.median(theirs):,.0f} ({min(theirs):,.0f}..{max(theirs):,.0f}) | "
-            f"{' | '.join(f'{ratio:.2f} x as fast' for ratio in ratios)} | {max(one['peak_bytes'] for one in rounds) / 1e9:.2f} | "
+            f"| {side.label} | {statistics.median(speeds):,.0f} ({min(speeds):,.0f}..{max(speeds):,.0f}) | "
+            f"{' | '.join(f'{ratio:.2f} x as fast' for ratio in times)} | {max(one['peak_bytes'] for one in rounds) / 1e9:.2f} | "
             f"{statistics.median(aucs):.4f} ({min(aucs):.4f}..{max(aucs):.4f}) |"
         )
+
+
+def installed_sides() -> list[Side]:
+    """All, but for the programs that `make peers` has not installed."""
+    if PEERS.exists():
+        return list(SIDES)
+    print("FuxiCTR and DeepCTR-Torch are left out: `make peers` installs them.")
+    return [side for side in SIDES if side.script != "training_peers.py"]
+
+
+@contextmanager
+def generated_data(rows: int) -> Iterator[Path]:
+    """A folder of samples for all sides."""
+    with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_FOLDER")) as temporary:
+        folder = Path(temporary) / "data"
+        generate(SyntheticSettings(rows=rows, cardinalities=CARDINALITIES, planted_ranks=PLANTED_RANKS, skew=1.05), folder)
+        write_arrays(folder, [field.name for field in Manifest.load(folder).fields])
+        yield folder
+
+
+def measure(
+    folder: Path, model: str, sides: list[Side], rounds: int, *, first_order: str = "table", tables_learning_rate: float = 0.02, core: int = CORE
+) -> dict[str, list[dict[str, float]]]:
+    """An epoch of each side in each round: samples, seconds, peak memory and test AUC, by the side's label."""
+    cardinalities = {field.name: field.rows for field in Manifest.load(folder).fields}
+    labels = torch.tensor(pq.read_table(folder / "test")["label"].to_numpy())
+    found = defaultdict(list)
+    for number in range(rounds):
+        for side in sides:
+            task = Task(
+                folder=str(folder), model=model, tables=side.tables, first_order=first_order, cardinalities=cardinalities, width=16,
+                mlp=[128, 64], cross_layers=3, batch_size=2048, seed=number, core=core, scores=str(folder.parent / "scores.npy"),
+                tables_learning_rate=tables_learning_rate if side.tables != "adam" else 1e-3,
+            )  # fmt: skip
+            found[side.label].append(_epoch(side, task, labels))
+            print(f"{model} {side.label}: {json.dumps(found[side.label][-1])}", file=sys.stderr, flush=True)
+    return found
+
+
+def ratios(found: dict[str, list[dict[str, float]]], ours: str, theirs: str, clock: str = "wall") -> list[float]:
+    """How many times as fast `ours` is as `theirs`, round by round."""
+    return [(mine["samples"] / mine[clock]) / (other["samples"] / other[clock]) for mine, other in zip(found[ours], found[theirs], strict=True)]
 
 
 def main() -> None:
@@ -118,33 +165,18 @@ def main() -> None:
     parser.add_argument("--first-order", choices=["table", "linear"], default="table", help="of ham_dist's DeepFM; the peers' is a table a field")
     parser.add_argument("--tables-learning-rate", type=float, default=0.02, help="of row-wise Adagrad; Adam has 0.001 on all sides")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="what speeds are by; cpu where the machine is shared")
-    parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
+    parser.add_argument("--core", type=int, default=CORE)
     options = parser.parse_args()
-    sides = [side for side in SIDES if side.label in (options.sides or [side.label for side in SIDES])]
-    if not PEERS.exists():
-        sides = [side for side in sides if side.script != "training_peers.py"]
-        print("FuxiCTR and DeepCTR-Torch are left out: `make peers` installs them.")
-    with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_FOLDER")) as temporary:
-        folder = Path(temporary) / "data"
-        generate(SyntheticSettings(rows=options.rows, cardinalities=CARDINALITIES, planted_ranks=PLANTED_RANKS, skew=1.05), folder)
-        cardinalities = {field.name: field.rows for field in Manifest.load(folder).fields}
-        write_arrays(folder, list(cardinalities))
-        labels = torch.tensor(pq.read_table(folder / "test")["label"].to_numpy())
-        print(
-            f"{len(cardinalities)} fields, {sum(cardinalities.values()):,} table rows, {options.rows:,} samples, {options.rounds} round(s), one core"
-        )
+    sides = [side for side in installed_sides() if options.sides is None or side.label in options.sides]
+    with generated_data(options.rows) as folder:
+        rows = sum(CARDINALITIES)
+        print(f"{len(CARDINALITIES)} fields, {rows:,} table rows, {options.rows:,} samples, {options.rounds} round(s), one core")
         for model in options.models:
-            found = defaultdict(list)
-            for number in range(options.rounds):
-                for side in sides:
-                    task = Task(
-                        folder=str(folder), model=model, tables=side.tables, first_order=options.first_order, cardinalities=cardinalities, width=16,
-                        mlp=[128, 64], cross_layers=3, batch_size=2048, seed=number, core=options.core, scores=str(Path(temporary) / "scores.npy"),
-                        tables_learning_rate=options.tables_learning_rate if side.tables != "adam" else 1e-3,
-                    )  # fmt: skip
-                    found[side.label].append(measure(side, task, labels))
-                    print(f"{model} {side.label}: {json.dumps(found[side.label][-1])}", file=sys.stderr, flush=True)
-            table(model, found, sides, options.clock)
+            found = measure(
+                folder, model, sides, options.rounds,
+                first_order=options.first_order, tables_learning_rate=options.tables_learning_rate, core=options.core,
+            )  # fmt: skip
+            print_table(model, found, sides, options.clock)
 
 
 if __name__ == "__main__":

@@ -116,9 +116,11 @@ def ways_out(planner: "Planner", memory: ShortMemory, largest: Table, total: int
     ways = ["Fewer columns: a lower model.base_width."]
     if ranks > 1 and planner.kind_of(largest) not in ("auto", "row_wise"):  # `auto` has tried it
         ways.append(f'Another kind: sharding.tables = {{ {largest.field} = "row_wise" }} spreads table {largest.field!r} over all ranks.')
-    enough = max(-(-total // max(1, room)), ranks + 1)
-    more = f"More ranks: {enough}" if memory == "device" else f"More hosts: of {enough} ranks together"
-    ways.append(f"{more} or more, the tables spread evenly.")
+    copied = planner.kind_of(largest) == "data_parallel" and getattr(planner.bytes_of(largest, "data_parallel"), memory) > room
+    if not copied:  # else each of any number of ranks would have the whole of it
+        enough = max(-(-total // max(1, room)), ranks + 1)
+        more = f"More ranks: {enough}" if memory == "device" else f"More hosts: of {enough} ranks together"
+        ways.append(f"{more} or more, the tables spread evenly.")
     kept = sum(not of_row for of_row in rule.states.values()) + (rule.fused is None)
     if kept:
         ways.append(

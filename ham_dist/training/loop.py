@@ -50,11 +50,11 @@ def mask_gradient(state: TrainingState, batch: Batch, mask: torch.Tensor) -> tor
     returns: (S,), over the global batch, the same on every rank. Tables, dense weights, their optimizers and BatchNorm's running statistics stay
              bit for bit what they were: only the mask's gradient is asked for, past DDP and past the fused kernels.
 
-    The model is in evaluation mode, since L_val is the loss of the model that validation measures. With the batch's own statistics in BatchNorm the
-    search kept worse columns (perf/results/search_mode_cpu_2026-11.md).
+    The interaction is in evaluation mode (a lookup has none), since L_val is the loss of the model that validation measures. With the batch's own
+    statistics in BatchNorm the search kept worse columns (perf/results/search_mode_cpu_2026-11.md).
     """
     values = mask.detach().to(state.interaction.dtype, copy=True).requires_grad_()
-    with state.sharded.mask.differentiable(values), as_evaluated(state.sharded.model):
+    with state.sharded.mask.differentiable(values), as_evaluated(state.interaction):
         loss = log_loss(state.sharded.model(*state.sharded.inputs(batch.sparse_features, batch.global_rows)), batch)
     (gradient,) = torch.autograd.grad(loss, values)
     return process_group.sum_over_ranks(gradient).float()

@@ -130,6 +130,12 @@ def test_a_plan_that_cannot_be_made_says_the_ways_out(rule: str, sharding: dict[
         plan({"tables.ebc": tables([10_000, 5])}, topology, rule, **sharding)
 
 
+def test_more_ranks_are_no_way_out_for_a_copy_that_no_rank_has_room_for() -> None:
+    with pytest.raises(ShardingError, match=r't0 = "row_wise"') as error:
+        plan({"tables.ebc": tables([10_000, 5])}, cpu(2, memory=1000), "adam", tables={"t0": "data_parallel"})
+    assert "More ranks" not in str(error.value)
+
+
 HALVES: list[tuple[TablePrecision, str, dict[str, Any], Topology, type[HamError], str]] = [
     ("float16", "adam", {}, cpu(1), BackendError, r"would have gradients and moments of float16.*\n.*\"rowwise_adagrad\" or \"adagrad\""),
     ("bfloat16", "adam", {}, GPUS, BackendError, r"moments of bfloat16.*\n.*\"fused_adam\""),

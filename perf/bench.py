@@ -1,0 +1,160 @@
+"""The figures that ham_dist is held to, in one table: each is a ratio of two sides that took turns in one run, the median of its rounds.
+
+    python perf/bench.py                            `make bench`; about ten minutes on an idle machine of 2 cores
+    python perf/bench.py --parts search memory      without the ranks and the other programs
+    python perf/bench.py --rounds 7
+
+Every part has a script of its own with more of it: bench_search.py, bench_sharding.py, bench_training.py.
+"""
+
+import argparse
+import multiprocessing
+import statistics
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import bench_search
+import bench_sharding
+import bench_training
+import torch
+from training_side import peak_bytes
+
+from ham_dist.config.memory import use_huge_pages
+from ham_dist.distributed.process_group import process_group
+from ham_dist.training.loop import weight_step
+from ham_dist.training.state import open_supernet
+
+ROWS = (10**5, 10**6, 10**7, 10**8)
+"""Of all tables together."""
+WIDTH = 16
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A line of the table.
+
+    rounds: the ratio in each round.
+    wanted: what it should be, where there is such.
+    """
+
+    name: str
+    rounds: list[float]
+    wanted: str = ""
+
+    def line(self) -> str:
+        return f"| {self.name} | {statistics.median(self.rounds):.3f} ({min(self.rounds):.3f}..{max(self.rounds):.3f}) | {self.wanted} |"
+
+
+def in_new_process(function: Callable[..., T], *arguments: object) -> T:
+    """`function(*arguments)` where nothing has been allocated before."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def search_seconds(rows: int, rounds: int) -> dict[str, list[float]]:
+    """Of DeepFM's steps, as bench_search has them."""
+    use_huge_pages()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    cardinalities = bench_search.cardinalities_of(rows)
+    settings = bench_search.settings_of("deepfm", "rowwise_adagrad", 2048)
+    batches = [bench_search.generated(cardinalities, settings.data.batch_size) for _ in range(bench_search.BATCHES)]
+    with process_group() as device:
+        return bench_search.seconds_of_steps(open_supernet(settings, cardinalities, device), batches, rounds)
+
+
+def search(rounds: int) -> Iterator[Figure]:
+    plain = {}
+    for rows in ROWS:
+        seconds = in_new_process(search_seconds, rows, rounds)
+        plain[rows] = seconds[bench_search.PLAIN]
+        for name, wanted in (
+            (bench_search.MASK, "1.02"),
+            (bench_search.ALPHA, "1.5"),
+            (bench_search.ALPHA_SELDOM, "1.5"),
+            (bench_search.DECOUPLED, "1.05"),
+        ):
+            yield Figure(f"{name}, of a plain step at {rows:,} rows", bench_search.ratios(seconds, name), wanted)
+    for rows in ROWS:
+        wanted = "1.3" if rows == ROWS[-1] else ""
+        yield Figure(f"a plain step at {rows:,} rows, of one at 1,000,000", [ours / statistics.median(plain[10**6]) for ours in plain[rows]], wanted)
+
+
+def memory_of_steps(rows: int) -> tuple[int, int]:
+    """The most bytes that twenty steps hold, and bytes of the tables and of what their rule remembers."""
+    use_huge_pages()
+    torch.set_num_threads(1)
+    cardinalities = bench_search.cardinalities_of(rows)
+    settings = bench_search.settings_of("deepfm", "rowwise_adagrad", 2048)
+    with process_group() as device:
+        state = open_supernet(settings, cardinalities, device)
+        batch = bench_search.generated(cardinalities, settings.data.batch_size)
+        for _ in range(20):
+            weight_step(state, batch)
+    return peak_bytes(), sum(cardinalities.values()) * (WIDTH + 1) * 4
+
+
+def memory() -> Iterator[Figure]:
+    base, _ = in_new_process(memory_of_steps, 1000)
+    for rows in ROWS[1:]:
+        peak, held = in_new_process(memory_of_steps, rows)
+        yield Figure(f"memory of training at {rows:,} rows beyond that at 1,000, of tables and optimizer state", [(peak - base) / held], "1.25")
+
+
+def ranks(rounds: int) -> Iterator[Figure]:
+    alone: dict[str, list[float]] = {}
+    for count in (1, 2, 4):
+        found = bench_sharding.measure(count, 50_000, rounds, "sgd")
+        alone = alone or found.seconds
+        for kind, seconds in found.seconds.items():
+            yield Figure(f"{kind} on {count} ranks, of one rank", [ours / statistics.median(alone[kind]) for ours in seconds])
+            if count > 1:
+                yield Figure(
+                    f"{kind} on {count} ranks with ids sent ahead, of without",
+                    [ahead / without for ahead, without in zip(found.ahead[kind], seconds, strict=True)],
+                )
+
+
+WANTED = {
+    ("deepfm", "rowwise_adagrad"): {"torchrec": "0.95", "fuxictr": "7", "deepctr": "7"},
+    ("deepfm", "adam"): {"torchrec": "0.95", "fuxictr": "2.9", "deepctr": "2.9"},
+    ("dcnv2", "rowwise_adagrad"): {"torchrec": "0.95", "fuxictr": "1.75", "deepctr": "1.75"},
+    ("dcnv2", "adam"): {"torchrec": "0.95"},
+}
+
+
+def training(rounds: int) -> Iterator[Figure]:
+    sides = bench_training.installed_sides()
+    for model, samples in (("deepfm", 150_000), ("dcnv2", 60_000)):
+        with bench_training.generated_data(samples) as folder:
+            found = bench_training.measure(folder, model, sides, rounds)
+        for ours in (side for side in sides if side.program == "ham_dist"):
+            for theirs in sides:
+                if theirs.program != "ham_dist" and (theirs.program != "torchrec" or theirs.tables == ours.tables):
+                    name = f"{model}: samples/s of {ours.label}, of {theirs.label}"
+                    wanted = WANTED[model, ours.tables].get(theirs.program, "")
+                    yield Figure(name, bench_training.ratios(found, ours.label, theirs.label), wanted and f"at least {wanted}")
+
+
+def main() -> None:
+    parts: dict[str, Callable[[int], Iterator[Figure]]] = {
+        "search": search,
+        "memory": lambda _: memory(),
+        "ranks": ranks,
+        "training": training,
+    }
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    print("| figure | ratio: median (lowest..highest) | wanted, at most if not said |\n|---|---|---|")
+    for part in options.parts:
+        for figure in parts[part](options.rounds):
+            print(figure.line(), flush=True)
+
+
+if __name__ == "__main__":
+    main()
