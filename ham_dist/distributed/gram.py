@@ -1,6 +1,6 @@
 """Gram matrices of tables that lie on the ranks, and the products of tables with a small matrix.
 
-    V (C, d) a table, or every k-th row of one; G = V'V (d, d)
+    V (C, d) a table, G = V'V (d, d)
 
 Callers ask by table and need not know how it is sharded. What it takes:
     a whole table on a rank (or a copy on each)   nothing: G is that rank's own
@@ -9,8 +9,7 @@ Callers ask by table and need not know how it is sharded. What it takes:
                                                   same way there and back. So it costs an all-to-all of the whole table, with bounded memory.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
@@ -20,62 +19,29 @@ from ham_dist.distributed.placement import Placement
 from ham_dist.distributed.rounding import FLOAT32_BITS, rounded
 from ham_dist.distributed.sharding import TABLES, LocalTable, ShardedModel, joined_rows
 
-MatrixOf = Callable[[torch.Tensor, int], torch.Tensor]
-"""A (d, d) matrix, or a number, made from the Gram matrix and the base width of a table."""
-
-
-@dataclass(frozen=True)
-class Turn:
-    """Which rows of each table have their turn: every k-th one, k such that these are about `rows`; the next turn has those after them.
-
-    Ids go by frequency, so that evenly spread rows stand for the table, where neighbours would not.
-
-    number: how many turns came before.
-    """
-
-    number: int
-    rows: int
-
-    def of(self, table_rows: int) -> tuple[int, int]:
-        """The first row of a table that has its turn, and how many rows on the next one lies."""
-        stride = -(-table_rows // self.rows)
-        return self.number % stride, stride
-
-
-@dataclass(frozen=True)
-class Product:
-    """Some rows of this rank's part of a table, and their product with a matrix.
-
-    key:     the table's, as in `ShardedModel.placements`.
-    rows:    which rows of the part.
-    columns: which of the table's columns in use lie here.
-    stride:  of the turn.
-    values:  (rows, columns) of the table, float32: a copy, since every k-th row of a large table lies on a page of its own.
-    product: (rows, columns) of V M.
-    matrix:  M (d, d).
-    """
-
-    key: str
-    rows: slice
-    columns: slice
-    stride: int
-    values: torch.Tensor
-    product: torch.Tensor
-    matrix: torch.Tensor
-
+NumberOf = Callable[[torch.Tensor, int], torch.Tensor]
+"""A number made from the Gram matrix and the base width of a table."""
+MatrixOf = Callable[[torch.Tensor, int | torch.Tensor], torch.Tensor]
+"""A (d, d) matrix made from the Gram matrix and the base width of a table; or (T, d, d) from T of each, the widths as (T, 1, 1)."""
 
 BLOCK_NUMBERS = 1 << 22
 """Numbers of a table that are multiplied at a time, so that no second copy of it comes up."""
 
 
-def grams(model: ShardedModel, turn: Turn | None = None) -> dict[str, torch.Tensor]:
+def grams(model: ShardedModel) -> dict[str, torch.Tensor]:
     """G of each table under search that this rank has something of, (d, d) float32; the same on every rank that has it. A collective.
 
     Where G is a sum over ranks it is summed in float64 and rounded to float32, so that it does not depend on how many they are.
-
-    turn: of these rows alone, scaled up to the table: over all turns, the mean is G of the whole table (but for a last row more or less).
     """
-    return _grams(model, _held(model, turn), turn)
+    found: dict[str, torch.Tensor] = {}
+    sums = no_sums(model)
+    for field, placement in model.plan.groups[TABLES].items():
+        local = model.part(f"{TABLES}/{field}")
+        if field in sums:
+            sums[field] += share_of_gram(model, placement, local)
+        elif local is not None:
+            found[field] = _own_gram(local.columns.detach())
+    return found | summed(sums)
 
 
 @torch.no_grad()
@@ -88,36 +54,13 @@ def add_to_gradients(model: ShardedModel, matrix_of: MatrixOf, scale: float) -> 
     for field, placement in model.plan.groups[TABLES].items():
         local = model.part(f"{TABLES}/{field}")
         if placement.splits_columns:
-            for rows, product in _products(model, placement, local, matrices[field]):
+            for rows, product in products_apart(model, placement, local, matrices[field]):
                 _gradient(local)[rows].add_(product, alpha=scale)
         elif local is not None:
             _gradient(local).addmm_(local.columns, matrices[field], alpha=scale)
 
 
-@torch.no_grad()
-def products(model: ShardedModel, matrix_of: MatrixOf, turn: Turn) -> Iterator[Product]:
-    """V matrix_of(G) of the rows of each table that have their turn, with G as they tell it. A collective: go through to the end."""
-    held = _held(model, turn)
-    matrices = _matrices(model, matrix_of, _grams(model, held, turn))
-    for field, placement, local in held:
-        key, (_, stride) = f"{TABLES}/{field}", turn.of(placement.table.rows)
-        pieces = (
-            _products(model, placement, local, matrices[field])
-            if placement.splits_columns
-            else []
-            if local is None
-            else [(slice(0, local.part.rows), local.columns @ matrices[field])]
-        )
-        for rows, product in pieces:
-            whole = model.part(key)
-            assert local is not None
-            assert whole is not None
-            first = _first_row(whole, turn)
-            there = slice(first + rows.start * stride, first + rows.stop * stride, stride)
-            yield Product(key, there, local.in_use, stride, local.columns[rows], product, matrices[field])
-
-
-def sum_over_tables(model: ShardedModel, number_of: MatrixOf) -> float:
+def sum_over_tables(model: ShardedModel, number_of: NumberOf) -> float:
     """The sum of number_of(G, base width) over all tables of all ranks; the same on every rank."""
     total = torch.zeros((), dtype=torch.float64)
     for field, matrix in _counted_once(model):
@@ -141,42 +84,31 @@ def _counted_once(model: ShardedModel) -> Iterator[tuple[str, torch.Tensor]]:
             yield field, matrix
 
 
-Held = tuple[str, Placement, LocalTable | None]
-"""Name of a table, where it lies, and this rank's part of it."""
+def no_sums(model: ShardedModel) -> dict[str, torch.Tensor]:
+    """A float64 zero matrix for each table whose G is a sum over ranks, also for one that this rank has nothing of."""
+    return {
+        field: torch.zeros(placement.table.width, placement.table.width, dtype=torch.float64, device=model.device)
+        for field, placement in model.plan.groups[TABLES].items()
+        if placement.splits_columns or placement.shares_rows
+    }
 
 
-def _held(model: ShardedModel, turn: Turn | None = None) -> list[Held]:
-    """Every table under search, whole or as a table of just the rows that have their turn (a copy of them)."""
-    held: list[Held] = []
-    for field, placement in model.plan.groups[TABLES].items():
-        local = model.part(f"{TABLES}/{field}")
-        if turn is not None:
-            first, stride = turn.of(placement.table.rows)
-            placement = replace(placement, parts=tuple(part.of_turn(first, stride) for part in placement.parts))
-            if local is not None:
-                values = local.values[_first_row(local, turn) :: stride].float().contiguous()
-                local = replace(local, part=local.part.of_turn(first, stride), values=values)
-        held.append((field, placement, local))
-    return held
+def summed(sums: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Over all ranks, in one all-reduce; float32."""
+    if not sums:
+        return {}
+    flat = process_group.sum_over_ranks(torch.cat([matrix.flatten() for matrix in sums.values()]))
+    parts = flat.split([matrix.numel() for matrix in sums.values()])
+    return {field: rounded(part, FLOAT32_BITS).float().view_as(sums[field]) for field, part in zip(sums, parts, strict=True)}
 
 
-def _grams(model: ShardedModel, held: Sequence[Held], turn: Turn | None) -> dict[str, torch.Tensor]:
-    found, sums, scale = {}, {}, {}
-    for field, placement, local in held:
-        first, stride = (0, 1) if turn is None else turn.of(placement.table.rows)
-        scale[field] = placement.table.rows / len(range(first, placement.table.rows, stride))
-        if placement.splits_columns or placement.shares_rows:
-            sums[field] = torch.zeros(placement.table.width, placement.table.width, dtype=torch.float64, device=model.device)
-            for rows in _whole_rows(model, placement, local):
-                block = rows.double()
-                sums[field] += block.T @ block
-        elif local is not None:
-            found[field] = _own_gram(local.columns.detach()) * scale[field]
-    if sums:
-        flat = process_group.sum_over_ranks(torch.cat([matrix.flatten() * scale[field] for field, matrix in sums.items()]))
-        parts = flat.split([matrix.numel() for matrix in sums.values()])
-        found |= {field: rounded(part, FLOAT32_BITS).float().view_as(sums[field]) for field, part in zip(sums, parts, strict=True)}
-    return found
+def share_of_gram(model: ShardedModel, placement: Placement, local: LocalTable | None) -> torch.Tensor:
+    """This rank's share of G of a table that several ranks have, float64."""
+    matrix = torch.zeros(placement.table.width, placement.table.width, dtype=torch.float64, device=model.device)
+    for rows in _whole_rows(model, placement, local):
+        block = rows.double()
+        matrix += block.T @ block
+    return matrix
 
 
 def _own_gram(columns: torch.Tensor) -> torch.Tensor:
@@ -194,12 +126,6 @@ def _matrices(model: ShardedModel, matrix_of: MatrixOf, grams_of: Mapping[str, t
     return {field: matrix_of(matrix, model.plan.groups[TABLES][field].table.base_width) for field, matrix in grams_of.items()}
 
 
-def _first_row(local: LocalTable, turn: Turn) -> int:
-    """The first row of this rank's part that has its turn."""
-    first, stride = turn.of(local.table.rows)
-    return (first - local.part.first_row) % stride
-
-
 def _whole_rows(model: ShardedModel, placement: Placement, local: LocalTable | None) -> Iterator[torch.Tensor]:
     """Rows with all their columns in use, some at a time, which together with the other ranks' are the table."""
     if placement.splits_columns:
@@ -208,7 +134,7 @@ def _whole_rows(model: ShardedModel, placement: Placement, local: LocalTable | N
         yield from local.columns.detach().split(max(1, BLOCK_NUMBERS // local.table.stored_width))
 
 
-def _products(model: ShardedModel, placement: Placement, local: LocalTable | None, matrix: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+def products_apart(model: ShardedModel, placement: Placement, local: LocalTable | None, matrix: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
     """V M of a table whose columns are apart, some rows at a time: which rows of this rank's part, and (rows, columns in use there) of the product.
 
     Nothing for a rank without a part, which takes its share of the work all the same. A collective: go through to the end.

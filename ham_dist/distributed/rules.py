@@ -139,16 +139,16 @@ class TableRule:
     def divisor(self, states: Mapping[str, torch.Tensor], gradient: torch.Tensor, steps: int) -> torch.Tensor | float:
         """What the rule divides a gradient by, if the same came in every one of the `steps` steps beside those that it remembers.
 
-        states:   of the rows of `gradient`, by name: of its shape, or (rows, 1) where the rule keeps one number a row.
-        gradient: (rows, columns).
-        returns:  of the shape of `gradient` or (rows, 1); 1 under plain descent. LAMB's trust ratio is left out.
+        states:   of the rows of `gradient`, by name: of its shape, or (..., rows, 1) where the rule keeps one number a row.
+        gradient: (..., rows, columns).
+        returns:  of the shape of `gradient` or (..., rows, 1); 1 under plain descent. LAMB's trust ratio is left out.
         """
         square = gradient.square()
         if "sum" in states:
-            own = square.mean(dim=1, keepdim=True) if self.states["sum"] else square
+            own = square.mean(dim=-1, keepdim=True) if self.states["sum"] else square
             return (states["sum"] + steps * own).sqrt() + EPSILON
         if "exp_avg_sq" in states:
-            own = square.mean(dim=1, keepdim=True) if self.states["exp_avg_sq"] else square
+            own = square.mean(dim=-1, keepdim=True) if self.states["exp_avg_sq"] else square
             return (states["exp_avg_sq"] / (1.0 - ADAM_DECAY**steps) + own).sqrt() + EPSILON
         return 1.0
 

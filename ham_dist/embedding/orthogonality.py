@@ -27,21 +27,25 @@ def penalty(gram: torch.Tensor, form: Form, base_width: int) -> torch.Tensor:
     return _difference(gram, form).square().sum() / base_width**2
 
 
-def gradient_matrix(gram: torch.Tensor, form: Form, base_width: int) -> torch.Tensor:
-    """The (d, d) matrix M with dR/dV = V M; the d that divides below is base_width.
+def gradient_matrix(gram: torch.Tensor, form: Form, base_width: int | torch.Tensor) -> torch.Tensor:
+    """The matrix M with dR/dV = V M; the d that divides below is base_width.
 
     "gram":   M = 4 (G - I) / d^2.
     "cosine": with N = diag(column norms), C = N^-1 G N^-1 and A = C - I, the gradient of unit columns U = V N^-1 is 4 U A / d^2, and the way back
               through u = v / |v| takes off its part along u: M = 4 N^-1 (A - diag(C A)) N^-1 / d^2.
+
+    gram:       G (d, d), or those of T tables (T, d, d).
+    base_width: a number, or (T, 1, 1).
+    returns:    of the shape of `gram`.
     """
     difference = _difference(gram, form)
     scale = 4.0 / base_width**2
     if form == "gram":
         return scale * difference
     inverse = _inverse_norms(gram)
-    cosines = inverse[:, None] * gram * inverse[None, :]
-    along = (cosines * difference.T).sum(dim=1)
-    return scale * inverse[:, None] * (difference - torch.diag(along)) * inverse[None, :]
+    cosines = inverse[..., :, None] * gram * inverse[..., None, :]
+    along = (cosines * difference.mT).sum(dim=-1)
+    return scale * inverse[..., :, None] * (difference - torch.diag_embed(along)) * inverse[..., None, :]
 
 
 def damped(values: torch.Tensor, product: torch.Tensor, matrix: torch.Tensor, rate: torch.Tensor | float) -> torch.Tensor:
@@ -49,22 +53,22 @@ def damped(values: torch.Tensor, product: torch.Tensor, matrix: torch.Tensor, ra
 
     Rows that have waited many steps for their turn have a rate of many steps, and may not be thrown past the place that it leads to.
 
-    values:  V (rows, d), or some of its columns.
+    values:  V (..., rows, d), or some of its columns.
     product: V M, of the same shape.
-    matrix:  M, of just these columns (d, columns), symmetric in all; |M|_k is the sum of the column's absolute values, a bound on what it pulls.
+    matrix:  M, of just these columns (..., d, columns), symmetric in all; |M|_k is the sum of the column's absolute values, a bound on what it pulls.
     rate:    a number, or one for each number of V.
     """
-    return values - product * (rate / (1.0 + rate * matrix.abs().sum(dim=0)))
+    return values - product * (rate / (1.0 + rate * matrix.abs().sum(dim=-2, keepdim=True)))
 
 
 def _difference(gram: torch.Tensor, form: Form) -> torch.Tensor:
-    identity = torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     if form == "gram":
         return gram - identity
     inverse = _inverse_norms(gram)
-    return (inverse[:, None] * gram * inverse[None, :]) * (1.0 - identity)
+    return (inverse[..., :, None] * gram * inverse[..., None, :]) * (1.0 - identity)
 
 
 def _inverse_norms(gram: torch.Tensor) -> torch.Tensor:
-    norms = gram.diagonal().clamp(min=0.0).sqrt()
+    norms = gram.diagonal(dim1=-2, dim2=-1).clamp(min=0.0).sqrt()
     return torch.where(norms > SMALLEST_NORM, 1.0 / norms.clamp(min=SMALLEST_NORM), 0.0)

@@ -1,11 +1,9 @@
 """When and how strongly orthogonality acts on the tables during training."""
 
-from collections.abc import Mapping
-
 import torch
 
 from ham_dist.config.schema import OptimizerSettings, OrthogonalitySettings
-from ham_dist.distributed import gram
+from ham_dist.distributed import gram, turns
 from ham_dist.distributed.sharding import TABLES, ShardedModel
 from ham_dist.embedding import orthogonality
 from ham_dist.training.optimizers import Optimizers
@@ -41,18 +39,15 @@ class Regularizer:
             return
         states = optimizers.table_states()
         parts = {f"{TABLES}/{field}": local.columns for field, local in model.local.items()}
-        for found in gram.products(model, self._matrix_of, gram.Turn(steps // settings.every, settings.rows)):
+        for found in turns.products(model, self._matrix_of, turns.Turn(steps // settings.every, settings.rows)):
+            at = found.at
             gradient = settings.weight * found.product
-            divisor = model.rule.divisor(_of_rows(states[found.key], found), gradient, steps)
-            rate = self._learning_rate * settings.every * found.stride * settings.weight / divisor
-            moved = orthogonality.damped(found.values, found.product, found.matrix[:, found.columns], rate)
-            parts[found.key][found.rows] = moved
+            of_rows = {name: at.stacked([states[key][name] for key in at.keys]) for name in model.rule.states}
+            strides = torch.tensor(at.strides, device=gradient.device).view(-1, 1, 1)
+            rate = self._learning_rate * settings.every * settings.weight * strides / model.rule.divisor(of_rows, gradient, steps)
+            moved = orthogonality.damped(found.values, found.product, found.matrix[..., at.columns], rate)
+            at.put_back([parts[key] for key in at.keys], moved)
 
     def penalty(self, model: ShardedModel) -> float:
         """R(V) without its weight; 0 where it is off."""
         return 0.0 if self.settings.form == "none" else gram.sum_over_tables(model, self._penalty_of)
-
-
-def _of_rows(states: Mapping[str, torch.Tensor], found: gram.Product) -> dict[str, torch.Tensor]:
-    rows = {name: state[found.rows] for name, state in states.items()}
-    return {name: state.view(-1, 1) if state.dim() == 1 else state[:, : found.values.shape[1]] for name, state in rows.items()}

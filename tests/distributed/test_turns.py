@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ham_dist.config.schema import RunSettings
-from ham_dist.distributed import gram
+from ham_dist.distributed import gram, turns
 from ham_dist.distributed.sharding import TABLES
 from ham_dist.embedding.orthogonality import gradient_matrix
 from ham_dist.training.loop import weight_step
@@ -92,17 +92,17 @@ def test_rows_that_have_their_turn_move_as_the_rule_would_have_moved_them(ranks:
 
 def grams_of_all_turns(run: RunSettings, rows: int) -> dict[str, list[torch.Tensor]]:
     state = open_supernet(run, FIELDS, torch.device("cpu"))
-    turns = [gram.grams(state.sharded, gram.Turn(number, rows)) for number in range(max(FIELDS.values()) // rows)]
-    turns.append(gram.grams(state.sharded))
-    return {field: [found[field] for found in turns] for field in turns[0]}
+    found = [turns.grams(state.sharded, turns.Turn(number, rows)) for number in range(max(FIELDS.values()) // rows)]
+    found.append(gram.grams(state.sharded))
+    return {field: [of_turn[field] for of_turn in found] for field in found[0]}
 
 
 @pytest.mark.parametrize("kind", ["row_wise", "mixed"])
 def test_the_gram_matrix_of_the_rows_in_turn_is_unbiased(kind: str) -> None:
     """Over a whole rotation (of `user`: 6 turns; `movie`: 4, so that 4 of its 6 are one) the mean is the table's own."""
     for of_rank in run_on_ranks(2, grams_of_all_turns, settings("dcnv2", sharding=KINDS[kind]), 10):
-        for field, (*turns, whole_gram) in of_rank.items():
-            rotation = turns[: -(-FIELDS[field] // 10)]
+        for field, (*in_turn, whole_gram) in of_rank.items():
+            rotation = in_turn[: -(-FIELDS[field] // 10)]
             torch.testing.assert_close(torch.stack(rotation).mean(dim=0), whole_gram, rtol=1e-5, atol=1e-5)
             if len(rotation) > 1:
                 assert all(not torch.allclose(one, whole_gram, rtol=1e-3) for one in rotation), "each tells of its own rows only"
