@@ -41,15 +41,13 @@ class TurnRows:
     """The rows that have their turn, of this rank's parts of T tables of one width; R of the one that has most.
 
     keys:    the tables', as in `ShardedModel.placements`.
-    rows:    which rows of each part.
+    rows:    which rows of each part; their step is the turn's.
     columns: which of the tables' columns in use lie here.
-    strides: of each table's turn.
     """
 
     keys: tuple[str, ...]
     rows: tuple[range, ...]
     columns: slice
-    strides: tuple[int, ...]
 
     def stacked(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         """These rows of one tensor for each table, (rows of the part, columns) or (rows of the part,): (T, R, columns) float32, or (T, R, 1).
@@ -112,7 +110,7 @@ def products(model: ShardedModel, matrix_of: MatrixOf, turn: Turn) -> Iterator[P
             assert local is not None
             _, stride = turn.of(placement.table.rows)
             first = _first_row(whole, turn)
-            at = TurnRows((key,), (range(first + rows.start * stride, first + rows.stop * stride, stride),), local.in_use, (stride,))
+            at = TurnRows((key,), (range(first + rows.start * stride, first + rows.stop * stride, stride),), local.in_use)
             yield Product(at, local.columns[rows].unsqueeze(0), product.unsqueeze(0), matrix.unsqueeze(0))
 
 
@@ -132,21 +130,21 @@ class _Stack:
 
 
 def _stacks(model: ShardedModel, turn: Turn) -> list[_Stack]:
-    """The tables whose rows are whole and of which this rank has some, those of one width together."""
-    alike: dict[tuple[int, bool], list[str]] = {}
+    """The tables whose rows are whole and of which this rank has some: those of one width and about as many rows together."""
+    alike: dict[tuple[int, bool, int], list[tuple[str, LocalTable, range]]] = {}
     for field, placement in model.plan.groups[TABLES].items():
-        if not placement.splits_columns and model.part(f"{TABLES}/{field}") is not None:
-            alike.setdefault((placement.table.width, placement.shares_rows), []).append(field)
+        local = model.part(f"{TABLES}/{field}")
+        if local is not None and not placement.splits_columns:
+            rows = range(_first_row(local, turn), local.part.rows, turn.of(local.table.rows)[1])
+            # By powers of two, so that at most half of a stack is filling.
+            alike.setdefault((placement.table.width, placement.shares_rows, len(rows).bit_length()), []).append((field, local, rows))
     stacks = []
-    for (width, shared), fields in alike.items():
+    for (width, shared, _), members in alike.items():
         at_once = max(1, BLOCK_NUMBERS // (turn.rows * width))
-        for first in range(0, len(fields), at_once):
-            some = tuple(fields[first : first + at_once])
-            parts = {f"{TABLES}/{field}": local for field in some if (local := model.part(f"{TABLES}/{field}"))}
-            strides = tuple(turn.of(local.table.rows)[1] for local in parts.values())
-            rows = tuple(range(_first_row(local, turn), local.part.rows, stride) for local, stride in zip(parts.values(), strides, strict=True))
-            at = TurnRows(tuple(parts), rows, slice(0, width), strides)
-            stacks.append(_Stack(some, shared, at, at.stacked([local.values for local in parts.values()])))
+        for first in range(0, len(members), at_once):
+            fields, parts, of_parts = zip(*members[first : first + at_once], strict=True)
+            at = TurnRows(tuple(f"{TABLES}/{field}" for field in fields), of_parts, slice(0, width))
+            stacks.append(_Stack(fields, shared, at, at.stacked([local.values for local in parts])))
     return stacks
 
 

@@ -43,7 +43,7 @@ class Regularizer:
             at = found.at
             gradient = settings.weight * found.product
             of_rows = {name: at.stacked([states[key][name] for key in at.keys]) for name in model.rule.states}
-            strides = torch.tensor(at.strides, device=gradient.device).view(-1, 1, 1)
+            strides = torch.tensor([rows.step for rows in at.rows], device=gradient.device).view(-1, 1, 1)
             rate = self._learning_rate * settings.every * settings.weight * strides / model.rule.divisor(of_rows, gradient, steps)
             moved = orthogonality.damped(found.values, found.product, found.matrix[..., at.columns], rate)
             at.put_back([parts[key] for key in at.keys], moved)
