@@ -8,7 +8,7 @@ INSTALLED := .venv/installed
 # torchrec asks for the CUDA build of fbgemm-gpu even where there is no GPU; --no-deps lets the build that fits stand beside it.
 FBGEMM := $(if $(shell nvidia-smi >/dev/null 2>&1 && echo yes),fbgemm-gpu,fbgemm-gpu-cpu)
 
-.PHONY: demo test lint bench peers
+.PHONY: demo test lint bench bench-all peers
 
 demo: $(INSTALLED)
 	rm -rf runs/demo
@@ -22,7 +22,11 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The figures that ham_dist is held to, in one table; bench-all: every measurement on its own, which takes three times as long.
 bench: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python perf/bench.py
+
+bench-all: $(INSTALLED)
 	@set -e; for bench in $(wildcard perf/bench_*.py); do echo "$$bench"; $(BIN)/python $$bench; done
 
 # The programs that some benchmarks measure ham_dist against, in an environment of their own; `bench` leaves them out where they are not installed.

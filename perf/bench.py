@@ -10,6 +10,8 @@ Every part has a script of its own with more of it: bench_search.py, bench_shard
 import argparse
 import multiprocessing
 import statistics
+import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ from ham_dist.training.state import open_supernet
 
 ROWS = (10**5, 10**6, 10**7, 10**8)
 """Of all tables together."""
+BASE = 10**6
 WIDTH = 16
 T = TypeVar("T")
 
@@ -54,23 +57,34 @@ def in_new_process(function: Callable[..., T], *arguments: object) -> T:
         return pool.submit(function, *arguments).result()
 
 
-def search_seconds(rows: int, rounds: int) -> dict[str, list[float]]:
-    """Of DeepFM's steps, as bench_search has them."""
+def seconds_of_search(rounds: int) -> tuple[dict[int, dict[str, list[float]]], dict[int, list[float]]]:
+    """Of DeepFM's steps as bench_search has them, by rows; and of plain steps at one number of rows after the other, round by round."""
     use_huge_pages()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    cardinalities = bench_search.cardinalities_of(rows)
     settings = bench_search.settings_of("deepfm", "rowwise_adagrad", 2048)
-    batches = [bench_search.generated(cardinalities, settings.data.batch_size) for _ in range(bench_search.BATCHES)]
+    of_sides, plain = {}, defaultdict(list)
     with process_group() as device:
-        return bench_search.seconds_of_steps(open_supernet(settings, cardinalities, device), batches, rounds)
+        states, batches = {}, {}
+        for rows in ROWS:
+            cardinalities = bench_search.cardinalities_of(rows)
+            batches[rows] = [bench_search.generated(cardinalities, settings.data.batch_size) for _ in range(bench_search.BATCHES)]
+            states[rows] = open_supernet(settings, cardinalities, device)
+            of_sides[rows] = bench_search.seconds_of_steps(states[rows], batches[rows], rounds)
+        for number in range(2 * rounds + 1):
+            for rows, state in states.items():
+                step = bench_search.sides_of(state)[bench_search.PLAIN]
+                start = time.perf_counter()
+                for batch in batches[rows]:
+                    step(batch)
+                if number:
+                    plain[rows].append(time.perf_counter() - start)
+    return of_sides, dict(plain)
 
 
 def search(rounds: int) -> Iterator[Figure]:
-    plain = {}
-    for rows in ROWS:
-        seconds = in_new_process(search_seconds, rows, rounds)
-        plain[rows] = seconds[bench_search.PLAIN]
+    of_sides, plain = in_new_process(seconds_of_search, rounds)
+    for rows, seconds in of_sides.items():
         for name, wanted in (
             (bench_search.MASK, "1.02"),
             (bench_search.ALPHA, "1.5"),
@@ -79,8 +93,14 @@ def search(rounds: int) -> Iterator[Figure]:
         ):
             yield Figure(f"{name}, of a plain step at {rows:,} rows", bench_search.ratios(seconds, name), wanted)
     for rows in ROWS:
-        wanted = "1.3" if rows == ROWS[-1] else ""
-        yield Figure(f"a plain step at {rows:,} rows, of one at 1,000,000", [ours / statistics.median(plain[10**6]) for ours in plain[rows]], wanted)
+        if rows != BASE:
+            wanted = "1.3" if rows == ROWS[-1] else ""
+            yield Figure(f"a plain step at {rows:,} rows, of one at {BASE:,}", ratios(plain[rows], plain[BASE]), wanted)
+
+
+def ratios(seconds: list[float], of: list[float]) -> list[float]:
+    """Round by round."""
+    return [ours / theirs for ours, theirs in zip(seconds, of, strict=True)]
 
 
 def memory_of_steps(rows: int) -> tuple[int, int]:
@@ -110,12 +130,9 @@ def ranks(rounds: int) -> Iterator[Figure]:
         found = bench_sharding.measure(count, 50_000, rounds, "sgd")
         alone = alone or found.seconds
         for kind, seconds in found.seconds.items():
-            yield Figure(f"{kind} on {count} ranks, of one rank", [ours / statistics.median(alone[kind]) for ours in seconds])
             if count > 1:
-                yield Figure(
-                    f"{kind} on {count} ranks with ids sent ahead, of without",
-                    [ahead / without for ahead, without in zip(found.ahead[kind], seconds, strict=True)],
-                )
+                yield Figure(f"{kind}: a step of {count} ranks on 2 cores, of one rank's just before", ratios(seconds, alone[kind]))
+                yield Figure(f"{kind}: ids sent ahead on {count} ranks, of without", ratios(found.ahead[kind], seconds))
 
 
 WANTED = {
@@ -128,7 +145,7 @@ WANTED = {
 
 def training(rounds: int) -> Iterator[Figure]:
     sides = bench_training.installed_sides()
-    for model, samples in (("deepfm", 150_000), ("dcnv2", 60_000)):
+    for model, samples in (("deepfm", 200_000), ("dcnv2", 40_000)):
         with bench_training.generated_data(samples) as folder:
             found = bench_training.measure(folder, model, sides, rounds)
         for ours in (side for side in sides if side.program == "ham_dist"):

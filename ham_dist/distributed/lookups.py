@@ -11,6 +11,8 @@ from torchrec.distributed.comm_ops import set_gradient_division
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
+from ham_dist.distributed import process_group
+
 
 class Caches:
     """GPU caches of tables that lie in host memory. After a lookup they, and not the tables, have the last word on their rows."""
@@ -66,4 +68,4 @@ def _lookups(parallel: nn.Module) -> Iterator[Any]:
 
 
 def _sum_of_bucket(state: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-    return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda done: done.value()[0])
+    return process_group.starting_sum(bucket.buffer())

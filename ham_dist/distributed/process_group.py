@@ -114,8 +114,52 @@ def gather_objects(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """`values` summed over all ranks, in place; the same on every rank."""
     if world_size() > 1:
-        dist.all_reduce(values)
+        if _is_small(values):
+            sent, received = _copies(values)
+            dist.all_to_all_single(received, sent)
+            _add_up(values, received)
+        else:
+            dist.all_reduce(values)
     return values
+
+
+def starting_sum(values: torch.Tensor) -> torch.futures.Future[torch.Tensor]:
+    """The same without waiting: what comes of it is `values`."""
+    if world_size() == 1:
+        at_once: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+        at_once.set_result(values)
+        return at_once
+    if not _is_small(values):
+        return dist.all_reduce(values, async_op=True).get_future().then(lambda done: done.value()[0])
+    sent, received = _copies(values)
+    work = dist.all_to_all_single(received, sent, async_op=True)
+
+    def add_up(done: torch.futures.Future[list[torch.Tensor]]) -> torch.Tensor:
+        done.value()  # raises what the exchange failed with
+        return _add_up(values, received)
+
+    return work.get_future().then(add_up)
+
+
+SMALL_BYTES = 1 << 20
+"""Most that a rank sends for a sum in one round."""
+
+
+def _is_small(values: torch.Tensor) -> bool:
+    # gloo's all-reduce goes around in rounds, and in each waits for a thread to wake up: 1.5 ms on 2 ranks of one machine, 6 ms on 4. Everything to
+    # everyone is one round: 0.3 and 2.5 ms.
+    return values.device.type == "cpu" and values.nbytes * world_size() <= SMALL_BYTES
+
+
+def _copies(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`values` once for each rank, and room for those of each."""
+    sent = values.detach().flatten().repeat(world_size())
+    return sent, torch.empty_like(sent)
+
+
+def _add_up(values: torch.Tensor, received: torch.Tensor) -> torch.Tensor:
+    """The sum in `values`: the same bits on every rank, which all add in the order of the ranks."""
+    return values.copy_(received.view(world_size(), -1).sum(dim=0).view_as(values))
 
 
 def sum_numbers(*numbers: float) -> tuple[float, ...]:
