@@ -22,7 +22,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The figures that ham_dist is held to, in one table; bench-all: every measurement on its own, which takes three times as long.
+# The figures that ham_dist is held to, in one table; bench-all: every measurement on its own, which takes longer.
 bench: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python perf/bench.py
 

@@ -1,6 +1,6 @@
 """The figures that ham_dist is held to, in one table: each is a ratio of two sides that took turns in one run, the median of its rounds.
 
-    python perf/bench.py                            `make bench`; about ten minutes on an idle machine of 2 cores
+    python perf/bench.py                            `make bench`; about twelve minutes on an idle machine of 2 cores
     python perf/bench.py --parts search memory      without the ranks and the other programs
     python perf/bench.py --rounds 7
 
