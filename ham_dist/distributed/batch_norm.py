@@ -63,7 +63,7 @@ class _Normalized(torch.autograd.Function):
 
 
 class GlobalBatchNorm1d(nn.BatchNorm1d):
-    """nn.BatchNorm1d whose statistics in training are those of the global batch: one all-reduce of 2 n + 1 numbers each way.
+    """nn.BatchNorm1d whose statistics in training are those of the global batch: one sum over ranks of 2 n + 1 numbers each way.
 
     Sums are taken in float64 and rounded, on one rank too, so that the statistics do not depend on how the batch is spread over ranks.
     """

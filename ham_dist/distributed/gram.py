@@ -4,7 +4,7 @@
 
 Callers ask by table and need not know how it is sharded. What it takes:
     a whole table on a rank (or a copy on each)   nothing: G is that rank's own
-    rows on several ranks                         G is the sum of the ranks' own: one all-reduce of d x d numbers, of all such tables together
+    rows on several ranks                         G is the sum of the ranks' own: one sum over ranks of d x d numbers, of all such tables together
     columns on several ranks                      rows are brought together some at a time and shared out evenly, then as above; and V M takes the
                                                   same way there and back. So it costs an all-to-all of the whole table, with bounded memory.
 """
@@ -94,7 +94,7 @@ def no_sums(model: ShardedModel) -> dict[str, torch.Tensor]:
 
 
 def summed(sums: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Over all ranks, in one all-reduce; float32."""
+    """Over all ranks, in one exchange; float32."""
     if not sums:
         return {}
     flat = process_group.sum_over_ranks(torch.cat([matrix.flatten() for matrix in sums.values()]))

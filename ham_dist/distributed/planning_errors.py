@@ -75,10 +75,11 @@ def _require_memory(planner: "Planner", table: Table) -> None:
 
 def too_much_for_device(planner: "Planner", plan: Plan, rank: int) -> ShardingError:
     """More on a rank than its device may take; `rank` is the fullest."""
+    copied = sum(planner.bytes_of(placement.table, placement.kind).device for placement in plan.placements if placement.replicated)
     return ShardingError(
         f"sharding: {size_text(planner.load[rank])} of tables, their gradients and their optimizer's state would lie on rank {rank} of "
         f"{planner.topology.ranks}, and {size_text(planner.room)} may: sharding.memory_share = {planner.settings.memory_share} of the rank's "
-        f"{size_text(planner.topology.memory)}.\n" + ways_out(planner, "device", _largest(planner, plan, rank, "device"), sum(planner.load))
+        f"{size_text(planner.topology.memory)}.\n" + ways_out(planner, "device", _largest(planner, plan, rank, "device"), sum(planner.load), copied)
     )
 
 
@@ -104,21 +105,21 @@ def _largest(planner: "Planner", plan: Plan, rank: int, memory: ShortMemory) -> 
     return max(plan.placements, key=taken).table
 
 
-def ways_out(planner: "Planner", memory: ShortMemory, largest: Table, total: int) -> str:
+def ways_out(planner: "Planner", memory: ShortMemory, largest: Table, total: int, copied: int = 0) -> str:
     """What to do about tables that do not fit, numbered.
 
     memory:  the one that is short.
     largest: the table that takes most of it.
     total:   bytes of it on all ranks together.
+    copied:  bytes of it that every rank has the same of, however many they are.
     """
     ranks, rule = planner.topology.ranks, planner.rule
     room = planner.room if memory == "device" else planner.host_room or 0
     ways = ["Fewer columns: a lower model.base_width."]
     if ranks > 1 and planner.kind_of(largest) not in ("auto", "row_wise"):  # `auto` has tried it
         ways.append(f'Another kind: sharding.tables = {{ {largest.field} = "row_wise" }} spreads table {largest.field!r} over all ranks.')
-    copied = planner.kind_of(largest) == "data_parallel" and getattr(planner.bytes_of(largest, "data_parallel"), memory) > room
-    if not copied:  # else each of any number of ranks would have the whole of it
-        enough = max(-(-total // max(1, room)), ranks + 1)
+    if copied < room or not copied:
+        enough = max(-(-(total - ranks * copied) // max(1, room - copied)), ranks + 1)
         more = f"More ranks: {enough}" if memory == "device" else f"More hosts: of {enough} ranks together"
         ways.append(f"{more} or more, the tables spread evenly.")
     kept = sum(not of_row for of_row in rule.states.values()) + (rule.fused is None)

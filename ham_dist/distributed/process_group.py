@@ -119,14 +119,18 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
             dist.all_to_all_single(received, sent)
             _add_up(values, received)
         else:
-            dist.all_reduce(values)
+            whole = values.contiguous()  # of a tensor with gaps, gloo would add up the memory as it lies
+            dist.all_reduce(whole)
+            if whole is not values:
+                values.copy_(whole)
     return values
 
 
 def starting_sum(values: torch.Tensor) -> torch.futures.Future[torch.Tensor]:
-    """The same without waiting: what comes of it is `values`."""
+    """The same of a tensor without gaps, and without waiting: what comes of it is `values`."""
+    assert values.is_contiguous()
     if world_size() == 1:
-        at_once: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+        at_once: torch.futures.Future[torch.Tensor] = torch.futures.Future(devices=[values.device] if values.is_cuda else None)
         at_once.set_result(values)
         return at_once
     if not _is_small(values):
@@ -159,7 +163,10 @@ def _copies(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _add_up(values: torch.Tensor, received: torch.Tensor) -> torch.Tensor:
     """The sum in `values`: the same bits on every rank, which all add in the order of the ranks."""
-    return values.copy_(received.view(world_size(), -1).sum(dim=0).view_as(values))
+    total, *others = received.view(world_size(), -1)
+    for one in others:
+        total += one
+    return values.copy_(total.view_as(values))
 
 
 def sum_numbers(*numbers: float) -> tuple[float, ...]:

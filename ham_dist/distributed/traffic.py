@@ -13,8 +13,9 @@ keeps for each number, and writes both once: no row being in the cache, and each
 comes once, so that is less; what the bus adds to short rows, and the turns of the decoupled regularizer, are not counted.
 
 A data-parallel table has nothing looked up elsewhere, and its whole gradient is added up over ranks: 2 (W - 1) / W C d numbers out of each rank
-and as many in (ring all-reduce). Row shares are those of ids that come alike often; a few numbers that announce sizes are left out. Under
-table_row_wise and grid the same totals go in two hops, within a host and then between hosts.
+and as many in, around a ring. (Between CPU processes a gradient of at most 1 MiB / W goes to every rank at once instead: (W - 1) C d.) Row shares are
+those of ids that come alike often; a few numbers that announce sizes are left out. Under table_row_wise and grid the same totals go in two hops,
+within a host and then between hosts.
 """
 
 from collections.abc import Mapping

@@ -83,17 +83,12 @@ class Product:
     matrix: torch.Tensor
 
 
-def grams(model: ShardedModel, turn: Turn) -> dict[str, torch.Tensor]:
-    """G of each table under search that this rank has something of, (d, d) float32, as the rows that have their turn tell it. A collective.
-
-    Unbiased: over all turns, the mean is G of the whole table (but for a last row more or less).
-    """
-    return _grams(model, _stacks(model, turn), _apart(model, turn), turn)
-
-
 @torch.no_grad()
 def products(model: ShardedModel, matrix_of: MatrixOf, turn: Turn) -> Iterator[Product]:
-    """V matrix_of(G) of the rows of each table that have their turn, with G as they tell it. A collective: go through to the end."""
+    """V matrix_of(G) of the rows of each table that have their turn, with G as they tell it. A collective: go through to the end.
+
+    That G is unbiased: over all turns, the mean is the whole table's (but for a last row more or less).
+    """
     stacks, apart = _stacks(model, turn), _apart(model, turn)
     found = _grams(model, stacks, apart, turn)
     for stack in stacks:
@@ -131,15 +126,17 @@ class _Stack:
 
 def _stacks(model: ShardedModel, turn: Turn) -> list[_Stack]:
     """The tables whose rows are whole and of which this rank has some: those of one width and about as many rows together."""
-    alike: dict[tuple[int, bool, int], list[tuple[str, LocalTable, range]]] = {}
+    alike: dict[tuple[int, bool, bool, int], list[tuple[str, LocalTable, range]]] = {}
     for field, placement in model.plan.groups[TABLES].items():
         local = model.part(f"{TABLES}/{field}")
         if local is not None and not placement.splits_columns:
             rows = range(_first_row(local, turn), local.part.rows, turn.of(local.table.rows)[1])
-            # By powers of two, so that at most half of a stack is filling.
-            alike.setdefault((placement.table.width, placement.shares_rows, len(rows).bit_length()), []).append((field, local, rows))
+            # By powers of two, so that at most half of a stack is filling. Copies with copies alone: every rank then has the same stacks of them, and
+            # sums them alike. Beside other tables, which differ by rank, a product is rounded otherwise, and copies would drift apart.
+            kind = placement.table.width, placement.shares_rows, placement.replicated, len(rows).bit_length()
+            alike.setdefault(kind, []).append((field, local, rows))
     stacks = []
-    for (width, shared, _), members in alike.items():
+    for (width, shared, *_), members in alike.items():
         at_once = max(1, BLOCK_NUMBERS // (turn.rows * width))
         for first in range(0, len(members), at_once):
             fields, parts, of_parts = zip(*members[first : first + at_once], strict=True)
@@ -168,12 +165,21 @@ def _grams(model: ShardedModel, stacks: Sequence[_Stack], apart: Sequence[Held],
     found: dict[str, torch.Tensor] = {}
     sums = no_sums(model)
     for stack in stacks:
-        values = stack.values.double() if stack.shared else stack.values
-        for field, matrix in zip(stack.fields, values.mT @ values, strict=True):
+        for field, matrix in zip(stack.fields, _exact(stack.values) if stack.shared else stack.values.mT @ stack.values, strict=True):
             (sums if stack.shared else found)[field] = matrix * _share(model, field, turn)
     for field, placement, local in apart:
         sums[field] = share_of_gram(model, placement, local) * _share(model, field, turn)
     return found | summed(sums)
+
+
+def _exact(values: torch.Tensor) -> torch.Tensor:
+    """(T, R, d) -> V'V (T, d, d) in float64, of which some rows are widened at a time."""
+    tables, _, width = values.shape
+    matrix = torch.zeros(tables, width, width, dtype=torch.float64, device=values.device)
+    for block in values.split(max(1, BLOCK_NUMBERS // (tables * width)), dim=1):
+        rows = block.double()
+        matrix += rows.mT @ rows
+    return matrix
 
 
 def _share(model: ShardedModel, field: str, turn: Turn) -> float:

@@ -3,7 +3,7 @@
     V (C, d) a table, G = V'V (d, d) its Gram matrix
 
 Both forms of R and their gradients depend on the rows only through G, and the gradient is V times a d x d matrix. So nothing of the size of the
-table is kept for a backward pass, and tables spread over ranks need one all-reduce of d x d numbers.
+table is kept for a backward pass, and tables spread over ranks need one sum over ranks of d x d numbers.
 """
 
 from typing import Literal

@@ -19,7 +19,7 @@ from ham_dist.models.mlp import hidden_layers
 class DeepFM(FM):
     """Logit = FM + MLP(lifted fields side by side, (B, F * L)).
 
-    No row is lifted for the MLP: the lift is multiplied into its first layer, which so costs what its D columns cost, and less with each that is cut.
+    The MLP reads no lifted row: the lift is multiplied into its first layer, which then costs B D n products, and less with each column that is cut.
 
     widths:   d_j by field; fields of width 0 are left out, so the MLP reads L inputs less for each.
     settings: reads lift_width, first_order and mlp.

@@ -38,7 +38,7 @@ class Lift(nn.Module):
         self.is_even = all(width == self.widest for width in self.widths)
         starts = list(accumulate(self.widths, initial=0))[:-1]
         slots = [(start + i, i < width) for start, width in zip(starts, self.widths, strict=True) for i in range(self.widest)]
-        # A place without a column reads column 0 times the row of zeros that forward puts after the weight's last.
+        # A place without a column reads column 0 times the row of zeros that _blocks puts after the weight's last.
         self.register_buffer("padded_columns", torch.tensor([column if is_real else 0 for column, is_real in slots]), persistent=False)
         self.register_buffer("padded_rows", torch.tensor([column if is_real else total for column, is_real in slots]), persistent=False)
         self.register_buffer("unpadded", torch.tensor([place for place, (_, is_real) in enumerate(slots) if is_real]), persistent=False)
@@ -55,7 +55,10 @@ class Lift(nn.Module):
         return torch.bmm(columns.unflatten(1, (len(blocks), self.widest)).transpose(0, 1), blocks)
 
     def folded_into(self, weight: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """The lift and the linear map behind it as one map of the columns: B D n products, in place of B D L and B F L n.
+        """The lift and the linear map behind it as one map of the columns.
+
+        That takes D L n products once and B D n for a batch, where lifting first takes B D L and B F L n: less where D is less than F L, as in a
+        narrow model, and the batch has some hundred rows.
 
         weight:  (n, F * L), which reads the lifted fields side by side.
         returns: (n, D).

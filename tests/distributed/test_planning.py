@@ -130,10 +130,14 @@ def test_a_plan_that_cannot_be_made_says_the_ways_out(rule: str, sharding: dict[
         plan({"tables.ebc": tables([10_000, 5])}, topology, rule, **sharding)
 
 
-def test_more_ranks_are_no_way_out_for_a_copy_that_no_rank_has_room_for() -> None:
+def test_more_ranks_are_no_way_out_of_copies_that_no_rank_has_room_for() -> None:
+    """Of which each alone would have; the rest of the tables is what more ranks are for."""
+    copies = {"t0": "data_parallel", "t1": "data_parallel"}
     with pytest.raises(ShardingError, match=r't0 = "row_wise"') as error:
-        plan({"tables.ebc": tables([10_000, 5])}, cpu(2, memory=1000), "adam", tables={"t0": "data_parallel"})
+        plan({"tables.ebc": tables([10_000, 9_000, 5])}, cpu(2, memory=1_400_000), "adam", tables=copies)
     assert "More ranks" not in str(error.value)
+    with pytest.raises(ShardingError, match="More ranks: 4 or more"):
+        plan({"tables.ebc": tables([10_000, 9_000, 20_000, 20_000])}, cpu(2, memory=2_200_000), "adam", tables=copies)
 
 
 HALVES: list[tuple[TablePrecision, str, dict[str, Any], Topology, type[HamError], str]] = [

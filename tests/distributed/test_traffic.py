@@ -81,7 +81,7 @@ def one_step(cases: dict[str, RunSettings]) -> dict[str, tuple[RankCost, Sent, i
         state = open_supernet(run, FIELDS, torch.device("cpu"))
         weight_step(state, batch())
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(process_group, "SMALL_BYTES", 0)  # what is said holds for sums around a ring, as those of real tables are
+            patch.setattr(process_group, "SMALL_BYTES", 0)  # what is said holds for sums around a ring
             sent = Sent(patch)
             weight_step(state, batch())
         dense = sum(parameter.numel() for parameter in state.interaction.parameters()) * 4

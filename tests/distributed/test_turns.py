@@ -20,8 +20,14 @@ STEPS = 2 * EVERY
 """The last one is the second turn."""
 
 
-def after_steps(cases: dict[str, RunSettings]) -> dict[str, dict[str, torch.Tensor]]:
+def after_steps(cases: dict[str, RunSettings], block_numbers: int = gram.BLOCK_NUMBERS) -> dict[str, dict[str, torch.Tensor]]:
     """Tables and states after all steps, of which the last is taken without the regularizer and then with it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(turns, "BLOCK_NUMBERS", block_numbers)
+        return _after_steps(cases)
+
+
+def _after_steps(cases: dict[str, RunSettings]) -> dict[str, dict[str, torch.Tensor]]:
     results = {}
     for name, run in cases.items():
         state = open_supernet(run, FIELDS, torch.device("cpu"))
@@ -64,6 +70,18 @@ def moved(table: torch.Tensor, states: dict[str, torch.Tensor]) -> torch.Tensor:
 CASES = [("adam", kind) for kind in KINDS] + [("adagrad", kind) for kind in ("grid", "mixed")] + [("sgd", "mixed"), ("rowwise_adagrad", "row_wise")]
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_tables_that_do_not_fit_into_one_stack_move_alike(ranks: int) -> None:
+    """To 1e-6: products of fewer tables at a time may be rounded otherwise."""
+    orthogonality = {"application": "decoupled", "every": EVERY, "rows": ROWS, "weight": WEIGHT}
+    cases = {kind: settings("dcnv2", orthogonality=orthogonality, sharding=KINDS[kind]) for kind in ("row_wise", "mixed")}
+    together = run_on_ranks(ranks, after_steps, cases)[0]
+    one_by_one = run_on_ranks(ranks, after_steps, cases, 1)[0]
+    for name, tensors in together.items():
+        for key, values in tensors.items():
+            torch.testing.assert_close(one_by_one[name][key], values, rtol=1e-6, atol=1e-6, msg=f"{name}: {key}")
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_rows_that_have_their_turn_move_as_the_rule_would_have_moved_them(ranks: int) -> None:
     cases = {
@@ -90,11 +108,37 @@ def test_rows_that_have_their_turn_move_as_the_rule_would_have_moved_them(ranks:
             assert not torch.equal(after[key][~still], before[key][~still])
 
 
+def copies_after_steps(run: RunSettings, cardinalities: dict[str, int]) -> dict[str, torch.Tensor]:
+    state = open_supernet(run, cardinalities, torch.device("cpu"))
+    state.optimizers.open_state()
+    for step in range(1, 4):
+        state.optimizers.steps = step
+        state.regularizer.after_step(state.sharded, state.optimizers)
+    return {field: local.values.clone() for field, local in state.sharded.local.items()}
+
+
+def test_copies_stay_the_same_bits_beside_tables_that_differ_by_rank() -> None:
+    """Two copies go through the same sums on every rank, whatever else of their width and about their size a rank has."""
+    cardinalities = {"copied": 300, "here": 310, "there": 400, "small copy": 100}
+    copies = {"copied": "data_parallel", "small copy": "data_parallel"}
+    run = settings(
+        "dcnv2", sharding={"kind": "table_wise", "tables": copies},
+        optimizer={"tables": "adam", "tables_learning_rate": RATE}, orthogonality={"application": "decoupled", "every": 1, "weight": WEIGHT},
+    )  # fmt: skip
+    first, second = run_on_ranks(2, copies_after_steps, run, cardinalities)
+    assert first.keys() != second.keys()
+    assert all(torch.equal(first[field], second[field]) for field in copies)
+
+
 def grams_of_all_turns(run: RunSettings, rows: int) -> dict[str, list[torch.Tensor]]:
     state = open_supernet(run, FIELDS, torch.device("cpu"))
-    found = [turns.grams(state.sharded, turns.Turn(number, rows)) for number in range(max(FIELDS.values()) // rows)]
-    found.append(gram.grams(state.sharded))
-    return {field: [of_turn[field] for of_turn in found] for field in found[0]}
+    found: dict[str, list[torch.Tensor]] = {}
+    for number in range(max(FIELDS.values()) // rows):
+        for product in turns.products(state.sharded, lambda matrix, _: matrix, turns.Turn(number, rows)):
+            for key, matrix in zip(product.at.keys, product.matrix, strict=True):
+                found.setdefault(key.removeprefix(f"{TABLES}/"), []).append(matrix)
+    of_tables = gram.grams(state.sharded)
+    return {field: [*of_turns, of_tables[field]] for field, of_turns in found.items()}
 
 
 @pytest.mark.parametrize("kind", ["row_wise", "mixed"])

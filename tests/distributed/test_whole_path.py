@@ -1,6 +1,7 @@
-"""Pretrain, search, slice, retrain and bundle under every kind of sharding, against the same steps in plain torch on whole tables."""
+"""Pretrain, search, slice, retrain and bundle with tables of several kinds, against the same steps in plain torch on whole tables."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -161,15 +162,16 @@ def plain_path(run: RunSettings, start: dict[str, torch.Tensor]) -> Outcome:
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
-def test_every_stage_under_every_kind_equals_plain_torch(ranks: int, model: str, tmp_path: Path) -> None:
+def test_every_stage_equals_plain_torch_however_tables_lie(ranks: int, model: str, tmp_path: Path) -> None:
     """To 3e-5 in the weights, 1e-5 a stage as in the tests of one: sums run in another order, and Adam divides small gradients by their own size.
     Columns and masks are the same; the bundle has the tables' bits."""
     kinds = PATHS if ranks < 4 else {name: kind | {"tables": kind.get("tables", {}) | WHOLE} for name, kind in PATHS.items()}
     cases = {name: settings(model, sharding=sharding, search=SEARCH) for name, sharding in kinds.items()}
     results = run_on_ranks(ranks, sharded_paths, cases, tmp_path)
     plain = plain_path(cases["mixed"], results[0]["mixed"].start)
-    assert len({tuple(mask.tolist()) for mask in plain.masks}) > 1
-    assert any(0.0 < float(mask.mean()) < 1.0 for mask in plain.masks)
+    changes = [after - before for before, after in pairwise([torch.ones_like(plain.masks[0]), *plain.masks])]
+    assert any((change < 0).any() for change in changes), "columns close"
+    assert any((change > 0).any() for change in changes), "and open again"
     assert sum(map(len, plain.kept.values())) == KEPT
     records = {
         field: (values, torch.cat([starts, torch.tensor([len(values)])]))
@@ -187,7 +189,9 @@ def test_every_stage_under_every_kind_equals_plain_torch(ranks: int, model: str,
             torch.testing.assert_close(found.dense[key], values, rtol=0, atol=3e-5, msg=f"{name}: {key}")
         torch.testing.assert_close(found.scores, plain.scores, rtol=0, atol=3e-5, msg=name)
         bundle = open_bundle(tmp_path / name)
-        assert all(torch.equal(table, found.tables[field]) for field, table in bundle.tables().items()), name
+        bundled = bundle.tables()
+        assert bundled.keys() == found.tables.keys()
+        assert all(torch.equal(table, found.tables[field]) for field, table in bundled.items()), name
         torch.testing.assert_close(probabilities(bundle.model(), [records]), torch.sigmoid(found.scores), rtol=0, atol=1e-6, msg=name)
         for other in results[1:]:
             assert (other[name].losses, other[name].kept) == (found.losses, found.kept)
