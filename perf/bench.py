@@ -1,21 +1,20 @@
-"""The figures that ham_dist is held to, in one table: each is a ratio of two sides that took turns in one run, the median of its rounds.
+"""The figures that ham_dist is held to, in one table of ratios.
 
     python perf/bench.py                            `make bench`; about twelve minutes on an idle machine of 2 cores
     python perf/bench.py --parts search memory      without the ranks and the other programs
     python perf/bench.py --rounds 7
 
-Every part has a script of its own with more of it: bench_search.py, bench_sharding.py, bench_training.py.
+Of search and training the two sides of a ratio took turns in one run, and it is the median of its rounds. Ranks are 1, then 2, then 4: with ids sent
+ahead and without in turns, but beside one rank in a run of its own. Memory is asked once, of a process for each size. More of each part:
+bench_search.py, bench_training.py, bench_sharding.py, large_table.py.
 """
 
 import argparse
-import multiprocessing
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
 
 import bench_search
 import bench_sharding
@@ -32,7 +31,6 @@ ROWS = (10**5, 10**6, 10**7, 10**8)
 """Of all tables together."""
 BASE = 10**6
 WIDTH = 16
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -51,15 +49,8 @@ class Figure:
         return f"| {self.name} | {statistics.median(self.rounds):.3f} ({min(self.rounds):.3f}..{max(self.rounds):.3f}) | {self.wanted} |"
 
 
-def in_new_process(function: Callable[..., T], *arguments: object) -> T:
-    """`function(*arguments)` where nothing has been allocated before."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
-
-
 def seconds_of_search(rounds: int) -> tuple[dict[int, dict[str, list[float]]], dict[int, list[float]]]:
     """Of DeepFM's steps as bench_search has them, by rows; and of plain steps at one number of rows after the other, round by round."""
-    use_huge_pages()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     settings = bench_search.settings_of("deepfm", "rowwise_adagrad", 2048)
@@ -83,7 +74,7 @@ def seconds_of_search(rounds: int) -> tuple[dict[int, dict[str, list[float]]], d
 
 
 def search(rounds: int) -> Iterator[Figure]:
-    of_sides, plain = in_new_process(seconds_of_search, rounds)
+    of_sides, plain = bench_search.in_new_process(seconds_of_search, rounds)
     for rows, seconds in of_sides.items():
         for name, wanted in (
             (bench_search.MASK, "1.02"),
@@ -105,7 +96,6 @@ def ratios(seconds: list[float], of: list[float]) -> list[float]:
 
 def memory_of_steps(rows: int) -> tuple[int, int]:
     """The most bytes that twenty steps hold, and bytes of the tables and of what their rule remembers."""
-    use_huge_pages()
     torch.set_num_threads(1)
     cardinalities = bench_search.cardinalities_of(rows)
     settings = bench_search.settings_of("deepfm", "rowwise_adagrad", 2048)
@@ -118,9 +108,9 @@ def memory_of_steps(rows: int) -> tuple[int, int]:
 
 
 def memory() -> Iterator[Figure]:
-    base, _ = in_new_process(memory_of_steps, 1000)
+    base, _ = bench_search.in_new_process(memory_of_steps, 1000)
     for rows in ROWS[1:]:
-        peak, held = in_new_process(memory_of_steps, rows)
+        peak, held = bench_search.in_new_process(memory_of_steps, rows)
         yield Figure(f"memory of training at {rows:,} rows beyond that at 1,000, of tables and optimizer state", [(peak - base) / held], "1.25")
 
 
@@ -131,7 +121,7 @@ def ranks(rounds: int) -> Iterator[Figure]:
         alone = alone or found.seconds
         for kind, seconds in found.seconds.items():
             if count > 1:
-                yield Figure(f"{kind}: a step of {count} ranks on 2 cores, of one rank's just before", ratios(seconds, alone[kind]))
+                yield Figure(f"{kind}: a step of {count} ranks on 2 cores, of one rank's in a run before", ratios(seconds, alone[kind]))
                 yield Figure(f"{kind}: ids sent ahead on {count} ranks, of without", ratios(found.ahead[kind], seconds))
 
 
@@ -167,6 +157,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    use_huge_pages()
     print("| figure | ratio: median (lowest..highest) | wanted, at most if not said |\n|---|---|---|")
     for part in options.parts:
         for figure in parts[part](options.rounds):

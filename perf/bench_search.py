@@ -10,11 +10,14 @@ state; figures are medians, a ratio is taken round by round.
 """
 
 import argparse
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from itertools import cycle, islice, product
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -30,6 +33,7 @@ from ham_dist.training.regularizer import Regularizer
 from ham_dist.training.samples import Samples
 from ham_dist.training.state import TrainingState, open_supernet
 
+T = TypeVar("T")
 STEPS = OrthogonalitySettings().every
 BATCHES = 10
 CASES = (
@@ -136,21 +140,32 @@ def main() -> None:
     if options.data or options.rows or options.models or options.rules:
         cases = tuple(product(options.models or ["deepfm", "dcnv2"], options.rules or ["rowwise_adagrad", "adam"], options.rows or [10**6]))
     use_huge_pages()
+    for model, rule, rows in cases:
+        seconds, all_rows = in_new_process(_seconds_of_case, model, rule, rows, options)
+        print_table(seconds, f"{model}, {rule}, {all_rows:,} rows, batch {options.batch}")
+
+
+def _seconds_of_case(model: str, rule: str, rows: int, options: argparse.Namespace) -> tuple[dict[str, list[float]], int]:
+    """Of each side's step, by round; and rows of all tables."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    settings = settings_of(model, rule, options.batch)
     with process_group() as device:
-        for model, rule, rows in cases:
-            settings = settings_of(model, rule, options.batch)
-            if options.data is None:
-                cardinalities = cardinalities_of(rows)
-                batches = [generated(cardinalities, options.batch) for _ in range(BATCHES)]
-            else:
-                manifest = Manifest.load(options.data)
-                cardinalities = {field.name: field.rows for field in manifest.fields}
-                batches = list(islice(Samples(options.data, manifest, settings, device).training("pretrain", 0), BATCHES))
-            state = open_supernet(settings, cardinalities, device)
-            title = f"{model}, {rule}, {sum(cardinalities.values()):,} rows, batch {options.batch}"
-            print_table(seconds_of_steps(state, batches, options.rounds), title)
+        if options.data is None:
+            cardinalities = cardinalities_of(rows)
+            batches = [generated(cardinalities, options.batch) for _ in range(BATCHES)]
+        else:
+            manifest = Manifest.load(options.data)
+            cardinalities = {field.name: field.rows for field in manifest.fields}
+            batches = list(islice(Samples(options.data, manifest, settings, device).training("pretrain", 0), BATCHES))
+        state = open_supernet(settings, cardinalities, device)
+        return seconds_of_steps(state, batches, options.rounds), sum(cardinalities.values())
+
+
+def in_new_process(function: Callable[..., T], *arguments: object) -> T:
+    """`function(*arguments)` where nothing has been allocated before."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 if __name__ == "__main__":

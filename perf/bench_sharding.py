@@ -75,13 +75,13 @@ class Found:
 
 def measure(ranks: int, rows: int, rounds: int, rule: str) -> Found:
     """On `ranks` ranks."""
+    use_huge_pages()
     with TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(_measure, (ranks, rows, rounds, rule, folder), nprocs=ranks, join=True)
         return Found(**json.loads(Path(folder, "found.json").read_text(encoding="utf-8")))
 
 
 def _measure(rank: int, ranks: int, rows: int, rounds: int, rule: str, folder: str) -> None:
-    use_huge_pages()
     torch.set_num_threads(1)
     torch.manual_seed(rank)
     dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", ranks), rank=rank, world_size=ranks)

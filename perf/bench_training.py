@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 import torch
 from training_side import Task
 
+from ham_dist.config.memory import use_huge_pages
 from ham_dist.config.presets import NUMERIC_CARDINALITIES
 from ham_dist.config.schema import SyntheticSettings
 from ham_dist.data.criteo_text import CARDINALITIES as CRITEO_CARDINALITIES
@@ -88,6 +89,8 @@ def write_arrays(folder: Path, fields: list[str]) -> None:
 def _epoch(side: Side, task: Task, labels: torch.Tensor) -> dict[str, float]:
     python = str(PEERS) if side.script == "training_peers.py" else sys.executable
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(HERE.parent)}
+    if side.program == "ham_dist":
+        use_huge_pages(environment)  # as `ham-dist train` does for itself
     command = [python, str(HERE / side.script), side.program, *task.arguments()]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -118,7 +121,7 @@ def installed_sides() -> list[Side]:
     """All, but for the programs that `make peers` has not installed."""
     if PEERS.exists():
         return list(SIDES)
-    print("FuxiCTR and DeepCTR-Torch are left out: `make peers` installs them.")
+    print("FuxiCTR and DeepCTR-Torch are left out: `make peers` installs them.", file=sys.stderr)
     return [side for side in SIDES if side.script != "training_peers.py"]
 
 

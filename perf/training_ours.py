@@ -3,7 +3,6 @@
 All three share the dense part of the model (ham_dist/models). The loops of the last two are as a user of the library would write them.
 """
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +23,6 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from training_side import LEARNING_RATE, TABLE_START, Task, has_first_order_tables, run_side
 
-from ham_dist.config.memory import use_huge_pages
 from ham_dist.config.schema import RunSettings
 from ham_dist.data.manifest import Manifest
 from ham_dist.data.reader import Split, open_split
@@ -231,8 +229,6 @@ class _PlainModel(nn.Module):
 
 
 def main() -> None:
-    if "ham_dist" in sys.argv:
-        use_huge_pages()  # as `ham-dist train` does before torch's first tensor
     with process_group():
         run_side({"ham_dist": HamDist, "torchrec": TorchRec, "torch": PlainTorch})
 

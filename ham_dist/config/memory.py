@@ -2,18 +2,21 @@
 
 import ctypes
 import os
+from collections.abc import MutableMapping
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
-def use_huge_pages() -> None:
-    """Have torch ask Linux for pages of 2 MiB for every block on the CPU that is larger than one. Of use before torch's first tensor alone.
+def use_huge_pages(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Have torch ask Linux for pages of 2 MiB for every block on the CPU that is larger than one.
+
+    Of use before torch's first tensor alone, and TorchRec makes one as it is imported; or in the environment of a process that is yet to start.
 
     Rows are looked up all over a table: with pages of 4 KiB nearly each of them misses the processor's list of pages, and of the gradients as well.
-    A step at 10^8 table rows takes a sixth less time (perf/results/search_cost_cpu_2026-11.md).
+    What it buys: perf/results/search_cost_cpu_2026-11.md.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's own switch; 0 leaves it off.
+    environment.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's own switch; 0 leaves it off.
 
 
 def keep_freed_memory() -> None:

@@ -1,4 +1,6 @@
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,6 +48,22 @@ def test_file_order_is_the_order_of_the_shards(train: Split, stored: list[dict[s
     assert [row for batch in batches for row in batch] == stored
     assert rows_of(train.take(50)) == stored[:50]
     assert train.take(10**6).global_rows == len(stored)
+
+
+def test_reading_does_not_load_pandas(prepared: Path) -> None:
+    """Arrow's to_numpy does, which takes each rank of a run a quarter of a second."""
+    program = f"""
+import sys
+from pathlib import Path
+from ham_dist.data.manifest import Manifest
+from ham_dist.data.reader import open_split
+
+folder = Path({str(prepared)!r})
+batches = open_split(folder, Manifest.load(folder), "train").batches(64, rank=0, world_size=1, order=(0, 0), keep_last=True)
+assert sum(len(batch.labels) for batch in batches) > 0
+assert "pandas" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_batch_is_what_torchrec_takes(train: Split, manifest: Manifest) -> None:
