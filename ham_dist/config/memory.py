@@ -13,8 +13,8 @@ def use_huge_pages(environment: MutableMapping[str, str] = os.environ) -> None:
 
     Of use before torch's first tensor alone, and TorchRec makes one as it is imported; or in the environment of a process that is yet to start.
 
-    Rows are looked up all over a table: with pages of 4 KiB nearly each of them misses the processor's list of pages, and of the gradients as well.
-    What it buys: perf/results/search_cost_cpu_2026-11.md.
+    Rows are looked up all over a table: with pages of 4 KiB nearly each of them misses the processor's list of pages. It buys up to a tenth of a step
+    (perf/results/search_cost_cpu_2026-11.md).
     """
     environment.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's own switch; 0 leaves it off.
 
