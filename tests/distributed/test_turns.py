@@ -122,9 +122,10 @@ def test_copies_stay_the_same_bits_beside_tables_that_differ_by_rank() -> None:
     cardinalities = {"copied": 300, "here": 310, "there": 400, "small copy": 100}
     copies = {"copied": "data_parallel", "small copy": "data_parallel"}
     run = settings(
-        "dcnv2", sharding={"kind": "table_wise", "tables": copies},
-        optimizer={"tables": "adam", "tables_learning_rate": RATE}, orthogonality={"application": "decoupled", "every": 1, "weight": WEIGHT},
+        "dcnv2", sharding={"kind": "table_wise", "tables": copies}, optimizer={"tables": "adam", "tables_learning_rate": RATE},
+        orthogonality={"application": "decoupled", "every": 1, "weight": WEIGHT},
     )  # fmt: skip
+    run = run.model_copy(update={"model": run.model.model_copy(update={"base_width": 16})})
     first, second = run_on_ranks(2, copies_after_steps, run, cardinalities)
     assert first.keys() != second.keys()
     assert all(torch.equal(first[field], second[field]) for field in copies)
