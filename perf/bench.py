@@ -20,6 +20,7 @@ import bench_search
 import bench_sharding
 import bench_training
 import torch
+from bench_search import ratios
 from training_side import peak_bytes
 
 from ham_dist.config.memory import use_huge_pages
@@ -62,9 +63,9 @@ def seconds_of_search(rounds: int) -> tuple[dict[int, dict[str, list[float]]], d
             batches[rows] = [bench_search.generated(cardinalities, settings.data.batch_size) for _ in range(bench_search.BATCHES)]
             states[rows] = open_supernet(settings, cardinalities, device)
             of_sides[rows] = bench_search.seconds_of_steps(states[rows], batches[rows], rounds)
+        steps = {rows: bench_search.sides_of(state)[bench_search.PLAIN] for rows, state in states.items()}
         for number in range(2 * rounds + 1):
-            for rows, state in states.items():
-                step = bench_search.sides_of(state)[bench_search.PLAIN]
+            for rows, step in steps.items():
                 start = time.perf_counter()
                 for batch in batches[rows]:
                     step(batch)
@@ -82,16 +83,11 @@ def search(rounds: int) -> Iterator[Figure]:
             (bench_search.ALPHA_SELDOM, "1.5"),
             (bench_search.DECOUPLED, "1.05"),
         ):
-            yield Figure(f"{name}, of a plain step at {rows:,} rows", bench_search.ratios(seconds, name), wanted)
+            yield Figure(f"{name}, of a plain step at {rows:,} rows", ratios(seconds[name], seconds[bench_search.PLAIN]), wanted)
     for rows in ROWS:
         if rows != BASE:
             wanted = "1.3" if rows == ROWS[-1] else ""
             yield Figure(f"a plain step at {rows:,} rows, of one at {BASE:,}", ratios(plain[rows], plain[BASE]), wanted)
-
-
-def ratios(seconds: list[float], of: list[float]) -> list[float]:
-    """Round by round."""
-    return [ours / theirs for ours, theirs in zip(seconds, of, strict=True)]
 
 
 def memory_of_steps(rows: int) -> tuple[int, int]:

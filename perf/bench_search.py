@@ -109,9 +109,9 @@ def seconds_of_steps(state: TrainingState, batches: list[Batch], rounds: int) ->
     return seconds
 
 
-def ratios(seconds: dict[str, list[float]], name: str) -> list[float]:
-    """Of a side to the plain step, round by round."""
-    return [value / plain for value, plain in zip(seconds[name], seconds[PLAIN], strict=True)]
+def ratios(seconds: list[float], of: list[float]) -> list[float]:
+    """Round by round."""
+    return [ours / theirs for ours, theirs in zip(seconds, of, strict=True)]
 
 
 def settings_of(model: str, rule: str, batch_size: int) -> RunSettings:
@@ -123,7 +123,7 @@ def settings_of(model: str, rule: str, batch_size: int) -> RunSettings:
 def print_table(seconds: dict[str, list[float]], title: str) -> None:
     print(f"\n| {title} | ms: median (lowest..highest) | of a plain step |\n|---|---|---|")
     for name, values in seconds.items():
-        ratio = statistics.median(ratios(seconds, name))
+        ratio = statistics.median(ratios(values, seconds[PLAIN]))
         print(f"| {name} | {statistics.median(values) * 1e3:.2f} ({min(values) * 1e3:.2f}..{max(values) * 1e3:.2f}) | {ratio:.3f} |", flush=True)
 
 
