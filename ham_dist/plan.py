@@ -50,7 +50,7 @@ def _fields(settings: RunSettings) -> tuple[dict[str, int], dict[str, float]]:
     manifest = Manifest.load(settings.data.path)
     if not manifest.fields:
         raise DataError(f"{settings.data.path}: has no fields")
-    return {field.name: field.rows for field in manifest.fields}, ids_per_row(settings.data.path, manifest)
+    return manifest.cardinalities(), ids_per_row(settings.data.path, manifest)
 
 
 def _parts(

@@ -119,7 +119,7 @@ def _data_folder(settings: RunSettings, folder: RunFolder, log: RunLog) -> str |
 
 def _all_stages(run: Run) -> None:
     """Algorithm 1, once for each target, from one pretrained supernet."""
-    wide = open_supernet(run.settings, {field.name: field.rows for field in run.manifest.fields}, run.device)
+    wide = open_supernet(run.settings, run.manifest.cardinalities(), run.device, run.manifest.single_valued())
     if warning := warning_of_caches(run.settings, wide.sharded.plan):
         run.log.say(warning)
     spaces = {target: _search_space(run, wide, target) for target in run.settings.search.targets}  # a target out of reach is said before any training

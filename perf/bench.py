@@ -61,7 +61,7 @@ def seconds_of_search(rounds: int) -> tuple[dict[int, dict[str, list[float]]], d
         for rows in ROWS:
             cardinalities = bench_search.cardinalities_of(rows)
             batches[rows] = [bench_search.generated(cardinalities, settings.data.batch_size) for _ in range(bench_search.BATCHES)]
-            states[rows] = open_supernet(settings, cardinalities, device)
+            states[rows] = open_supernet(settings, cardinalities, device, single_valued=cardinalities)
             of_sides[rows] = bench_search.seconds_of_steps(states[rows], batches[rows], rounds)
         steps = {rows: bench_search.sides_of(state)[bench_search.PLAIN] for rows, state in states.items()}
         for number in range(2 * rounds + 1):
@@ -96,7 +96,7 @@ def memory_of_steps(rows: int) -> tuple[int, int]:
     cardinalities = bench_search.cardinalities_of(rows)
     settings = bench_search.settings_of("deepfm", "rowwise_adagrad", 2048)
     with process_group() as device:
-        state = open_supernet(settings, cardinalities, device)
+        state = open_supernet(settings, cardinalities, device, single_valued=cardinalities)
         batch = bench_search.generated(cardinalities, settings.data.batch_size)
         for _ in range(20):
             weight_step(state, batch)

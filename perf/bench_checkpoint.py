@@ -38,7 +38,7 @@ def costs(data: Path, out: Path) -> dict[str, list[float]]:
     with process_group.process_group() as device:
         manifest = Manifest.load(data)
         samples = Samples(data, manifest, settings, device)
-        state = open_supernet(settings, {field.name: field.rows for field in manifest.fields}, device)
+        state = open_supernet(settings, manifest.cardinalities(), device, manifest.single_valued())
         for epoch in range(-(-STEPS // samples.steps)):
             for batch in samples.training("pretrain", epoch):
                 start = time.perf_counter()

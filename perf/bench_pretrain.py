@@ -100,7 +100,7 @@ def main() -> None:
         if options.data is None:
             generate(settings.data.synthetic, data)
         manifest = Manifest.load(data)
-        cardinalities = {field.name: field.rows for field in manifest.fields}
+        cardinalities = manifest.cardinalities()
         print(f"{manifest.name}, {settings.model.name}, batch {settings.data.batch_size}, {torch.get_num_threads()} thread(s)\n")
         if options.rounds:
             epoch_seconds(settings, Samples(data, manifest, settings, device), cardinalities, options.rounds)

@@ -102,7 +102,7 @@ def waiting(folder: Path, manifest: Manifest, shuffle_rows: int, steps: int) -> 
     split = open_split(folder, manifest, "train", settings.data)
     with process_group() as device:
         for batch_size in BATCHES:
-            state = open_supernet(settings, cardinalities, device)
+            state = open_supernet(settings, cardinalities, device, manifest.single_valued())
             batches = split.batches(batch_size, rank=0, world_size=1, order=(0, 0), keep_last=False)
             begin = time.perf_counter()
             batch, waited = next(batches), 0.0

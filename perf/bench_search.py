@@ -156,7 +156,7 @@ def _seconds_of_case(model: str, rule: str, rows: int, options: argparse.Namespa
             batches = [generated(cardinalities, options.batch) for _ in range(BATCHES)]
         else:
             manifest = Manifest.load(options.data)
-            cardinalities = {field.name: field.rows for field in manifest.fields}
+            cardinalities = manifest.cardinalities()
             batches = list(islice(Samples(options.data, manifest, settings, device).training("pretrain", 0), BATCHES))
         state = open_supernet(settings, cardinalities, device)
         return seconds_of_steps(state, batches, options.rounds), sum(cardinalities.values())

@@ -87,7 +87,7 @@ def _measure(rank: int, ranks: int, rows: int, rounds: int, rule: str, folder: s
     dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", ranks), rank=rank, world_size=ranks)
     cardinalities = {f"field_{number}": rows for number in range(FIELDS)}
     batches = [batch(cardinalities) for _ in range(STEPS)]
-    states = {kind: open_supernet(settings(kind, rule), cardinalities, torch.device("cpu")) for kind in KINDS}
+    states = {kind: open_supernet(settings(kind, rule), cardinalities, torch.device("cpu"), single_valued=cardinalities) for kind in KINDS}
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     ahead: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for number in range(rounds + 1):

@@ -139,7 +139,7 @@ def measure(
     folder: Path, model: str, sides: list[Side], rounds: int, *, first_order: str = "table", tables_learning_rate: float = 0.02, core: int = CORE
 ) -> dict[str, list[dict[str, float]]]:
     """An epoch of each side in each round: samples, seconds, peak memory and test AUC, by the side's label."""
-    cardinalities = {field.name: field.rows for field in Manifest.load(folder).fields}
+    cardinalities = Manifest.load(folder).cardinalities()
     labels = torch.tensor(pq.read_table(folder / "test")["label"].to_numpy())
     found = defaultdict(list)
     for number in range(rounds):

@@ -131,7 +131,7 @@ def speed(rows: int, batch_rows: int, device: torch.device) -> dict[str, Any]:
 
 def speed_of(run: RunSettings, cardinalities: dict[str, int], batches: list[Batch], device: torch.device, copied: float) -> dict[str, Any]:
     """copied: bytes a second of copying."""
-    state = open_supernet(run, cardinalities, device)
+    state = open_supernet(run, cardinalities, device, single_valued=cardinalities)
     mask = torch.ones(state.sharded.mask.layout.size, device=device)
     supply = cycle(batches)
 

@@ -41,7 +41,7 @@ def losses_of_stages(data: Path, starts: Path, precision: str) -> dict[str, list
     with process_group.process_group() as device:
         manifest = Manifest.load(data)
         samples = Samples(data, manifest, settings, device)
-        state = open_supernet(settings, {field.name: field.rows for field in manifest.fields}, device)
+        state = open_supernet(settings, manifest.cardinalities(), device, manifest.single_valued())
         layout = state.sharded.mask.layout
         space = SearchSpace(
             layout, Budget(Target(columns=COLUMNS), layout, state.sharded.tables[0].number_bytes), lambda: gram.column_norms(state.sharded), 0, device

@@ -62,7 +62,7 @@ class HamDist:
     def __init__(self, task: Task) -> None:
         self.settings = settings_of(task)
         self.folder, self.manifest = Path(task.folder), Manifest.load(Path(task.folder))
-        self.state = open_supernet(self.settings, task.cardinalities, CPU)
+        self.state = open_supernet(self.settings, task.cardinalities, CPU, single_valued=task.cardinalities)
 
     def train(self) -> int:
         samples = 0

@@ -164,6 +164,14 @@ class Manifest(_Part):
         """Names of the F fields, in order."""
         return [field.name for field in self.fields]
 
+    def cardinalities(self) -> dict[str, int]:
+        """C_j by field, in order."""
+        return {field.name: field.rows for field in self.fields}
+
+    def single_valued(self) -> set[str]:
+        """Fields of which no sample has more than one id."""
+        return {field.name for field in self.fields if not field.multi_valued}
+
 
 def _difference(folder: str | Path, stored: StoredFile, deep: bool) -> str | None:
     path = f"{folder}/{stored.file}"

@@ -1,6 +1,6 @@
 """The tables of a model: which there are, how wide, and how TorchRec is told of them."""
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -79,10 +79,12 @@ def narrow_tables(tables: Iterable[Table], columns: Mapping[str, torch.Tensor], 
     )
 
 
-def embedding_bags(tables: Iterable[Table], device: torch.device | str = "meta", summed: Container[str] = ()) -> EmbeddingBagCollection:
-    """TorchRec's module for `tables`, mean pooling (a field with one value a row gives just its row), without memory of its own by default.
+def embedding_bags(tables: Iterable[Table], device: torch.device | str = "meta") -> EmbeddingBagCollection:
+    """TorchRec's module for `tables`, which give the sum of a bag's rows; without memory of its own by default.
 
-    summed: tables that give the sum of a bag's rows instead, whose mean the caller takes.
+    The mean is for the caller to take, for two reasons. TorchRec's own, of rows that are spread over ranks, divides by the count + 1e-6, and the sums
+    of all other tables of the collection as well. FBGEMM's on CPU mixes SSE and AVX instructions for each bag (pytorch/FBGEMM issue 669), which takes
+    newer Intel processors ten times as long as the lookup of one row.
     """
     return EmbeddingBagCollection(
         tables=[
@@ -92,7 +94,7 @@ def embedding_bags(tables: Iterable[Table], device: torch.device | str = "meta",
                 num_embeddings=table.rows,
                 feature_names=[table.field],
                 data_type=_KERNEL_TYPE[table.precision],
-                pooling=PoolingType.SUM if table.field in summed else PoolingType.MEAN,
+                pooling=PoolingType.SUM,
             )
             for table in tables
         ],

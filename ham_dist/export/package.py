@@ -82,7 +82,7 @@ def export_run(run_dir: Path, out: Path, precision: Precision) -> dict[str, Any]
         columns = {
             size.field: torch.tensor(size.kept_columns, dtype=torch.int64) for size in process_group.together(lambda: read_sizes(folder.sizes))
         }
-        state = open_narrow(settings, {field.name: field.rows for field in manifest.fields}, columns, device)
+        state = open_narrow(settings, manifest.cardinalities(), columns, device, manifest.single_valued())
         load_best_weights(folder.checkpoints / "retrain", state)
         return export_state(state, samples, out, precision=precision, run=origin(settings, manifest))
 

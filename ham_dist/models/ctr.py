@@ -19,8 +19,8 @@ class CTRModel(nn.Module):
     interaction:        reads the columns of all fields, in the order of its `widths`.
     first_order_tables: tables of width 1 (the usual first-order term of FM and DeepFM), added up into the logit; None where the term, if there is
                         one, is part of the interaction.
-    summed:             tables of both, by field, that give the sum of a bag's rows: the mean is taken here. TorchRec has a mean of its own for rows
-                        that are spread over ranks, which divides by the count + 1e-6, and the sums of all other tables of the collection as well.
+                        Both give the sum of a bag's rows.
+    single_valued:      fields of which no bag has more than one id. Of the others the mean is taken here.
     autocasts:          whether the interaction's products are in bfloat16 (torch's autocast) where a gradient is wanted. What is only scored, to
                         evaluate, to slice and to export, is in the precision of its weights.
     """
@@ -30,7 +30,7 @@ class CTRModel(nn.Module):
         tables: MaskedEmbeddingBagCollection,
         interaction: Interaction,
         first_order_tables: EmbeddingBagCollection | None = None,
-        summed: Container[str] = (),
+        single_valued: Container[str] = (),
         *,
         autocasts: bool = False,
     ) -> None:
@@ -42,14 +42,14 @@ class CTRModel(nn.Module):
         self._widths = {field: width for field, width in interaction.widths.items() if width}
         first_order = [] if first_order_tables is None else [config.name for config in first_order_tables.embedding_bag_configs()]
         self._terms = dict.fromkeys(first_order, 1)
-        self._summed = [field for field in dict.fromkeys([*self._widths, *first_order]) if field in summed]
+        self._averaged = [field for field in dict.fromkeys([*self._widths, *first_order]) if field not in single_valued]
 
     def forward(self, sparse_features: KeyedJaggedTensor, rows: int | None = None) -> torch.Tensor:
         """Logits (B,).
 
         rows: B, where `sparse_features` has empty bags behind those of the samples: what is looked up for them goes no further.
         """
-        counts = {field: sparse_features[field].lengths().clamp(min=1).unsqueeze(1) for field in self._summed}
+        counts = {field: sparse_features[field].lengths().clamp(min=1).unsqueeze(1) for field in self._averaged}
         columns = first_rows(ordered_columns(self.tables.look_up(sparse_features), self._widths, counts), rows)
         with torch.autocast(columns.device.type, torch.bfloat16, enabled=self.autocasts and torch.is_grad_enabled()):
             logits = self.interaction(columns.to(self.interaction.dtype), self.mask.values)
@@ -72,13 +72,17 @@ def first_rows(values: torch.Tensor, rows: int | None) -> torch.Tensor:
 
 
 def ctr_model(
-    tables: Sequence[Table], interaction: Interaction, first_order: Sequence[Table] = (), summed: Container[str] = (), *, autocasts: bool = False
+    tables: Sequence[Table],
+    interaction: Interaction,
+    first_order: Sequence[Table] = (),
+    single_valued: Container[str] = (),
+    *,
+    autocasts: bool = False,
 ) -> CTRModel:
     """A model whose tables have no memory yet: sharding gives each rank its own.
 
-    summed:    tables whose rows will lie on several ranks.
-    autocasts: as of CTRModel.
+    single_valued, autocasts: as of CTRModel.
     """
     layout = ColumnLayout({table.field: table.width for table in tables}, {table.field: table.rows for table in tables})
-    masked = MaskedEmbeddingBagCollection(embedding_bags(tables, summed=summed), ColumnMask(layout))
-    return CTRModel(masked, interaction, embedding_bags(first_order, summed=summed) if first_order else None, summed, autocasts=autocasts)
+    masked = MaskedEmbeddingBagCollection(embedding_bags(tables), ColumnMask(layout))
+    return CTRModel(masked, interaction, embedding_bags(first_order) if first_order else None, single_valued, autocasts=autocasts)

@@ -1,6 +1,6 @@
 """What a stage trains: a model on the ranks, its optimizers, and the regularizer on its tables."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +28,11 @@ from ham_dist.training.regularizer import Regularizer
 class TrainingState:
     """Everything that a step changes, but for the mask.
 
-    sharded:     the model on the ranks.
-    interaction: its dense part, the same on every rank.
-    optimizers:  what moves its weights.
-    regularizer: keeps the columns of its tables apart.
+    sharded:       the model on the ranks.
+    interaction:   its dense part, the same on every rank.
+    optimizers:    what moves its weights.
+    regularizer:   keeps the columns of its tables apart.
+    single_valued: fields of which no row of the data has more than one id.
     """
 
     settings: RunSettings
@@ -39,6 +40,7 @@ class TrainingState:
     interaction: Interaction
     optimizers: Optimizers
     regularizer: Regularizer
+    single_valued: Container[str] = ()
 
     def batches(self, stream: Iterator[Batch]) -> Iterator[Batch]:
         """`stream`, with the ids of its next batches on their way between the ranks where the settings ask for that."""
@@ -102,25 +104,32 @@ def warning_of_caches(settings: RunSettings, plan: Plan) -> str | None:
     )
 
 
-def open_supernet(settings: RunSettings, cardinalities: Mapping[str, int], device: torch.device) -> TrainingState:
+def open_supernet(settings: RunSettings, cardinalities: Mapping[str, int], device: torch.device, single_valued: Container[str] = ()) -> TrainingState:
     """The wide model of a run, freshly started: the same weights for one seed on any number of ranks and under any plan.
 
     cardinalities: C_j by field, in the order of the data.
+    single_valued: fields of which no row of the data has more than one id, so that no mean is to be taken; wrong for others, and not checked.
     raises:        on all ranks together, what `plan_for` raises.
     """
     groups = table_groups(settings, cardinalities)
     plan = _plan_together(settings, groups, device, fields=list(cardinalities))
     torch.manual_seed(settings.seed)
     interaction = build_interaction(settings.model, {table.field: table.width for table in groups[TABLES]})
-    state = _placed(settings, plan, interaction, device)
+    state = _placed(settings, plan, interaction, device, single_valued)
     state.sharded.start_tables(settings.seed, settings.model.table_start)
     return state
 
 
-def open_narrow(settings: RunSettings, cardinalities: Mapping[str, int], columns: Columns, device: torch.device) -> TrainingState:
-    """The model over `columns`, with no weights of worth: for a checkpoint to be loaded into."""
+def open_narrow(
+    settings: RunSettings, cardinalities: Mapping[str, int], columns: Columns, device: torch.device, single_valued: Container[str] = ()
+) -> TrainingState:
+    """The model over `columns`, with no weights of worth: for a checkpoint to be loaded into.
+
+    single_valued: as of open_supernet.
+    """
     plan = _plan_together(settings, table_groups(settings, cardinalities, columns), device)
-    return _placed(settings, plan, build_interaction(settings.model, {field: len(columns[field]) for field in cardinalities}), device)
+    interaction = build_interaction(settings.model, {field: len(columns[field]) for field in cardinalities})
+    return _placed(settings, plan, interaction, device, single_valued)
 
 
 def narrow(wide: TrainingState, columns: Columns) -> TrainingState:
@@ -138,7 +147,7 @@ def narrow(wide: TrainingState, columns: Columns) -> TrainingState:
     if sharded.first_order_tables:
         groups[FIRST_ORDER] = sharded.first_order_tables
     plan = _plan_together(settings, groups, sharded.device, taken=bytes_held(sharded.plan, sharded.rule, process_group.world_size()))
-    state = _placed(settings, plan, interaction, sharded.device)
+    state = _placed(settings, plan, interaction, sharded.device, wide.single_valued)
     _cut_tables(wide, state, columns)
     _cut_optimizers(wide, state, columns)
     return state
@@ -152,18 +161,18 @@ def _plan_together(
     return process_group.on_first_rank(lambda: plan_for(settings, groups, here, taken, fields))
 
 
-def _placed(settings: RunSettings, plan: Plan, interaction: Interaction, device: torch.device) -> TrainingState:
+def _placed(settings: RunSettings, plan: Plan, interaction: Interaction, device: torch.device, single_valued: Container[str]) -> TrainingState:
     model = ctr_model(
         [placement.table for placement in plan.groups[TABLES].values()],
         interaction.to(device, torch.float64 if settings.precision.dense == "float64" else torch.float32),
         [placement.table for placement in plan.groups.get(FIRST_ORDER, {}).values()],
-        summed={placement.table.field for placement in plan.placements if placement.spreads_rows},
+        single_valued,
         autocasts=settings.precision.dense == "bfloat16",
     )
     rule = table_rule(settings.optimizer)
     sharded = ShardedModel(model, plan, model.mask, device=device, rule=rule, learning_rate=settings.optimizer.tables_learning_rate)
     optimizers = Optimizers(sharded, interaction.parameters(), settings.optimizer)
-    return TrainingState(settings, sharded, interaction, optimizers, Regularizer(settings.orthogonality, settings.optimizer))
+    return TrainingState(settings, sharded, interaction, optimizers, Regularizer(settings.orthogonality, settings.optimizer), single_valued)
 
 
 @torch.no_grad()

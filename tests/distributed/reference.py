@@ -11,6 +11,7 @@ from ham_dist.models.registry import build_interaction
 
 FIELDS = {"user": 60, "gender": 3, "movie": 40, "genres": 9}
 """C_j; `genres` has several values a row, some rows none."""
+SINGLE_VALUED = ("user", "gender", "movie")
 
 
 class PlainModel(nn.Module):

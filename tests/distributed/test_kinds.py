@@ -13,7 +13,7 @@ from ham_dist.data.order import rows_of_rank
 from ham_dist.distributed import process_group
 from ham_dist.training.evaluation import predict
 from ham_dist.training.state import open_supernet
-from tests.distributed.reference import FIELDS, PlainModel
+from tests.distributed.reference import FIELDS, SINGLE_VALUED, PlainModel
 from tests.distributed.test_sharded import MODELS, part_of_batch, plain_batch, plain_three_steps, settings, three_steps
 from tests.multiprocess import run_on_ranks
 
@@ -155,7 +155,7 @@ def few_rows(cases: dict[str, RunSettings]) -> dict[str, list[torch.Tensor]]:
     """Logits of global batches that leave some ranks with fewer rows than others, or with none."""
     results = {}
     for name, run in cases.items():
-        state = open_supernet(run, FIELDS, torch.device("cpu"))
+        state = open_supernet(run, FIELDS, torch.device("cpu"), SINGLE_VALUED)
         parts = ((rows, *rows_of_rank(rows, process_group.rank(), process_group.world_size())) for rows in (1, 2, 7, 33, 50))
         batches = [part_of_batch(rows, rows, low, high) for rows, low, high in parts]
         results[name] = [predict(state, [batch])[0] for batch in batches]

@@ -12,7 +12,7 @@ from ham_dist.distributed import gram, process_group
 from ham_dist.embedding.orthogonality import penalty
 from ham_dist.training.loop import mask_gradient, weight_step
 from ham_dist.training.state import TrainingState, open_supernet
-from tests.distributed.reference import FIELDS, PlainModel, global_batch
+from tests.distributed.reference import FIELDS, SINGLE_VALUED, PlainModel, global_batch
 from tests.multiprocess import run_on_ranks
 
 MODELS = ["fm", "deepfm", "autoint", "dcnv2"]
@@ -152,6 +152,30 @@ SPREAD = {"user": "row_wise", "gender": "data_parallel", "genres": "data_paralle
 def test_an_alpha_step_leaves_every_bit_as_it_was(model: str, tables: str, sharding: dict[str, Any]) -> None:
     run = settings(model, optimizer={"tables": tables}, orthogonality={"application": "decoupled"}, sharding=sharding)
     assert run_on_ranks(2, alpha_steps, run) == [[], []]
+
+
+def after_three_steps(run: RunSettings, single_valued: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    state = open_supernet(run, FIELDS, torch.device("cpu"), single_valued)
+    for seed in range(3):
+        weight_step(state, local_batch(seed))
+    return everything(state)
+
+
+@pytest.mark.parametrize("sharding", [{}, {"tables": SPREAD}])
+def test_a_field_of_one_value_a_row_is_its_own_mean_bit_for_bit(sharding: dict[str, Any]) -> None:
+    run = RunSettings.model_validate(
+        {
+            "model": {"name": "deepfm", "first_order": "table"},
+            "optimizer": {"tables": "rowwise_adagrad"},
+            "orthogonality": {"application": "decoupled", "every": 1},
+            "sharding": sharding,
+        }
+    )
+    averaged, spared = (run_on_ranks(2, after_three_steps, run, fields) for fields in ((), SINGLE_VALUED))
+    for before, after in zip(averaged, spared, strict=True):
+        assert len(before) > len(FIELDS)
+        assert before.keys() == after.keys()
+        assert [name for name, values in before.items() if not torch.equal(values, after[name])] == []
 
 
 def fused_steps(run: RunSettings) -> dict[str, Any]:

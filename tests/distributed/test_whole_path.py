@@ -24,7 +24,7 @@ from ham_dist.training.evaluation import predict
 from ham_dist.training.loop import mask_gradient, weight_step
 from ham_dist.training.optimizers import MOMENTS
 from ham_dist.training.state import narrow, open_supernet
-from tests.distributed.reference import FIELDS, PlainModel
+from tests.distributed.reference import FIELDS, SINGLE_VALUED, PlainModel
 from tests.distributed.test_kinds import KINDS, WHOLE
 from tests.distributed.test_sharded import MODELS, local_batch, plain_batch, settings, whole_tables
 from tests.multiprocess import run_on_ranks
@@ -58,7 +58,7 @@ def search_method(run: RunSettings, layout: ColumnLayout) -> HardAuxiliaryMask:
 
 def sharded_path(run: RunSettings, bundle: Path) -> Outcome:
     """On each rank: all stages by ham_dist's own steps."""
-    state = open_supernet(run, FIELDS, torch.device("cpu"))
+    state = open_supernet(run, FIELDS, torch.device("cpu"), SINGLE_VALUED)
     start, losses, masks = whole_tables(state), [], []
 
     def step(seed: int) -> None:

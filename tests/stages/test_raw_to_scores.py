@@ -59,7 +59,7 @@ def _train_and_score(settings: RunSettings, folder: Path) -> dict[str, list[floa
     assert settings.data.path is not None
     manifest = Manifest.load(settings.data.path)
     columns = {size.field: torch.tensor(size.kept_columns, dtype=torch.int64) for size in read_sizes(RunFolder(folder).sizes)}
-    live = open_narrow(settings, {field.name: field.rows for field in manifest.fields}, columns, torch.device("cpu"))
+    live = open_narrow(settings, manifest.cardinalities(), columns, torch.device("cpu"), manifest.single_valued())
     load_best_weights(RunFolder(folder).checkpoints / "retrain", live)
     scores = {}
     for name in SPLITS:
