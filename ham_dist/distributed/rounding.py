@@ -17,7 +17,12 @@ GRADIENT_BITS = 16
 def rounded(values: torch.Tensor, bits: int) -> torch.Tensor:
     """Float64 `values` to `bits` significant bits, halves to even; with a gradient that passes as it is."""
     with torch.no_grad():
-        fraction, exponent = torch.frexp(values)
-        nearest = torch.ldexp(torch.round(fraction * 2.0**bits) * 2.0**-bits, exponent)
+        if bits == FLOAT32_BITS:
+            nearest = values.float().double()  # the same, in two operations of nine
+        else:
+            fraction, exponent = torch.frexp(values)
+            nearest = torch.ldexp(torch.round(fraction * 2.0**bits) * 2.0**-bits, exponent)
+        if not values.requires_grad:
+            return nearest
         correction = nearest - values
     return values + correction

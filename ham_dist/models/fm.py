@@ -28,7 +28,8 @@ class _PairwiseProducts(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
         lifted, total = ctx.saved_tensors
-        return (total - lifted).mul_(gradients[0][:, None])
+        gradient = gradients[0][:, None]
+        return torch.addcmul(total * gradient, lifted, -gradient)
 
 
 def pairwise_products(lifted: torch.Tensor) -> torch.Tensor:
