@@ -130,13 +130,14 @@ WANTED = {
 
 
 def training(rounds: int) -> Iterator[Figure]:
-    sides = bench_training.installed_sides()
     for model, samples in (("deepfm", 200_000), ("dcnv2", 40_000)):
+        sides = bench_training.installed_sides(model)
         with bench_training.generated_data(samples) as folder:
             found = bench_training.measure(folder, model, sides, rounds)
         for ours in (side for side in sides if side.program == "ham_dist"):
             for theirs in sides:
-                if theirs.program != "ham_dist" and (theirs.program != "torchrec" or theirs.tables == ours.tables):
+                like_ours = (theirs.tables, theirs.has_lift) == (ours.tables, ours.has_lift)
+                if theirs.program != "ham_dist" and (theirs.program != "torchrec" or like_ours):
                     name = f"{model}: samples/s of {ours.label}, of {theirs.label}"
                     wanted = WANTED[model, ours.tables].get(theirs.program, "")
                     yield Figure(name, bench_training.ratios(found, ours.label, theirs.label), wanted and f"at least {wanted}")

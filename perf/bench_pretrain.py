@@ -41,9 +41,9 @@ def timed(work, *arguments) -> float:
     return time.perf_counter() - start
 
 
-def epoch_seconds(settings: RunSettings, samples: Samples, cardinalities: dict[str, int], rounds: int) -> None:
-    state = open_supernet(settings, cardinalities, samples.device)
-    plain = {fused: PlainModel(settings, cardinalities).to(samples.device) for fused in (False, True)}
+def epoch_seconds(settings: RunSettings, samples: Samples, manifest: Manifest, rounds: int) -> None:
+    state = open_supernet(settings, manifest.cardinalities(), samples.device, manifest.single_valued())
+    plain = {fused: PlainModel(settings, manifest.cardinalities()).to(samples.device) for fused in (False, True)}
     adam = {fused: torch.optim.Adam(model.parameters(), lr=settings.optimizer.learning_rate, fused=fused) for fused, model in plain.items()}
     seconds = {"ham_dist": [], "plain, Adam": [], "plain, Adam(fused=True)": []}
     for epoch in range(rounds + 1):
@@ -62,11 +62,11 @@ def epoch_seconds(settings: RunSettings, samples: Samples, cardinalities: dict[s
         print(f"| {name} | {statistics.median(values):.2f} ({min(values):.2f}..{max(values):.2f}) | {ratio:.2f} |")
 
 
-def test_auc(settings: RunSettings, samples: Samples, cardinalities: dict[str, int]) -> tuple[float, float]:
+def test_auc(settings: RunSettings, samples: Samples, manifest: Manifest) -> tuple[float, float]:
     """Test AUC of ham_dist's supernet and of the plain one, each at its epoch of best validation AUC; chosen on validation alone."""
     found = []
-    state = open_supernet(settings, cardinalities, samples.device)
-    plain = PlainModel(settings, cardinalities).to(samples.device)
+    state = open_supernet(settings, manifest.cardinalities(), samples.device, manifest.single_valued())
+    plain = PlainModel(settings, manifest.cardinalities()).to(samples.device)
     adam = torch.optim.Adam(plain.parameters(), lr=settings.optimizer.learning_rate)
     programs = [
         (lambda epoch: ham_epoch(state, samples, epoch), lambda split: evaluate(state, samples.evaluation(split)).auc),
@@ -100,16 +100,15 @@ def main() -> None:
         if options.data is None:
             generate(settings.data.synthetic, data)
         manifest = Manifest.load(data)
-        cardinalities = manifest.cardinalities()
         print(f"{manifest.name}, {settings.model.name}, batch {settings.data.batch_size}, {torch.get_num_threads()} thread(s)\n")
         if options.rounds:
-            epoch_seconds(settings, Samples(data, manifest, settings, device), cardinalities, options.rounds)
+            epoch_seconds(settings, Samples(data, manifest, settings, device), manifest, options.rounds)
         if options.seeds:
             print("\n| seed | ham_dist, test AUC | plain, test AUC | difference |\n|---|---|---|---|")
         differences = []
         for seed in range(options.seeds):
             of_seed = settings.model_copy(update={"seed": seed})
-            ours, theirs = test_auc(of_seed, Samples(data, manifest, of_seed, device), cardinalities)
+            ours, theirs = test_auc(of_seed, Samples(data, manifest, of_seed, device), manifest)
             differences.append(ours - theirs)
             print(f"| {seed} | {ours:.4f} | {theirs:.4f} | {ours - theirs:+.4f} |")
         if differences:

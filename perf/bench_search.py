@@ -153,12 +153,13 @@ def _seconds_of_case(model: str, rule: str, rows: int, options: argparse.Namespa
     with process_group() as device:
         if options.data is None:
             cardinalities = cardinalities_of(rows)
+            single_valued = set(cardinalities)
             batches = [generated(cardinalities, options.batch) for _ in range(BATCHES)]
         else:
             manifest = Manifest.load(options.data)
-            cardinalities = manifest.cardinalities()
+            cardinalities, single_valued = manifest.cardinalities(), manifest.single_valued()
             batches = list(islice(Samples(options.data, manifest, settings, device).training("pretrain", 0), BATCHES))
-        state = open_supernet(settings, cardinalities, device)
+        state = open_supernet(settings, cardinalities, device, single_valued)
         return seconds_of_steps(state, batches, options.rounds), sum(cardinalities.values())
 
 

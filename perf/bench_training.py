@@ -9,8 +9,9 @@ own, from the opening of the training files to the last step: the program's own 
 the model are not. The sides take turns, so that a machine that slows down slows all of them; figures are medians, and each ratio is taken round by
 round.
 
-Of the programs' differences these stay: each shuffles in its own order and starts from its own random numbers; FuxiCTR clips gradients; ham_dist's
-DeepFM has a lift of 16 x 16 for each field, and so have the two programs that share its dense part (TorchRec, plain torch).
+Of the programs' differences these stay: each shuffles in its own order and starts from its own random numbers; FuxiCTR clips gradients. ham_dist's
+DeepFM has a lift of 16 x 16 for each field, and so have the two programs that share its dense part (TorchRec, plain torch): fields of one width need
+none, but columns cut out of them later do. "No lift" is the very model of the peers.
 """
 
 import argparse
@@ -56,21 +57,25 @@ CORE = max(os.sched_getaffinity(0))
 class Side:
     """A program and the rule that moves its tables.
 
-    script: which one of perf/ runs it, and under which name.
+    script:   which one of perf/ runs it, and under which name.
+    has_lift: as of Task; the peers' models have none.
     """
 
     script: str
     program: str
     tables: str
+    has_lift: bool = True
 
     @property
     def label(self) -> str:
-        return f"{self.program}/{self.tables}"
+        return f"{self.program}/{self.tables}{'' if self.has_lift else '/no lift'}"
 
 
 SIDES = (
     Side("training_ours.py", "ham_dist", "rowwise_adagrad"),
     Side("training_ours.py", "torchrec", "rowwise_adagrad"),
+    Side("training_ours.py", "ham_dist", "rowwise_adagrad", has_lift=False),
+    Side("training_ours.py", "torchrec", "rowwise_adagrad", has_lift=False),
     Side("training_ours.py", "ham_dist", "adam"),
     Side("training_ours.py", "torchrec", "adam"),
     Side("training_ours.py", "torch", "adam"),
@@ -117,12 +122,13 @@ def print_table(model: str, found: dict[str, list[dict[str, float]]], sides: lis
         )
 
 
-def installed_sides() -> list[Side]:
-    """All, but for the programs that `make peers` has not installed."""
+def installed_sides(model: str) -> list[Side]:
+    """All that differ for `model`, but for the programs that `make peers` has not installed."""
+    sides = [side for side in SIDES if side.has_lift or model == "deepfm"]
     if PEERS.exists():
-        return list(SIDES)
+        return sides
     print("FuxiCTR and DeepCTR-Torch are left out: `make peers` installs them.", file=sys.stderr)
-    return [side for side in SIDES if side.script != "training_peers.py"]
+    return [side for side in sides if side.script != "training_peers.py"]
 
 
 @contextmanager
@@ -145,8 +151,9 @@ def measure(
     for number in range(rounds):
         for side in sides:
             task = Task(
-                folder=str(folder), model=model, tables=side.tables, first_order=first_order, cardinalities=cardinalities, width=16,
-                mlp=[128, 64], cross_layers=3, batch_size=2048, seed=number, core=core, scores=str(folder.parent / "scores.npy"),
+                folder=str(folder), model=model, tables=side.tables, first_order=first_order, has_lift=side.has_lift,
+                cardinalities=cardinalities, width=16, mlp=[128, 64], cross_layers=3, batch_size=2048, seed=number, core=core,
+                scores=str(folder.parent / "scores.npy"),
                 tables_learning_rate=tables_learning_rate if side.tables != "adam" else 1e-3,
             )  # fmt: skip
             found[side.label].append(_epoch(side, task, labels))
@@ -170,11 +177,11 @@ def main() -> None:
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="what speeds are by; cpu where the machine is shared")
     parser.add_argument("--core", type=int, default=CORE)
     options = parser.parse_args()
-    sides = [side for side in installed_sides() if options.sides is None or side.label in options.sides]
     with generated_data(options.rows) as folder:
         rows = sum(CARDINALITIES)
         print(f"{len(CARDINALITIES)} fields, {rows:,} table rows, {options.rows:,} samples, {options.rounds} round(s), one core")
         for model in options.models:
+            sides = [side for side in installed_sides(model) if options.sides is None or side.label in options.sides]
             found = measure(
                 folder, model, sides, options.rounds,
                 first_order=options.first_order, tables_learning_rate=options.tables_learning_rate, core=options.core,

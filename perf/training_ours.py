@@ -3,7 +3,7 @@
 All three share the dense part of the model (ham_dist/models). The loops of the last two are as a user of the library would write them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +23,13 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from training_side import LEARNING_RATE, TABLE_START, Task, has_first_order_tables, run_side
 
-from ham_dist.config.schema import RunSettings
+from ham_dist.config.schema import ModelSettings, RunSettings
 from ham_dist.data.manifest import Manifest
 from ham_dist.data.reader import Split, open_split
 from ham_dist.distributed.process_group import process_group
 from ham_dist.distributed.rules import table_rule
-from ham_dist.models.registry import build_interaction
+from ham_dist.models.deepfm import DeepFM
+from ham_dist.models.registry import INTERACTIONS, build_interaction
 from ham_dist.training.evaluation import predict
 from ham_dist.training.loop import weight_step
 from ham_dist.training.state import open_supernet
@@ -56,10 +57,17 @@ def settings_of(task: Task) -> RunSettings:
     )
 
 
+def choose_model(task: Task) -> None:
+    """Have `deepfm` in this process be the one that the task asks for."""
+    if not task.has_lift:
+        INTERACTIONS["deepfm"] = _DeepFMWithoutLift
+
+
 class HamDist:
     """ham_dist's own step and reader, as its stages use them."""
 
     def __init__(self, task: Task) -> None:
+        choose_model(task)
         self.settings = settings_of(task)
         self.folder, self.manifest = Path(task.folder), Manifest.load(Path(task.folder))
         self.state = open_supernet(self.settings, task.cardinalities, CPU, single_valued=task.cardinalities)
@@ -106,6 +114,7 @@ class _Looped:
     """The loop of the two programs below."""
 
     def __init__(self, task: Task) -> None:
+        choose_model(task)
         self.task = task
         self.optimizers: list[torch.optim.Optimizer] = []
 
@@ -226,6 +235,31 @@ class _PlainModel(nn.Module):
         for table, bag in zip(self.first_order, bags, strict=False):
             logits = logits + table(bag).squeeze(1)
         return logits
+
+
+class _Fields(nn.Module):
+    """In the place of a lift: fields of one width as they are."""
+
+    def __init__(self, fields: int) -> None:
+        super().__init__()
+        self.fields = fields
+
+    def by_field(self, columns: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """(F, B, L) of (B, F * L)."""
+        assert mask is None
+        return columns.unflatten(1, (self.fields, -1)).transpose(0, 1)
+
+    def folded_into(self, weight: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        assert mask is None
+        return weight
+
+
+class _DeepFMWithoutLift(DeepFM):
+    """For tables of one width that are not cut."""
+
+    def __init__(self, widths: Mapping[str, int], settings: ModelSettings) -> None:
+        super().__init__(widths, settings)
+        self.lift = _Fields(len(widths))  # type: ignore[assignment]
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ class Task:
     model:       deepfm or dcnv2.
     tables:      rule of the tables; the peers know `adam`.
     first_order: of DeepFM: `table` or `linear`.
+    has_lift:    of DeepFM: whether its fields are lifted, as they have to be once they differ in width.
     core:        the one that the side may run on.
     scores:      where the scores of the test split go, in its order.
     """
@@ -37,6 +38,7 @@ class Task:
     model: str
     tables: str
     first_order: str
+    has_lift: bool
     cardinalities: dict[str, int]
     width: int
     mlp: list[int]
