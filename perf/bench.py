@@ -130,7 +130,7 @@ WANTED = {
 
 
 def training(rounds: int) -> Iterator[Figure]:
-    for model, samples in (("deepfm", 200_000), ("dcnv2", 40_000)):
+    for model, samples in (("deepfm", 200_000), ("dcnv2", 80_000)):
         sides = bench_training.installed_sides(model)
         with bench_training.generated_data(samples) as folder:
             found = bench_training.measure(folder, model, sides, rounds)
