@@ -40,7 +40,7 @@ def grams(model: ShardedModel) -> dict[str, torch.Tensor]:
         if field in sums:
             sums[field] += share_of_gram(model, placement, local)
         elif local is not None:
-            found[field] = _own_gram(local.columns.detach())
+            found[field] = gram(local.columns.detach(), torch.float32)
     return found | summed(sums)
 
 
@@ -106,19 +106,19 @@ def share_of_gram(model: ShardedModel, placement: Placement, local: LocalTable |
     """This rank's share of G of a table that several ranks have, float64."""
     matrix = torch.zeros(placement.table.width, placement.table.width, dtype=torch.float64, device=model.device)
     for rows in _whole_rows(model, placement, local):
-        block = rows.double()
-        matrix += block.T @ block
+        matrix += gram(rows, torch.float64)
     return matrix
 
 
-def _own_gram(columns: torch.Tensor) -> torch.Tensor:
-    """G of rows that lie here, in float32: those of half the bytes are widened some at a time."""
-    if columns.dtype == torch.float32:
-        return columns.T @ columns
-    matrix = torch.zeros(columns.shape[1], columns.shape[1], device=columns.device)
-    for block in columns.split(max(1, BLOCK_NUMBERS // columns.shape[1])):
-        rows = block.float()
-        matrix.addmm_(rows.T, rows)
+def gram(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """V'V (..., d, d) of rows (..., R, d) that lie here, in `dtype`: where that is another than theirs, some rows are turned into it at a time."""
+    if rows.dtype == dtype:
+        return rows.mT @ rows
+    *tables, count, width = rows.shape
+    matrix = torch.zeros(*tables, width, width, dtype=dtype, device=rows.device)
+    for block in rows.split(max(1, BLOCK_NUMBERS * count // max(1, rows.numel())), dim=-2):
+        block = block.to(dtype)
+        matrix += block.mT @ block
     return matrix
 
 
@@ -127,11 +127,11 @@ def _matrices(model: ShardedModel, matrix_of: MatrixOf, grams_of: Mapping[str, t
 
 
 def _whole_rows(model: ShardedModel, placement: Placement, local: LocalTable | None) -> Iterator[torch.Tensor]:
-    """Rows with all their columns in use, some at a time, which together with the other ranks' are the table."""
+    """Rows with all their columns in use, which together with the other ranks' are the table; some at a time where they come from other ranks."""
     if placement.splits_columns:
         yield from (rows for _, rows in joined_rows(placement, local, model.device))
     elif local is not None:
-        yield from local.columns.detach().split(max(1, BLOCK_NUMBERS // local.table.stored_width))
+        yield local.columns.detach()
 
 
 def products_apart(model: ShardedModel, placement: Placement, local: LocalTable | None, matrix: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:

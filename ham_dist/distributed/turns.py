@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ham_dist.distributed.gram import BLOCK_NUMBERS, MatrixOf, no_sums, products_apart, share_of_gram, summed
+from ham_dist.distributed.gram import BLOCK_NUMBERS, MatrixOf, gram, no_sums, products_apart, share_of_gram, summed
 from ham_dist.distributed.placement import Placement
 from ham_dist.distributed.sharding import TABLES, LocalTable, ShardedModel
 
@@ -165,21 +165,11 @@ def _grams(model: ShardedModel, stacks: Sequence[_Stack], apart: Sequence[Held],
     found: dict[str, torch.Tensor] = {}
     sums = no_sums(model)
     for stack in stacks:
-        for field, matrix in zip(stack.fields, _exact(stack.values) if stack.shared else stack.values.mT @ stack.values, strict=True):
+        for field, matrix in zip(stack.fields, gram(stack.values, torch.float64 if stack.shared else torch.float32), strict=True):
             (sums if stack.shared else found)[field] = matrix * _share(model, field, turn)
     for field, placement, local in apart:
         sums[field] = share_of_gram(model, placement, local) * _share(model, field, turn)
     return found | summed(sums)
-
-
-def _exact(values: torch.Tensor) -> torch.Tensor:
-    """(T, R, d) -> V'V (T, d, d) in float64, of which some rows are widened at a time."""
-    tables, _, width = values.shape
-    matrix = torch.zeros(tables, width, width, dtype=torch.float64, device=values.device)
-    for block in values.split(max(1, BLOCK_NUMBERS // (tables * width)), dim=1):
-        rows = block.double()
-        matrix += rows.mT @ rows
-    return matrix
 
 
 def _share(model: ShardedModel, field: str, turn: Turn) -> float:
