@@ -136,8 +136,12 @@ def training(rounds: int) -> Iterator[Figure]:
             found = bench_training.measure(folder, model, sides, rounds)
         for ours in (side for side in sides if side.program == "ham_dist"):
             for theirs in sides:
-                like_ours = (theirs.tables, theirs.has_lift) == (ours.tables, ours.has_lift)
-                if theirs.program != "ham_dist" and (theirs.program != "torchrec" or like_ours):
+                like_ours = {
+                    "ham_dist": False,
+                    "torchrec": (theirs.tables, theirs.has_lift) == (ours.tables, ours.has_lift),
+                    "torch": theirs.has_lift == ours.has_lift,
+                }
+                if like_ours.get(theirs.program, True):  # a peer is set against both of ours
                     name = f"{model}: samples/s of {ours.label}, of {theirs.label}"
                     wanted = WANTED[model, ours.tables].get(theirs.program, "")
                     yield Figure(name, bench_training.ratios(found, ours.label, theirs.label), wanted and f"at least {wanted}")

@@ -11,7 +11,7 @@ round.
 
 Of the programs' differences these stay: each shuffles in its own order and starts from its own random numbers; FuxiCTR clips gradients. ham_dist's
 DeepFM has a lift of 16 x 16 for each field, and so have the two programs that share its dense part (TorchRec, plain torch): fields of one width need
-none, but columns cut out of them later do. "No lift" is the very model of the peers.
+none, but columns cut out of them later do. `no_lift` is the very model of the peers.
 """
 
 import argparse
@@ -68,7 +68,7 @@ class Side:
 
     @property
     def label(self) -> str:
-        return f"{self.program}/{self.tables}{'' if self.has_lift else '/no lift'}"
+        return f"{self.program}/{self.tables}{'' if self.has_lift else '/no_lift'}"
 
 
 SIDES = (
@@ -123,7 +123,7 @@ def print_table(model: str, found: dict[str, list[dict[str, float]]], sides: lis
 
 
 def installed_sides(model: str) -> list[Side]:
-    """All that differ for `model`, but for the programs that `make peers` has not installed."""
+    """All (those without a lift for the model that has one), but for the programs that `make peers` has not installed."""
     sides = [side for side in SIDES if side.has_lift or model == "deepfm"]
     if PEERS.exists():
         return sides

@@ -13,36 +13,35 @@ from ham_dist.distributed import process_group
 from ham_dist.distributed.rounding import FLOAT32_BITS, rounded
 
 CONSTANT = 1e-13
-"""A feature of no greater variance than this (or this share of its squared mean, from which a float64 variance has its rounding) is taken for
-constant: normalized to 0, without a gradient."""
-
-BLOCK_NUMBERS = 1 << 15
-"""So many at a time are summed on CPU: with their copies in float64 they stay in a core's cache, which halves the time of 2048 x 128."""
+"""A feature of no greater variance than this (or than this share of its squared mean: float64 leaves no more of a variance) is taken for constant:
+normalized to 0, without a gradient."""
 
 
 class _Normalized(torch.autograd.Function):
     """A batch (B, n) normalized by the global batch's mean and variance, scaled and shifted; and these two, of each feature, (n,) float64.
 
+    near:   (n,) float64, about the mean. Squares are summed of what lies around 0: taken off afterwards, a mean far from it would leave a variance
+            of few right digits. What comes back for the mean is the distance from it.
     weight, bias: (n,).
 
     The gradient is written out: through torch's own operations, each copy of the batch on the way would have one of its own.
     """
 
     @staticmethod
-    def forward(ctx: Any, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> tuple[torch.Tensor, ...]:
-        # Squares too are of float64: a mean far from 0, taken off afterwards, would leave a variance of few right digits of float32.
-        doubles = (block.double() for block in _blocks(input))
-        sums = torch.stack([torch.stack([block.sum(dim=0), block.square().sum(dim=0)]) for block in doubles]).sum(dim=0)
-        sums = process_group.sum_over_ranks(torch.cat([sums.flatten(), sums.new_full((1,), input.shape[0])]))
+    def forward(ctx: Any, input: torch.Tensor, near: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> tuple[torch.Tensor, ...]:
+        values, features = input - near.to(input.dtype), input.shape[1]
+        count = near.new_full((1,), input.shape[0])
+        squares = values.square().sum(dim=0, dtype=torch.float64)
+        sums = process_group.sum_over_ranks(torch.cat([values.sum(dim=0, dtype=torch.float64), squares, count]))
         rows = sums[-1]
-        exact_mean, mean_square = (sums[:-1] / rows).chunk(2)
-        variance = rounded((mean_square - exact_mean.square()).clamp(min=0.0), FLOAT32_BITS)
+        exact_mean = sums[:features] / rows
+        variance = rounded((sums[features:-1] / rows - exact_mean.square()).clamp(min=0.0), FLOAT32_BITS)
         mean = rounded(exact_mean, FLOAT32_BITS)
         # A search may close every column that a feature reads. What is left of it then is rounding, and so would its gradient be, which Adam would
         # make full steps of.
         scale = torch.where(variance > CONSTANT * exact_mean.square().clamp(min=1.0), torch.rsqrt(variance + eps), 0.0)
         # In the batch's own type: it holds the rounded mean exactly, and with a mean in float64 the whole batch would go to float64 and back.
-        centred = input - mean.to(input.dtype)
+        centred = values.sub_(mean.to(values.dtype))
         ctx.save_for_backward(centred, scale, rows, weight)
         ctx.mark_non_differentiable(mean, variance, rows)
         return torch.addcmul(bias, centred, (scale * weight).to(input.dtype)), mean, variance, rows
@@ -52,20 +51,14 @@ class _Normalized(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         centred, scale, rows, weight = ctx.saved_tensors
         gradient = gradients[0]
-        pairs = zip(_blocks(gradient), _blocks(centred), strict=True)
-        sums = [torch.stack([part.sum(dim=0, dtype=torch.float64), (part * of).sum(dim=0, dtype=torch.float64)]) for part, of in pairs]
-        of_bias, of_scaled = torch.stack(sums).sum(dim=0)
+        of_bias = gradient.sum(dim=0, dtype=torch.float64)
+        of_scaled = (gradient * centred).sum(dim=0, dtype=torch.float64)
         # Every rank's loss reads the statistics of all.
         of_statistics = process_group.sum_over_ranks(torch.cat([-scale * weight * of_bias, -0.5 * scale**3 * weight * of_scaled]) / rows)
         of_mean, of_variance = rounded(of_statistics, FLOAT32_BITS).chunk(2)
         constant, along, through = (part.to(gradient.dtype) for part in (of_mean, 2.0 * of_variance, scale * weight))
         of_input = torch.addcmul(constant, centred, along).addcmul_(gradient, through)
-        return of_input, (of_scaled * scale).to(weight.dtype), of_bias.to(weight.dtype), None
-
-
-def _blocks(batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The rows of a batch (B, n), some at a time."""
-    return batch.split(max(1, BLOCK_NUMBERS // batch.shape[1])) if batch.device.type == "cpu" else (batch,)
+        return of_input, None, (of_scaled * scale).to(weight.dtype), of_bias.to(weight.dtype), None
 
 
 class GlobalBatchNorm1d(nn.BatchNorm1d):
@@ -80,10 +73,11 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
             input = input.float()
         if not self.training:
             return super().forward(input)
-        weight = self.weight if self.affine else input.new_ones(self.num_features)
+        near = input.new_zeros(self.num_features, dtype=torch.float64) if self.running_mean is None else self.running_mean.double()
+        weight = self.weight if self.affine else torch.ones_like(near)
         bias = self.bias if self.affine else input.new_zeros(self.num_features)
-        normalized, mean, variance, rows = _Normalized.apply(input, weight, bias, self.eps)
-        self._move_running_statistics(mean, variance, rows)
+        normalized, mean, variance, rows = _Normalized.apply(input, near, weight, bias, self.eps)
+        self._move_running_statistics(mean + near, variance, rows)
         return normalized
 
     @torch.no_grad()
@@ -93,7 +87,7 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
         self.num_batches_tracked += 1
         momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-        self.running_var.lerp_((variance * rows / (rows - 1.0)).to(self.running_var.dtype), momentum)
+        self.running_var.lerp_((variance * rows / (rows - 1.0).clamp(min=1.0)).to(self.running_var.dtype), momentum)
 
 
 def synchronize_batch_norm(module: nn.Module) -> None:

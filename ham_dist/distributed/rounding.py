@@ -14,15 +14,10 @@ GRADIENT_BITS = 16
 """For gradients of weights, of which there are many; an error of 2^-17 is far below what one batch's gradient is worth."""
 
 
+@torch.no_grad()
 def rounded(values: torch.Tensor, bits: int) -> torch.Tensor:
-    """Float64 `values` to `bits` significant bits, halves to even; with a gradient that passes as it is."""
-    with torch.no_grad():
-        if bits == FLOAT32_BITS:
-            nearest = values.float().double()  # the same, in two operations of nine
-        else:
-            fraction, exponent = torch.frexp(values)
-            nearest = torch.ldexp(torch.round(fraction * 2.0**bits) * 2.0**-bits, exponent)
-        if not values.requires_grad:
-            return nearest
-        correction = nearest - values
-    return values + correction
+    """Float64 `values` to `bits` significant bits, halves to even; of FLOAT32_BITS, within the range of float32."""
+    if bits == FLOAT32_BITS:
+        return values.float().double()  # by the processor itself
+    fraction, exponent = torch.frexp(values)
+    return torch.ldexp(torch.round(fraction * 2.0**bits) * 2.0**-bits, exponent)

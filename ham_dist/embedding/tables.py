@@ -83,8 +83,7 @@ def embedding_bags(tables: Iterable[Table], device: torch.device | str = "meta")
     """TorchRec's module for `tables`, which give the sum of a bag's rows; without memory of its own by default.
 
     The mean is for the caller to take, for two reasons. TorchRec's own, of rows that are spread over ranks, divides by the count + 1e-6, and the sums
-    of all other tables of the collection as well. FBGEMM's on CPU mixes SSE and AVX instructions for each bag (pytorch/FBGEMM issue 669), which takes
-    newer Intel processors ten times as long as the lookup of one row.
+    of all other tables of the collection as well. FBGEMM's on CPU is slow (pytorch/FBGEMM issue 669; perf/results/training_cpu_2026-11.md).
     """
     return EmbeddingBagCollection(
         tables=[

@@ -15,11 +15,10 @@ from ham_dist.models.interaction import Interaction
 class CTRModel(nn.Module):
     """Logits of a batch: the masked columns of all fields through one interaction.
 
-    tables:             the embedding tables, with the mask over their columns.
+    tables:             the embedding tables, with the mask over their columns; they give the sum of a bag's rows.
     interaction:        reads the columns of all fields, in the order of its `widths`.
     first_order_tables: tables of width 1 (the usual first-order term of FM and DeepFM), added up into the logit; None where the term, if there is
-                        one, is part of the interaction.
-                        Both give the sum of a bag's rows.
+                        one, is part of the interaction. They give sums too.
     single_valued:      fields of which no bag has more than one id. Of the others the mean is taken here.
     autocasts:          whether the interaction's products are in bfloat16 (torch's autocast) where a gradient is wanted. What is only scored, to
                         evaluate, to slice and to export, is in the precision of its weights.
@@ -29,8 +28,8 @@ class CTRModel(nn.Module):
         self,
         tables: MaskedEmbeddingBagCollection,
         interaction: Interaction,
-        first_order_tables: EmbeddingBagCollection | None = None,
-        single_valued: Container[str] = (),
+        first_order_tables: EmbeddingBagCollection | None,
+        single_valued: Container[str],
         *,
         autocasts: bool = False,
     ) -> None:
@@ -74,8 +73,8 @@ def first_rows(values: torch.Tensor, rows: int | None) -> torch.Tensor:
 def ctr_model(
     tables: Sequence[Table],
     interaction: Interaction,
-    first_order: Sequence[Table] = (),
-    single_valued: Container[str] = (),
+    first_order: Sequence[Table],
+    single_valued: Container[str],
     *,
     autocasts: bool = False,
 ) -> CTRModel:

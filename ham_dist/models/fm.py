@@ -28,8 +28,8 @@ class _PairwiseProducts(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
         lifted, total = ctx.saved_tensors
-        gradient = gradients[0][:, None]
-        return torch.addcmul(total * gradient, lifted, -gradient)
+        # Subtracted first: where there is one field alone, or all others are closed, nothing is left. Of the products, rounding would be.
+        return (total - lifted).mul_(gradients[0][:, None])
 
 
 def pairwise_products(lifted: torch.Tensor) -> torch.Tensor:

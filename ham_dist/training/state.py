@@ -40,7 +40,7 @@ class TrainingState:
     interaction: Interaction
     optimizers: Optimizers
     regularizer: Regularizer
-    single_valued: Container[str] = ()
+    single_valued: Container[str]
 
     def batches(self, stream: Iterator[Batch]) -> Iterator[Batch]:
         """`stream`, with the ids of its next batches on their way between the ranks where the settings ask for that."""
@@ -121,7 +121,7 @@ def open_supernet(settings: RunSettings, cardinalities: Mapping[str, int], devic
 
 
 def open_narrow(
-    settings: RunSettings, cardinalities: Mapping[str, int], columns: Columns, device: torch.device, single_valued: Container[str] = ()
+    settings: RunSettings, cardinalities: Mapping[str, int], columns: Columns, device: torch.device, single_valued: Container[str]
 ) -> TrainingState:
     """The model over `columns`, with no weights of worth: for a checkpoint to be loaded into.
 

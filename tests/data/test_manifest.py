@@ -32,6 +32,14 @@ def test_what_is_saved_is_loaded(manifest: Manifest, tmp_path: Path) -> None:
     assert Manifest.load(str(tmp_path)) == manifest
 
 
+def test_fields_by_what_a_model_asks_of_them(manifest: Manifest) -> None:
+    several = {field.name: field.model_copy(update={"multi_valued": field.name == "item"}) for field in manifest.fields}
+    changed = manifest.model_copy(update={"fields": tuple(several.values())})
+    assert changed.cardinalities() == {field.name: field.rows for field in manifest.fields}
+    assert list(changed.cardinalities()) == changed.field_names()
+    assert changed.single_valued() == set(changed.field_names()) - {"item"}
+
+
 def test_no_manifest(tmp_path: Path) -> None:
     assert message_of(tmp_path / "no").startswith(f"{tmp_path}/no: no such folder, so no prepared data\n  Prepare it: ham-dist prepare RECIPE")
     assert message_of(tmp_path).startswith(f"{tmp_path} holds no manifest.json, so no prepared data")

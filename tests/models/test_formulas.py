@@ -82,6 +82,14 @@ def test_fm_is_the_sum_over_pairs_of_fields() -> None:
     torch.testing.assert_close(model(values), model.bias + values @ model.linear + pairs)
 
 
+def test_fm_of_one_field_has_no_pairs_and_no_gradient() -> None:
+    """Exactly: Adam makes full steps of what rounding would leave."""
+    model = FM({"alone": 3}, ModelSettings(name="fm", first_order="table"))
+    (0.37 * model(torch.randn(50, 3))).exp().sum().backward()
+    assert model.lift.weight.grad is not None
+    assert model.lift.weight.grad.abs().max() == 0.0
+
+
 def test_fm_leaves_the_first_order_to_tables() -> None:
     torch.manual_seed(0)
     model = FM(WIDTHS, ModelSettings(name="fm", lift_width=6, first_order="table")).double()

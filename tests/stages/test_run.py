@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from ham_dist.config.load import load_run
 from ham_dist.config.schema import RunSettings
 from ham_dist.distributed.checkpoint import VALUES, _sha256_of
+from ham_dist.embedding.mask import ordered_columns
 from ham_dist.errors import CheckpointError, TargetError
 from ham_dist.export.package import export_run
 from ham_dist.run import run_stages
@@ -53,6 +55,19 @@ def result(folder: Path) -> dict[str, Any]:
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_takes_no_mean_of_fields_with_one_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    averaged = []
+
+    def spy(looked_up: KeyedTensor, widths: dict[str, int], counts: dict[str, torch.Tensor]) -> torch.Tensor:
+        averaged.append(list(counts))
+        return ordered_columns(looked_up, widths, counts)
+
+    monkeypatch.setattr("ham_dist.models.ctr.ordered_columns", spy)
+    do_run(small_run(), tmp_path / "run")
+    assert averaged
+    assert not any(averaged)
 
 
 @pytest.fixture(scope="module")
