@@ -2,8 +2,8 @@
 
 import gc
 import resource
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -79,11 +79,11 @@ class Run:
 
 def run_stages(settings: RunSettings, run_dir: Path | None, *, resume: bool) -> None:
     """Do, or go on with, the run that `settings` describe; see ham_dist.train.run."""
-    with Preemption() as preemption, process_group.process_group(settings.ranks) as device:
+    # A rank that still waits for the others has nothing to save: there SIGTERM ends it as it ends any process.
+    with process_group.process_group(settings.ranks) as device, Preemption() as preemption:
         folder = RunFolder(process_group.on_first_rank(lambda: run_dir or default_run_dir(settings)))
         process_group.on_first_rank(lambda: _refuse_part(folder))
-        process_group.on_first_rank(lambda: folder.start(settings, resume=resume, world_size=process_group.world_size(), device=_device_name(device)))
-        with _open_log(folder) as log:
+        with _started(folder, settings, _device_name(device), resume=resume), _open_log(folder) as log:
             data = _data_folder(settings, folder, log)
             manifest = process_group.together(lambda: Manifest.load(data))
             process_group.on_first_rank(lambda: folder.tie(manifest))
@@ -91,6 +91,15 @@ def run_stages(settings: RunSettings, run_dir: Path | None, *, resume: bool) -> 
             samples = process_group.together(lambda: Samples(data, manifest, settings, device))
             with CheckpointWriter(settings.checkpoint.copy_bytes, timedelta(minutes=settings.ranks.timeout_minutes)) as writer:
                 _all_stages(Run(settings, folder, manifest, samples, device, log, Saving(settings.checkpoint, writer, preemption)))
+
+
+@contextmanager
+def _started(folder: RunFolder, settings: RunSettings, device: str, *, resume: bool) -> Iterator[None]:
+    try:
+        process_group.on_first_rank(lambda: folder.start(settings, resume=resume, world_size=process_group.world_size(), device=device))
+        yield
+    finally:
+        folder.release()
 
 
 def _open_log(folder: RunFolder) -> RunLog:

@@ -22,9 +22,9 @@ def ddp(
     image: str = torchx.IMAGE,
     name: str = "/",
     h: Optional[str] = None,
-    cpu: int = 2,
+    cpu: int = 0,
     gpu: int = 0,
-    memMB: int = 1024,
+    memMB: int = 0,
     j: str = "1x2",
     env: Optional[Dict[str, str]] = None,
     max_retries: int = 0,
@@ -43,9 +43,9 @@ def ddp(
         image: image of the workspace (docker)
         name: {experiment}/{run}, {experiment}/, /{run} or {run}
         h: a registered named resource; takes precedence over cpu, gpu and memMB
-        cpu: cores a host
+        cpu: cores a host; 0: 2 a process
         gpu: GPUs a host
-        memMB: memory a host, in MB
+        memMB: memory a host, in MB; 0: 8192 a process
         j: [{least hosts}:]{hosts}x{processes a host}
         env: environment variables of the run (ENV1=v1,ENV2=v2)
         max_retries: how often ranks are started again after one has died, and hosts by their scheduler (for which the script needs --resume)
@@ -60,6 +60,7 @@ def ddp(
         script = rest.pop(0)
     if rest[:1] == ["--"]:
         rest = rest[1:]
+    processes = int(j.rpartition("x")[2])
     app = dist.ddp(
         *rest,
         script=script,
@@ -67,9 +68,9 @@ def ddp(
         image=image,
         name=name,
         h=h,
-        cpu=cpu,
+        cpu=cpu or 2 * processes,
         gpu=gpu,
-        memMB=memMB,
+        memMB=memMB or 8192 * processes,
         j=j,
         env=env,
         max_retries=max_retries,

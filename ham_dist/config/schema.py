@@ -132,12 +132,12 @@ the GPU."""
 class ShardingSettings(Settings):
     """How tables are spread over the ranks. `ham-dist train --plan-only` shows what comes of it."""
 
-    kind: Literal["auto"] | ShardingKind = "auto"
+    kind: Literal["auto", ShardingKind] = "auto"
     """Of every table that `tables` does not name. `auto` on GPU: what TorchRec's planner takes for the fastest plan that fits; on CPU: table_wise by
     size, and row_wise for a table too large for one rank."""
     tables: dict[str, ShardingKind] = {}
     """Kind of single tables, by field: { user = "row_wise" }."""
-    memory: Literal["auto"] | TableMemory = "device"
+    memory: Literal["auto", TableMemory] = "device"
     """Memory of every table that `memories` does not name. `host` and `cached` exist on GPU, under fused rules; `auto` takes `cached` for as few
     tables as do, the largest first, where not all fit on the device. A rank on CPU has its tables in the machine's memory anyway."""
     memories: dict[str, TableMemory] = {}
@@ -259,7 +259,7 @@ class CheckpointSettings(Settings):
 class RanksSettings(Settings):
     """How ranks keep together; may change when a run goes on."""
 
-    timeout_minutes: PositiveFloat = 120.0
+    timeout_minutes: Annotated[float, Field(ge=1e-5, le=1e6)] = 120.0
     """How long a rank may keep the others waiting before all end and it is named. Rank 0 alone hashes a bundle, at about a second a gigabyte."""
     ids_ahead: bool = True
     """Whether the ids of the next two batches travel between ranks, and to the GPU, while a batch is trained on; no number depends on it."""

@@ -181,11 +181,12 @@ class Planner:
     def _rows(self, table: Table, ranks: range, first_column: int, columns: int) -> list[Part]:
         """Blocks of rows: TorchRec's id distribution takes the rank of row i to be i // ceil(C / ranks), so that the last block may be smaller."""
         block = -(-table.rows // len(ranks))
-        if block * (len(ranks) - 1) >= table.rows:
+        if not _has_rows_for(table.rows, len(ranks)):
+            enough = next(count for count in range(1, len(ranks)) if not _has_rows_for(table.rows, count + 1))
             raise ShardingError(
                 f"sharding: table {table.field!r} has {table.rows} rows, and {len(ranks)} ranks are to get {block} each: the last would get none.\n"
                 f'  1. Another kind for it: sharding.tables = {{ {table.field} = "table_wise" }}, or "data_parallel".\n'
-                f"  2. Fewer ranks: {-(-table.rows // block)} or less."
+                f"  2. Fewer ranks: {enough} or less."
             )
         return [Part(rank, number * block, min(block, table.rows - number * block), first_column, columns) for number, rank in enumerate(ranks)]
 
@@ -210,6 +211,11 @@ class Planner:
             raise too_much_for_device(self, plan, fullest)
         if self.host_room is not None and self.host_load[host_fullest] > self.host_room:
             raise too_much_for_host(self, plan, host_fullest)
+
+
+def _has_rows_for(rows: int, ranks: int) -> bool:
+    """Whether blocks of ceil(rows / ranks) leave some for the last rank."""
+    return -(-rows // ranks) * (ranks - 1) < rows
 
 
 def require_known_fields(settings: ShardingSettings, fields: Iterable[str]) -> None:

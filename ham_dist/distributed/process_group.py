@@ -68,6 +68,10 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     # fbgemm registers the gradient of its dense lookup in a way that torch does not recognize; tests hold it against plain torch.
     warnings.filterwarnings("ignore", message="fbgemm::dense_embedding_codegen_lookup_function: an autograd kernel was not registered")
+    # TorchRec's collectives of tables whose rows are spread, under names that torch 2.13 is to drop.
+    warnings.filterwarnings(
+        "ignore", message=r"`torch.distributed.(reduce_scatter_tensor|all_gather_into_tensor)` is deprecated", category=FutureWarning
+    )
     # torchrec 1.6 asks torch 2.11 for a group's only device, of which there may be several.
     warnings.filterwarnings("ignore", message="`_get_pg_default_device` will be deprecated|Multiple backends are registered with this ProcessGroup")
     # TorchRec asks whether it is being traced by a function that torch is renaming.

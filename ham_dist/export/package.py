@@ -68,7 +68,7 @@ def export_run(run_dir: Path, out: Path, precision: Precision) -> dict[str, Any]
         mend = (
             f"It holds a run for each target: export one of {', '.join(within)}"
             if within
-            else f"`ham-dist train --resume --run-dir {run_dir}` finishes it"
+            else f"`ham-dist train --resume --run-dir {(folder.whole() or folder).path}` finishes it"
         )
         raise CheckpointError(f"{run_dir}: no narrow model here yet. {mend}")
     if out.exists():

@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 import ham_dist
 from ham_dist.config.load import differences, dump_run, load_run
 from ham_dist.config.schema import RunSettings, Target
@@ -26,12 +28,16 @@ PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy", "pyarr
 WITHOUT_EFFECT = ("checkpoint.", "ranks.")
 """Sections of the settings that change no number of a run: it may go on with others."""
 
+SECONDS_TO_END = 10.0
+"""A start of a run waits so long for one before it to let the folder go: a process that was killed keeps it until its memory is given back."""
+
 
 class RunFolder:
     """The files of one run. The properties are names: nothing is created or read by asking for one."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._lock = FileLock(self.path / ".lock", timeout=SECONDS_TO_END)
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"
@@ -111,13 +117,15 @@ class RunFolder:
         return above if above.settings.exists() else None
 
     def start(self, settings: RunSettings, *, resume: bool, world_size: int, device: str) -> bool:
-        """Claim the folder for a run, or go on with the run that it holds; call it on one rank only.
+        """Claim the folder for a run, or go on with the run that it holds; call it on one rank only. Other starts stay out of it until `release`.
 
         With `resume` and no run in the folder the run starts from the beginning, so that a scheduler can repeat one command.
 
         returns: whether the folder already held this run.
-        raises:  CheckpointError if the folder holds a run and `resume` is false, a run of other settings, or files that are no run's.
+        raises:  CheckpointError if the folder holds a run and `resume` is false, a run that another process is at, a run of other settings, or files
+                 that are no run's, or cannot be written to.
         """
+        self._claim()
         # A run that ended before its first checkpoint, mostly for a mistake in its settings: there is nothing to go on from.
         ended_early = self.settings.exists() and self.environment.exists() and not (self.checkpoints.exists() or self.result.exists())
         held = self.settings.exists() and (resume or not ended_early)
@@ -127,18 +135,16 @@ class RunFolder:
             for left in (self.environment, self.log, self.metrics, self.data_record):
                 left.unlink(missing_ok=True)
             shutil.rmtree(self.tensorboard, ignore_errors=True)
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise CheckpointError(f"{self.path}: is in use, and not by a run. Give another --run-dir")
         if not held:
             # The first thing written, since run.toml is what makes a folder a run: one that is killed here can be resumed.
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise CheckpointError(f"{self.path}: cannot be made a run folder: {error.strerror}. Give another --run-dir") from error
             write_text(self.settings, dump_run(settings))
         starts = read_json(self.environment) if self.environment.exists() else []
         write_json(self.environment, [*starts, environment(world_size, device)])
         return held
+
+    def release(self) -> None:
+        """Let other starts in, if this one has claimed the folder."""
+        self._lock.release()
 
     def tie(self, manifest: Manifest) -> None:
         """Note the data that the run begins with, or check that it goes on with the same; call it on one rank only."""
@@ -158,6 +164,26 @@ class RunFolder:
                 f"{self.path}: the run began with other data than is there now:\n  {listed}\n"
                 "  Put the data of its data.json back, or start another run on this data with another --run-dir"
             )
+
+    def _claim(self) -> None:
+        """Make the folder, and keep all other starts of a run out of it until `release` or the end of this process."""
+        lock = Path(self._lock.lock_file)
+        if self.path.exists() and not self.settings.exists() and not (self.path.is_dir() and set(self.path.iterdir()) <= {lock}):
+            raise CheckpointError(f"{self.path}: is in use, and not by a run. Give another --run-dir")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+        except Timeout:
+            raise CheckpointError(
+                f"{self.path}: another process is at this run (since {self._last_start()}). Let it end, or stop it and go on by --resume"
+            ) from None
+        except NotImplementedError:
+            pass  # a file system without locks
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be made a run folder: {error.strerror}. Give another --run-dir") from error
+
+    def _last_start(self) -> str:
+        return str(read_json(self.environment)[-1]["time"]) if self.environment.exists() else "just now"
 
     def _check_same_run(self, settings: RunSettings, resume: bool) -> None:
         if not resume:
@@ -199,8 +225,16 @@ def environment(world_size: int, device: str) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> Any:
-    """What `write_json` wrote."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """What `write_json` wrote.
+
+    raises: CheckpointError if it is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path}: is damaged: {error}. Remove it, and `ham-dist train --resume --run-dir {path.parent}` goes on without it"
+        ) from None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -207,13 +207,22 @@ class _Lines:
 
 
 def _keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> tuple[int, list[dict[str, Any]]]:
-    """Leave only the lines that `keep` wants; gives how many went, and those that stay. One that a killed run left half-written goes too."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    """Leave only the lines that `keep` wants; gives how many went, and those that stay. One that is half-written or damaged goes too."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     lines = text.split("\n")[:-1]
-    kept = [(line, entry) for line in lines if keep(entry := json.loads(line))]
+    kept = [(line, entry) for line in lines if (entry := _entry(line)) is not None and keep(entry)]
     if text != (whole := "".join(f"{line}\n" for line, _ in kept)):
         write_text(path, whole)
     return len(lines) - len(kept), [entry for _, entry in kept]
+
+
+def _entry(line: str) -> dict[str, Any] | None:
+    """A line of metrics.jsonl; None for one that is damaged."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) and entry.keys() >= {"stage", "epoch"} else None
 
 
 def _plain(value: Any) -> Any:

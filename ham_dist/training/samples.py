@@ -12,6 +12,7 @@ from ham_dist.data.batch import Batch
 from ham_dist.data.manifest import Manifest
 from ham_dist.data.reader import open_split
 from ham_dist.distributed import process_group
+from ham_dist.errors import DataError
 from ham_dist.training.data_record import digest_of
 
 StageName = Literal["pretrain", "search", "retrain"]
@@ -27,12 +28,14 @@ class Samples:
     manifest: what it holds.
     digest:   sha256 of the manifest, which names the data whatever the folder is called.
     steps:    training batches of an epoch.
+    raises:   DataError for data that the settings' batches cannot be made of, or that no model can be chosen by.
     """
 
     def __init__(self, folder: str | Path, manifest: Manifest, settings: RunSettings, device: torch.device) -> None:
         self.folder = folder
         self.manifest = manifest
         self.digest = digest_of(manifest)
+        _require_samples(folder, manifest, settings)
         self._splits = {name: open_split(folder, manifest, name, settings.data) for name in ("train", "validation", "test")}
         self._settings = settings
         self.device = device
@@ -84,3 +87,22 @@ class Samples:
 
     def _order(self, stage: str, epoch: int) -> tuple[int, int]:
         return self._settings.seed, epoch * len(ORDER_OF) + ORDER_OF[stage]
+
+
+def _require_samples(folder: str | Path, manifest: Manifest, settings: RunSettings) -> None:
+    """Before any training: what is wrong with validation or test data would be seen an epoch later, or at the end."""
+    for name in ("train", "validation", "test"):
+        if name in manifest.splits and manifest.splits[name].rows == 0:
+            raise DataError(f"{folder}: its {name} split has no samples")
+    if (train := manifest.splits.get("train")) and settings.data.batch_size > train.rows:
+        raise DataError(
+            f"data.batch_size = {settings.data.batch_size}: more than the {train.rows} samples of the train split\n  Set it to at most that."
+        )
+    ranks = process_group.world_size()
+    if settings.data.evaluation_batch_size < ranks:
+        size = settings.data.evaluation_batch_size
+        raise DataError(f"data.evaluation_batch_size = {size}: fewer rows than the {ranks} ranks that share them\n  Set it to at least {ranks}.")
+    validation = manifest.splits.get("validation")
+    if validation and validation.positives in (0, validation.rows):
+        label = int(validation.positives > 0)
+        raise DataError(f"{folder}: all samples of its validation split have label {label}, so that no AUC tells one model from another")

@@ -92,6 +92,13 @@ def test_overrides_are_toml_or_a_bare_word_and_later_ones_win(tmp_path: Path) ->
     assert run.model.mlp == (8,)
 
 
+def test_a_wrong_choice_is_one_line_with_all_choices(tmp_path: Path) -> None:
+    kind, *_ = _mistakes(None, "sharding.kind=rowwise").splitlines()
+    assert kind.startswith("--set: sharding.kind = \"rowwise\": must be 'auto', 'table_wise', ")
+    assert kind.endswith("Did you mean row_wise?")
+    assert "'device'" in _mistakes(None, "sharding.memory=devise").splitlines()[0]
+
+
 def test_every_mistake_is_reported_at_once(tmp_path: Path) -> None:
     path = _toml(
         tmp_path,

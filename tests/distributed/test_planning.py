@@ -1,6 +1,7 @@
 """Where tables go, and what is said where they cannot."""
 
 import itertools
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,18 @@ def test_on_gpu_torchrecs_planner_decides_within_memory(rule: str) -> None:
         assert not (rule == "fused_adam" and placement.replicated)
     held = plan(groups, topology, rule, tables={"t1": "row_wise", "t0": "row_wise"})
     assert [held.groups["tables.ebc"][field].kind for field in ("t0", "t1")] == ["row_wise", "row_wise"]
+
+
+@pytest.mark.parametrize(("rows", "ranks"), [(5, 4), (50, 41), (600, 64)])
+def test_fewer_ranks_are_named_of_which_every_number_will_do(rows: int, ranks: int) -> None:
+    table = {"tables.ebc": [Table("t", rows, 4, 4, 4)]}
+    with pytest.raises(ShardingError) as caught:
+        plan(table, cpu(ranks), "sgd", kind="row_wise")
+    enough = int(re.findall(r"Fewer ranks: (\d+) or less", str(caught.value))[0])
+    for count in range(2, enough + 1):
+        assert plan(table, cpu(count), "sgd", kind="row_wise").groups["tables.ebc"]["t"].spreads_rows
+    with pytest.raises(ShardingError):
+        plan(table, cpu(enough + 1), "sgd", kind="row_wise")
 
 
 GPUS = Topology("cuda", 2, 2, 100_000)

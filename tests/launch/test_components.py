@@ -30,6 +30,13 @@ def test_arguments_are_passed_on(between: list[str]) -> None:
     assert command.endswith(" ham_dist/train.py launch/runs/movielens_dcnv2.toml --set seed=1")
 
 
+def test_hosts_have_memory_and_cores_for_their_processes() -> None:
+    for arguments, cpu, memory in (([], 16, 65_536), (["--cpu", "3", "--memMB", "500"], 3, 500)):
+        app = materialize_appdef(get_component("dist.ddp").fn, ["-j", "1:4x8", "--gpu", "8", *arguments, "ham_dist/train.py"])
+        (role,) = app.roles
+        assert (role.resource.cpu, role.resource.memMB, role.resource.gpu) == (cpu, memory, 8)
+
+
 def test_stock_spellings_work() -> None:
     assert _command("-j", "1x2", "--script", "ham_dist/train.py", "--", "run.toml").endswith(" ham_dist/train.py run.toml")
     assert _command("-j", "1x2", "-m", "ham_dist.train", "--", "run.toml").endswith(" -m ham_dist.train run.toml")

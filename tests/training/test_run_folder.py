@@ -1,4 +1,7 @@
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -93,3 +96,51 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 def test_default_folder_names_data_and_model() -> None:
     assert default_run_dir(RunSettings()).name.startswith("synthetic-dcnv2-")
     assert default_run_dir(load_run(None, ["data.path=data/movielens-1m", "model.name=fm"])).name.startswith("movielens-1m-fm-")
+
+
+HOLDING = """
+import sys
+from ham_dist.config.load import load_run
+from ham_dist.training.run_folder import RunFolder
+folder = RunFolder(sys.argv[1])
+folder.start(load_run(None), resume=True, world_size=1, device="cpu")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process that is at the run in tmp_path / "run"."""
+    with subprocess.Popen([sys.executable, "-c", HOLDING, tmp_path / "run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_two_processes_are_not_at_one_run(tmp_path: Path, elsewhere: subprocess.Popen[bytes], resume: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ham_dist.training.run_folder.SECONDS_TO_END", 0.2)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(CheckpointError, match=r"another process is at this run \(since 20.*\)\. Let it end, or stop it and go on by --resume"):
+        _start(RunFolder(tmp_path / "run"), resume=resume)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    elsewhere.kill()
+    elsewhere.wait()
+    assert _start(RunFolder(tmp_path / "run"), resume=True), "a process that was killed holds nothing"
+
+
+def test_a_run_that_let_go_may_go_on_in_the_same_process(tmp_path: Path) -> None:
+    first = RunFolder(tmp_path / "run")
+    _start(first)
+    first.release()
+    assert _start(RunFolder(tmp_path / "run"), resume=True)
+
+
+def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    _start(folder)
+    folder.environment.write_text("")
+    with pytest.raises(CheckpointError, match=r"environment\.json: is damaged: .*\. Remove it, and `ham-dist train --resume"):
+        _start(folder, resume=True)

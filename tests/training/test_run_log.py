@@ -117,3 +117,13 @@ def test_progress_of_an_epoch_that_fails_does_not_say_that_it_ended(folder: RunF
     ):
         raise KeyError
     assert stream.getvalue() == ""
+
+
+def test_a_damaged_line_of_metrics_is_dropped(folder: RunFolder) -> None:
+    with RunLog(folder, is_first=True) as log:
+        log.metrics("pretrain", 0, 5, loss=0.5)
+    with open(folder.metrics, "ab") as file:
+        file.write(b'{"stage": "pretrain", "epo\xff\n[]\n{}\n')
+    with RunLog(folder, is_first=True) as log:
+        log.metrics("pretrain", 1, 10, loss=0.4)
+    assert [entry["epoch"] for entry in _entries(folder)] == [0, 1]
