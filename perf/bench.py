@@ -1,6 +1,6 @@
 """The figures that ham_dist is held to, in one table of ratios.
 
-    python perf/bench.py                            `make bench`; about twelve minutes on an idle machine of 2 cores
+    python perf/bench.py                            `make bench`; about twenty minutes on an idle machine of 2 cores
     python perf/bench.py --parts search memory      without the ranks and the other programs
     python perf/bench.py --rounds 7
 
