@@ -60,7 +60,7 @@ def ddp(
         script = rest.pop(0)
     if rest[:1] == ["--"]:
         rest = rest[1:]
-    processes = int(j.rpartition("x")[2])
+    _, _, processes, _ = dist.parse_nnodes(j)
     app = dist.ddp(
         *rest,
         script=script,
