@@ -37,14 +37,24 @@ def backend_problem() -> str | None:
     torch, torchrec = installed("torch"), installed("torchrec")
     if len(builds) > 1:
         return "fbgemm-gpu and fbgemm-gpu-cpu are both installed, and each overwrites the other's files"
-    missing = [name for name, version in (("torch", torch), ("torchrec", torchrec), ("fbgemm-gpu", "".join(builds.values()))) if not version]
+    missing = [
+        name
+        for name, version in (
+            ("torch", torch),
+            ("torchrec", torchrec),
+            ("fbgemm-gpu", "".join(builds.values())),
+        )
+        if not version
+    ]
     if missing:
         return f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not installed"
     (build, fbgemm), *_ = builds.items()
     found = Trio(_minor(torch or ""), _minor(torchrec or ""), _minor(fbgemm))
     if found in SUPPORTED:
         return None
-    known = "; ".join(f"torch {trio.torch}, torchrec {trio.torchrec}, fbgemm-gpu {trio.fbgemm}" for trio in SUPPORTED)
+    known = "; ".join(
+        f"torch {trio.torch}, torchrec {trio.torchrec}, fbgemm-gpu {trio.fbgemm}" for trio in SUPPORTED
+    )
     return f"torch {torch}, torchrec {torchrec} and {build} {fbgemm} do not fit together; supported: {known}"
 
 
@@ -52,11 +62,15 @@ def mend() -> str:
     """The commands that install a supported trio: the one of the installed torch if there is one, else the newest."""
     torch = _minor(installed("torch") or "")
     trio = next((trio for trio in SUPPORTED if trio.torch == torch), SUPPORTED[0])
-    wanted, other = ("fbgemm-gpu", "fbgemm-gpu-cpu") if has_nvidia_driver() else ("fbgemm-gpu-cpu", "fbgemm-gpu")
+    wanted, other = (
+        ("fbgemm-gpu", "fbgemm-gpu-cpu") if has_nvidia_driver() else ("fbgemm-gpu-cpu", "fbgemm-gpu")
+    )
     commands = [f"pip uninstall -y {other}"] if installed(other) else []
     if trio.torch != torch:
         commands.append(f"pip install torch=={trio.torch}.*")
-    commands.append(f"pip install --no-deps --force-reinstall torchrec=={trio.torchrec}.* {wanted}=={trio.fbgemm}.*")
+    commands.append(
+        f"pip install --no-deps --force-reinstall torchrec=={trio.torchrec}.* {wanted}=={trio.fbgemm}.*"
+    )
     return " && ".join(commands)
 
 

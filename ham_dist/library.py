@@ -18,8 +18,14 @@ from torch import nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from ham_dist.config.schema import SearchSettings, Target
-from ham_dist.distributed import process_group
-from ham_dist.embedding.mask import ColumnLayout, ColumnMask, Columns, MaskedEmbeddingBagCollection, as_evaluated
+from ham_dist.distributed.ranks import process_group
+from ham_dist.embedding.mask import (
+    ColumnLayout,
+    ColumnMask,
+    Columns,
+    MaskedEmbeddingBagCollection,
+    as_evaluated,
+)
 from ham_dist.embedding.slicing import NarrowEmbeddingBagCollection, masked_tables, slice_columns
 from ham_dist.embedding.tables import BYTES_PER_NUMBER, TableChunk
 from ham_dist.errors import BundleError
@@ -47,7 +53,14 @@ class Search:
     raises:   TargetError if the tables cannot meet the target.
     """
 
-    def __init__(self, model: nn.Module, *, columns: int | None = None, bytes: int | None = None, settings: SearchSettings | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        columns: int | None = None,
+        bytes: int | None = None,
+        settings: SearchSettings | None = None,
+    ) -> None:
         self.model = model
         _, masked = masked_tables(model)
         self.mask = masked.mask
@@ -89,33 +102,57 @@ class Search:
         return self.mask.layout.split(choice)
 
 
-def export(model: nn.Module, out: str | Path, *, precision: Literal["fp32", "fp16"] = "fp32", run: Mapping[str, Any] | None = None) -> None:
+def export(
+    model: nn.Module,
+    out: str | Path,
+    *,
+    precision: Literal["fp32", "fp16"] = "fp32",
+    run: Mapping[str, Any] | None = None,
+) -> None:
     """Write the tables of a sliced model, and the rest of its weights, as a bundle: safetensors and JSON, with a sha256 of every file.
 
     model:  what `slice_columns` gave. `ham_dist.export.bundle.open_bundle(out)` gives its `.tables()` and `.dense()` back.
     run:    what the bundle should say of where it comes from, as JSON.
     raises: BundleError if it cannot be written, or its fp32 tables are not the model's bit for bit.
     """
-    found = [(name, module) for name, module in model.named_modules() if isinstance(module, NarrowEmbeddingBagCollection)]
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, NarrowEmbeddingBagCollection)
+    ]
     if len(found) != 1:
         raise BundleError(
             f"{type(model).__name__}: has {len(found)} NarrowEmbeddingBagCollections, and one is wanted. Export what slice_columns gave"
         )
     path, narrow = found[0]
-    tables = {config.name: narrow.ebc.embedding_bags[config.name].weight.detach().cpu() for config in narrow.ebc.embedding_bag_configs()}
-    fields = [FieldEntry(name=name, rows=table.shape[0], width=table.shape[1], multi_valued=True) for name, table in tables.items()]
+    tables = {
+        config.name: narrow.ebc.embedding_bags[config.name].weight.detach().cpu()
+        for config in narrow.ebc.embedding_bag_configs()
+    }
+    fields = [
+        FieldEntry(name=name, rows=table.shape[0], width=table.shape[1], multi_valued=True)
+        for name, table in tables.items()
+    ]
 
     def verify(partial: Path) -> dict[str, bool]:
         stored = open_bundle(partial).tables()
-        if precision == "fp32" and not all(torch.equal(stored[name], table) for name, table in tables.items()):
-            raise BundleError(f"{partial}: what was written is not what the model holds. Export again, on another disk if it happens twice")
+        if precision == "fp32" and not all(
+            torch.equal(stored[name], table) for name, table in tables.items()
+        ):
+            raise BundleError(
+                f"{partial}: what was written is not what the model holds. Export again, on another disk if it happens twice"
+            )
         return {"tables_equal": precision == "fp32"}
 
     write_bundle(
         Path(out),
-        Description(fields, model=None, precision=precision, run={**(run or {}), "tables": narrow.description()}),
+        Description(
+            fields, model=None, precision=precision, run={**(run or {}), "tables": narrow.description()}
+        ),
         chunks=[TableChunk(name, 0, table) for name, table in tables.items()],
-        dense={name: values for name, values in model.state_dict().items() if not name.startswith(f"{path}.")},
+        dense={
+            name: values for name, values in model.state_dict().items() if not name.startswith(f"{path}.")
+        },
         verify=verify,
     )
 

@@ -12,17 +12,18 @@ from typing import Any
 
 import torch
 
-from ham_dist.config.paths import absolute
 from ham_dist.config.schema import RunSettings, Target
-from ham_dist.data.manifest import Manifest, Truth
-from ham_dist.data.synthetic import generate
-from ham_dist.distributed import gram, process_group
-from ham_dist.distributed.checkpoint_writer import CheckpointWriter
+from ham_dist.data.format.manifest import Manifest, Truth
+from ham_dist.data.synthetic.write import generate
+from ham_dist.distributed.checkpoint.writer import CheckpointWriter
+from ham_dist.distributed.ranks import process_group
+from ham_dist.distributed.sharding import gram
 from ham_dist.embedding.mask import Columns
 from ham_dist.embedding.sizes import table_sizes
 from ham_dist.embedding.table_size import read_sizes
 from ham_dist.errors import CheckpointError
 from ham_dist.export.package import export_state, origin, own_precision
+from ham_dist.io.paths import absolute
 from ham_dist.methods.budget import Budget
 from ham_dist.methods.method import Method, SearchSpace
 from ham_dist.methods.registry import METHODS
@@ -72,13 +73,22 @@ class Run:
     log: RunLog
     saving: Saving
 
-    def checkpoints(self, stage: StageName, state: TrainingState, extra: Callable[[], Mapping[str, torch.Tensor]] = dict) -> StageCheckpoints:
+    def checkpoints(
+        self, stage: StageName, state: TrainingState, extra: Callable[[], Mapping[str, torch.Tensor]] = dict
+    ) -> StageCheckpoints:
         """Those of one stage; see StageCheckpoints."""
         return StageCheckpoints(self.folder.checkpoints / stage, state, self.saving, self.log, extra)
 
 
 def run_stages(settings: RunSettings, run_dir: Path | None, *, resume: bool) -> None:
-    """Do, or go on with, the run that `settings` describe; see ham_dist.train.run."""
+    """Runs, or resumes, the run that `settings` describe: pretrain, and for each target search, slice, retrain, export.
+
+    Args:
+        run_dir: Its folder; None makes one under runs/.
+        resume: Continue from the newest checkpoint in `run_dir`.
+    Raises:
+        HamError: An error the user can fix.
+    """
     # A rank that still waits for the others has nothing to save: there SIGTERM ends it as it ends any process.
     with process_group.process_group(settings.ranks) as device, Preemption() as preemption:
         folder = RunFolder(process_group.on_first_rank(lambda: run_dir or default_run_dir(settings)))
@@ -89,14 +99,30 @@ def run_stages(settings: RunSettings, run_dir: Path | None, *, resume: bool) -> 
             process_group.on_first_rank(lambda: folder.tie(manifest))
             process_group.on_first_rank(lambda: manifest.check(data, deep=False))
             samples = process_group.together(lambda: Samples(data, manifest, settings, device))
-            with CheckpointWriter(settings.checkpoint.copy_bytes, timedelta(minutes=settings.ranks.timeout_minutes)) as writer:
-                _all_stages(Run(settings, folder, manifest, samples, device, log, Saving(settings.checkpoint, writer, preemption)))
+            with CheckpointWriter(
+                settings.checkpoint.copy_bytes, timedelta(minutes=settings.ranks.timeout_minutes)
+            ) as writer:
+                _all_stages(
+                    Run(
+                        settings,
+                        folder,
+                        manifest,
+                        samples,
+                        device,
+                        log,
+                        Saving(settings.checkpoint, writer, preemption),
+                    )
+                )
 
 
 @contextmanager
 def _started(folder: RunFolder, settings: RunSettings, device: str, *, resume: bool) -> Iterator[None]:
     try:
-        process_group.on_first_rank(lambda: folder.start(settings, resume=resume, world_size=process_group.world_size(), device=device))
+        process_group.on_first_rank(
+            lambda: folder.start(
+                settings, resume=resume, world_size=process_group.world_size(), device=device
+            )
+        )
         yield
     finally:
         folder.release()
@@ -131,7 +157,9 @@ def _all_stages(run: Run) -> None:
     wide = open_supernet(run.settings, run.manifest.cardinalities(), run.device, run.manifest.single_valued())
     if warning := warning_of_caches(run.settings, wide.sharded.plan):
         run.log.say(warning)
-    spaces = {target: _search_space(run, wide, target) for target in run.settings.search.targets}  # a target out of reach is said before any training
+    spaces = {
+        target: _search_space(run, wide, target) for target in run.settings.search.targets
+    }  # a target out of reach is said before any training
     checkpoints = run.checkpoints("pretrain", wide)
     pretrained = pretrain(wide, run.samples, checkpoints, run.log)
     before = _model_result(run, wide)
@@ -147,12 +175,21 @@ def _all_stages(run: Run) -> None:
         process_group.on_first_rank(partial(_print_result, folder, run.manifest.truth))
 
 
-def _one_target(run: Run, target: Target, wide: TrainingState, method: Method, pretrained: StageProgress, before: ModelResult) -> None:
+def _one_target(
+    run: Run,
+    target: Target,
+    wide: TrainingState,
+    method: Method,
+    pretrained: StageProgress,
+    before: ModelResult,
+) -> None:
     """Search, slice, retrain and export for one target; `result.json` comes last, as the mark of a finished target."""
     folder = run.folder
     run.log.say(f"target {target.label}: search by {run.settings.search.method}")
     _warn_of_too_short_a_search(run, method)
-    columns, searched = search(wide, method, run.samples, run.checkpoints("search", wide, method.tensors), run.log)
+    columns, searched = search(
+        wide, method, run.samples, run.checkpoints("search", wide, method.tensors), run.log
+    )
     wide.optimizers.zero_grad()  # gradients as large as the tables, which retraining would carry along
     sliced = slice_columns(wide, columns, run.samples, run.log)
     retrained = retrain(sliced, run.samples, run.checkpoints("retrain", sliced), run.log)
@@ -162,14 +199,34 @@ def _one_target(run: Run, target: Target, wide: TrainingState, method: Method, p
     process_group.on_first_rank(lambda: write_json(folder.plan, plan))
     process_group.on_first_rank(lambda: write_json(folder.sizes, [asdict(size) for size in sizes]))
     if not process_group.on_first_rank(folder.bundle.exists):
-        verified = export_state(sliced, run.samples, folder.bundle, precision=own_precision(run.settings), run=origin(run.settings, run.manifest))
+        verified = export_state(
+            sliced,
+            run.samples,
+            folder.bundle,
+            precision=own_precision(run.settings),
+            run=origin(run.settings, run.manifest),
+        )
         run.log.say(
             f"bundle: {folder.bundle}: probabilities of {verified['rows']:,} records differ from the live model's "
             f"by at most {verified['max_difference']:.1e}"
         )
-    result = _result(run, target, before, after, columns, {"pretrain": pretrained, "search": searched, "retrain": retrained})
+    result = _result(
+        run,
+        target,
+        before,
+        after,
+        columns,
+        {"pretrain": pretrained, "search": searched, "retrain": retrained},
+    )
     run.log.truncate_after("result", -1)
-    run.log.metrics("result", 0, sliced.optimizers.steps, test_auc=after.auc, test_logloss=after.logloss, kept_columns=result["kept_columns"])
+    run.log.metrics(
+        "result",
+        0,
+        sliced.optimizers.steps,
+        test_auc=after.auc,
+        test_logloss=after.logloss,
+        kept_columns=result["kept_columns"],
+    )
     process_group.on_first_rank(lambda: write_json(folder.result, result))
 
 
@@ -203,14 +260,21 @@ def _target_folder(run: Run, target: Target) -> RunFolder:
     search_settings = run.settings.search.model_copy(update={"targets": (target,)})
     data = run.settings.data.model_copy(update={"path": absolute(run.samples.folder)})
     settings = run.settings.model_copy(update={"search": search_settings, "data": data})
-    process_group.on_first_rank(lambda: folder.start(settings, resume=True, world_size=process_group.world_size(), device=_device_name(run.device)))
+    process_group.on_first_rank(
+        lambda: folder.start(
+            settings, resume=True, world_size=process_group.world_size(), device=_device_name(run.device)
+        )
+    )
     process_group.on_first_rank(lambda: folder.tie(run.manifest))
     return folder
 
 
 def _model_result(run: Run, state: TrainingState) -> ModelResult:
     quality = evaluate(state, run.samples.evaluation("test"))
-    numbers = {table: table.rows * table.width for table in (*state.sharded.tables, *state.sharded.first_order_tables)}
+    numbers = {
+        table: table.rows * table.width
+        for table in (*state.sharded.tables, *state.sharded.first_order_tables)
+    }
     return ModelResult(
         auc=quality.auc,
         logloss=quality.log_loss,
@@ -220,7 +284,14 @@ def _model_result(run: Run, state: TrainingState) -> ModelResult:
     )
 
 
-def _result(run: Run, target: Target, before: ModelResult, after: ModelResult, columns: Columns, stages: dict[str, StageProgress]) -> dict[str, Any]:
+def _result(
+    run: Run,
+    target: Target,
+    before: ModelResult,
+    after: ModelResult,
+    columns: Columns,
+    stages: dict[str, StageProgress],
+) -> dict[str, Any]:
     return {
         "model": run.settings.model.name,
         "method": run.settings.search.method,
@@ -238,7 +309,8 @@ def _result(run: Run, target: Target, before: ModelResult, after: ModelResult, c
         "epochs": {stage: progress.epochs for stage, progress in stages.items()},
         "seconds": {stage: progress.seconds for stage, progress in stages.items()},
         "samples_per_second": {
-            stage: progress.samples / progress.training_seconds if progress.samples else None for stage, progress in stages.items()
+            stage: progress.samples / progress.training_seconds if progress.samples else None
+            for stage, progress in stages.items()
         },
         "peak_memory_bytes": max(process_group.gather_objects(_peak_memory(run.device))),
         "world_size": process_group.world_size(),

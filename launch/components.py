@@ -84,5 +84,8 @@ def ddp(
         for role in app.roles:
             # Schedulers start hosts again, and the one of this machine not even those.
             shell_option, command = role.args
-            role.args = [shell_option, command.replace("torchrun ", f"torchrun --max_restarts {max_retries} ", 1)]
+            role.args = [
+                shell_option,
+                command.replace("torchrun ", f"torchrun --max_restarts {max_retries} ", 1),
+            ]
     return app

@@ -23,8 +23,8 @@ import torch
 from bench_search import ratios
 from training_side import peak_bytes
 
-from ham_dist.config.memory import use_huge_pages
-from ham_dist.distributed.process_group import process_group
+from ham_dist.distributed.ranks.process_group import process_group
+from ham_dist.io.huge_pages import use_huge_pages
 from ham_dist.training.loop import weight_step
 from ham_dist.training.state import open_supernet
 
@@ -60,7 +60,10 @@ def seconds_of_search(rounds: int) -> tuple[dict[int, dict[str, list[float]]], d
         states, batches = {}, {}
         for rows in ROWS:
             cardinalities = bench_search.cardinalities_of(rows)
-            batches[rows] = [bench_search.generated(cardinalities, settings.data.batch_size) for _ in range(bench_search.BATCHES)]
+            batches[rows] = [
+                bench_search.generated(cardinalities, settings.data.batch_size)
+                for _ in range(bench_search.BATCHES)
+            ]
             states[rows] = open_supernet(settings, cardinalities, device, single_valued=cardinalities)
             of_sides[rows] = bench_search.seconds_of_steps(states[rows], batches[rows], rounds)
         steps = {rows: bench_search.sides_of(state)[bench_search.PLAIN] for rows, state in states.items()}
@@ -83,11 +86,17 @@ def search(rounds: int) -> Iterator[Figure]:
             (bench_search.ALPHA_SELDOM, "1.5"),
             (bench_search.DECOUPLED, "1.05"),
         ):
-            yield Figure(f"{name}, of a plain step at {rows:,} rows", ratios(seconds[name], seconds[bench_search.PLAIN]), wanted)
+            yield Figure(
+                f"{name}, of a plain step at {rows:,} rows",
+                ratios(seconds[name], seconds[bench_search.PLAIN]),
+                wanted,
+            )
     for rows in ROWS:
         if rows != BASE:
             wanted = "1.3" if rows == ROWS[-1] else ""
-            yield Figure(f"a plain step at {rows:,} rows, of one at {BASE:,}", ratios(plain[rows], plain[BASE]), wanted)
+            yield Figure(
+                f"a plain step at {rows:,} rows, of one at {BASE:,}", ratios(plain[rows], plain[BASE]), wanted
+            )
 
 
 def memory_of_steps(rows: int) -> tuple[int, int]:
@@ -107,7 +116,11 @@ def memory() -> Iterator[Figure]:
     base, _ = bench_search.in_new_process(memory_of_steps, 1000)
     for rows in ROWS[1:]:
         peak, held = bench_search.in_new_process(memory_of_steps, rows)
-        yield Figure(f"memory of training at {rows:,} rows beyond that at 1,000, of tables and optimizer state", [(peak - base) / held], "1.25")
+        yield Figure(
+            f"memory of training at {rows:,} rows beyond that at 1,000, of tables and optimizer state",
+            [(peak - base) / held],
+            "1.25",
+        )
 
 
 def ranks(rounds: int) -> Iterator[Figure]:
@@ -117,8 +130,13 @@ def ranks(rounds: int) -> Iterator[Figure]:
         alone = alone or found.seconds
         for kind, seconds in found.seconds.items():
             if count > 1:
-                yield Figure(f"{kind}: a step of {count} ranks on 2 cores, of one rank's in a run before", ratios(seconds, alone[kind]))
-                yield Figure(f"{kind}: ids sent ahead on {count} ranks, of without", ratios(found.ahead[kind], seconds))
+                yield Figure(
+                    f"{kind}: a step of {count} ranks on 2 cores, of one rank's in a run before",
+                    ratios(seconds, alone[kind]),
+                )
+                yield Figure(
+                    f"{kind}: ids sent ahead on {count} ranks, of without", ratios(found.ahead[kind], seconds)
+                )
 
 
 WANTED = {
@@ -144,7 +162,11 @@ def training(rounds: int) -> Iterator[Figure]:
                 if like_ours.get(theirs.program, True):  # a peer is set against both of ours
                     name = f"{model}: samples/s of {ours.label}, of {theirs.label}"
                     wanted = WANTED[model, ours.tables].get(theirs.program, "")
-                    yield Figure(name, bench_training.ratios(found, ours.label, theirs.label), wanted and f"at least {wanted}")
+                    yield Figure(
+                        name,
+                        bench_training.ratios(found, ours.label, theirs.label),
+                        wanted and f"at least {wanted}",
+                    )
 
 
 def main() -> None:
@@ -154,7 +176,9 @@ def main() -> None:
         "ranks": ranks,
         "training": training,
     }
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()

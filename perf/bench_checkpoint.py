@@ -26,15 +26,21 @@ STEPS, EXCHANGES, SAVES = 30, 500, 5
 
 def costs(data: Path, out: Path) -> dict[str, list[float]]:
     """On each rank: seconds of each kind of work, and bytes of this rank's part of a checkpoint."""
-    from ham_dist.data.manifest import Manifest
-    from ham_dist.distributed import process_group
-    from ham_dist.distributed.checkpoint_writer import CheckpointWriter, bytes_here
+    from ham_dist.data.format.manifest import Manifest
+    from ham_dist.distributed.checkpoint.writer import CheckpointWriter, bytes_here
+    from ham_dist.distributed.ranks import process_group
     from ham_dist.training.loop import weight_step
     from ham_dist.training.samples import Samples
     from ham_dist.training.state import open_supernet
 
     settings = RunSettings.model_validate({"orthogonality": {"form": "none"}})
-    found: dict[str, list[float]] = {"step": [], "exchange": [], "copied": [], "copied and written": [], "written while waiting": []}
+    found: dict[str, list[float]] = {
+        "step": [],
+        "exchange": [],
+        "copied": [],
+        "copied and written": [],
+        "written while waiting": [],
+    }
     with process_group.process_group() as device:
         manifest = Manifest.load(data)
         samples = Samples(data, manifest, settings, device)
@@ -68,7 +74,9 @@ def costs(data: Path, out: Path) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--rank-writes", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -78,20 +86,29 @@ def main() -> None:
             options.rank_writes.write_text(json.dumps(found), encoding="utf-8")
         return
     with tempfile.TemporaryDirectory() as temporary:
-        from ham_dist.data.synthetic import generate
+        from ham_dist.data.synthetic.write import generate
 
         data = Path(temporary) / "data"
-        generate(SyntheticSettings(rows=30_000, planted_ranks=(2, 2, 1, 1), cardinalities=CARDINALITIES), data)
-        print("| ranks | step | exchange of a step | of a step | MB of rank 0 | stop, copied | and written after | stop, not copied |")
+        generate(
+            SyntheticSettings(rows=30_000, planted_ranks=(2, 2, 1, 1), cardinalities=CARDINALITIES), data
+        )
+        print(
+            "| ranks | step | exchange of a step | of a step | MB of rank 0 | stop, copied | and written after | stop, not copied |"
+        )
         print("|---|---|---|---|---|---|---|---|")
         for ranks in (1, 2):
             file = Path(temporary) / f"{ranks}.json"
             on_ranks(ranks, __file__, "--data", str(data), "--rank-writes", str(file))
             found = json.loads(file.read_text(encoding="utf-8"))
             share = statistics.median(found["exchange"]) / statistics.median(found["step"])
-            stops = " | ".join(shown(found[kind], 1e3, "ms") for kind in ("copied", "copied and written", "written while waiting"))
+            stops = " | ".join(
+                shown(found[kind], 1e3, "ms")
+                for kind in ("copied", "copied and written", "written while waiting")
+            )
             steps, exchange = shown(found["step"], 1e3, "ms"), shown(found["exchange"], 1e6, "us")
-            print(f"| {ranks} | {steps} | {exchange} | {share:.2%} | {found['bytes'][0] / 1e6:.0f} | {stops} |")
+            print(
+                f"| {ranks} | {steps} | {exchange} | {share:.2%} | {found['bytes'][0] / 1e6:.0f} | {stops} |"
+            )
 
 
 def shown(seconds: list[float], scale: float, unit: str) -> str:

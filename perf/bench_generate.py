@@ -30,12 +30,17 @@ def capped(rows: int) -> SyntheticSettings:
     """39 fields of at most CAP rows a table."""
     preset = PRESETS["dlrm-39"]
     return SyntheticSettings.model_validate(
-        preset | {"cardinalities": [min(size, CAP) for size in preset["cardinalities"]], "rows": rows, "missing": 0.05}
+        preset
+        | {
+            "cardinalities": [min(size, CAP) for size in preset["cardinalities"]],
+            "rows": rows,
+            "missing": 0.05,
+        }
     )
 
 
 def text(folder: Path, name: str) -> int:
-    from ham_dist.data.criteo_text import write_criteo_file
+    from ham_dist.data.synthetic.criteo_text import write_criteo_file
 
     write_criteo_file(folder / name, SPEED_ROWS)
     return SPEED_ROWS
@@ -43,17 +48,20 @@ def text(folder: Path, name: str) -> int:
 
 def shards(folder: Path) -> int:
     """Two shards of the training split, without the vocabularies, whose time does not depend on the rows."""
-    from ham_dist.data.planted import Planted
-    from ham_dist.data.synthetic import generate_shard
+    from ham_dist.data.synthetic.planted import Planted
+    from ham_dist.data.synthetic.write import generate_shard
 
     planted = Planted(FIELDS.model_copy(update={"rows": 1_000_000}))
     return sum(generate_shard(planted, "train", number, folder)[0].rows for number in range(2))
 
 
 def batches(size: int, labels: str) -> int:
-    from ham_dist.data.generated import generated_batches
+    from ham_dist.data.synthetic.stream import generated_batches
 
-    return sum(batch.global_rows for batch in generated_batches(FIELDS, size, steps=max(1, SPEED_ROWS // size), labels=labels))  # type: ignore[arg-type]
+    return sum(
+        batch.global_rows
+        for batch in generated_batches(FIELDS, size, steps=max(1, SPEED_ROWS // size), labels=labels)
+    )  # type: ignore[arg-type]
 
 
 def speeds(rounds: int) -> None:
@@ -78,37 +86,58 @@ def speeds(rounds: int) -> None:
             if number:
                 clock[name].append(rows / seconds)
                 processor[name].append(rows / processor_seconds)
-    print("\n| what | rows/s by processor time, median (lowest .. highest) | rows/s by the clock, median |\n|---|---|---|")
+    print(
+        "\n| what | rows/s by processor time, median (lowest .. highest) | rows/s by the clock, median |\n|---|---|---|"
+    )
     for name in cases:
         found = processor[name]
-        print(f"| {name} | {statistics.median(found):,.0f} ({min(found):,.0f} .. {max(found):,.0f}) | {statistics.median(clock[name]):,.0f} |")
+        print(
+            f"| {name} | {statistics.median(found):,.0f} ({min(found):,.0f} .. {max(found):,.0f}) | {statistics.median(clock[name]):,.0f} |"
+        )
 
 
 def generate_and_look(rows: int, folder: str) -> None:
     """In a fresh process each: the peak of either."""
-    from ham_dist.data.look import look_at
-    from ham_dist.data.manifest import Manifest
-    from ham_dist.data.synthetic import generate
+    from ham_dist.data.format.manifest import Manifest
+    from ham_dist.data.statistics import look_at
+    from ham_dist.data.synthetic.write import generate
 
     began, path = time.process_time(), Path(folder) / str(rows)
     if path.exists():
         look_at(path, Manifest.load(path), 16)
     else:
         generate(capped(rows), path)
-    print(json.dumps({"gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, "seconds": time.process_time() - began}))
+    print(
+        json.dumps(
+            {
+                "gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+                "seconds": time.process_time() - began,
+            }
+        )
+    )
 
 
 def sizes(counts: list[int]) -> None:
-    print("| rows | generate: peak GB, processor seconds | look_at: peak GB, processor seconds |\n|---|---|---|")
+    print(
+        "| rows | generate: peak GB, processor seconds | look_at: peak GB, processor seconds |\n|---|---|---|"
+    )
     for rows in counts:
         with tempfile.TemporaryDirectory() as temporary:
             command = [sys.executable, __file__, "--one", str(rows), temporary]
-            runs = [json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for _ in ("generate", "look")]
-        print(f"| {rows:,} | " + " | ".join(f"{run['gb']:.2f}, {run['seconds']:.0f}" for run in runs) + " |", flush=True)
+            runs = [
+                json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+                for _ in ("generate", "look")
+            ]
+        print(
+            f"| {rows:,} | " + " | ".join(f"{run['gb']:.2f}, {run['seconds']:.0f}" for run in runs) + " |",
+            flush=True,
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sizes", type=int, nargs="+", default=[250_000, 1_000_000, 4_000_000])
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)

@@ -16,7 +16,9 @@ def main() -> None:
             began = time.perf_counter()
             subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
             seconds.append(time.perf_counter() - began)
-        print(f"{name}: median {statistics.median(seconds):.3f} s, {min(seconds):.3f} to {max(seconds):.3f} s, {RUNS} runs")
+        print(
+            f"{name}: median {statistics.median(seconds):.3f} s, {min(seconds):.3f} to {max(seconds):.3f} s, {RUNS} runs"
+        )
 
 
 if __name__ == "__main__":

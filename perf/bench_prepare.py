@@ -27,11 +27,13 @@ FIELDS = (*(f"I{n}" for n in range(1, 14)), *(f"C{n}" for n in range(1, 27)))
 
 def ours(raw: Path, out: Path, memory: str, threads: int) -> None:
     """The public door, from raw text to a finished folder."""
-    from ham_dist.data.engine import Machine, parse_size
-    from ham_dist.data.prepare import prepare
-    from ham_dist.data.recipe import load_recipe
+    from ham_dist.data.engines.base import Machine, parse_size
+    from ham_dist.data.prepare.pipeline import prepare
+    from ham_dist.data.recipe.load import load_recipe
 
-    prepare(load_recipe("criteo-kaggle"), raw, out, machine=Machine(memory=parse_size(memory), threads=threads))
+    prepare(
+        load_recipe("criteo-kaggle"), raw, out, machine=Machine(memory=parse_size(memory), threads=threads)
+    )
 
 
 def with_pandas(raw: Path, out: Path) -> None:
@@ -39,7 +41,9 @@ def with_pandas(raw: Path, out: Path) -> None:
     import pandas
 
     names = ["click", *FIELDS]
-    frame = pandas.read_csv(raw / "train.txt", sep="\t", header=None, names=names, dtype=dict.fromkeys(names[14:], "string"))
+    frame = pandas.read_csv(
+        raw / "train.txt", sep="\t", header=None, names=names, dtype=dict.fromkeys(names[14:], "string")
+    )
     tenths = np.random.default_rng(0).integers(10, size=len(frame))
     train = tenths < 8
     ids = {"label": frame["click"].astype("int8")}
@@ -52,7 +56,9 @@ def with_pandas(raw: Path, out: Path) -> None:
         counts = column[train].value_counts()
         counts = counts[counts >= 10]
         order = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-        ids[name] = column.map({value: place + 1 for place, (value, _) in enumerate(order)}).fillna(0).astype("int32")
+        ids[name] = (
+            column.map({value: place + 1 for place, (value, _) in enumerate(order)}).fillna(0).astype("int32")
+        )
     encoded = pandas.DataFrame(ids)
     out.mkdir()
     for split, part in (("train", train), ("validation", tenths == 8), ("test", tenths == 9)):
@@ -71,7 +77,9 @@ def split_text(raw: Path) -> None:
     )
     tenths = np.random.default_rng(0).integers(10, size=len(text))
     for split, part in (("train", tenths < 8), ("valid", tenths == 8), ("test", tenths == 9)):
-        pyarrow.csv.write_csv(text.filter(part), raw / f"{split}.csv", pyarrow.csv.WriteOptions(quoting_style="none"))
+        pyarrow.csv.write_csv(
+            text.filter(part), raw / f"{split}.csv", pyarrow.csv.WriteOptions(quoting_style="none")
+        )
 
 
 def with_fuxictr(raw: Path, out: Path, threads: int) -> None:
@@ -84,18 +92,45 @@ def with_fuxictr(raw: Path, out: Path, threads: int) -> None:
     os.cpu_count = lambda: 2 * threads
     ray.init(num_cpus=threads, logging_level="ERROR", include_dashboard=False)
     columns = [
-        {"name": list(FIELDS[:13]), "active": True, "dtype": "float", "type": "categorical", "preprocess": "convert_to_bucket", "fill_na": 0},
+        {
+            "name": list(FIELDS[:13]),
+            "active": True,
+            "dtype": "float",
+            "type": "categorical",
+            "preprocess": "convert_to_bucket",
+            "fill_na": 0,
+        },
         {"name": list(FIELDS[13:]), "active": True, "dtype": "str", "type": "categorical"},
     ]
-    processor = CustomizedFeatureProcessor(columns, {"name": "click", "dtype": "float"}, dataset_id="criteo", data_root=str(out))
-    build_dataset(processor, *(str(raw / f"{split}.csv") for split in ("train", "valid", "test")), data_format="csv", min_categr_count=10)
+    processor = CustomizedFeatureProcessor(
+        columns, {"name": "click", "dtype": "float"}, dataset_id="criteo", data_root=str(out)
+    )
+    build_dataset(
+        processor,
+        *(str(raw / f"{split}.csv") for split in ("train", "valid", "test")),
+        data_format="csv",
+        min_categr_count=10,
+    )
 
 
 def measure(side: str, raw: Path, out: Path, memory: str, threads: int) -> dict[str, float]:
     """One side in a process of its own: wall and CPU seconds, and the most memory it took (all of its own work, imports counted)."""
     shutil.rmtree(out, ignore_errors=True)
     python = str(PEERS) if side == "fuxictr" else sys.executable
-    command = [python, __file__, "--side", side, "--raw", str(raw), "--out", str(out), "--memory", memory, "--threads", str(threads)]
+    command = [
+        python,
+        __file__,
+        "--side",
+        side,
+        "--raw",
+        str(raw),
+        "--out",
+        str(out),
+        "--memory",
+        memory,
+        "--threads",
+        str(threads),
+    ]
     with tempfile.TemporaryFile() as said:  # Ray tells of its progress line by line.
         start = time.monotonic()
         process = subprocess.Popen(command, stdout=said, stderr=said)
@@ -127,20 +162,33 @@ def compare(rows: int, raw: Path, sides: list[str], options: argparse.Namespace)
                 assert json.loads((out / "manifest.json").read_text(encoding="utf-8"))["rows_in"] == rows
     for side, rounds in found.items():
         middle = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
-        ratio = statistics.median(theirs["seconds"] / ours["seconds"] for ours, theirs in zip(found["ham_dist"], rounds, strict=True))
+        ratio = statistics.median(
+            theirs["seconds"] / ours["seconds"]
+            for ours, theirs in zip(found["ham_dist"], rounds, strict=True)
+        )
         span = f"{min(one['seconds'] for one in rounds):.1f}..{max(one['seconds'] for one in rounds):.1f}"
         print(
             f"| {rows:,} | {side} | {rows / middle['seconds']:,.0f} | {ratio:.2f} x | {middle['seconds']:.1f} ({span}) | "
-            f"{rows / middle['cpu']:,.0f} | {middle['peak_gb']:.2f} | {middle['written'] / rows:.1f} |".replace("nan", "-"),
+            f"{rows / middle['cpu']:,.0f} | {middle['peak_gb']:.2f} | {middle['written'] / rows:.1f} |".replace(
+                "nan", "-"
+            ),
             flush=True,
         )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", type=float, nargs="+", default=[1], help="millions of rows")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--peers", nargs="*", choices=["pandas", "fuxictr"], default=["pandas", "fuxictr"], help="beside ham_dist")
+    parser.add_argument(
+        "--peers",
+        nargs="*",
+        choices=["pandas", "fuxictr"],
+        default=["pandas", "fuxictr"],
+        help="beside ham_dist",
+    )
     parser.add_argument("--memory", default="4GB")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--side", choices=["ham_dist", "pandas", "fuxictr"], help=argparse.SUPPRESS)
@@ -153,13 +201,15 @@ def main() -> None:
         return with_fuxictr(options.raw, options.out, options.threads)
     if options.side == "ham_dist":
         return ours(options.raw, options.out, options.memory, options.threads)
-    from ham_dist.data.criteo_text import write_criteo_file
+    from ham_dist.data.synthetic.criteo_text import write_criteo_file
 
     sides = ["ham_dist", *options.peers]
     if "fuxictr" in sides and not PEERS.exists():
         sides.remove("fuxictr")
         print("FuxiCTR is left out: `make peers` installs it.")
-    print("| rows | side | rows/s | ham_dist is faster by | seconds: median (lowest..highest) | rows / CPU second | peak GB | Parquet bytes a row |")
+    print(
+        "| rows | side | rows/s | ham_dist is faster by | seconds: median (lowest..highest) | rows / CPU second | peak GB | Parquet bytes a row |"
+    )
     print("|---|---|---|---|---|---|---|---|", flush=True)
     for size in options.sizes:
         rows = int(size * 1_000_000)

@@ -16,16 +16,25 @@ from plain import PlainModel, plain_auc, plain_epoch
 
 from ham_dist.config.load import load_run
 from ham_dist.config.schema import RunSettings
-from ham_dist.data.manifest import Manifest
-from ham_dist.data.synthetic import generate
-from ham_dist.distributed.process_group import process_group
+from ham_dist.data.format.manifest import Manifest
+from ham_dist.data.synthetic.write import generate
+from ham_dist.distributed.ranks.process_group import process_group
 from ham_dist.training.evaluation import evaluate
 from ham_dist.training.loop import weight_step
 from ham_dist.training.samples import Samples
 from ham_dist.training.state import TrainingState, open_supernet
 from ham_dist.training.stopping import EarlyStopper
 
-MIRRORED = ("seed", "data.", "pretrain.", "model.name", "model.base_width", "model.mlp", "model.cross_layers", "optimizer.learning_rate")
+MIRRORED = (
+    "seed",
+    "data.",
+    "pretrain.",
+    "model.name",
+    "model.base_width",
+    "model.mlp",
+    "model.cross_layers",
+    "optimizer.learning_rate",
+)
 """Settings that both programs follow."""
 
 
@@ -43,8 +52,13 @@ def timed(work, *arguments) -> float:
 
 def epoch_seconds(settings: RunSettings, samples: Samples, manifest: Manifest, rounds: int) -> None:
     state = open_supernet(settings, manifest.cardinalities(), samples.device, manifest.single_valued())
-    plain = {fused: PlainModel(settings, manifest.cardinalities()).to(samples.device) for fused in (False, True)}
-    adam = {fused: torch.optim.Adam(model.parameters(), lr=settings.optimizer.learning_rate, fused=fused) for fused, model in plain.items()}
+    plain = {
+        fused: PlainModel(settings, manifest.cardinalities()).to(samples.device) for fused in (False, True)
+    }
+    adam = {
+        fused: torch.optim.Adam(model.parameters(), lr=settings.optimizer.learning_rate, fused=fused)
+        for fused, model in plain.items()
+    }
     seconds = {"ham_dist": [], "plain, Adam": [], "plain, Adam(fused=True)": []}
     for epoch in range(rounds + 1):
         taken = {
@@ -58,8 +72,12 @@ def epoch_seconds(settings: RunSettings, samples: Samples, manifest: Manifest, r
     print("| program | seconds an epoch: median (lowest..highest) | ham_dist takes, of its time |")
     print("|---|---|---|")
     for name, values in seconds.items():
-        ratio = statistics.median(ours / theirs for ours, theirs in zip(seconds["ham_dist"], values, strict=True))
-        print(f"| {name} | {statistics.median(values):.2f} ({min(values):.2f}..{max(values):.2f}) | {ratio:.2f} |")
+        ratio = statistics.median(
+            ours / theirs for ours, theirs in zip(seconds["ham_dist"], values, strict=True)
+        )
+        print(
+            f"| {name} | {statistics.median(values):.2f} ({min(values):.2f}..{max(values):.2f}) | {ratio:.2f} |"
+        )
 
 
 def test_auc(settings: RunSettings, samples: Samples, manifest: Manifest) -> tuple[float, float]:
@@ -69,8 +87,14 @@ def test_auc(settings: RunSettings, samples: Samples, manifest: Manifest) -> tup
     plain = PlainModel(settings, manifest.cardinalities()).to(samples.device)
     adam = torch.optim.Adam(plain.parameters(), lr=settings.optimizer.learning_rate)
     programs = [
-        (lambda epoch: ham_epoch(state, samples, epoch), lambda split: evaluate(state, samples.evaluation(split)).auc),
-        (lambda epoch: plain_epoch(plain, adam, settings, samples, epoch), lambda split: plain_auc(plain, samples, split)),
+        (
+            lambda epoch: ham_epoch(state, samples, epoch),
+            lambda split: evaluate(state, samples.evaluation(split)).auc,
+        ),
+        (
+            lambda epoch: plain_epoch(plain, adam, settings, samples, epoch),
+            lambda split: plain_auc(plain, samples, split),
+        ),
     ]
     for train, auc in programs:
         stopper, best, epoch = EarlyStopper(settings.pretrain.patience), 0.0, 0
@@ -85,8 +109,12 @@ def test_auc(settings: RunSettings, samples: Samples, manifest: Manifest) -> tup
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, nargs="?", help="folder that `ham-dist prepare` wrote; without one, generated data")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "data", type=Path, nargs="?", help="folder that `ham-dist prepare` wrote; without one, generated data"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
@@ -100,7 +128,9 @@ def main() -> None:
         if options.data is None:
             generate(settings.data.synthetic, data)
         manifest = Manifest.load(data)
-        print(f"{manifest.name}, {settings.model.name}, batch {settings.data.batch_size}, {torch.get_num_threads()} thread(s)\n")
+        print(
+            f"{manifest.name}, {settings.model.name}, batch {settings.data.batch_size}, {torch.get_num_threads()} thread(s)\n"
+        )
         if options.rounds:
             epoch_seconds(settings, Samples(data, manifest, settings, device), manifest, options.rounds)
         if options.seeds:

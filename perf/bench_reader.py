@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 import torch
 
 from ham_dist.config.schema import DataSettings, RunSettings
-from ham_dist.data.manifest import FieldEntry, Manifest, SplitEntry, StoredFile
-from ham_dist.data.reader import Split, open_split
-from ham_dist.data.shards import PARQUET, ROW_GROUP, split_schema
-from ham_dist.distributed.process_group import process_group
+from ham_dist.data.format.manifest import FieldEntry, Manifest, SplitEntry, StoredFile
+from ham_dist.data.format.shards import PARQUET, ROW_GROUP, split_schema
+from ham_dist.data.reader.split import Split, open_split
+from ham_dist.distributed.ranks.process_group import process_group
 from ham_dist.training.loop import weight_step
 from ham_dist.training.state import open_supernet
 
@@ -47,12 +47,19 @@ def tables(rows: int, cardinalities: tuple[int, ...]) -> Iterator[pa.Table]:
     schema = split_schema({f"field_{number}": False for number in range(len(cardinalities))})
     for first in range(0, rows, CHUNK):
         size = min(CHUNK, rows - first)
-        ids = [np.minimum(count ** random.random(size), count - 1).astype(np.int32) for count in cardinalities]
+        ids = [
+            np.minimum(count ** random.random(size), count - 1).astype(np.int32) for count in cardinalities
+        ]
         yield pa.table([(random.random(size) < 0.25).astype(np.int8), *ids], schema=schema)
 
 
 def write(
-    folder: Path, split: str, chunks: Iterator[pa.Table], cardinalities: tuple[int, ...], row_group: int = ROW_GROUP, **options: Any
+    folder: Path,
+    split: str,
+    chunks: Iterator[pa.Table],
+    cardinalities: tuple[int, ...],
+    row_group: int = ROW_GROUP,
+    **options: Any,
 ) -> Manifest:
     """A folder with one split; the manifest has only what reading needs."""
     (folder / split).mkdir(parents=True)
@@ -62,11 +69,23 @@ def write(
         part = whole.slice(first, SHARD)
         path = folder / split / f"part-{number:05d}.parquet"
         pq.write_table(part, path, row_group_size=row_group, **{**PARQUET, **options})
-        shards.append(StoredFile(file=f"{split}/{path.name}", rows=part.num_rows, bytes=path.stat().st_size, sha256=str(number)))
+        shards.append(
+            StoredFile(
+                file=f"{split}/{path.name}", rows=part.num_rows, bytes=path.stat().st_size, sha256=str(number)
+            )
+        )
     nothing = StoredFile(file="", rows=0, bytes=0, sha256="")
-    fields = (FieldEntry(name=f"field_{n}", rows=count, multi_valued=False, vocabulary=nothing) for n, count in enumerate(cardinalities))
+    fields = (
+        FieldEntry(name=f"field_{n}", rows=count, multi_valued=False, vocabulary=nothing)
+        for n, count in enumerate(cardinalities)
+    )
     return Manifest.model_construct(
-        fields=tuple(fields), splits={split: SplitEntry(rows=whole.num_rows, positives=int(whole["label"].to_numpy().sum()), shards=tuple(shards))}
+        fields=tuple(fields),
+        splits={
+            split: SplitEntry(
+                rows=whole.num_rows, positives=int(whole["label"].to_numpy().sum()), shards=tuple(shards)
+            )
+        },
     )
 
 
@@ -77,7 +96,10 @@ def spread(values: list[float], form: Callable[[float], str]) -> str:
 def one_pass(split: Split, batch_size: int, epoch: int) -> tuple[float, float]:
     """Million samples a second of one epoch's training batches on one rank: by the clock, and by processor time."""
     clock, processor = time.perf_counter(), time.process_time()
-    rows = sum(batch.global_rows for batch in split.batches(batch_size, rank=0, world_size=1, order=(0, epoch), keep_last=False))
+    rows = sum(
+        batch.global_rows
+        for batch in split.batches(batch_size, rank=0, world_size=1, order=(0, epoch), keep_last=False)
+    )
     return rows / (time.perf_counter() - clock) / 1e6, rows / (time.process_time() - processor) / 1e6
 
 
@@ -87,15 +109,26 @@ def speed(folder: Path, manifest: Manifest, shuffle_rows: int, rounds: int) -> N
     for name, limit in (("streamed", shuffle_rows), ("held in memory", rows)):
         split = open_split(folder, manifest, "train", DataSettings(shuffle_rows=limit))
         for batch_size in BATCHES:
-            clock, processor = zip(*(one_pass(split, batch_size, epoch) for epoch in range(rounds)), strict=True)
-            print(f"| {name} | {batch_size:,} | {spread(list(clock), '{:.2f}'.format)} | {spread(list(processor), '{:.2f}'.format)} |", flush=True)
+            clock, processor = zip(
+                *(one_pass(split, batch_size, epoch) for epoch in range(rounds)), strict=True
+            )
+            print(
+                f"| {name} | {batch_size:,} | {spread(list(clock), '{:.2f}'.format)} | {spread(list(processor), '{:.2f}'.format)} |",
+                flush=True,
+            )
 
 
 def waiting(folder: Path, manifest: Manifest, shuffle_rows: int, steps: int) -> None:
     """Share of the time of training steps that goes by until the batch is there, after the first batch."""
-    print("\n| batch | seconds a step | samples/s | share of waiting | until the first batch |\n|---|---|---|---|---|")
+    print(
+        "\n| batch | seconds a step | samples/s | share of waiting | until the first batch |\n|---|---|---|---|---|"
+    )
     settings = RunSettings.model_validate(
-        {"optimizer": {"tables": "rowwise_adagrad"}, "orthogonality": {"form": "none"}, "data": {"shuffle_rows": shuffle_rows}}
+        {
+            "optimizer": {"tables": "rowwise_adagrad"},
+            "orthogonality": {"form": "none"},
+            "data": {"shuffle_rows": shuffle_rows},
+        }
     )
     cardinalities = {field.name: min(field.rows, LARGEST_TABLE) for field in manifest.fields}
     limits = torch.tensor(list(cardinalities.values()), dtype=torch.int32)[:, None]
@@ -125,24 +158,38 @@ def waiting(folder: Path, manifest: Manifest, shuffle_rows: int, steps: int) -> 
 
 def quality(folder: Path, rows: int) -> None:
     """Spread of batches' label rates where a file is sorted by its label, against a true shuffle's."""
-    print(f"\nSorted by label, {rows:,} rows, batch {BATCHES[0]:,}: standard deviation of the batches' label rates\n")
-    print("| row group | shuffle_rows | lanes | spread | times a true shuffle's | sqrt(batch / row groups held) |\n|---|---|---|---|---|---|")
+    print(
+        f"\nSorted by label, {rows:,} rows, batch {BATCHES[0]:,}: standard deviation of the batches' label rates\n"
+    )
+    print(
+        "| row group | shuffle_rows | lanes | spread | times a true shuffle's | sqrt(batch / row groups held) |\n|---|---|---|---|---|---|"
+    )
     labels = (np.arange(rows) >= rows // 2).astype(np.int8)
     true = 0.5 / np.sqrt(BATCHES[0])
     for group in (ROW_GROUP, 4 * ROW_GROUP):
         table = pa.table([labels, np.zeros(rows, dtype=np.int32)], schema=split_schema({"field_0": False}))
         manifest = write(folder / str(group), "train", iter([table]), (1,), group)
         for shuffle_rows in sorted({min(limit, rows) for limit in (1 << 18, 1 << 20, 1 << 22, rows)}):
-            split = open_split(folder / str(group), manifest, "train", DataSettings(shuffle_rows=shuffle_rows))
-            rates = [float(batch.labels.mean()) for batch in split.batches(BATCHES[0], rank=0, world_size=1, order=(0, 0), keep_last=False)]
+            split = open_split(
+                folder / str(group), manifest, "train", DataSettings(shuffle_rows=shuffle_rows)
+            )
+            rates = [
+                float(batch.labels.mean())
+                for batch in split.batches(BATCHES[0], rank=0, world_size=1, order=(0, 0), keep_last=False)
+            ]
             lanes = "whole" if shuffle_rows >= rows else f"{max(1, min(64, shuffle_rows // group))}"
             expected = "" if shuffle_rows >= rows else f"{np.sqrt(BATCHES[0] / (shuffle_rows / group)):.1f}"
-            print(f"| {group:,} | {shuffle_rows:,} | {lanes} | {np.std(rates):.4f} | {np.std(rates) / true:.1f} | {expected} |", flush=True)
+            print(
+                f"| {group:,} | {shuffle_rows:,} | {lanes} | {np.std(rates):.4f} | {np.std(rates) / true:.1f} | {expected} |",
+                flush=True,
+            )
 
 
 def options(folder: Path, rounds: int) -> None:
     """What the options of writing mean for the file and for reading it, 524,288 rows of 39 fields."""
-    print("\n| compression | encoding | checksums | row group | bytes a row | million rows/s written | read |\n|---|---|---|---|---|---|---|")
+    print(
+        "\n| compression | encoding | checksums | row group | bytes a row | million rows/s written | read |\n|---|---|---|---|---|---|---|"
+    )
     table = pa.concat_tables(tables(1 << 19, CARDINALITIES))
     split = dict.fromkeys(table.column_names[1:], "BYTE_STREAM_SPLIT")
     kinds: list[tuple[str, int, dict[str, Any]]] = [
@@ -153,7 +200,16 @@ def options(folder: Path, rounds: int) -> None:
         ("plain", ROW_GROUP, {"compression": "none", "use_dictionary": False}),
         ("plain", ROW_GROUP, {"use_dictionary": False}),
         ("plain", ROW_GROUP, {"compression": "zstd", "compression_level": 1, "use_dictionary": False}),
-        ("byte stream split", ROW_GROUP, {"compression": "zstd", "compression_level": 1, "use_dictionary": False, "column_encoding": split}),
+        (
+            "byte stream split",
+            ROW_GROUP,
+            {
+                "compression": "zstd",
+                "compression_level": 1,
+                "use_dictionary": False,
+                "column_encoding": split,
+            },
+        ),
     ]
     for encoding, group, changes in kinds:
         chosen = {**PARQUET, **changes}
@@ -170,22 +226,34 @@ def options(folder: Path, rounds: int) -> None:
         size = (folder / "options.parquet").stat().st_size / table.num_rows
         checksums = "yes" if chosen["write_page_checksum"] else "no"
         speeds = f"{statistics.median(written):.2f} | {statistics.median(read):.2f}"
-        print(f"| {chosen['compression']} | {encoding} | {checksums} | {group:,} | {size:.1f} | {speeds} |", flush=True)
+        print(
+            f"| {chosen['compression']} | {encoding} | {checksums} | {group:,} | {size:.1f} | {speeds} |",
+            flush=True,
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--shuffle-rows", type=int, default=DataSettings().shuffle_rows)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=100, help="training steps of the smallest batch; about as many rows of the largest")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=100,
+        help="training steps of the smallest batch; about as many rows of the largest",
+    )
     parser.add_argument("--sorted-rows", type=int, default=8_000_000)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         manifest = write(folder / "data", "train", tables(chosen.rows, CARDINALITIES), CARDINALITIES)
         size = sum(shard.bytes for shard in manifest.splits["train"].shards)
-        print(f"{chosen.rows:,} rows of {len(CARDINALITIES)} fields, {size / chosen.rows:.1f} bytes a row in files\n")
+        print(
+            f"{chosen.rows:,} rows of {len(CARDINALITIES)} fields, {size / chosen.rows:.1f} bytes a row in files\n"
+        )
         speed(folder / "data", manifest, chosen.shuffle_rows, chosen.rounds)
         waiting(folder / "data", manifest, chosen.shuffle_rows, chosen.steps)
         quality(folder / "sorted", chosen.sorted_rows)

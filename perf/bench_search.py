@@ -23,11 +23,11 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ham_dist.config.load import load_run
-from ham_dist.config.memory import use_huge_pages
 from ham_dist.config.schema import OrthogonalitySettings, RunSettings
-from ham_dist.data.batch import Batch
-from ham_dist.data.manifest import Manifest
-from ham_dist.distributed.process_group import process_group
+from ham_dist.data.format.manifest import Manifest
+from ham_dist.data.reader.batch import Batch
+from ham_dist.distributed.ranks.process_group import process_group
+from ham_dist.io.huge_pages import use_huge_pages
 from ham_dist.training.loop import mask_gradient, weight_step
 from ham_dist.training.regularizer import Regularizer
 from ham_dist.training.samples import Samples
@@ -38,11 +38,20 @@ STEPS = OrthogonalitySettings().every
 BATCHES = 10
 CASES = (
     *(("deepfm", "rowwise_adagrad", rows) for rows in (10**5, 10**6, 10**7, 10**8)),
-    *(case for case in product(("deepfm", "dcnv2"), ("rowwise_adagrad", "adam"), (10**6,)) if case[:2] != ("deepfm", "rowwise_adagrad")),
+    *(
+        case
+        for case in product(("deepfm", "dcnv2"), ("rowwise_adagrad", "adam"), (10**6,))
+        if case[:2] != ("deepfm", "rowwise_adagrad")
+    ),
 )
 """Models, rules of the tables, and rows of all tables together."""
 NUMERIC, CATEGORICAL = 13, 26
-PLAIN, MASK, ALPHA, ALPHA_SELDOM = "plain step", "with the mask", "with the mask and a step on alpha", "the same, alpha every 2 steps"
+PLAIN, MASK, ALPHA, ALPHA_SELDOM = (
+    "plain step",
+    "with the mask",
+    "with the mask and a step on alpha",
+    "the same, alpha every 2 steps",
+)
 DECOUPLED = "orthogonality decoupled"
 
 
@@ -53,7 +62,9 @@ def cardinalities_of(rows: int) -> dict[str, int]:
 
 def generated(cardinalities: dict[str, int], rows: int) -> Batch:
     """A batch whose ids are the more frequent the smaller they are."""
-    ids = torch.cat([(count * torch.rand(rows) ** 3).int().clamp(max=count - 1) for count in cardinalities.values()])
+    ids = torch.cat(
+        [(count * torch.rand(rows) ** 3).int().clamp(max=count - 1) for count in cardinalities.values()]
+    )
     features = KeyedJaggedTensor(list(cardinalities), ids, lengths=torch.ones_like(ids), stride=rows)
     return Batch(features, torch.randint(0, 2, (rows,)).float(), rows)
 
@@ -71,7 +82,9 @@ def sides_of(state: TrainingState) -> dict[str, Callable[[Batch], object]]:
     layout = state.sharded.mask.layout
     half = (torch.arange(layout.size) % 2).float()
 
-    def step(mask: torch.Tensor | None, regularizer: Regularizer, *, alpha: int = 0) -> Callable[[Batch], object]:
+    def step(
+        mask: torch.Tensor | None, regularizer: Regularizer, *, alpha: int = 0
+    ) -> Callable[[Batch], object]:
         count = 0
 
         def do(batch: Batch) -> None:
@@ -124,11 +137,16 @@ def print_table(seconds: dict[str, list[float]], title: str) -> None:
     print(f"\n| {title} | ms: median (lowest..highest) | of a plain step |\n|---|---|---|")
     for name, values in seconds.items():
         ratio = statistics.median(ratios(values, seconds[PLAIN]))
-        print(f"| {name} | {statistics.median(values) * 1e3:.2f} ({min(values) * 1e3:.2f}..{max(values) * 1e3:.2f}) | {ratio:.3f} |", flush=True)
+        print(
+            f"| {name} | {statistics.median(values) * 1e3:.2f} ({min(values) * 1e3:.2f}..{max(values) * 1e3:.2f}) | {ratio:.3f} |",
+            flush=True,
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path, nargs="?", help="folder that `ham-dist prepare` wrote")
     parser.add_argument("--rows", type=int, nargs="+", help="of all tables together")
     parser.add_argument("--batch", type=int, default=2048)
@@ -138,14 +156,22 @@ def main() -> None:
     options = parser.parse_args()
     cases = CASES
     if options.data or options.rows or options.models or options.rules:
-        cases = tuple(product(options.models or ["deepfm", "dcnv2"], options.rules or ["rowwise_adagrad", "adam"], options.rows or [10**6]))
+        cases = tuple(
+            product(
+                options.models or ["deepfm", "dcnv2"],
+                options.rules or ["rowwise_adagrad", "adam"],
+                options.rows or [10**6],
+            )
+        )
     use_huge_pages()
     for model, rule, rows in cases:
         seconds, all_rows = in_new_process(_seconds_of_case, model, rule, rows, options)
         print_table(seconds, f"{model}, {rule}, {all_rows:,} rows, batch {options.batch}")
 
 
-def _seconds_of_case(model: str, rule: str, rows: int, options: argparse.Namespace) -> tuple[dict[str, list[float]], int]:
+def _seconds_of_case(
+    model: str, rule: str, rows: int, options: argparse.Namespace
+) -> tuple[dict[str, list[float]], int]:
     """Of each side's step, by round; and rows of all tables."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -158,7 +184,9 @@ def _seconds_of_case(model: str, rule: str, rows: int, options: argparse.Namespa
         else:
             manifest = Manifest.load(options.data)
             cardinalities, single_valued = manifest.cardinalities(), manifest.single_valued()
-            batches = list(islice(Samples(options.data, manifest, settings, device).training("pretrain", 0), BATCHES))
+            batches = list(
+                islice(Samples(options.data, manifest, settings, device).training("pretrain", 0), BATCHES)
+            )
         state = open_supernet(settings, cardinalities, device, single_valued)
         return seconds_of_steps(state, batches, options.rounds), sum(cardinalities.values())
 

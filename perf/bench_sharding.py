@@ -22,11 +22,11 @@ import torch
 import torch.distributed as dist
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from ham_dist.config.memory import use_huge_pages
 from ham_dist.config.schema import RunSettings
-from ham_dist.data.batch import Batch
-from ham_dist.data.reader import rows_of_rank
-from ham_dist.distributed.sharding import padded
+from ham_dist.data.reader.batch import Batch
+from ham_dist.data.reader.split import rows_of_rank
+from ham_dist.distributed.sharding.model import padded
+from ham_dist.io.huge_pages import use_huge_pages
 from ham_dist.training.loop import weight_step
 from ham_dist.training.state import TrainingState, open_supernet
 
@@ -38,14 +38,21 @@ STEPS = 10
 
 def settings(kind: str, rule: str) -> RunSettings:
     return RunSettings.model_validate(
-        {"optimizer": {"tables": rule}, "sharding": {"kind": kind}, "orthogonality": {"form": "none"}, "data": {"batch_size": BATCH}}
+        {
+            "optimizer": {"tables": rule},
+            "sharding": {"kind": kind},
+            "orthogonality": {"form": "none"},
+            "data": {"batch_size": BATCH},
+        }
     )
 
 
 def batch(cardinalities: dict[str, int]) -> Batch:
     """This rank's part of a batch of random ids."""
     low, high = rows_of_rank(BATCH, dist.get_rank(), dist.get_world_size())
-    ids = torch.cat([torch.randint(rows, (high - low,), dtype=torch.int32) for rows in cardinalities.values()])
+    ids = torch.cat(
+        [torch.randint(rows, (high - low,), dtype=torch.int32) for rows in cardinalities.values()]
+    )
     features = KeyedJaggedTensor(list(cardinalities), ids, lengths=torch.ones_like(ids), stride=high - low)
     return Batch(features, torch.randint(0, 2, (high - low,)).float(), BATCH)
 
@@ -84,10 +91,17 @@ def measure(ranks: int, rows: int, rounds: int, rule: str) -> Found:
 def _measure(rank: int, ranks: int, rows: int, rounds: int, rule: str, folder: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(rank)
-    dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", ranks), rank=rank, world_size=ranks)
+    dist.init_process_group(
+        "gloo", store=dist.FileStore(f"{folder}/store", ranks), rank=rank, world_size=ranks
+    )
     cardinalities = {f"field_{number}": rows for number in range(FIELDS)}
     batches = [batch(cardinalities) for _ in range(STEPS)]
-    states = {kind: open_supernet(settings(kind, rule), cardinalities, torch.device("cpu"), single_valued=cardinalities) for kind in KINDS}
+    states = {
+        kind: open_supernet(
+            settings(kind, rule), cardinalities, torch.device("cpu"), single_valued=cardinalities
+        )
+        for kind in KINDS
+    }
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     ahead: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for number in range(rounds + 1):
@@ -101,7 +115,9 @@ def _measure(rank: int, ranks: int, rows: int, rounds: int, rule: str, folder: s
         padded(one.sparse_features, one.sparse_features.stride() + 16)
     padding = (time.perf_counter() - start) / len(batches)
     if rank == 0:
-        Path(folder, "found.json").write_text(json.dumps(asdict(Found(seconds, ahead, padding))), encoding="utf-8")
+        Path(folder, "found.json").write_text(
+            json.dumps(asdict(Found(seconds, ahead, padding))), encoding="utf-8"
+        )
     dist.destroy_process_group()
 
 
@@ -109,7 +125,10 @@ def print_table(found: Found, title: str) -> None:
     print(f"\n| {title} | ms a step: median (lowest..highest) | of table_wise's | ids ahead |")
     print("|---|---|---|---|")
     for kind, values in found.seconds.items():
-        of_table_wise, of_itself = median_ratio(values, found.seconds["table_wise"]), median_ratio(found.ahead[kind], values)
+        of_table_wise, of_itself = (
+            median_ratio(values, found.seconds["table_wise"]),
+            median_ratio(found.ahead[kind], values),
+        )
         spread = f"{statistics.median(values) * 1e3:.1f} ({min(values) * 1e3:.1f}..{max(values) * 1e3:.1f})"
         print(f"| {kind} | {spread} | {of_table_wise:.2f} | {of_itself:.2f} |")
     of_a_step = found.padding / statistics.median(found.seconds["row_wise"])
@@ -117,7 +136,9 @@ def print_table(found: Found, title: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--rows", type=int, default=50_000, help="of each table")
     parser.add_argument("--rounds", type=int, default=5)

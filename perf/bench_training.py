@@ -32,12 +32,12 @@ import pyarrow.parquet as pq
 import torch
 from training_side import Task
 
-from ham_dist.config.memory import use_huge_pages
 from ham_dist.config.presets import NUMERIC_CARDINALITIES
 from ham_dist.config.schema import SyntheticSettings
-from ham_dist.data.criteo_text import CARDINALITIES as CRITEO_CARDINALITIES
-from ham_dist.data.manifest import Manifest
-from ham_dist.data.synthetic import generate
+from ham_dist.data.format.manifest import Manifest
+from ham_dist.data.synthetic.criteo_text import CARDINALITIES as CRITEO_CARDINALITIES
+from ham_dist.data.synthetic.write import generate
+from ham_dist.io.huge_pages import use_huge_pages
 from ham_dist.training.evaluation import area_under_roc
 
 HERE = Path(__file__).parent
@@ -88,12 +88,21 @@ def write_arrays(folder: Path, fields: list[str]) -> None:
     """The same samples for programs that do not read our Parquet: train.npz and test.npz, with int64 as they want it."""
     for split in ("train", "test"):
         table = pq.read_table(folder / split)
-        np.savez(folder / f"{split}.npz", **{name: table[name].to_numpy().astype(np.int64) for name in [*fields, "label"]})
+        np.savez(
+            folder / f"{split}.npz",
+            **{name: table[name].to_numpy().astype(np.int64) for name in [*fields, "label"]},
+        )
 
 
 def _epoch(side: Side, task: Task, labels: torch.Tensor) -> dict[str, float]:
     python = str(PEERS) if side.script == "training_peers.py" else sys.executable
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(HERE.parent)}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+        "PYTHONPATH": str(HERE.parent),
+    }
     if side.program == "ham_dist":
         use_huge_pages(environment)  # as `ham-dist train` does for itself
     command = [python, str(HERE / side.script), side.program, *task.arguments()]
@@ -109,7 +118,9 @@ def print_table(model: str, found: dict[str, list[dict[str, float]]], sides: lis
     """Medians, and how many times as fast ham_dist is under each of its rules."""
     ours = [side.label for side in sides if side.program == "ham_dist"]
     unit = "samples/s" if clock == "wall" else "samples / CPU second"
-    print(f"\n| {model} | {unit}: median (lowest..highest) | {' | '.join(f'{label} is' for label in ours)} | peak GB | test AUC |")
+    print(
+        f"\n| {model} | {unit}: median (lowest..highest) | {' | '.join(f'{label} is' for label in ours)} | peak GB | test AUC |"
+    )
     print("|---" * (4 + len(ours)) + "|")
     for side in sides:
         rounds = found[side.label]
@@ -136,13 +147,23 @@ def generated_data(rows: int) -> Iterator[Path]:
     """A folder of samples for all sides."""
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_FOLDER")) as temporary:
         folder = Path(temporary) / "data"
-        generate(SyntheticSettings(rows=rows, cardinalities=CARDINALITIES, planted_ranks=PLANTED_RANKS, skew=1.05), folder)
+        generate(
+            SyntheticSettings(rows=rows, cardinalities=CARDINALITIES, planted_ranks=PLANTED_RANKS, skew=1.05),
+            folder,
+        )
         write_arrays(folder, [field.name for field in Manifest.load(folder).fields])
         yield folder
 
 
 def measure(
-    folder: Path, model: str, sides: list[Side], rounds: int, *, first_order: str = "table", tables_learning_rate: float = 0.02, core: int = CORE
+    folder: Path,
+    model: str,
+    sides: list[Side],
+    rounds: int,
+    *,
+    first_order: str = "table",
+    tables_learning_rate: float = 0.02,
+    core: int = CORE,
 ) -> dict[str, list[dict[str, float]]]:
     """An epoch of each side in each round: samples, seconds, peak memory and test AUC, by the side's label."""
     cardinalities = Manifest.load(folder).cardinalities()
@@ -161,27 +182,57 @@ def measure(
     return found
 
 
-def ratios(found: dict[str, list[dict[str, float]]], ours: str, theirs: str, clock: str = "wall") -> list[float]:
+def ratios(
+    found: dict[str, list[dict[str, float]]], ours: str, theirs: str, clock: str = "wall"
+) -> list[float]:
     """How many times as fast `ours` is as `theirs`, round by round."""
-    return [(mine["samples"] / mine[clock]) / (other["samples"] / other[clock]) for mine, other in zip(found[ours], found[theirs], strict=True)]
+    return [
+        (mine["samples"] / mine[clock]) / (other["samples"] / other[clock])
+        for mine, other in zip(found[ours], found[theirs], strict=True)
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=200_000, help="generated; 8 of 10 are trained on")
     parser.add_argument("--rounds", type=int, default=3, help="each with a seed of its own")
     parser.add_argument("--models", nargs="+", choices=["deepfm", "dcnv2"], default=["deepfm", "dcnv2"])
-    parser.add_argument("--sides", nargs="+", choices=[side.label for side in SIDES], help="all that are installed by default")
-    parser.add_argument("--first-order", choices=["table", "linear"], default="table", help="of ham_dist's DeepFM; the peers' is a table a field")
-    parser.add_argument("--tables-learning-rate", type=float, default=0.02, help="of row-wise Adagrad; Adam has 0.001 on all sides")
-    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="what speeds are by; cpu where the machine is shared")
+    parser.add_argument(
+        "--sides", nargs="+", choices=[side.label for side in SIDES], help="all that are installed by default"
+    )
+    parser.add_argument(
+        "--first-order",
+        choices=["table", "linear"],
+        default="table",
+        help="of ham_dist's DeepFM; the peers' is a table a field",
+    )
+    parser.add_argument(
+        "--tables-learning-rate",
+        type=float,
+        default=0.02,
+        help="of row-wise Adagrad; Adam has 0.001 on all sides",
+    )
+    parser.add_argument(
+        "--clock",
+        choices=["wall", "cpu"],
+        default="wall",
+        help="what speeds are by; cpu where the machine is shared",
+    )
     parser.add_argument("--core", type=int, default=CORE)
     options = parser.parse_args()
     with generated_data(options.rows) as folder:
         rows = sum(CARDINALITIES)
-        print(f"{len(CARDINALITIES)} fields, {rows:,} table rows, {options.rows:,} samples, {options.rounds} round(s), one core")
+        print(
+            f"{len(CARDINALITIES)} fields, {rows:,} table rows, {options.rows:,} samples, {options.rounds} round(s), one core"
+        )
         for model in options.models:
-            sides = [side for side in installed_sides(model) if options.sides is None or side.label in options.sides]
+            sides = [
+                side
+                for side in installed_sides(model)
+                if options.sides is None or side.label in options.sides
+            ]
             found = measure(
                 folder, model, sides, options.rounds,
                 first_order=options.first_order, tables_learning_rate=options.tables_learning_rate, core=options.core,

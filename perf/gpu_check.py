@@ -25,8 +25,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ham_dist.config.load import load_run
 from ham_dist.config.schema import RunSettings
-from ham_dist.data.batch import Batch
-from ham_dist.distributed.process_group import process_group
+from ham_dist.data.reader.batch import Batch
+from ham_dist.distributed.ranks.process_group import process_group
 from ham_dist.errors import HamError
 from ham_dist.training.loop import mask_gradient, weight_step
 from ham_dist.training.state import open_supernet
@@ -48,7 +48,15 @@ def run_of(model: str, device: str, folder: Path) -> dict[str, Any]:
     """A short run in a process of its own: the GPU is hidden from the one for the CPU."""
     settings = ["data.synthetic.rows=50000", f"model.name={model}", "precision.dense=float32", "pretrain.max_epochs=3", "search.epochs=3",
                 "retrain.max_epochs=3", "checkpoint.keep=1"]  # fmt: skip
-    command = [sys.executable, "-m", "ham_dist", "train", "--run-dir", str(folder), *(part for value in settings for part in ("--set", value))]
+    command = [
+        sys.executable,
+        "-m",
+        "ham_dist",
+        "train",
+        "--run-dir",
+        str(folder),
+        *(part for value in settings for part in ("--set", value)),
+    ]
     environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -64,8 +72,14 @@ def same_numbers(device: str, folder: Path) -> dict[str, Any]:
     for model in MODELS:
         sides = {side: run_of(model, side, folder / f"{model}-{side}") for side in {"cpu", device}}
         failed = [side for side, result in sides.items() if "failed" in result]
-        differences = {} if failed else {name: abs(sides[device][name] - sides["cpu"][name]) for name in CLOSE}
-        agree = not failed and all(differences[name] <= limit for name, limit in CLOSE.items()) and all(side["bundle"] for side in sides.values())
+        differences = (
+            {} if failed else {name: abs(sides[device][name] - sides["cpu"][name]) for name in CLOSE}
+        )
+        agree = (
+            not failed
+            and all(differences[name] <= limit for name, limit in CLOSE.items())
+            and all(side["bundle"] for side in sides.values())
+        )
         found[model] = {"sides": sides, "differences": differences, "agree": agree}
     return found
 
@@ -94,7 +108,12 @@ def _wait(device: torch.device) -> None:
 
 
 def batch_of(cardinalities: dict[str, int], rows: int, device: torch.device) -> Batch:
-    ids = torch.cat([(count * torch.rand(rows, device=device) ** 3).int().clamp(max=count - 1) for count in cardinalities.values()])
+    ids = torch.cat(
+        [
+            (count * torch.rand(rows, device=device) ** 3).int().clamp(max=count - 1)
+            for count in cardinalities.values()
+        ]
+    )
     features = KeyedJaggedTensor(list(cardinalities), ids, lengths=torch.ones_like(ids), stride=rows)
     return Batch(features, torch.randint(0, 2, (rows,), device=device).float(), rows)
 
@@ -117,9 +136,19 @@ def speed(rows: int, batch_rows: int, device: torch.device) -> dict[str, Any]:
     }
     found: dict[str, Any] = {"bytes a second of copying": copied, "cases": {}}
     for name, changes in cases.items():
-        settings = ["optimizer.tables=rowwise_adagrad", "orthogonality.application=decoupled", f"data.batch_size={batch_rows}"]
+        settings = [
+            "optimizer.tables=rowwise_adagrad",
+            "orthogonality.application=decoupled",
+            f"data.batch_size={batch_rows}",
+        ]
         try:
-            found["cases"][name] = speed_of(load_run(None, [*settings, "precision.dense=float32", *changes]), cardinalities, batches, device, copied)
+            found["cases"][name] = speed_of(
+                load_run(None, [*settings, "precision.dense=float32", *changes]),
+                cardinalities,
+                batches,
+                device,
+                copied,
+            )
         except HamError as error:
             found["cases"][name] = {"refused": str(error)}
         gc.collect()  # A sharded model holds itself, and with it its tables.
@@ -129,7 +158,9 @@ def speed(rows: int, batch_rows: int, device: torch.device) -> dict[str, Any]:
     return found
 
 
-def speed_of(run: RunSettings, cardinalities: dict[str, int], batches: list[Batch], device: torch.device, copied: float) -> dict[str, Any]:
+def speed_of(
+    run: RunSettings, cardinalities: dict[str, int], batches: list[Batch], device: torch.device, copied: float
+) -> dict[str, Any]:
     """copied: bytes a second of copying."""
     state = open_supernet(run, cardinalities, device, single_valued=cardinalities)
     mask = torch.ones(state.sharded.mask.layout.size, device=device)
@@ -142,7 +173,9 @@ def speed_of(run: RunSettings, cardinalities: dict[str, int], batches: list[Batc
     step = seconds_of(lambda: weight_step(state, next(supply)), device)
     alpha = seconds_of(lambda: mask_gradient(state, next(supply), mask), device)
     lookup = seconds_of(look_up, device)
-    row_bytes = WIDTH * (state.sharded.tables[0].number_bytes + 4)  # A row is read, and a vector of float32 written.
+    row_bytes = WIDTH * (
+        state.sharded.tables[0].number_bytes + 4
+    )  # A row is read, and a vector of float32 written.
     return {
         "samples a second": run.data.batch_size / step,
         "step on alpha, of a step": alpha / step,
@@ -152,12 +185,23 @@ def speed_of(run: RunSettings, cardinalities: dict[str, int], batches: list[Batc
 
 
 def report(found: dict[str, Any]) -> str:
-    lines = [f"# {found['device']}", "", f"torch {found['torch']}, {found['rows']:,} rows of tables, batch {found['batch']:,}", ""]
+    lines = [
+        f"# {found['device']}",
+        "",
+        f"torch {found['torch']}, {found['rows']:,} rows of tables, batch {found['batch']:,}",
+        "",
+    ]
     lines += ["| model | supernet AUC: difference | narrow AUC: difference | agree |", "|---|---|---|---|"]
     for model, entry in found.get("numbers", {}).items():
-        differences = [f"{entry['differences'][name]:.1e}" if entry["differences"] else "failed" for name in CLOSE]
+        differences = [
+            f"{entry['differences'][name]:.1e}" if entry["differences"] else "failed" for name in CLOSE
+        ]
         lines.append(f"| {model} | {' | '.join(differences)} | {'yes' if entry['agree'] else 'NO'} |")
-    lines += ["", "| model | samples/s | a step on alpha, of a step | lookups, of the copying bandwidth | peak GB |", "|---|---|---|---|---|"]
+    lines += [
+        "",
+        "| model | samples/s | a step on alpha, of a step | lookups, of the copying bandwidth | peak GB |",
+        "|---|---|---|---|---|",
+    ]
     for model, entry in found.get("speed", {}).get("cases", {}).items():
         if "refused" in entry:
             lines.append(f"| {model} | not here: {entry['refused'].splitlines()[0]} | | | |")
@@ -169,14 +213,24 @@ def report(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("."))
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--rows", type=int, default=200_000_000, help="of all tables; 68 bytes a row: 16 columns, one number of state")
+    parser.add_argument(
+        "--rows",
+        type=int,
+        default=200_000_000,
+        help="of all tables; 68 bytes a row: 16 columns, one number of state",
+    )
     parser.add_argument("--batch", type=int, default=65_536)
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
-        parser.exit(2, "gpu_check: torch finds no GPU here (torch.cuda.is_available() is False); --device cpu tries the program itself\n")
+        parser.exit(
+            2,
+            "gpu_check: torch finds no GPU here (torch.cuda.is_available() is False); --device cpu tries the program itself\n",
+        )
     if options.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     name = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"

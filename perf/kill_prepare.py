@@ -12,15 +12,15 @@ import tempfile
 import time
 from pathlib import Path
 
-from ham_dist.data.criteo_text import write_criteo_file
+from ham_dist.data.synthetic.criteo_text import write_criteo_file
 
 PROGRAM = """
 import sys
 from pathlib import Path
-from ham_dist.data import text
-from ham_dist.data.prepare import prepare
-from ham_dist.data.recipe import load_recipe
-text.BLOCK_BYTES = 1 << 20
+from ham_dist.data.raw import blocks
+from ham_dist.data.prepare.pipeline import prepare
+from ham_dist.data.recipe.load import load_recipe
+blocks.BLOCK_BYTES = 1 << 20
 prepare(load_recipe("criteo-kaggle"), Path(sys.argv[1]), Path(sys.argv[2]), rows_per_shard=10_000)
 """
 
@@ -28,11 +28,15 @@ prepare(load_recipe("criteo-kaggle"), Path(sys.argv[1]), Path(sys.argv[2]), rows
 def digests(folder: Path) -> dict[str, str]:
     """sha256 of every file."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--rows", type=int, default=200_000)
     options = parser.parse_args()
@@ -64,13 +68,17 @@ def main() -> None:
             subprocess.run(["rm", "-rf", str(folder / "killed")], check=True)
         run(folder, "killed").wait()
         same = digests(folder / "killed") == wanted
-    print(f"{kills} kills in {runs} runs of up to {seconds:.1f} s each: the last bytes are {'the same' if same else 'DIFFERENT'}")
+    print(
+        f"{kills} kills in {runs} runs of up to {seconds:.1f} s each: the last bytes are {'the same' if same else 'DIFFERENT'}"
+    )
     raise SystemExit(not same)
 
 
 def run(folder: Path, out: str) -> "subprocess.Popen[bytes]":
     """Starts the program on the raw files of `folder`."""
-    return subprocess.Popen([sys.executable, "-c", PROGRAM, str(folder / "raw"), str(folder / out)], stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(folder / "raw"), str(folder / out)], stderr=subprocess.DEVNULL
+    )
 
 
 if __name__ == "__main__":

@@ -47,7 +47,9 @@ def peak_of_run(method: str, rows: int, samples: int, folder: Path) -> int:
         command += ["--set", f"{name}={toml(value)}"]
     log = folder.with_suffix(".log")
     with log.open("w", encoding="utf-8") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        process = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
         peak = max(peaks(process))
     if process.returncode:
         raise SystemExit(log.read_text(encoding="utf-8")[-4000:])
@@ -66,7 +68,9 @@ def peaks(process: subprocess.Popen[bytes]) -> Iterator[int]:
     """The most bytes that it has held, asked twenty times a second until it ends."""
     yield 0
     while process.poll() is None:
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text(encoding="ascii"))
+        found = re.search(
+            r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
+        )
         if found:
             yield int(found[1]) * 1024
         with suppress(subprocess.TimeoutExpired):
@@ -74,7 +78,9 @@ def peaks(process: subprocess.Popen[bytes]) -> Iterator[int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=100_000_000)
     parser.add_argument("--samples", type=int, default=200_000)
     parser.add_argument("--methods", nargs="+", choices=["ham", "uniform"], default=["ham", "uniform"])
@@ -83,15 +89,21 @@ def main() -> None:
     all_rows = options.rows + sum(SMALL)
     tables, state = all_rows * WIDTH * 4, all_rows * 4
     bound = 1.25 * tables + state + 2e9
-    print(f"{all_rows:,} rows x {WIDTH}: tables {tables / 1e9:.2f} GB, row-wise Adagrad's state {state / 1e9:.2f} GB")
-    print("\n| method | peak GB | bound GB | columns kept of the large table | bundle GB |\n|---|---|---|---|---|")
+    print(
+        f"{all_rows:,} rows x {WIDTH}: tables {tables / 1e9:.2f} GB, row-wise Adagrad's state {state / 1e9:.2f} GB"
+    )
+    print(
+        "\n| method | peak GB | bound GB | columns kept of the large table | bundle GB |\n|---|---|---|---|---|"
+    )
     for method in options.methods:
         with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
             folder = RunFolder(Path(temporary) / "run")
             peak = peak_of_run(method, options.rows, options.samples, folder.path)
             kept = len(read_sizes(folder.sizes)[0].kept_columns)
             bundle = sum(file.stat().st_size for file in folder.bundle.rglob("*") if file.is_file())
-        print(f"| {method} | {peak / 1e9:.2f} | {bound / 1e9:.2f} | {kept} | {bundle / 1e9:.2f} |", flush=True)
+        print(
+            f"| {method} | {peak / 1e9:.2f} | {bound / 1e9:.2f} | {kept} | {bundle / 1e9:.2f} |", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ import torch
 
 import ham_dist.training.state as training_state
 from ham_dist.config.load import load_run
-from ham_dist.distributed import gram
-from ham_dist.distributed.sharding import ShardedModel
+from ham_dist.distributed.sharding import gram
+from ham_dist.distributed.sharding.model import ShardedModel
 from ham_dist.run import run_stages
 from ham_dist.training.regularizer import Regularizer
 
@@ -55,7 +55,13 @@ def one(variant: str, data: Path, targets: list[int], seed: int, folder: Path) -
         training_state.Regularizer = HalfCoupled
     torch.set_num_threads(1)
     searched = ", ".join(f"{{columns = {target}}}" for target in targets)
-    settings = ["precision.dense=float32", f"data.path={data}", f"seed={seed}", f"search.targets=[{searched}]", *VARIANTS[variant]]
+    settings = [
+        "precision.dense=float32",
+        f"data.path={data}",
+        f"seed={seed}",
+        f"search.targets=[{searched}]",
+        *VARIANTS[variant],
+    ]
     run_stages(load_run(None, settings), folder, resume=folder.exists())
 
 
@@ -64,14 +70,27 @@ def results(options: argparse.Namespace, variant: str, seed: int) -> list[dict[s
     folder = options.runs / f"{variant.replace(', ', '-').replace(' ', '-')}-{seed}"
     files = [folder / f"columns-{target}" / "result.json" for target in options.targets]
     if not all(file.exists() for file in files):
-        command = [sys.executable, __file__, str(options.data), "--runs", str(folder), "--one", variant, "--seeds", str(seed), "--targets"]
+        command = [
+            sys.executable,
+            __file__,
+            str(options.data),
+            "--runs",
+            str(folder),
+            "--one",
+            variant,
+            "--seeds",
+            str(seed),
+            "--targets",
+        ]
         with open(f"{folder}.txt", "w", encoding="utf-8") as output:
             subprocess.run([*command, *map(str, options.targets)], check=True, stdout=output, stderr=output)
     return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--targets", nargs="+", type=int, default=[14, 28])
@@ -82,9 +101,17 @@ def main() -> None:
     if options.one:
         return one(options.one, options.data, options.targets, options.seeds, options.runs)
     options.runs.mkdir(parents=True, exist_ok=True)
-    found = {(variant, seed): results(options, variant, seed) for seed in range(options.seeds) for variant in options.variants}
+    found = {
+        (variant, seed): results(options, variant, seed)
+        for seed in range(options.seeds)
+        for variant in options.variants
+    }
     first = options.variants[0]
-    print("| orthogonality | supernet | " + " | ".join(f"s = {target} | over {first}" for target in options.targets) + " |")
+    print(
+        "| orthogonality | supernet | "
+        + " | ".join(f"s = {target} | over {first}" for target in options.targets)
+        + " |"
+    )
     print("|---|---|" + "---|---|" * len(options.targets))
     for variant in options.variants:
         runs = [found[variant, seed] for seed in range(options.seeds)]

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from ham_dist.config.schema import RunSettings
-from ham_dist.data.batch import Batch
+from ham_dist.data.reader.batch import Batch
 from ham_dist.models.registry import build_interaction
 from ham_dist.training.evaluation import area_under_roc
 from ham_dist.training.samples import Samples
@@ -23,14 +23,19 @@ class PlainModel(nn.Module):
         widths = {field: min(settings.model.base_width, rows) for field, rows in cardinalities.items()}
         self.fields = list(widths)
         self.interaction = build_interaction(settings.model, widths)
-        self.tables = nn.ModuleList(nn.EmbeddingBag(rows, widths[field], mode="mean") for field, rows in cardinalities.items())
+        self.tables = nn.ModuleList(
+            nn.EmbeddingBag(rows, widths[field], mode="mean") for field, rows in cardinalities.items()
+        )
         for table in self.tables:
             nn.init.normal_(table.weight, std=settings.model.table_start)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """(B,)"""
         by_field = batch.sparse_features.to_dict()
-        columns = [table(by_field[field].values(), by_field[field].offsets()[:-1]) for field, table in zip(self.fields, self.tables, strict=True)]
+        columns = [
+            table(by_field[field].values(), by_field[field].offsets()[:-1])
+            for field, table in zip(self.fields, self.tables, strict=True)
+        ]
         return self.interaction(torch.cat(columns, dim=1))
 
     def regularizer(self) -> torch.Tensor:
@@ -38,11 +43,16 @@ class PlainModel(nn.Module):
         total = self.tables[0].weight.new_zeros(())
         for table in self.tables:
             gram = table.weight.T @ table.weight
-            total = total + (gram - torch.eye(gram.shape[0], device=gram.device)).square().sum() / gram.shape[0] ** 2
+            total = (
+                total
+                + (gram - torch.eye(gram.shape[0], device=gram.device)).square().sum() / gram.shape[0] ** 2
+            )
         return total
 
 
-def plain_epoch(model: PlainModel, optimizer: torch.optim.Optimizer, settings: RunSettings, samples: Samples, epoch: int) -> None:
+def plain_epoch(
+    model: PlainModel, optimizer: torch.optim.Optimizer, settings: RunSettings, samples: Samples, epoch: int
+) -> None:
     """One epoch of pretraining."""
     model.train()
     for batch in samples.training("pretrain", epoch):
@@ -59,4 +69,6 @@ def plain_auc(model: PlainModel, samples: Samples, split: str) -> float:
     """AUC on a whole split."""
     model.eval()
     scored = [(model(batch), batch.labels) for batch in samples.evaluation(split)]
-    return area_under_roc(torch.cat([logits for logits, _ in scored]), torch.cat([labels for _, labels in scored]))
+    return area_under_roc(
+        torch.cat([logits for logits, _ in scored]), torch.cat([labels for _, labels in scored])
+    )

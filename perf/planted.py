@@ -30,17 +30,30 @@ def spearman(left: list[int], right: list[int]) -> float:
 def do_run(folder: Path, method: str, seed: int, overrides: list[str]) -> dict:
     """`ham-dist train` on the default generated set; gives its result."""
     settings = [f"search.method={method}", f"seed={seed}", f"data.synthetic.seed={seed}", *overrides]
-    if (folder / "run.toml").exists() and (differ := differences(load_run(str(folder / "run.toml")), load_run(None, settings))):
+    if (folder / "run.toml").exists() and (
+        differ := differences(load_run(str(folder / "run.toml")), load_run(None, settings))
+    ):
         raise SystemExit(f"{folder}: is a run of other settings ({'; '.join(differ)}); give another --runs")
     if not (folder / "result.json").exists():
-        command = [sys.executable, "-m", "ham_dist", "train", "--run-dir", str(folder), "--resume", *(f"--set={value}" for value in settings)]
+        command = [
+            sys.executable,
+            "-m",
+            "ham_dist",
+            "train",
+            "--run-dir",
+            str(folder),
+            "--resume",
+            *(f"--set={value}" for value in settings),
+        ]
         with open(folder.with_suffix(".txt"), "w", encoding="utf-8") as output:
             subprocess.run(command, check=True, stdout=output, stderr=output)
     return json.loads((folder / "result.json").read_text(encoding="utf-8"))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--methods", nargs="+", default=["ham", "random"])
     parser.add_argument("--seeds", type=int, default=5)
@@ -48,7 +61,9 @@ def main() -> None:
     options = parser.parse_args()
     options.runs.mkdir(parents=True, exist_ok=True)
     for method in options.methods:
-        print(f"\n| {method}, seed | planted | kept | noise columns | fields lost | Spearman | test AUC, supernet -> narrow | seconds |")
+        print(
+            f"\n| {method}, seed | planted | kept | noise columns | fields lost | Spearman | test AUC, supernet -> narrow | seconds |"
+        )
         print("|---|---|---|---|---|---|---|---|")
         correlations = []
         for seed in range(options.seeds):

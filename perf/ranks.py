@@ -27,8 +27,10 @@ def losses_of_stages(data: Path, starts: Path, precision: str) -> dict[str, list
     import torch
 
     from ham_dist.config.schema import PrecisionSettings, RunSettings, Target
-    from ham_dist.data.manifest import Manifest
-    from ham_dist.distributed import checkpoint, gram, process_group
+    from ham_dist.data.format.manifest import Manifest
+    from ham_dist.distributed.checkpoint import save as checkpoint
+    from ham_dist.distributed.ranks import process_group
+    from ham_dist.distributed.sharding import gram
     from ham_dist.methods.budget import Budget
     from ham_dist.methods.ham import HardAuxiliaryMask
     from ham_dist.methods.method import SearchSpace
@@ -44,7 +46,11 @@ def losses_of_stages(data: Path, starts: Path, precision: str) -> dict[str, list
         state = open_supernet(settings, manifest.cardinalities(), device, manifest.single_valued())
         layout = state.sharded.mask.layout
         space = SearchSpace(
-            layout, Budget(Target(columns=COLUMNS), layout, state.sharded.tables[0].number_bytes), lambda: gram.column_norms(state.sharded), 0, device
+            layout,
+            Budget(Target(columns=COLUMNS), layout, state.sharded.tables[0].number_bytes),
+            lambda: gram.column_norms(state.sharded),
+            0,
+            device,
         )
         method, validation = HardAuxiliaryMask(space, settings.search), samples.validation_forever(0)
         for stage in losses:
@@ -58,10 +64,20 @@ def losses_of_stages(data: Path, starts: Path, precision: str) -> dict[str, list
                     }
                 state = narrow(state, kept)
             if alone:
-                values = {"columns": {field: numbers.tolist() for field, numbers in layout.split(method.choice()).items()}}
-                checkpoint.save(starts / stage, {**state.tensors(), **method.tensors()}, {**values, "steps": state.optimizers.steps})
+                values = {
+                    "columns": {
+                        field: numbers.tolist() for field, numbers in layout.split(method.choice()).items()
+                    }
+                }
+                checkpoint.save(
+                    starts / stage,
+                    {**state.tensors(), **method.tensors()},
+                    {**values, "steps": state.optimizers.steps},
+                )
             else:
-                state.optimizers.steps = checkpoint.load(starts / stage, {**state.tensors(), **method.tensors()})["steps"]
+                state.optimizers.steps = checkpoint.load(
+                    starts / stage, {**state.tensors(), **method.tensors()}
+                )["steps"]
             for _, batch in zip(range(STEPS), samples.training(stage, 0), strict=False):
                 if stage == "search":
                     method.step(partial(mask_gradient, state, next(validation)))
@@ -85,20 +101,25 @@ def sha256_of_tensors(bundle: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path)
     parser.add_argument("--whole", action="store_true")
     parser.add_argument("--precision", choices=("float64", "float32"), help=argparse.SUPPRESS)
     parser.add_argument("--rank-writes", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rank_writes:
-        options.rank_writes.write_text(json.dumps(losses_of_stages(options.data, options.rank_writes.parent, options.precision)), encoding="utf-8")
+        options.rank_writes.write_text(
+            json.dumps(losses_of_stages(options.data, options.rank_writes.parent, options.precision)),
+            encoding="utf-8",
+        )
         return
     with tempfile.TemporaryDirectory() as temporary:
         data = options.data
         if data is None:
             from ham_dist.config.schema import SyntheticSettings
-            from ham_dist.data.synthetic import generate
+            from ham_dist.data.synthetic.write import generate
 
             generate(SyntheticSettings(), data := Path(temporary) / "synthetic")
         for precision in ("float64", "float32"):
@@ -107,13 +128,21 @@ def main() -> None:
             found = {}
             for ranks in RANKS:
                 file = starts / f"{ranks}.json"
-                on_ranks(ranks, __file__, "--data", str(data), "--rank-writes", str(file), "--precision", precision)
+                on_ranks(
+                    ranks, __file__, "--data", str(data), "--rank-writes", str(file), "--precision", precision
+                )
                 found[ranks] = json.loads(file.read_text(encoding="utf-8"))
-            print(f"\nDense weights in {precision}: largest difference of a step's loss from one rank's, over the first {STEPS} steps\n")
+            print(
+                f"\nDense weights in {precision}: largest difference of a step's loss from one rank's, over the first {STEPS} steps\n"
+            )
             print("| stage | first and last loss | 2 ranks | 3 ranks |\n|---|---|---|---|")
             for stage, one in found[1].items():
-                differences = [max(abs(a - b) for a, b in zip(one, found[ranks][stage], strict=True)) for ranks in (2, 3)]
-                print(f"| {stage} | {one[0]:.4f}, {one[-1]:.4f} | {differences[0]:.1e} | {differences[1]:.1e} |")
+                differences = [
+                    max(abs(a - b) for a, b in zip(one, found[ranks][stage], strict=True)) for ranks in (2, 3)
+                ]
+                print(
+                    f"| {stage} | {one[0]:.4f}, {one[-1]:.4f} | {differences[0]:.1e} | {differences[1]:.1e} |"
+                )
         if options.whole:
             print("\nWhat the demo run keeps, its test AUC, and sha256 of all tensors in its bundle\n")
             print("| ranks | columns kept | test AUC | bundle |\n|---|---|---|---|")
@@ -122,7 +151,9 @@ def main() -> None:
                 on_ranks(ranks, "-m", "ham_dist.train", "--run-dir", str(folder))
                 result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
                 kept = ", ".join(map(str, result["kept_columns"].values()))
-                print(f"| {ranks} | {kept} | {result['test_auc']:.12f} | {sha256_of_tensors(folder / 'bundle')[:16]} |")
+                print(
+                    f"| {ranks} | {kept} | {result['test_auc']:.12f} | {sha256_of_tensors(folder / 'bundle')[:16]} |"
+                )
 
 
 if __name__ == "__main__":

@@ -10,15 +10,19 @@ import argparse
 from dataclasses import dataclass
 
 from ham_dist.config.load import load_run
-from ham_dist.distributed.rules import table_rule
-from ham_dist.distributed.topology import Topology
-from ham_dist.distributed.traffic import RankCost, costs_by_rank
+from ham_dist.distributed.planning.table_optimizers import table_rule
+from ham_dist.distributed.planning.topology import Topology
+from ham_dist.distributed.planning.traffic import RankCost, costs_by_rank
 from ham_dist.errors import ShardingError
 from ham_dist.training.state import plan_for, table_groups
 
 FIELDS, WIDTH = 40, 16
 GPUS_OF_HOST = 8
-SETTINGS = ("optimizer.tables=rowwise_adagrad", "orthogonality.application=decoupled", "precision.dense=float32")
+SETTINGS = (
+    "optimizer.tables=rowwise_adagrad",
+    "orthogonality.application=decoupled",
+    "precision.dense=float32",
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,9 @@ def seconds(cost: RankCost, machine: Machine, *, rows: int, ranks: int) -> dict[
     width = FIELDS * WIDTH
     return {
         # A row is read for the lookup, and read and written by the fused kernel; what others look up here is looked up here.
-        "lookups": 3 * (cost.vectors_out * ranks / (ranks - 1) if ranks > 1 else rows * width * 4) / machine.lookups,
+        "lookups": 3
+        * (cost.vectors_out * ranks / (ranks - 1) if ranks > 1 else rows * width * 4)
+        / machine.lookups,
         "exchange": cost.out * (1 - elsewhere) / machine.within + cost.out * elsewhere / machine.between,
         # 3 D^2 weights in the cross layers, and a small MLP; two operations a weight, and twice that on the way back.
         "dense": 3 * 2 * (3 * width**2 + 20 * width) * rows / machine.arithmetic,
@@ -56,11 +62,17 @@ def seconds(cost: RankCost, machine: Machine, *, rows: int, ranks: int) -> dict[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--parameters", type=float, nargs="+", default=[1e9, 1e11, 1e12])
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 16, 32, 64, 128])
     parser.add_argument("--batch", type=int, default=65_536, help="rows of the global batch")
-    parser.add_argument("--batch-of-gpu", type=int, help="rows of each GPU's part instead, so that the global batch grows with the GPUs")
+    parser.add_argument(
+        "--batch-of-gpu",
+        type=int,
+        help="rows of each GPU's part instead, so that the global batch grows with the GPUs",
+    )
     options = parser.parse_args()
     machine = Machine()
     settings = load_run(None, ["optimizer.tables=rowwise_adagrad", "orthogonality.application=decoupled", f"data.batch_size={options.batch}",
@@ -87,9 +99,14 @@ def main() -> None:
             parts = [seconds(cost, machine, rows=-(-batch // gpus), ranks=gpus) for cost in costs]
             slowest = max(parts, key=lambda part: sum(part.values()))
             held, out = max(cost.tables + cost.beside for cost in costs), max(cost.out for cost in costs)
-            times = " | ".join(f"{1e3 * slowest[name]:.2f}" for name in ("lookups", "exchange", "dense", "fixed"))
+            times = " | ".join(
+                f"{1e3 * slowest[name]:.2f}" for name in ("lookups", "exchange", "dense", "fixed")
+            )
             rate = batch / sum(slowest.values()) / 1e6
-            print(f"| {parameters:.0e} | {gpus} | {kinds} | {held / 1e9:.2f} | {out / 1e6:.1f} | {times} | {rate:.2f} |", flush=True)
+            print(
+                f"| {parameters:.0e} | {gpus} | {kinds} | {held / 1e9:.2f} | {out / 1e6:.1f} | {times} | {rate:.2f} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -28,12 +28,19 @@ def do_run(options: argparse.Namespace, model: str, method: str, seed: int) -> P
         f"search.targets=[{targets}]",
     ]
     settings += options.overrides
-    if (folder / "run.toml").exists() and (differ := differences(load_run(str(folder / "run.toml")), load_run(None, settings))):
+    if (folder / "run.toml").exists() and (
+        differ := differences(load_run(str(folder / "run.toml")), load_run(None, settings))
+    ):
         raise SystemExit(f"{folder}: is a run of other settings ({'; '.join(differ)}); give another --runs")
     if not all((folder / f"columns-{target}" / "result.json").exists() for target in options.targets):
         command = [sys.executable, "-m", "ham_dist", "train", "--run-dir", str(folder), "--resume"]
         with open(options.runs / f"{folder.name}.txt", "w", encoding="utf-8") as output:
-            subprocess.run([*command, *(part for value in settings for part in ("--set", value))], check=True, stdout=output, stderr=output)
+            subprocess.run(
+                [*command, *(part for value in settings for part in ("--set", value))],
+                check=True,
+                stdout=output,
+                stderr=output,
+            )
     return folder
 
 
@@ -42,7 +49,9 @@ def cell(values: list[float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--models", nargs="+", default=["dcnv2"])
@@ -58,14 +67,23 @@ def main() -> None:
             for seed in range(options.seeds):
                 folder = do_run(options, model, method, seed)
                 for target in options.targets:
-                    result = json.loads((folder / f"columns-{target}" / "result.json").read_text(encoding="utf-8"))
+                    result = json.loads(
+                        (folder / f"columns-{target}" / "result.json").read_text(encoding="utf-8")
+                    )
                     found.setdefault((method, target), []).append(result)
         supernet = [result["supernet"]["auc"] for result in found[options.methods[0], options.targets[0]]]
         print(f"\n{model}, {options.seeds} seed(s); supernet {cell(supernet)}\n")
         print("| method | " + " | ".join(f"s = {target}" for target in options.targets) + " |")
         print("|---|" + "---|" * len(options.targets))
         for method in options.methods:
-            print(f"| {method} | " + " | ".join(cell([result["test_auc"] for result in found[method, target]]) for target in options.targets) + " |")
+            print(
+                f"| {method} | "
+                + " | ".join(
+                    cell([result["test_auc"] for result in found[method, target]])
+                    for target in options.targets
+                )
+                + " |"
+            )
         print("\nColumns kept by", options.methods[0], "(seed 0):")
         for target in options.targets:
             kept = found[options.methods[0], target][0]["kept_columns"]

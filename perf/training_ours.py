@@ -24,10 +24,10 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from training_side import LEARNING_RATE, TABLE_START, Task, has_first_order_tables, run_side
 
 from ham_dist.config.schema import ModelSettings, RunSettings
-from ham_dist.data.manifest import Manifest
-from ham_dist.data.reader import Split, open_split
-from ham_dist.distributed.process_group import process_group
-from ham_dist.distributed.rules import table_rule
+from ham_dist.data.format.manifest import Manifest
+from ham_dist.data.reader.split import Split, open_split
+from ham_dist.distributed.planning.table_optimizers import table_rule
+from ham_dist.distributed.ranks.process_group import process_group
 from ham_dist.models.deepfm import DeepFM
 from ham_dist.models.registry import INTERACTIONS, build_interaction
 from ham_dist.training.evaluation import predict
@@ -51,7 +51,11 @@ def settings_of(task: Task) -> RunSettings:
                 "cross_layers": task.cross_layers,
                 "table_start": TABLE_START,
             },
-            "optimizer": {"tables": task.tables, "tables_learning_rate": task.tables_learning_rate, "learning_rate": LEARNING_RATE},
+            "optimizer": {
+                "tables": task.tables,
+                "tables_learning_rate": task.tables_learning_rate,
+                "learning_rate": LEARNING_RATE,
+            },
             "orthogonality": {"form": "none"},
         }
     )
@@ -75,14 +79,20 @@ class HamDist:
     def train(self) -> int:
         samples = 0
         for batch in self._split("train").batches(
-            self.settings.data.batch_size, rank=0, world_size=1, order=(self.settings.seed, 0), keep_last=False
+            self.settings.data.batch_size,
+            rank=0,
+            world_size=1,
+            order=(self.settings.seed, 0),
+            keep_last=False,
         ):
             weight_step(self.state, batch)
             samples += batch.global_rows
         return samples
 
     def scores(self) -> np.ndarray:
-        batches = self._split("test").batches(self.settings.data.evaluation_batch_size, rank=0, world_size=1, order=None, keep_last=True)
+        batches = self._split("test").batches(
+            self.settings.data.evaluation_batch_size, rank=0, world_size=1, order=None, keep_last=True
+        )
         return predict(self.state, batches)[0].numpy()
 
     def _split(self, name: str) -> Split:
@@ -155,12 +165,20 @@ class TorchRec(_Looped):
                 continue
             if rule.fused is not None:
                 kind, options = rule.fused
-                _apply_optimizer_in_backward(kind, module.parameters(), {"lr": task.tables_learning_rate, **options})
+                _apply_optimizer_in_backward(
+                    kind, module.parameters(), {"lr": task.tables_learning_rate, **options}
+                )
             place = table_wise(rank=0, compute_kernel="dense" if rule.fused is None else "fused")
             plans[name] = construct_module_sharding_plan(
-                module, dict.fromkeys(task.cardinalities, place), local_size=1, world_size=1, device_type="cpu"
+                module,
+                dict.fromkeys(task.cardinalities, place),
+                local_size=1,
+                world_size=1,
+                device_type="cpu",
             )
-        self.parallel = DistributedModelParallel(model, device=CPU, plan=ShardingPlan(plans), sharders=[EmbeddingBagCollectionSharder()])
+        self.parallel = DistributedModelParallel(
+            model, device=CPU, plan=ShardingPlan(plans), sharders=[EmbeddingBagCollectionSharder()]
+        )
         with torch.no_grad():
             for name, values in self.parallel.state_dict().items():
                 if name.startswith("tables."):
@@ -168,7 +186,11 @@ class TorchRec(_Looped):
                 elif name.startswith("first_order."):
                     values.local_shards()[0].tensor.zero_()
         parameters = dict(in_backward_optimizer_filter(self.parallel.named_parameters()))
-        self.optimizers = [KeyedOptimizerWrapper(parameters, lambda them: torch.optim.Adam(them, lr=LEARNING_RATE, fused=True))]
+        self.optimizers = [
+            KeyedOptimizerWrapper(
+                parameters, lambda them: torch.optim.Adam(them, lr=LEARNING_RATE, fused=True)
+            )
+        ]
         self.lengths = torch.ones(len(task.cardinalities) * task.batch_size, dtype=torch.int32)
 
     def module(self) -> nn.Module:
@@ -176,7 +198,9 @@ class TorchRec(_Looped):
 
     def logits(self, ids: np.ndarray) -> torch.Tensor:
         values = torch.from_numpy(ids.T.reshape(-1))
-        features = KeyedJaggedTensor(list(self.task.cardinalities), values, lengths=self.lengths[: len(values)], stride=len(ids))
+        features = KeyedJaggedTensor(
+            list(self.task.cardinalities), values, lengths=self.lengths[: len(values)], stride=len(ids)
+        )
         return self.parallel(features)
 
 
@@ -184,8 +208,12 @@ class _TorchRecModel(nn.Module):
     def __init__(self, task: Task, *, padded_first_order: bool) -> None:
         super().__init__()
         self.tables = _collection(task, task.width)
-        self.first_order = _collection(task, 4 if padded_first_order else 1) if has_first_order_tables(task) else None
-        self.interaction = build_interaction(settings_of(task).model, dict.fromkeys(task.cardinalities, task.width))
+        self.first_order = (
+            _collection(task, 4 if padded_first_order else 1) if has_first_order_tables(task) else None
+        )
+        self.interaction = build_interaction(
+            settings_of(task).model, dict.fromkeys(task.cardinalities, task.width)
+        )
 
     def forward(self, features: KeyedJaggedTensor) -> torch.Tensor:
         logits = self.interaction(self.tables(features).values())
@@ -197,7 +225,8 @@ class _TorchRecModel(nn.Module):
 
 def _collection(task: Task, width: int) -> EmbeddingBagCollection:
     tables = [
-        EmbeddingBagConfig(name=field, embedding_dim=width, num_embeddings=rows, feature_names=[field]) for field, rows in task.cardinalities.items()
+        EmbeddingBagConfig(name=field, embedding_dim=width, num_embeddings=rows, feature_names=[field])
+        for field, rows in task.cardinalities.items()
     ]
     return EmbeddingBagCollection(tables=tables, device=torch.device("meta"))
 
@@ -220,18 +249,28 @@ class PlainTorch(_Looped):
 class _PlainModel(nn.Module):
     def __init__(self, task: Task) -> None:
         super().__init__()
-        self.tables = nn.ModuleList(nn.EmbeddingBag(rows, task.width, mode="sum") for rows in task.cardinalities.values())
-        self.first_order = nn.ModuleList(nn.EmbeddingBag(rows, 1, mode="sum") for rows in task.cardinalities.values() if has_first_order_tables(task))
+        self.tables = nn.ModuleList(
+            nn.EmbeddingBag(rows, task.width, mode="sum") for rows in task.cardinalities.values()
+        )
+        self.first_order = nn.ModuleList(
+            nn.EmbeddingBag(rows, 1, mode="sum")
+            for rows in task.cardinalities.values()
+            if has_first_order_tables(task)
+        )
         for table in self.tables:
             nn.init.normal_(table.weight, std=TABLE_START)
         for table in self.first_order:
             nn.init.zeros_(table.weight)
-        self.interaction = build_interaction(settings_of(task).model, dict.fromkeys(task.cardinalities, task.width))
+        self.interaction = build_interaction(
+            settings_of(task).model, dict.fromkeys(task.cardinalities, task.width)
+        )
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Logits (B,) of ids (F, B)."""
         bags = ids.unsqueeze(2)  # of one id each
-        logits = self.interaction(torch.cat([table(bag) for table, bag in zip(self.tables, bags, strict=True)], dim=1))
+        logits = self.interaction(
+            torch.cat([table(bag) for table, bag in zip(self.tables, bags, strict=True)], dim=1)
+        )
         for table, bag in zip(self.first_order, bags, strict=False):
             logits = logits + table(bag).squeeze(1)
         return logits

@@ -25,7 +25,12 @@ class FuxiCTR:
         self.task = task
         self.map = FeatureMap("generated", task.folder)
         self.map.labels = ["label"]
-        self.map.features.update({field: {"source": "", "type": "categorical", "vocab_size": rows} for field, rows in task.cardinalities.items()})
+        self.map.features.update(
+            {
+                field: {"source": "", "type": "categorical", "vocab_size": rows}
+                for field, rows in task.cardinalities.items()
+            }
+        )
         self.map.num_fields = self.map.get_num_fields()
         self.map.default_emb_dim = task.width
         self.map.set_column_index()
@@ -45,7 +50,9 @@ class FuxiCTR:
         from fuxictr.pytorch.dataloaders import RankDataLoader
 
         path = {f"{split}_data": arrays(self.task, split)}
-        found = RankDataLoader(self.map, stage=split, batch_size=self.task.batch_size, data_format="npz", **path)
+        found = RankDataLoader(
+            self.map, stage=split, batch_size=self.task.batch_size, data_format="npz", **path
+        )
         return found[0] if split == "train" else found
 
 
@@ -56,7 +63,9 @@ def _fuxictr_model(map, task: Task) -> nn.Module:
     class Model(BaseModel):
         def __init__(self) -> None:
             super().__init__(map, verbose=0, model_root=tempfile.gettempdir(), metrics=["AUC"])
-            self.embedding_layer = FeatureEmbedding(map, task.width, embedding_initializer=f"partial(nn.init.normal_, std={TABLE_START})")
+            self.embedding_layer = FeatureEmbedding(
+                map, task.width, embedding_initializer=f"partial(nn.init.normal_, std={TABLE_START})"
+            )
             inputs = map.sum_emb_out_dim()
             self.fm = FactorizationMachine(map) if task.model == "deepfm" else None
             self.crossnet = None if self.fm else CrossNetV2(inputs, task.cross_layers)
@@ -71,7 +80,11 @@ def _fuxictr_model(map, task: Task) -> nn.Module:
             columns = self.embedding_layer(fields)
             flat = columns.flatten(start_dim=1)
             deep = self.mlp(flat)
-            logits = self.fm(fields, columns) + deep if self.fm else self.fc(torch.cat([self.crossnet(flat), deep], dim=-1))
+            logits = (
+                self.fm(fields, columns) + deep
+                if self.fm
+                else self.fc(torch.cat([self.crossnet(flat), deep], dim=-1))
+            )
             return {"y_pred": self.output_activation(logits)}
 
     return Model()
@@ -85,12 +98,28 @@ class DeepCTR:
         from deepctr_torch.models import DCN, DeepFM
 
         self.task = task
-        fields = [SparseFeat(field, vocabulary_size=rows, embedding_dim=task.width) for field, rows in task.cardinalities.items()]
-        shared = {"dnn_hidden_units": task.mlp, "dnn_use_bn": True, "l2_reg_linear": 0, "l2_reg_embedding": 0, "init_std": TABLE_START}
+        fields = [
+            SparseFeat(field, vocabulary_size=rows, embedding_dim=task.width)
+            for field, rows in task.cardinalities.items()
+        ]
+        shared = {
+            "dnn_hidden_units": task.mlp,
+            "dnn_use_bn": True,
+            "l2_reg_linear": 0,
+            "l2_reg_embedding": 0,
+            "init_std": TABLE_START,
+        }
         if task.model == "deepfm":
             self.model = DeepFM(fields, fields, **shared)
         else:
-            self.model = DCN([], fields, cross_num=task.cross_layers, cross_parameterization="matrix", l2_reg_cross=0, **shared)
+            self.model = DCN(
+                [],
+                fields,
+                cross_num=task.cross_layers,
+                cross_parameterization="matrix",
+                l2_reg_cross=0,
+                **shared,
+            )
         assert LEARNING_RATE == 1e-3, "what its Adam takes"
         self.model.compile("adam", "binary_crossentropy")
 
@@ -104,7 +133,9 @@ class DeepCTR:
 
     def _split(self, name: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
         with np.load(arrays(self.task, name)) as found:
-            return {field: found[field] for field in self.task.cardinalities}, found["label"].astype(np.float32)
+            return {field: found[field] for field in self.task.cardinalities}, found["label"].astype(
+                np.float32
+            )
 
 
 if __name__ == "__main__":

@@ -42,7 +42,12 @@ def test_supported_trios_pass(monkeypatch: pytest.MonkeyPatch, packages: dict[st
             "fbgemm-gpu and fbgemm-gpu-cpu are both installed",
             "pip uninstall -y fbgemm-gpu && pip install torch==2.13.* && pip install --no-deps --force-reinstall torchrec==1.8.*",
         ),
-        ({}, False, "torch and torchrec and fbgemm-gpu are not installed", "pip install torch==2.13.* && pip install --no-deps"),
+        (
+            {},
+            False,
+            "torch and torchrec and fbgemm-gpu are not installed",
+            "pip install torch==2.13.* && pip install --no-deps",
+        ),
     ],
 )
 def test_other_trios_are_refused_with_the_commands(

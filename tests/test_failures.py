@@ -13,8 +13,8 @@ from pathlib import Path
 from ham_dist.config.load import dump_run
 from ham_dist.run import run_stages
 from ham_dist.training.checkpoints import moments
-from tests.stages.small_run import tiny_run
 from tests.stages.test_run import assert_same_bits
+from tests.support.small_run import tiny_run
 
 # Far more epochs than the test waits for.
 LONG = ["--set=data.synthetic.rows=20000", "--set=pretrain.max_epochs=1000", "--set=pretrain.patience=1000"]
@@ -46,7 +46,9 @@ def interrupt(process: subprocess.Popen[str]) -> str:
 
 def test_ctrl_c_keeps_the_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ham_dist", "train", "--run-dir", str(tmp_path / "run"), *LONG]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     wait_for_checkpoint(tmp_path / "run", process)
     errors = interrupt(process)
     assert process.returncode == 130
@@ -68,9 +70,13 @@ def test_a_rank_that_dies_ends_all_and_no_traceback_hides_it(tmp_path: Path) -> 
         str(tmp_path / "run"),
         *LONG,
     ]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     wait_for_checkpoint(tmp_path / "run", process)
-    ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
+    ranks = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
+    ).stdout.split()
     os.kill(int(ranks[-1]), signal.SIGKILL)
     _, errors = process.communicate(timeout=90)
     assert process.returncode != 0
@@ -80,7 +86,11 @@ def test_a_rank_that_dies_ends_all_and_no_traceback_hides_it(tmp_path: Path) -> 
 
 def start(*command: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", *command], env=ENVIRONMENT | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", *command],
+        env=ENVIRONMENT | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -103,7 +113,16 @@ def test_a_killed_ranks_group_starts_again_and_ends_as_if_nothing_had_been(tmp_p
     run_stages(settings, tmp_path / "unbroken", resume=False)
     process = start(
         *("torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "3"),
-        *("-m", "tests.faulty_rank", "killed", "1", "30", str(tmp_path / "settings.toml"), "--run-dir", str(tmp_path / "run")),
+        *(
+            "-m",
+            "tests.support.faulty_rank",
+            "killed",
+            "1",
+            "30",
+            str(tmp_path / "settings.toml"),
+            "--run-dir",
+            str(tmp_path / "run"),
+        ),
     )
     _, errors = process.communicate(timeout=180)
     assert process.returncode == 0, errors
@@ -126,7 +145,7 @@ def test_a_hung_rank_is_named_by_those_that_waited_for_it(tmp_path: Path) -> Non
         port = listener.getsockname()[1]
     ranks = [
         start(
-            *("tests.faulty_rank", "hung", "1", "8", str(tmp_path / "settings.toml"), "--run-dir", str(tmp_path / "run")),
+            *("tests.support.faulty_rank", "hung", "1", "8", str(tmp_path / "settings.toml"), "--run-dir", str(tmp_path / "run")),
             RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="3", LOCAL_WORLD_SIZE="3", MASTER_ADDR="localhost", MASTER_PORT=str(port),
         )
         for rank in range(3)
@@ -135,7 +154,10 @@ def test_a_hung_rank_is_named_by_those_that_waited_for_it(tmp_path: Path) -> Non
         for rank in (0, 2):
             _, errors = ranks[rank].communicate(timeout=120)
             assert ranks[rank].returncode == 2, errors
-            assert "no word from rank 1, which was killed or has not answered for 0.15 minutes (ranks.timeout_minutes)" in errors
+            assert (
+                "no word from rank 1, which was killed or has not answered for 0.15 minutes (ranks.timeout_minutes)"
+                in errors
+            )
             assert "Traceback" not in errors
         assert ranks[1].poll() is None, "it is for the launcher to end"
     finally:
@@ -145,8 +167,11 @@ def test_a_hung_rank_is_named_by_those_that_waited_for_it(tmp_path: Path) -> Non
 
 
 def test_ranks_killed_at_random_moments_end_as_if_nothing_had_been(tmp_path: Path) -> None:
-    """Five times; `python -m tests.kill_runs` does it as often as is wanted. In a process of its own, since forking needs one without threads."""
-    command = [sys.executable, "-m", "tests.kill_runs", "--times", "5", "--seed", "1"]
+    """Five times; `python -m tests.support.kill_runs` does it as often as is wanted.
+
+    In a process of its own, since forking needs one without threads.
+    """
+    command = [sys.executable, "-m", "tests.support.kill_runs", "--times", "5", "--seed", "1"]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "5 kills over 2 runs, all the same to the last bit" in done.stdout

@@ -4,7 +4,18 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = {"torch", "torchrec", "fbgemm_gpu", "pydantic", "numpy", "pyarrow", "ibis", "tensorboard", "matplotlib", "jinja2"}
+HEAVY = {
+    "torch",
+    "torchrec",
+    "fbgemm_gpu",
+    "pydantic",
+    "numpy",
+    "pyarrow",
+    "ibis",
+    "tensorboard",
+    "matplotlib",
+    "jinja2",
+}
 HELP = "import sys; sys.argv = ['ham-dist', {}]\nfrom ham_dist.cli import main\ntry: main()\nexcept SystemExit: pass"
 
 
@@ -25,7 +36,9 @@ HELP = "import sys; sys.argv = ['ham-dist', {}]\nfrom ham_dist.cli import main\n
 )
 def test_nothing_heavy_is_loaded(code: str, allowed: set[str]) -> None:
     script = f"{code}\nimport sys\nprint('loaded', *sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
     loaded = set(done.stdout.split("loaded ")[1].split())
     assert "ham_dist" in loaded
     assert loaded & HEAVY <= allowed
@@ -36,4 +49,6 @@ def test_every_measurement_finds_what_it_imports() -> None:
     folder = Path(__file__).parents[1] / "perf"
     names = sorted(path.stem for path in folder.glob("*.py"))
     assert names
-    subprocess.run([sys.executable, "-c", f"for name in {names}: __import__(name)"], cwd=folder, check=True, timeout=300)
+    subprocess.run(
+        [sys.executable, "-c", f"for name in {names}: __import__(name)"], cwd=folder, check=True, timeout=300
+    )

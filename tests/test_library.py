@@ -20,7 +20,10 @@ class ClickModel(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        configs = [EmbeddingBagConfig(name=f"t_{f}", embedding_dim=4, num_embeddings=9, feature_names=[f]) for f in ("user", "item")]
+        configs = [
+            EmbeddingBagConfig(name=f"t_{f}", embedding_dim=4, num_embeddings=9, feature_names=[f])
+            for f in ("user", "item")
+        ]
         self.ebc = EmbeddingBagCollection(tables=configs)
         self.norm = nn.BatchNorm1d(8).eval()
         self.over = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 1))
@@ -30,7 +33,9 @@ class ClickModel(nn.Module):
 
 
 def features() -> KeyedJaggedTensor:
-    return KeyedJaggedTensor(["user", "item"], torch.tensor([1, 2, 3, 4, 5, 0]), lengths=torch.ones(6, dtype=torch.int64))
+    return KeyedJaggedTensor(
+        ["user", "item"], torch.tensor([1, 2, 3, 4, 5, 0]), lengths=torch.ones(6, dtype=torch.int64)
+    )
 
 
 def opened(columns: int = 3) -> tuple[ClickModel, Search]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.raw_movielens import write_raw_movielens
+from tests.support.raw_movielens import write_raw_movielens
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -50,8 +50,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("command", commands())
 def test_command(folder: Path, command: str) -> None:
     """In the order of the README, as later commands read what earlier ones wrote."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(shortened(command), cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    done = subprocess.run(
+        shortened(command),
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
@@ -67,7 +79,15 @@ def test_example_runs_in_at_most_ten_added_lines(tmp_path: Path) -> None:
     assert 0 < len(added) <= 10
     code = f"{example}\nfrom ham_dist.export.bundle import open_bundle\nprint(sorted(open_bundle('bundle').tables()))\n"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     counts = eval(done.stdout.splitlines()[0])
     assert sum(counts.values()) == 10

@@ -15,7 +15,15 @@ BUILD = "import sys; from setuptools.build_meta import build_wheel; build_wheel(
 
 def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return subprocess.run([str(part) for part in command], cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +53,10 @@ def test_recipes_and_sources_come_with_the_wheel(installed: Path, tmp_path: Path
     assert fetched.returncode == 2
     assert fetched.stdout.startswith("https://grouplens.org/datasets/movielens/1m/\n")
     assert "fetch movielens-1m: nothing was fetched\n  If you accept the licence above" in fetched.stderr
-    assert "Give one of: avazu, criteo-1tb, criteo-kaggle, movielens-1m." in run(installed, "fetch", "x", "--out", "x", cwd=tmp_path).stderr
+    assert (
+        "Give one of: avazu, criteo-1tb, criteo-kaggle, movielens-1m."
+        in run(installed, "fetch", "x", "--out", "x", cwd=tmp_path).stderr
+    )
     (tmp_path / "empty").mkdir()
     prepared = run(installed, "prepare", "avazu", "--raw", "empty", "--out", "data", cwd=tmp_path)
     assert "empty: lacks train (plain or with .gz behind the name)" in prepared.stderr

@@ -8,9 +8,15 @@ import typer
 import ham_dist
 from ham_dist.cli import data, runs
 from ham_dist.cli.failures import EXIT_USERS, Commands
-from ham_dist.config.memory import use_huge_pages
+from ham_dist.io.huge_pages import use_huge_pages
 
-app = typer.Typer(cls=Commands, rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+app = typer.Typer(
+    cls=Commands,
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+)
 
 
 def main() -> None:
@@ -31,8 +37,12 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    debug: Annotated[bool, typer.Option("--debug", envvar="HAM_DIST_DEBUG", help="Show the traceback of every error.")] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="HAM_DIST_DEBUG", help="Show the traceback of every error.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Find how many columns each embedding table of a CTR model needs, cut the others away, and hand the rest to serving.
 
@@ -43,12 +53,21 @@ def options(
     logging.getLogger("ham_dist").setLevel(logging.INFO)
 
 
-for command in (data.fetch, data.prepare, runs.train, runs.export, runs.score, runs.report, data.inspect, data.generate):
+for command in (
+    data.fetch,
+    data.prepare,
+    runs.train,
+    runs.export,
+    runs.score,
+    runs.report,
+    data.inspect,
+    data.generate,
+):
     app.command()(command)
 
 
-@app.command()
-def doctor() -> None:
+@app.command("doctor")
+def doctor_command() -> None:
     """Check versions, devices and backends.
 
     Each thing that is wrong comes with its mend.
@@ -57,7 +76,7 @@ def doctor() -> None:
     Example:
       ham-dist doctor
     """
-    from ham_dist.doctor import report
+    from ham_dist.cli.doctor import report
 
     if not report():
         raise typer.Exit(EXIT_USERS)

@@ -12,7 +12,9 @@ from ham_dist.errors import ConfigError
 def fetch(
     recipe: Annotated[str, typer.Argument(help="A data set of datasets/sources/, such as movielens-1m.")],
     out: Annotated[Path, typer.Option(help="New folder for the raw files.")],
-    accept_licence: Annotated[bool, typer.Option("--accept-licence", help="You have read the licence that is shown, and accept it.")] = False,
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="You have read the licence that is shown, and accept it.")
+    ] = False,
 ) -> None:
     """Download raw files, or say where a person must accept a licence and what to put where.
 
@@ -22,8 +24,8 @@ def fetch(
     Example:
       ham-dist fetch movielens-1m --out ml-1m --accept-licence
     """
-    from ham_dist.data.fetch import fetch as fetch_data
-    from ham_dist.data.fetch import load_source, prepare_command
+    from ham_dist.data.raw.fetch import fetch as fetch_data
+    from ham_dist.data.raw.fetch import load_source, prepare_command
 
     source = load_source(recipe)
     typer.echo(f"{source.page}\n{source.licence}\n")
@@ -32,16 +34,38 @@ def fetch(
 
 
 def prepare(
-    recipe: Annotated[str, typer.Argument(help="A recipe of datasets/ by name, the path of one, or `synthetic` for generated data.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A recipe of datasets/ by name, the path of one, or `synthetic` for generated data."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="New folder for the prepared data.")],
-    raw: Annotated[str | None, typer.Option(help="Folder with the raw files; generated data needs none.")] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="For `synthetic`: a key of data.synthetic.")] = None,
-    memory: Annotated[str | None, typer.Option(metavar="SIZE", help="What the work may take, such as 4GB (the default).")] = None,
+    raw: Annotated[
+        str | None, typer.Option(help="Folder with the raw files; generated data needs none.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="For `synthetic`: a key of data.synthetic."),
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="What the work may take, such as 4GB (the default).")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="As many as cores, without it.")] = None,
-    spill: Annotated[Path | None, typer.Option(help="Folder for what does not fit in memory; beside the output, without it.")] = None,
-    engine: Annotated[Literal["duckdb", "spark"], typer.Option(help="What counts and encodes: both write the same.")] = "duckdb",
-    master: Annotated[str | None, typer.Option(metavar="URL", help="Spark's master address; this machine, without it.")] = None,
-    max_rejected: Annotated[float | None, typer.Option(min=0, max=1, help="Over the recipe's: the share of a file's lines that may be bad.")] = None,
+    spill: Annotated[
+        Path | None,
+        typer.Option(help="Folder for what does not fit in memory; beside the output, without it."),
+    ] = None,
+    engine: Annotated[
+        Literal["duckdb", "spark"], typer.Option(help="What counts and encodes: both write the same.")
+    ] = "duckdb",
+    master: Annotated[
+        str | None, typer.Option(metavar="URL", help="Spark's master address; this machine, without it.")
+    ] = None,
+    max_rejected: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Over the recipe's: the share of a file's lines that may be bad."),
+    ] = None,
 ) -> None:
     """Turn raw files into Parquet shards, vocabularies and a manifest.
 
@@ -57,25 +81,41 @@ def prepare(
         if raw is not None:
             raise ConfigError("prepare synthetic: has no raw files. Leave --raw out")
         if wrong := [override for override in overrides or [] if not override.startswith("data.synthetic.")]:
-            raise ConfigError(f"prepare synthetic: --set {wrong[0]}: only keys of data.synthetic count here, such as --set data.synthetic.seed=3")
-        given = {"--memory": memory, "--threads": threads, "--spill": spill, "--master": master, "--max-rejected": max_rejected}
-        if unused := [name for name, value in given.items() if value is not None] + ["--engine"] * (engine != "duckdb"):
+            raise ConfigError(
+                f"prepare synthetic: --set {wrong[0]}: only keys of data.synthetic count here, such as --set data.synthetic.seed=3"
+            )
+        given = {
+            "--memory": memory,
+            "--threads": threads,
+            "--spill": spill,
+            "--master": master,
+            "--max-rejected": max_rejected,
+        }
+        if unused := [name for name, value in given.items() if value is not None] + ["--engine"] * (
+            engine != "duckdb"
+        ):
             raise ConfigError(f"prepare synthetic: {unused[0]} is for raw files. Leave it out")
         from ham_dist.config.load import load_run
-        from ham_dist.data.synthetic import generate
+        from ham_dist.data.synthetic.write import generate
 
         generate(load_run(None, overrides or []).data.synthetic, out)
     elif raw is None:
         raise ConfigError(f"prepare {recipe}: needs the folder of the raw files. Give --raw FOLDER")
     elif overrides:
-        raise ConfigError(f"prepare {recipe}: --set {overrides[0]}: a recipe's settings stand in its TOML. Copy it, change it, and name the copy")
+        raise ConfigError(
+            f"prepare {recipe}: --set {overrides[0]}: a recipe's settings stand in its TOML. Copy it, change it, and name the copy"
+        )
     else:
-        from ham_dist.data.engine import Machine, parse_size
-        from ham_dist.data.prepare import prepare as prepare_data
-        from ham_dist.data.recipe import load_recipe
+        from ham_dist.data.engines.base import Machine, parse_size
+        from ham_dist.data.prepare.pipeline import prepare as prepare_data
+        from ham_dist.data.recipe.load import load_recipe
 
         machine = Machine(
-            memory=parse_size(memory) if memory is not None else Machine.memory, threads=threads, spill=spill, engine=engine, master=master
+            memory=parse_size(memory) if memory is not None else Machine.memory,
+            threads=threads,
+            spill=spill,
+            engine=engine,
+            master=master,
         )
         chosen = load_recipe(recipe)
         if max_rejected is not None:
@@ -85,10 +125,16 @@ def prepare(
 
 
 def generate(
-    kind: Annotated[Literal["criteo-text"], typer.Argument(help="Text in the format of Criteo's click logs.")],
+    kind: Annotated[
+        Literal["criteo-text"], typer.Argument(help="Text in the format of Criteo's click logs.")
+    ],
     rows: Annotated[int, typer.Option(min=1, help="Rows in all.")],
-    out: Annotated[Path, typer.Option(help="New file, gzipped where it ends in .gz; with --days, a new folder.")],
-    days: Annotated[int | None, typer.Option(min=1, help="Spread over files day_0, day_1, ... in the folder OUT.")] = None,
+    out: Annotated[
+        Path, typer.Option(help="New file, gzipped where it ends in .gz; with --days, a new folder.")
+    ],
+    days: Annotated[
+        int | None, typer.Option(min=1, help="Spread over files day_0, day_1, ... in the folder OUT.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the rows.")] = 0,
     gzipped: Annotated[bool, typer.Option("--gzip", help="With --days: day_0.gz, day_1.gz, ...")] = False,
 ) -> None:
@@ -102,12 +148,14 @@ def generate(
       ham-dist generate criteo-text --rows 1000000 --out criteo/train.txt
       ham-dist generate criteo-text --rows 4000000 --days 24 --gzip --out criteo-days
     """
-    from ham_dist.data.criteo_text import write_criteo_days, write_criteo_file
+    from ham_dist.data.synthetic.criteo_text import write_criteo_days, write_criteo_file
 
     if days is not None:
         write_criteo_days(out, rows, days, seed=seed, gzipped=gzipped)
     elif gzipped:
-        raise ConfigError(f"generate {kind}: --gzip is for --days; of one file the name decides. Give --out {out}.gz, and leave --gzip out")
+        raise ConfigError(
+            f"generate {kind}: --gzip is for --days; of one file the name decides. Give --out {out}.gz, and leave --gzip out"
+        )
     else:
         write_criteo_file(out, rows, seed=seed)
     typer.echo(f"{rows:,} rows in {out}")
@@ -115,7 +163,12 @@ def generate(
 
 def inspect(
     path: Annotated[Path, typer.Argument(help="Folder of prepared data, of a run, or of a bundle.")],
-    width: Annotated[int | None, typer.Option(min=1, help="Of data: count the bytes of tables this wide; model.base_width without it.")] = None,
+    width: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Of data: count the bytes of tables this wide; model.base_width without it."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Of data: the same figures as JSON.")] = False,
 ) -> None:
     """Say what a folder holds. Data is read once through: how its ids are spread, and whether the splits hold the same ones.
@@ -125,16 +178,18 @@ def inspect(
       ham-dist inspect runs/first
       ham-dist inspect data/movielens-1m --width 8 --json
     """
+    from ham_dist.cli.describe import describe_look, holds_data
     from ham_dist.config.schema import ModelSettings
-    from ham_dist.describe import describe_look, holds_data
 
     if not holds_data(path):
         if as_json or width is not None:
-            raise ConfigError(f"inspect {path}: is no prepared data, and --width and --json are for that. Leave them out")
+            raise ConfigError(
+                f"inspect {path}: is no prepared data, and --width and --json are for that. Leave them out"
+            )
         describe_folder(path)
         return
-    from ham_dist.data.look import look_at
-    from ham_dist.data.manifest import Manifest
+    from ham_dist.data.format.manifest import Manifest
+    from ham_dist.data.statistics import look_at
 
     look = look_at(path, Manifest.load(path), width or ModelSettings().base_width)
     if as_json:

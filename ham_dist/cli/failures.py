@@ -34,7 +34,9 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             if ctx.invoked_subcommand == "train":
-                _tell("interrupted; the last checkpoint is kept, and the same command with --run-dir and --resume goes on from it")
+                _tell(
+                    "interrupted; the last checkpoint is kept, and the same command with --run-dir and --resume goes on from it"
+                )
             elif ctx.invoked_subcommand == "prepare":
                 _tell("interrupted; what is finished is kept, and the same command goes on from it")
             else:
@@ -63,7 +65,11 @@ def _message(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.errno in REFUSED:
         where = f"{error.filename}: " if error.filename else ""
-        mend = "Make room, or give a folder on another disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Give another place"
+        mend = (
+            "Make room, or give a folder on another disk"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT)
+            else "Give another place"
+        )
         return f"{where}{error.strerror}. {mend}"
     if isinstance(error, MemoryError) or _out_of_torch_memory(error):
         detail = str(error).partition("\n")[0]

@@ -8,7 +8,7 @@ from typing import Any
 
 def describe_folder(path: Path) -> None:
     """Print what `path` says of itself, without reading through it."""
-    from ham_dist.describe import describe
+    from ham_dist.cli.describe import describe
 
     print_parts(describe(path))
 

@@ -11,12 +11,32 @@ from ham_dist.errors import ConfigError
 
 
 def train(
-    run: Annotated[str | None, typer.Argument(metavar="RUN.toml", help="Settings of the run; without them, the demo run.")] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting, over the file's; once for each.")] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Folder of the run; without one, a new one under runs/.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir; starts it where there is none.")] = False,
-    plan_only: Annotated[bool, typer.Option("--plan-only", help="Say which rank would hold what, and what it costs; nothing is allocated.")] = False,
-    topology: Annotated[str | None, typer.Option(metavar="RANKSxMEMORY", help="With --plan-only: ranks to plan for, such as 8xA100-80GB.")] = None,
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="RUN.toml", help="Settings of the run; without them, the demo run."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting, over the file's; once for each."),
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the run; without one, a new one under runs/.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --run-dir; starts it where there is none.")
+    ] = False,
+    plan_only: Annotated[
+        bool,
+        typer.Option(
+            "--plan-only", help="Say which rank would hold what, and what it costs; nothing is allocated."
+        ),
+    ] = False,
+    topology: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RANKSxMEMORY", help="With --plan-only: ranks to plan for, such as 8xA100-80GB."
+        ),
+    ] = None,
 ) -> None:
     """Do a whole run: pretrain, search, slice, retrain, export. On one process; torchrun and torchx start it on many.
 
@@ -32,24 +52,37 @@ def train(
     torchx refuses an option that it sees twice, so several settings are written --set=KEY=VALUE there.
     """
     from ham_dist.config.load import DEMO, load_run
-    from ham_dist.train import run as train_run
     from ham_dist.training.run_folder import RunFolder
 
     if resume and run_dir is None:
         raise ConfigError("train --resume: needs the folder of the run to go on with. Give --run-dir FOLDER")
     if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0 and run_dir is None:
-        raise ConfigError("train: ranks that are started again must find their run, which has no fixed name by itself. Give --run-dir FOLDER")
+        raise ConfigError(
+            "train: ranks that are started again must find their run, which has no fixed name by itself. Give --run-dir FOLDER"
+        )
     # torchrun repeats the command as it was after a rank has died.
     resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    if resume and run is None and run_dir is not None and (settings_file := RunFolder(run_dir).settings).exists():
+    if (
+        resume
+        and run is None
+        and run_dir is not None
+        and (settings_file := RunFolder(run_dir).settings).exists()
+    ):
         run = str(settings_file)
     settings = load_run(run or DEMO, overrides or [])
     if plan_only:
         _print_plan(settings, topology)
     elif topology is not None:
-        raise ConfigError(f"train --topology {topology}: is what to plan for, and a run takes the ranks that there are. Give --plan-only with it")
+        raise ConfigError(
+            f"train --topology {topology}: is what to plan for, and a run takes the ranks that there are. Give --plan-only with it"
+        )
     else:
-        train_run(settings, run_dir, resume)
+        from ham_dist.backend import require_backend
+
+        require_backend()
+        from ham_dist.run import run_stages  # after the check, since it imports torchrec
+
+        run_stages(settings, run_dir, resume=resume)
 
 
 def export(
@@ -76,10 +109,15 @@ def export(
 
 def score(
     bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
-    records: Annotated[str, typer.Argument(metavar="INPUT", help="Raw records as the recipe has them, or ids in Parquet.")],
+    records: Annotated[
+        str, typer.Argument(metavar="INPUT", help="Raw records as the recipe has them, or ids in Parquet.")
+    ],
     out: Annotated[Path, typer.Option(help="File for the probabilities: .txt, .csv or .parquet.")],
     values: Annotated[
-        Literal["auto", "ids", "raw"], typer.Option(help="What Parquet whose columns are all whole numbers holds, where that is not clear by itself.")
+        Literal["auto", "ids", "raw"],
+        typer.Option(
+            help="What Parquet whose columns are all whole numbers holds, where that is not clear by itself."
+        ),
     ] = "auto",
 ) -> None:
     """Write one probability for each record of INPUT, in its order.
@@ -95,13 +133,20 @@ def score(
 
 
 def report(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN_DIR...", help="Folders of runs, finished or not.")],
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN_DIR...", help="Folders of runs, finished or not.")
+    ],
     out: Annotated[str, typer.Option(metavar="FILE.html", help="File for the report.")],
     with_data: Annotated[
         bool | None,
-        typer.Option("--data/--no-data", help="Look at the data of the runs too, which reads it once through; without either, at small data alone."),
+        typer.Option(
+            "--data/--no-data",
+            help="Look at the data of the runs too, which reads it once through; without either, at small data alone.",
+        ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there already.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file that is there already.")
+    ] = False,
 ) -> None:
     """Show one run, or several side by side, as figures and tables: one HTML file that needs nothing else.
 
@@ -121,6 +166,6 @@ def _print_plan(settings: Any, topology: str | None) -> None:
     from ham_dist.backend import require_backend
 
     require_backend()
-    from ham_dist.plan import describe_plan
+    from ham_dist.cli.plan import describe_plan
 
     print_parts(describe_plan(settings, topology), width=150)

@@ -13,9 +13,9 @@ import tomlkit
 from pydantic import BaseModel, ValidationError
 from tomlkit.items import Table
 
-from ham_dist.config.paths import open_file
 from ham_dist.config.schema import RunSettings
 from ham_dist.errors import ConfigError
+from ham_dist.io.paths import open_file
 
 SET = "--set"
 
@@ -48,7 +48,10 @@ def load_run(path: str | None, overrides: Sequence[str] = ()) -> RunSettings:
         problems = error.errors(include_url=False)
         for problem in problems:
             place = tuple(str(part) for part in problem["loc"])
-            if any(len(other["loc"]) > len(place) and tuple(map(str, other["loc"][: len(place)])) == place for other in problems):
+            if any(
+                len(other["loc"]) > len(place) and tuple(map(str, other["loc"][: len(place)])) == place
+                for other in problems
+            ):
                 continue  # Says of a list only that too few entries are right, and each wrong entry has its own line.
             from_override = any(place[: len(key)] == key or key[: len(place)] == place for key in overridden)
             whole_run = f"{path} with {SET}" if path is not None and not place else SET
@@ -105,7 +108,9 @@ def _put(tree: dict[str, Any], key: tuple[str, ...], value: Any) -> None:
         section = section.setdefault(part, {})
         if not isinstance(section, dict):
             where = ".".join(key[:depth])
-            raise ConfigError(f"{SET} {'.'.join(key)}: {where} is no section. Give it whole: {SET} '{where}=...'")
+            raise ConfigError(
+                f"{SET} {'.'.join(key)}: {where} is no section. Give it whole: {SET} '{where}=...'"
+            )
     section[key[-1]] = value
 
 
@@ -115,12 +120,19 @@ def _describe(problem: Mapping[str, Any]) -> str:
     key = _dotted(place)
     if problem["type"] == "extra_forbidden":
         return f"{key}: no such key.{_suggest_key(place)}"
-    wanted = problem["msg"].removeprefix("Value error, ").replace("Input should", "must").replace("an object", "a section with keys of its own")
+    wanted = (
+        problem["msg"]
+        .removeprefix("Value error, ")
+        .replace("Input should", "must")
+        .replace("an object", "a section with keys of its own")
+    )
     if problem["type"] == "value_error":
         return f"{key}: {wanted}" if key else wanted
     described = f"{key} = {_show(problem['input'])}: {wanted}"
     if problem["type"] == "literal_error":
-        choices = [part for part in problem["ctx"]["expected"].split("'") if part.isidentifier() and part != "or"]
+        choices = [
+            part for part in problem["ctx"]["expected"].split("'") if part.isidentifier() and part != "or"
+        ]
         described += "." + _did_you_mean(difflib.get_close_matches(str(problem["input"]), choices, n=1))
     return described + (f"\n  {description}" if (description := _description(place)) else "")
 
@@ -167,7 +179,11 @@ def _model_at(place: Sequence[str | int]) -> type[BaseModel] | None:
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias) and issubclass(annotation, BaseModel):
+    if (
+        isinstance(annotation, type)
+        and not isinstance(annotation, types.GenericAlias)
+        and issubclass(annotation, BaseModel)
+    ):
         yield annotation
     for argument in typing.get_args(annotation):
         yield from _models_in(argument)
@@ -206,7 +222,13 @@ def _item(value: Any) -> Any:
     """The TOML item of a plain value; a section within a list, or keys that the user chose, become an inline table."""
     if isinstance(value, BaseModel | dict):
         inline = tomlkit.inline_table()
-        inline.update({name: _item(entry) for name, entry in (value.items() if isinstance(value, dict) else value) if entry is not None})
+        inline.update(
+            {
+                name: _item(entry)
+                for name, entry in (value.items() if isinstance(value, dict) else value)
+                if entry is not None
+            }
+        )
         return inline
     if isinstance(value, tuple):
         array = tomlkit.array()
@@ -217,7 +239,11 @@ def _item(value: Any) -> Any:
 
 def _show(value: Any) -> str:
     """A value as the user wrote it, cut where it is long."""
-    text = "nothing" if value is None else json.dumps(value, default=lambda other: other.model_dump(exclude_none=True), ensure_ascii=False)
+    text = (
+        "nothing"
+        if value is None
+        else json.dumps(value, default=lambda other: other.model_dump(exclude_none=True), ensure_ascii=False)
+    )
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -44,7 +44,9 @@ class SyntheticSettings(Settings):
             raise ValueError(f"preset = {self.preset!r} and cardinalities are both given; give one of them")
         for name, value in PRESETS[self.preset].items():
             if name not in self.model_fields_set:
-                object.__setattr__(self, name, value)  # the model is frozen, and a validator may not give another one
+                object.__setattr__(
+                    self, name, value
+                )  # the model is frozen, and a validator may not give another one
         object.__setattr__(self, "preset", None)
         return self
 
@@ -100,11 +102,15 @@ class ModelSettings(Settings):
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "ModelSettings":
         if self.lift_width % self.attention_heads:
-            raise ValueError(f"attention_heads = {self.attention_heads} does not divide lift_width = {self.lift_width}")
+            raise ValueError(
+                f"attention_heads = {self.attention_heads} does not divide lift_width = {self.lift_width}"
+            )
         return self
 
 
-TableRuleName = Literal["adam", "sgd", "adagrad", "rowwise_adagrad", "fused_adam", "lamb", "partial_rowwise_adam"]
+TableRuleName = Literal[
+    "adam", "sgd", "adagrad", "rowwise_adagrad", "fused_adam", "lamb", "partial_rowwise_adam"
+]
 
 
 class OptimizerSettings(Settings):
@@ -285,7 +291,11 @@ class RunSettings(Settings):
     @model_validator(mode="after")
     def _coupled_needs_the_whole_gradient(self) -> "RunSettings":
         tables = self.optimizer.tables
-        if tables != "adam" and self.orthogonality.form != "none" and self.orthogonality.application == "coupled":
+        if (
+            tables != "adam"
+            and self.orthogonality.form != "none"
+            and self.orthogonality.application == "coupled"
+        ):
             raise ValueError(
                 f'orthogonality.application = "coupled" adds to the gradient of whole tables, which optimizer.tables = "{tables}" never forms '
                 '(it steps inside the backward pass); set orthogonality.application = "decoupled", or optimizer.tables = "adam"'

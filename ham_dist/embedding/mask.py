@@ -23,7 +23,9 @@ class ColumnLayout:
     table_of:   the table behind each key of the looked-up KeyedTensor; each key its own table by default.
     """
 
-    def __init__(self, widths: Mapping[str, int], rows: Mapping[str, int], table_of: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, widths: Mapping[str, int], rows: Mapping[str, int], table_of: Mapping[str, str] | None = None
+    ) -> None:
         self.widths = dict(widths)
         self.rows = dict(rows)
         self.table_of = dict(table_of) if table_of is not None else {table: table for table in self.widths}
@@ -118,14 +120,19 @@ class ColumnMask:
         if places is None:
             return self.values
         # Padding reads the zero behind the last number. One index for all keys: cut by key, each part would have a gradient as long as the mask.
-        return torch.cat([self.values, self.values.new_zeros(1)]).index_select(0, places.to(self.values.device))
+        return torch.cat([self.values, self.values.new_zeros(1)]).index_select(
+            0, places.to(self.values.device)
+        )
 
     def _place(self, keys: Sequence[str], lengths: Sequence[int]) -> torch.Tensor | None:
         """Which number of the mask each column of the looked-up vectors takes; None if they come in the mask's own order."""
         places: list[int] = []
         for key, stored_width in zip(keys, lengths, strict=True):
             part = self.layout.slices[self.layout.table_of[key]]
-            places += [*range(part.start, part.stop), *[self.layout.size] * (stored_width - (part.stop - part.start))]
+            places += [
+                *range(part.start, part.stop),
+                *[self.layout.size] * (stored_width - (part.stop - part.start)),
+            ]
         return None if places == list(range(self.layout.size)) else torch.tensor(places)
 
 
@@ -153,7 +160,9 @@ class MaskedEmbeddingBagCollection(nn.Module):
             return looked_up
 
 
-def ordered_columns(looked_up: KeyedTensor, widths: Mapping[str, int], counts: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
+def ordered_columns(
+    looked_up: KeyedTensor, widths: Mapping[str, int], counts: Mapping[str, torch.Tensor] | None = None
+) -> torch.Tensor:
     """The columns in use, (B, D), keys in the order of `widths`, whatever the order and the padding in `looked_up`.
 
     counts: (B, 1) by key, for keys that hold sums: what makes means of them.
@@ -164,11 +173,15 @@ def ordered_columns(looked_up: KeyedTensor, widths: Mapping[str, int], counts: M
             return values
         if len(set(lengths)) == len(set(widths.values())) == 1:
             # All alike, as tables of width 1 in rows of 4 are: one cut for all of them.
-            return values.unflatten(1, (len(lengths), lengths[0]))[:, :, : next(iter(widths.values()))].flatten(1)
+            return values.unflatten(1, (len(lengths), lengths[0]))[
+                :, :, : next(iter(widths.values()))
+            ].flatten(1)
     # One split, since the gradient of each `looked_up[key]` would be (B, all columns): its own, and zeros.
     by_key = dict(zip(keys, values.split(lengths, dim=1), strict=True))
     parts = {key: by_key[key][:, :width] for key, width in widths.items()}
-    return torch.cat([part / counts[key] if counts and key in counts else part for key, part in parts.items()], dim=1)
+    return torch.cat(
+        [part / counts[key] if counts and key in counts else part for key, part in parts.items()], dim=1
+    )
 
 
 @contextmanager

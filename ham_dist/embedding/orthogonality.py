@@ -48,7 +48,9 @@ def gradient_matrix(gram: torch.Tensor, form: Form, base_width: int | torch.Tens
     return scale * inverse[..., :, None] * (difference - torch.diag_embed(along)) * inverse[..., None, :]
 
 
-def damped(values: torch.Tensor, product: torch.Tensor, matrix: torch.Tensor, rate: torch.Tensor | float) -> torch.Tensor:
+def damped(
+    values: torch.Tensor, product: torch.Tensor, matrix: torch.Tensor, rate: torch.Tensor | float
+) -> torch.Tensor:
     """V - rate * V M where that is short, and no farther than is safe where it is long: column k moves by rate / (1 + rate |M|_k).
 
     Rows that have waited many steps for their turn have a rate of many steps, and may not be thrown past the place that it leads to.

@@ -30,26 +30,36 @@ class NarrowEmbeddingBagCollection(nn.Module):
         super().__init__()
         configs = wide.embedding_bag_configs()
         self.ebc = EmbeddingBagCollection(
-            tables=[replace(config, embedding_dim=len(columns[config.name])) for config in configs if len(columns[config.name])],
+            tables=[
+                replace(config, embedding_dim=len(columns[config.name]))
+                for config in configs
+                if len(columns[config.name])
+            ],
             is_weighted=wide.is_weighted(),
             device=wide.device,
         )
         with torch.no_grad():
             for config in self.ebc.embedding_bag_configs():
                 kept = columns[config.name].to(wide.device)
-                self.ebc.embedding_bags[config.name].weight.copy_(wide.embedding_bags[config.name].weight.index_select(1, kept))
+                self.ebc.embedding_bags[config.name].weight.copy_(
+                    wide.embedding_bags[config.name].weight.index_select(1, kept)
+                )
         self.widened = widened
         self.columns = {table: kept.clone() for table, kept in columns.items()}
         self._widths = {config.name: config.embedding_dim for config in configs}
         # A feature of several tables is called "feature@table", and just "feature" once only one of them is left.
         narrow_key = {(feature, table): key for key, feature, table in output_keys(self.ebc)}
-        self._keys = [(key, narrow_key.get((feature, table)), table) for key, feature, table in output_keys(wide)]
+        self._keys = [
+            (key, narrow_key.get((feature, table)), table) for key, feature, table in output_keys(wide)
+        ]
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         """Vectors of all keys, in the order of the wide collection."""
         looked_up = self.ebc(features)
         parts = [self._part(looked_up, narrow_key, table) for _, narrow_key, table in self._keys]
-        return KeyedTensor([key for key, _, _ in self._keys], [part.shape[1] for part in parts], torch.cat(parts, dim=1))
+        return KeyedTensor(
+            [key for key, _, _ in self._keys], [part.shape[1] for part in parts], torch.cat(parts, dim=1)
+        )
 
     def description(self) -> dict[str, dict[str, Any]]:
         """By table, what it takes to build the model again: features, pooling, the wide table's width, and which of its columns are left."""
@@ -58,7 +68,12 @@ class NarrowEmbeddingBagCollection(nn.Module):
         for feature, _, table in self._keys:
             features.setdefault(table, []).append(feature)
         return {
-            table: {"keys": features[table], "pooling": pooling.get(table), "base_width": self._widths[table], "columns": kept.tolist()}
+            table: {
+                "keys": features[table],
+                "pooling": pooling.get(table),
+                "base_width": self._widths[table],
+                "columns": kept.tolist(),
+            }
             for table, kept in self.columns.items()
         }
 
@@ -67,11 +82,16 @@ class NarrowEmbeddingBagCollection(nn.Module):
         narrow = looked_up.values().new_zeros((rows, 0)) if key is None else looked_up[key]
         if not self.widened:
             return narrow
-        return narrow.new_zeros((rows, self._widths[table])).index_copy(1, self.columns[table].to(narrow.device), narrow)
+        return narrow.new_zeros((rows, self._widths[table])).index_copy(
+            1, self.columns[table].to(narrow.device), narrow
+        )
 
 
 def slice_columns(
-    model: Model, columns: Columns, readers: Mapping[str, int | tuple[int, int]] | None = None, example: KeyedJaggedTensor | None = None
+    model: Model,
+    columns: Columns,
+    readers: Mapping[str, int | tuple[int, int]] | None = None,
+    example: KeyedJaggedTensor | None = None,
 ) -> Model:
     """A copy of `model` with only `columns` in its tables. `model` stays as it is, and no wide table is copied.
 
@@ -91,7 +111,9 @@ def slice_columns(
             "model that is not sharded, and slice that"
         )
     # The copy gets the narrow tables where it would copy the wide ones.
-    narrow: Model = copy.deepcopy(model, {id(masked): NarrowEmbeddingBagCollection(wide, columns, widened=readers is None)})
+    narrow: Model = copy.deepcopy(
+        model, {id(masked): NarrowEmbeddingBagCollection(wide, columns, widened=readers is None)}
+    )
     for name, place in (readers or {}).items():
         _cut_reader(narrow, name, place, wide, columns)
     if example is not None:
@@ -104,7 +126,11 @@ def masked_tables(model: nn.Module) -> tuple[str, MaskedEmbeddingBagCollection]:
 
     raises: SlicingError if there is none, or more than one.
     """
-    found = [(name, module) for name, module in model.named_modules() if isinstance(module, MaskedEmbeddingBagCollection)]
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, MaskedEmbeddingBagCollection)
+    ]
     if len(found) != 1:
         raise SlicingError(
             f"{type(model).__name__}: has {len(found)} MaskedEmbeddingBagCollections, and one is wanted. Wrap its tables by mask_columns"
@@ -112,7 +138,9 @@ def masked_tables(model: nn.Module) -> tuple[str, MaskedEmbeddingBagCollection]:
     return found[0]
 
 
-def _cut_reader(model: nn.Module, name: str, place: int | tuple[int, int], wide: EmbeddingBagCollection, columns: Columns) -> None:
+def _cut_reader(
+    model: nn.Module, name: str, place: int | tuple[int, int], wide: EmbeddingBagCollection, columns: Columns
+) -> None:
     dimension, start = place if isinstance(place, tuple) else (place, 0)
     widths = {config.name: config.embedding_dim for config in wide.embedding_bag_configs()}
     tables = [table for _, _, table in output_keys(wide)]
@@ -139,7 +167,13 @@ def _cut_reader(model: nn.Module, name: str, place: int | tuple[int, int], wide:
 
 
 @torch.no_grad()
-def _compare(wide: nn.Module, narrow: nn.Module, masked: MaskedEmbeddingBagCollection, columns: Columns, example: KeyedJaggedTensor) -> None:
+def _compare(
+    wide: nn.Module,
+    narrow: nn.Module,
+    masked: MaskedEmbeddingBagCollection,
+    columns: Columns,
+    example: KeyedJaggedTensor,
+) -> None:
     before = masked.mask.values
     masked.mask.set(masked.mask.layout.join(columns).to(example.device()))
     try:

@@ -66,16 +66,25 @@ def stored_width(width: int, *, fused: bool) -> int:
     return -(-width // KERNEL_WIDTH) * KERNEL_WIDTH if fused else width
 
 
-def base_tables(cardinalities: Mapping[str, int], base_width: int, precision: TablePrecision, *, fused: bool) -> tuple[Table, ...]:
+def base_tables(
+    cardinalities: Mapping[str, int], base_width: int, precision: TablePrecision, *, fused: bool
+) -> tuple[Table, ...]:
     """The supernet's tables: d_j = min(base_width, C_j), so that no table has more columns than rows (HAM paper, section 3.3)."""
     widths = {field: min(base_width, rows) for field, rows in cardinalities.items()}
-    return tuple(Table(field, cardinalities[field], width, stored_width(width, fused=fused), width, precision) for field, width in widths.items())
+    return tuple(
+        Table(field, cardinalities[field], width, stored_width(width, fused=fused), width, precision)
+        for field, width in widths.items()
+    )
 
 
-def narrow_tables(tables: Iterable[Table], columns: Mapping[str, torch.Tensor], *, fused: bool) -> tuple[Table, ...]:
+def narrow_tables(
+    tables: Iterable[Table], columns: Mapping[str, torch.Tensor], *, fused: bool
+) -> tuple[Table, ...]:
     """The tables with only `columns` of each; a table without any is left out."""
     return tuple(
-        replace(table, width=len(kept), stored_width=stored_width(len(kept), fused=fused)) for table in tables if len(kept := columns[table.field])
+        replace(table, width=len(kept), stored_width=stored_width(len(kept), fused=fused))
+        for table in tables
+        if len(kept := columns[table.field])
     )
 
 

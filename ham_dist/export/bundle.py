@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ham_dist.config.paths import local_path
 from ham_dist.errors import BundleError
 from ham_dist.export.compact import CompactModel
 from ham_dist.export.files import sha256_of
 from ham_dist.export.manifest import DENSE, MEND, BundleManifest, TableEntry, read_manifest
+from ham_dist.io.paths import local_path
 from ham_dist.models.interaction import Interaction
 from ham_dist.models.registry import INTERACTIONS, build_interaction
 
@@ -52,15 +52,23 @@ class Bundle:
                 records of a bundle that is larger than memory. None: all rows.
         raises: BundleError for a `custom` bundle, whose dense part only its owner can build.
         """
-        with torch.random.fork_rng(devices=[]):  # The start that load_state_dict overwrites must not move the caller's random numbers.
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # The start that load_state_dict overwrites must not move the caller's random numbers.
             interaction = interaction_of(self.manifest, where=str(self.root))
         interaction.load_state_dict(self.dense())
         tables = {table.field: self._table(table, rows) for table in self.manifest.tables}
-        return CompactModel(tables, interaction, {table.field: self._table(table, rows) for table in self.manifest.first_order})
+        return CompactModel(
+            tables,
+            interaction,
+            {table.field: self._table(table, rows) for table in self.manifest.first_order},
+        )
 
     def _table(self, table: TableEntry, rows: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
         if rows is not None:
-            return torch.cat(list(self._selected(table, rows.get(table.field, torch.zeros(1, dtype=torch.int64)))))
+            return torch.cat(
+                list(self._selected(table, rows.get(table.field, torch.zeros(1, dtype=torch.int64))))
+            )
         values = torch.empty(table.rows, table.width, dtype=_TYPES[table.type][1])
         for piece in table.files:
             with safe_open(self.root / piece.file, framework="pt") as file:
@@ -86,7 +94,10 @@ def interaction_of(manifest: BundleManifest, where: str) -> Interaction:
             f"{where}: kind = 'custom': its dense part is a module of your own, which a bundle does not hold, so `ham-dist score` cannot run it.\n"
             "  In Python, ham_dist.export.bundle.open_bundle(path) gives .tables() (tensors by field) and .dense() (a state dict) to load into it."
         )
-    return build_interaction(manifest.model, {field.name: field.width for field in manifest.fields if field.width or field.keeps_slot})
+    return build_interaction(
+        manifest.model,
+        {field.name: field.width for field in manifest.fields if field.width or field.keeps_slot},
+    )
 
 
 def open_bundle(path: str | Path) -> Bundle:
@@ -100,7 +111,9 @@ def open_bundle(path: str | Path) -> Bundle:
     for file, entry in manifest.files.items():
         found = root / file
         if not found.resolve().is_relative_to(root.resolve()):
-            raise BundleError(f"{found}: leads out of the bundle, to {found.resolve()}. Put the file itself there.")
+            raise BundleError(
+                f"{found}: leads out of the bundle, to {found.resolve()}. Put the file itself there."
+            )
         if not found.is_file():
             raise BundleError(f"{found}: missing. {MEND}")
         if (size := found.stat().st_size) != entry.size:
@@ -122,13 +135,26 @@ def _check_model(root: Path, manifest: BundleManifest) -> None:
     assert manifest.model is not None
     kind = INTERACTIONS[manifest.model.name]
     if not kind.keeps_slots and (slots := [field.name for field in manifest.fields if field.keeps_slot]):
-        raise BundleError(f"{root}: {manifest.model.name} keeps no slot for a field without columns, but {', '.join(slots)} has one. {MEND}")
+        raise BundleError(
+            f"{root}: {manifest.model.name} keeps no slot for a field without columns, but {', '.join(slots)} has one. {MEND}"
+        )
     with torch.device("meta"):  # Names and shapes are wanted, not memory.
         interaction = interaction_of(manifest, where=str(root))
     state = interaction.state_dict()
-    _check_tensors(root / DENSE, {name: ("I64" if values.dtype == torch.int64 else "F32", list(values.shape)) for name, values in state.items()})
+    _check_tensors(
+        root / DENSE,
+        {
+            name: ("I64" if values.dtype == torch.int64 else "F32", list(values.shape))
+            for name, values in state.items()
+        },
+    )
     needs_first_order = kind.adds_first_order and manifest.model.first_order == "table"
-    _same_names(root, "first-order tables", (table.field for table in manifest.first_order), [f.name for f in manifest.fields if needs_first_order])
+    _same_names(
+        root,
+        "first-order tables",
+        (table.field for table in manifest.first_order),
+        [f.name for f in manifest.fields if needs_first_order],
+    )
 
 
 def _tensors_of(path: Path) -> dict[str, tuple[str, list[int]]]:
@@ -146,7 +172,9 @@ def _check_tensors(path: Path, wanted: Mapping[str, tuple[str, list[int]]]) -> N
     _same_names(path, "tensors", found, wanted)
     for name, expected in wanted.items():
         if found[name] != expected:
-            raise BundleError(f"{path}: {name} is {found[name][0]} {found[name][1]}, wanted {expected[0]} {expected[1]}. {MEND}")
+            raise BundleError(
+                f"{path}: {name} is {found[name][0]} {found[name][1]}, wanted {expected[0]} {expected[1]}. {MEND}"
+            )
 
 
 def _same_names(path: Path, what: str, found: Iterable[str], wanted: Iterable[str]) -> None:

@@ -25,7 +25,9 @@ def pooled(table: torch.Tensor, ids: Ids) -> torch.Tensor:
         return functional.embedding(ids, table).float()
     values, offsets = ids
     rows = functional.embedding(values, table).float()
-    return functional.embedding_bag(torch.arange(len(values), device=values.device), rows, offsets, mode="mean", include_last_offset=True)
+    return functional.embedding_bag(
+        torch.arange(len(values), device=values.device), rows, offsets, mode="mean", include_last_offset=True
+    )
 
 
 class CompactModel(nn.Module):
@@ -36,14 +38,23 @@ class CompactModel(nn.Module):
     first_order: by field, (C_j, 1): tables whose rows are added to the logit; may name fields that have no other table.
     """
 
-    def __init__(self, tables: Mapping[str, torch.Tensor], interaction: Interaction, first_order: Mapping[str, torch.Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        tables: Mapping[str, torch.Tensor],
+        interaction: Interaction,
+        first_order: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
         super().__init__()
         # Kept as lists beside the names: a field's name may hold characters that torch does not take in a parameter's.
         self.fields = [field for field, width in interaction.widths.items() if width]
-        self.tables = nn.ParameterList(nn.Parameter(tables[field], requires_grad=False) for field in self.fields)
+        self.tables = nn.ParameterList(
+            nn.Parameter(tables[field], requires_grad=False) for field in self.fields
+        )
         self.interaction = interaction.requires_grad_(False)
         self.first_order_fields = list(first_order or {})
-        self.first_order = nn.ParameterList(nn.Parameter(table, requires_grad=False) for table in (first_order or {}).values())
+        self.first_order = nn.ParameterList(
+            nn.Parameter(table, requires_grad=False) for table in (first_order or {}).values()
+        )
         self.eval()
 
     @property

@@ -20,4 +20,6 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise BundleError(f"{path}: cannot be written: {error.strerror or error}. Make room there, or give another place.") from error
+        raise BundleError(
+            f"{path}: cannot be written: {error.strerror or error}. Make room there, or give another place."
+        ) from error

@@ -95,7 +95,9 @@ class TableEntry(_Entry):
                 raise ValueError(f"table {self.field!r}: rows {low} to {high - 1} {what}")
             expected += piece.rows
         if expected != self.rows:
-            raise ValueError(f"table {self.field!r}: its files hold {expected} rows, the table has {self.rows}")
+            raise ValueError(
+                f"table {self.field!r}: its files hold {expected} rows, the table has {self.rows}"
+            )
         return self
 
 
@@ -130,20 +132,32 @@ class BundleManifest(_Entry):
     @model_validator(mode="after")
     def _parts_agree(self) -> "BundleManifest":
         if (self.model is None) != (self.kind == "custom"):
-            raise ValueError(f"kind = {self.kind!r} with model {'missing' if self.model is None else 'given'}")
+            raise ValueError(
+                f"kind = {self.kind!r} with model {'missing' if self.model is None else 'given'}"
+            )
         fields = {field.name: field for field in self.fields}
         if len(fields) < len(self.fields):
             raise ValueError("two fields have the same name")
         with_columns = [field.name for field in self.fields if field.width]
         if [table.field for table in self.tables] != with_columns:
-            raise ValueError(f"tables of {[table.field for table in self.tables]}, wanted one for each field with columns: {with_columns}")
-        for table, width in [(table, None) for table in self.tables] + [(table, 1) for table in self.first_order]:
+            raise ValueError(
+                f"tables of {[table.field for table in self.tables]}, wanted one for each field with columns: {with_columns}"
+            )
+        for table, width in [(table, None) for table in self.tables] + [
+            (table, 1) for table in self.first_order
+        ]:
             field = fields.get(table.field)
             if field is None:
                 raise ValueError(f"first-order table of {table.field!r}, which is no field")
-            wanted = (field.rows, width or field.width, {"fp32": "float32", "fp16": "float16"}[self.precision])
+            wanted = (
+                field.rows,
+                width or field.width,
+                {"fp32": "float32", "fp16": "float16"}[self.precision],
+            )
             if (table.rows, table.width, table.type) != wanted:
-                raise ValueError(f"table {table.field!r}: rows, width, type {(table.rows, table.width, table.type)}, but its field has {wanted}")
+                raise ValueError(
+                    f"table {table.field!r}: rows, width, type {(table.rows, table.width, table.type)}, but its field has {wanted}"
+                )
         pieces = [piece.file for table in (*self.tables, *self.first_order) for piece in table.files]
         unlisted = {DENSE, *pieces, *self.vocabulary.values()} - self.files.keys()
         if unlisted:
@@ -158,7 +172,9 @@ def piece_path(folder: str, field: str, first_row: int) -> str:
 
 def _checksum(content: dict[str, Any]) -> str:
     """sha256 over the parsed content, so that white space does not matter."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    ).hexdigest()
 
 
 def _no_number(name: str) -> None:
@@ -168,7 +184,9 @@ def _no_number(name: str) -> None:
 def write_manifest(root: Path, manifest: BundleManifest) -> None:
     """Write manifest.json with a checksum over all the rest of it, as no other file vouches for it."""
     content = manifest.model_dump(mode="json")
-    (root / MANIFEST).write_text(json.dumps(content | {"checksum": _checksum(content)}, indent=2) + "\n", encoding="utf-8")
+    (root / MANIFEST).write_text(
+        json.dumps(content | {"checksum": _checksum(content)}, indent=2) + "\n", encoding="utf-8"
+    )
 
 
 def read_manifest(root: Path) -> BundleManifest:
@@ -178,7 +196,9 @@ def read_manifest(root: Path) -> BundleManifest:
     """
     path = root / MANIFEST
     if not path.is_file():
-        raise BundleError(f"{path}: there is no such file, so {root} is no bundle. `ham-dist export RUN_DIR --out {root}` writes one.")
+        raise BundleError(
+            f"{path}: there is no such file, so {root} is no bundle. `ham-dist export RUN_DIR --out {root}` writes one."
+        )
     try:
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
@@ -206,4 +226,6 @@ def read_manifest(root: Path) -> BundleManifest:
 def mistakes(error: ValidationError) -> str:
     """What pydantic found wrong, in one line."""
     found: Sequence[Any] = error.errors(include_url=False, include_context=False, include_input=False)
-    return "; ".join(": ".join(filter(None, (".".join(map(str, item["loc"])), item["msg"]))) for item in found)
+    return "; ".join(
+        ": ".join(filter(None, (".".join(map(str, item["loc"])), item["msg"]))) for item in found
+    )

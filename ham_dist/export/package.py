@@ -8,10 +8,10 @@ import torch
 
 from ham_dist.config.load import load_run
 from ham_dist.config.schema import RunSettings
-from ham_dist.data.batch import Batch
-from ham_dist.data.manifest import Manifest
-from ham_dist.distributed import process_group
-from ham_dist.distributed.sharding import FIRST_ORDER, TABLES
+from ham_dist.data.format.manifest import Manifest
+from ham_dist.data.reader.batch import Batch
+from ham_dist.distributed.ranks import process_group
+from ham_dist.distributed.sharding.model import FIRST_ORDER, TABLES
 from ham_dist.embedding.table_size import read_sizes
 from ham_dist.errors import BundleError, CheckpointError
 from ham_dist.export.compact import Ids
@@ -28,7 +28,9 @@ HELD_ROWS = 4096
 """Records of the test split that a bundle is compared with the live model on."""
 
 
-def export_state(state: TrainingState, samples: Samples, out: Path, *, precision: Precision, run: Mapping[str, Any]) -> dict[str, Any]:
+def export_state(
+    state: TrainingState, samples: Samples, out: Path, *, precision: Precision, run: Mapping[str, Any]
+) -> dict[str, Any]:
     """Write the model in `state` as a bundle; every rank calls it, and each writes the rows that it holds.
 
     run:     what the bundle says of where it comes from.
@@ -44,9 +46,14 @@ def export_state(state: TrainingState, samples: Samples, out: Path, *, precision
         Description(_fields(state, manifest), state.settings.model, precision, manifest.recipe, run),
         chunks=state.sharded.chunks(TABLES),
         first_order_chunks=state.sharded.chunks(FIRST_ORDER),
-        dense={name: values.float() if values.is_floating_point() else values for name, values in state.interaction.state_dict().items()},
+        dense={
+            name: values.float() if values.is_floating_point() else values
+            for name, values in state.interaction.state_dict().items()
+        },
         vocabulary=f"{samples.folder}/vocabulary" if manifest.recipe is not None else None,
-        verify=lambda partial: verify_bundle(partial, [held], live, state.sharded.device, copied=precision == own_precision(state.settings)),
+        verify=lambda partial: verify_bundle(
+            partial, [held], live, state.sharded.device, copied=precision == own_precision(state.settings)
+        ),
     )
 
 
@@ -62,7 +69,9 @@ def export_run(run_dir: Path, out: Path, precision: Precision) -> dict[str, Any]
     """
     folder = RunFolder(run_dir)
     if not folder.settings.exists():
-        raise CheckpointError(f"{run_dir}: is no run folder (it has no run.toml). `ham-dist train --run-dir {run_dir}` makes one")
+        raise CheckpointError(
+            f"{run_dir}: is no run folder (it has no run.toml). `ham-dist train --run-dir {run_dir}` makes one"
+        )
     if not folder.sizes.exists():
         within = sorted(str(path.parent) for path in run_dir.glob(f"*/{folder.sizes.name}"))
         mend = (
@@ -72,7 +81,9 @@ def export_run(run_dir: Path, out: Path, precision: Precision) -> dict[str, Any]
         )
         raise CheckpointError(f"{run_dir}: no narrow model here yet. {mend}")
     if out.exists():
-        raise BundleError(f"{out}: is there already; a bundle is never written over. Delete it, or give another folder")
+        raise BundleError(
+            f"{out}: is there already; a bundle is never written over. Delete it, or give another folder"
+        )
     settings = load_run(str(folder.settings))
     with process_group.process_group(settings.ranks) as device:
         data = settings.data.path or folder.data
@@ -80,7 +91,8 @@ def export_run(run_dir: Path, out: Path, precision: Precision) -> dict[str, Any]
         process_group.on_first_rank(lambda: folder.check_data(manifest))
         samples = process_group.together(lambda: Samples(data, manifest, settings, device))
         columns = {
-            size.field: torch.tensor(size.kept_columns, dtype=torch.int64) for size in process_group.together(lambda: read_sizes(folder.sizes))
+            size.field: torch.tensor(size.kept_columns, dtype=torch.int64)
+            for size in process_group.together(lambda: read_sizes(folder.sizes))
         }
         state = open_narrow(settings, manifest.cardinalities(), columns, device, manifest.single_valued())
         load_best_weights(folder.checkpoints / "retrain", state)
@@ -114,4 +126,7 @@ def _fields(state: TrainingState, manifest: Manifest) -> list[FieldEntry]:
 
 
 def _ids(batch: Batch) -> dict[str, Ids]:
-    return {field: (values.values().long(), values.offsets().long()) for field, values in batch.sparse_features.to_dict().items()}
+    return {
+        field: (values.values().long(), values.offsets().long())
+        for field, values in batch.sparse_features.to_dict().items()
+    }

@@ -12,17 +12,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from ham_dist.config.paths import exists, local_path
-from ham_dist.data.manifest import Manifest
+from ham_dist.data.format.manifest import Manifest
 from ham_dist.errors import BundleError, DataError
 from ham_dist.export.bundle import Bundle
 from ham_dist.export.compact import Ids
 from ham_dist.export.manifest import FieldEntry
+from ham_dist.io.paths import exists, local_path
 
 Values = Literal["auto", "ids", "raw"]
 
 
-def read_blocks(bundle: Bundle, source: str | Path, fields: Sequence[FieldEntry], values: Values, block_rows: int) -> Iterator[dict[str, Ids]]:
+def read_blocks(
+    bundle: Bundle, source: str | Path, fields: Sequence[FieldEntry], values: Values, block_rows: int
+) -> Iterator[dict[str, Ids]]:
     """Ids of `fields` by name, in the order of the records, `block_rows` records at a time.
 
     source:  a Parquet file, a folder of *.parquet (taken in the order of their names), or whatever raw records `encode_raw` takes.
@@ -36,13 +38,20 @@ def read_blocks(bundle: Bundle, source: str | Path, fields: Sequence[FieldEntry]
     files = _parquet_files(path)
     if _hold_ids(bundle, path, files, fields, values):
         if not files:
-            raise DataError(f"{source}: the bundle takes ids, in a .parquet file or a folder of such; it has no vocabulary to read raw values with.")
+            raise DataError(
+                f"{source}: the bundle takes ids, in a .parquet file or a folder of such; it has no vocabulary to read raw values with."
+            )
         blocks = (block for file in files for block in _stored_blocks(file, fields, block_rows))
     else:
-        blocks = (block for part in files or [path] for block in _encoded_blocks(bundle, part, fields, block_rows))
+        blocks = (
+            block for part in files or [path] for block in _encoded_blocks(bundle, part, fields, block_rows)
+        )
     first_row = 0
     for block in blocks:
-        yield {field.name: _ids(f"{source}", field, block.column(number), first_row) for number, field in enumerate(fields)}
+        yield {
+            field.name: _ids(f"{source}", field, block.column(number), first_row)
+            for number, field in enumerate(fields)
+        }
         first_row += block.num_rows
 
 
@@ -52,7 +61,9 @@ def _parquet_files(path: Path) -> list[Path]:
     return [path] if path.suffix == ".parquet" else []
 
 
-def _hold_ids(bundle: Bundle, path: Path, files: Sequence[Path], fields: Sequence[FieldEntry], values: Values) -> bool:
+def _hold_ids(
+    bundle: Bundle, path: Path, files: Sequence[Path], fields: Sequence[FieldEntry], values: Values
+) -> bool:
     if not bundle.manifest.vocabulary:
         if values == "raw":
             raise BundleError(f"{bundle.root}: has no vocabulary, so it cannot read raw values. Give ids.")
@@ -69,7 +80,9 @@ def _hold_ids(bundle: Bundle, path: Path, files: Sequence[Path], fields: Sequenc
         return True
     schema = _opened(files[0]).schema_arrow
     if all(field.name in schema.names and _is_integer(schema.field(field.name).type) for field in fields):
-        raise DataError(f"{path}: holds whole numbers, which can be ids or raw values. Say which: `values` = ids or raw.")
+        raise DataError(
+            f"{path}: holds whole numbers, which can be ids or raw values. Say which: `values` = ids or raw."
+        )
     return False
 
 
@@ -77,7 +90,11 @@ def _require_same_vocabulary(bundle: Bundle, data: Path, fields: Sequence[FieldE
     """The same id must be the same value: ids of data that was prepared otherwise are in range and mean something else."""
     stored = {field.name: field.vocabulary.sha256 for field in Manifest.load(data).fields}
     files, paths = bundle.manifest.files, bundle.manifest.vocabulary
-    other = [field.name for field in fields if field.name in paths and stored.get(field.name) != files[paths[field.name]].sha256]
+    other = [
+        field.name
+        for field in fields
+        if field.name in paths and stored.get(field.name) != files[paths[field.name]].sha256
+    ]
     if other:
         raise DataError(
             f"{data}: was prepared with another vocabulary of {', '.join(other)} than the bundle's, so its ids are other values. "
@@ -107,9 +124,13 @@ def _stored_blocks(path: Path, fields: Sequence[FieldEntry], block_rows: int) ->
         schema = file.schema_arrow
         for name in names:
             if name not in schema.names:
-                raise DataError(f"{path}: has no column {name}, which the model reads; it has {', '.join(schema.names)}")
+                raise DataError(
+                    f"{path}: has no column {name}, which the model reads; it has {', '.join(schema.names)}"
+                )
             if not _is_integer(schema.field(name).type):
-                raise DataError(f"{path}: column {name} is {schema.field(name).type}; ids are whole numbers, or lists of them")
+                raise DataError(
+                    f"{path}: column {name} is {schema.field(name).type}; ids are whole numbers, or lists of them"
+                )
         try:
             for block in file.iter_batches(block_rows, columns=names):
                 yield block.select(names)
@@ -117,11 +138,13 @@ def _stored_blocks(path: Path, fields: Sequence[FieldEntry], block_rows: int) ->
             raise DataError(f"{path}: damaged: {str(error).splitlines()[0]}") from None
 
 
-def _encoded_blocks(bundle: Bundle, path: Path, fields: Sequence[FieldEntry], block_rows: int) -> Iterator[pa.RecordBatch]:
+def _encoded_blocks(
+    bundle: Bundle, path: Path, fields: Sequence[FieldEntry], block_rows: int
+) -> Iterator[pa.RecordBatch]:
     """Columns of `fields`, in that order, from the raw records in one file (or in one folder of raw files)."""
     # Reading raw records takes DuckDB and Ibis, which a server that is fed ids does without.
-    from ham_dist.data.encode import encode_raw
-    from ham_dist.data.recipe import parse_recipe
+    from ham_dist.data.encode.records import encode_raw
+    from ham_dist.data.recipe.load import parse_recipe
 
     settings = bundle.manifest.recipe
     recipe = None if settings is None else parse_recipe(settings, where=str(bundle.root / "manifest.json"))
@@ -135,7 +158,9 @@ def _encoded_blocks(bundle: Bundle, path: Path, fields: Sequence[FieldEntry], bl
 
 def _ids(where: str, field: FieldEntry, column: pa.Array, first_row: int) -> Ids:
     """One block's ids of one field, checked."""
-    flat = column.flatten() if _is_list(column.type) else column  # flatten, not .values: that shows the whole buffer of a slice
+    flat = (
+        column.flatten() if _is_list(column.type) else column
+    )  # flatten, not .values: that shows the whole buffer of a slice
     if column.null_count or flat.null_count:
         raise DataError(
             f"{where}: column {field.name} lacks a value in records {first_row} to {first_row + len(column) - 1}. Unknown values have id 0."
@@ -156,7 +181,13 @@ def _as_int64(column: pa.Array) -> np.ndarray[Any, np.dtype[np.int64]]:
     return column.to_numpy(zero_copy_only=False).astype(np.int64, copy=True)
 
 
-def _refuse_outside(where: str, field: FieldEntry, ids: np.ndarray[Any, Any], wrong: np.ndarray[Any, Any], rows: np.ndarray[Any, Any]) -> None:
+def _refuse_outside(
+    where: str,
+    field: FieldEntry,
+    ids: np.ndarray[Any, Any],
+    wrong: np.ndarray[Any, Any],
+    rows: np.ndarray[Any, Any],
+) -> None:
     if len(wrong):
         raise DataError(
             f"{where}: record {rows[0]} (from 0): {field.name} = {ids[wrong[0]]}: its ids go from 0 to {field.rows - 1}.\n"

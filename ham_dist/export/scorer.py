@@ -21,7 +21,13 @@ _SCHEMA = pa.schema([("probability", pa.float32())])
 
 
 @torch.inference_mode()
-def score(bundle_path: str | Path, input_path: str | Path, out_path: str | Path, values: Values = "auto", block_rows: int = BLOCK_ROWS) -> int:
+def score(
+    bundle_path: str | Path,
+    input_path: str | Path,
+    out_path: str | Path,
+    values: Values = "auto",
+    block_rows: int = BLOCK_ROWS,
+) -> int:
     """Write the probability of each record of `input_path`, in its order, and give their number.
 
     bundle_path: folder of a bundle of kind `ctr`.
@@ -60,7 +66,9 @@ def _output(out: Path) -> Iterator[Callable[[torch.Tensor], None]]:
                 with partial.open("w", encoding="utf-8") as file:
                     file.write("probability\n" if out.suffix == ".csv" else "")
                     # 9 digits give the same float32 back.
-                    yield lambda block: file.writelines(f"{probability:.9g}\n" for probability in block.tolist())
+                    yield lambda block: file.writelines(
+                        f"{probability:.9g}\n" for probability in block.tolist()
+                    )
             os.replace(partial, out)
     finally:
         partial.unlink(missing_ok=True)

@@ -23,7 +23,12 @@ def probabilities(model: CompactModel, batches: Iterable[Mapping[str, Ids]]) -> 
 
 
 def verify_bundle(
-    path: Path, batches: Iterable[Mapping[str, Ids]], live: torch.Tensor, device: torch.device | str = "cpu", *, copied: bool = False
+    path: Path,
+    batches: Iterable[Mapping[str, Ids]],
+    live: torch.Tensor,
+    device: torch.device | str = "cpu",
+    *,
+    copied: bool = False,
 ) -> dict[str, float | int]:
     """Compare the bundle at `path` with the model that it was written from.
 
@@ -57,8 +62,18 @@ def verify_bundle(
 def _rows_of(batches: Sequence[Mapping[str, Ids]]) -> dict[str, torch.Tensor]:
     """By field, the ids that occur in any batch, ascending, on CPU; id 0 where there are none."""
     fields = dict.fromkeys(field for batch in batches for field in batch)
-    values = {field: [ids if isinstance(ids := batch[field], torch.Tensor) else ids[0] for batch in batches if field in batch] for field in fields}
-    return {field: torch.cat([torch.zeros(1, dtype=torch.int64), *(part.long().cpu() for part in parts)]).unique() for field, parts in values.items()}
+    values = {
+        field: [
+            ids if isinstance(ids := batch[field], torch.Tensor) else ids[0]
+            for batch in batches
+            if field in batch
+        ]
+        for field in fields
+    }
+    return {
+        field: torch.cat([torch.zeros(1, dtype=torch.int64), *(part.long().cpu() for part in parts)]).unique()
+        for field, parts in values.items()
+    }
 
 
 def _places(batch: Mapping[str, Ids], rows: Mapping[str, torch.Tensor]) -> dict[str, Ids]:
@@ -67,4 +82,7 @@ def _places(batch: Mapping[str, Ids], rows: Mapping[str, torch.Tensor]) -> dict[
     def places(field: str, ids: torch.Tensor) -> torch.Tensor:
         return torch.searchsorted(rows[field].to(ids.device), ids.long())
 
-    return {field: places(field, ids) if isinstance(ids, torch.Tensor) else (places(field, ids[0]), ids[1]) for field, ids in batch.items()}
+    return {
+        field: places(field, ids) if isinstance(ids, torch.Tensor) else (places(field, ids[0]), ids[1])
+        for field, ids in batch.items()
+    }

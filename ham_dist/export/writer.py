@@ -15,9 +15,8 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import save
 
-from ham_dist.config.paths import exists, open_file
 from ham_dist.config.schema import ModelSettings
-from ham_dist.distributed.process_group import gather_objects, on_first_rank, rank, together
+from ham_dist.distributed.ranks.process_group import gather_objects, on_first_rank, rank, together
 from ham_dist.errors import BundleError
 from ham_dist.export.bundle import VALUES, open_bundle
 from ham_dist.export.files import sha256_of, writing
@@ -34,6 +33,7 @@ from ham_dist.export.manifest import (
     piece_path,
     write_manifest,
 )
+from ham_dist.io.paths import exists, open_file
 
 if TYPE_CHECKING:  # `tables` imports TorchRec, which writing does not need.
     from ham_dist.embedding.tables import TableChunk
@@ -102,7 +102,9 @@ def write_bundle(
     on_first_rank(lambda: _open_folder(out, partial))
     try:
         together(lambda: _require_seen(partial))
-        written = together(lambda: list(_write_tables(partial, description, chunks, first_order_chunks, piece_numbers)))
+        written = together(
+            lambda: list(_write_tables(partial, description, chunks, first_order_chunks, piece_numbers))
+        )
         pieces = [piece for of_rank in gather_objects(written) for piece in of_rank]
         return on_first_rank(lambda: _finish(partial, out, description, pieces, dense, vocabulary, verify))
     except BaseException:
@@ -114,7 +116,9 @@ def write_bundle(
 
 def _open_folder(out: Path, partial: Path) -> None:
     if out.exists():
-        raise BundleError(f"{out}: is there already; a bundle is never written over. Delete it, or give another folder.")
+        raise BundleError(
+            f"{out}: is there already; a bundle is never written over. Delete it, or give another folder."
+        )
     shutil.rmtree(partial, ignore_errors=True)  # left by a writer that was killed
     with writing(partial):
         partial.mkdir(parents=True)
@@ -122,11 +126,17 @@ def _open_folder(out: Path, partial: Path) -> None:
 
 def _require_seen(partial: Path) -> None:
     if not partial.is_dir():
-        raise BundleError(f"{partial}: rank 0 made this folder, but rank {rank()} does not see it. Give a folder on storage that all ranks share.")
+        raise BundleError(
+            f"{partial}: rank 0 made this folder, but rank {rank()} does not see it. Give a folder on storage that all ranks share."
+        )
 
 
 def _write_tables(
-    partial: Path, description: Description, chunks: Iterable["TableChunk"], first_order_chunks: Iterable["TableChunk"], piece_numbers: int
+    partial: Path,
+    description: Description,
+    chunks: Iterable["TableChunk"],
+    first_order_chunks: Iterable["TableChunk"],
+    piece_numbers: int,
 ) -> Iterator[_Written]:
     """Write this rank's rows, a piece at a time.
 
@@ -144,29 +154,41 @@ def _write_tables(
         raise failure
 
 
-def _write_chunk(partial: Path, folder: str, chunk: "TableChunk", description: Description, piece_numbers: int) -> Iterator[_Written]:
+def _write_chunk(
+    partial: Path, folder: str, chunk: "TableChunk", description: Description, piece_numbers: int
+) -> Iterator[_Written]:
     known = {field.name for field in description.fields}
     if chunk.field not in known:
-        raise BundleError(f"{folder}: rows of {chunk.field!r}, which is not one of the fields {', '.join(sorted(known))}")
+        raise BundleError(
+            f"{folder}: rows of {chunk.field!r}, which is not one of the fields {', '.join(sorted(known))}"
+        )
     rows_of_piece = max(1, piece_numbers // max(1, chunk.values.shape[1]))
     for start in range(0, chunk.values.shape[0], rows_of_piece):
         values = chunk.values[start : start + rows_of_piece]
-        yield _write_piece(partial, folder, chunk.field, chunk.first_row + start, values, description.precision)
+        yield _write_piece(
+            partial, folder, chunk.field, chunk.first_row + start, values, description.precision
+        )
 
 
-def _write_piece(partial: Path, folder: str, field: str, first_row: int, values: torch.Tensor, precision: Precision) -> _Written:
+def _write_piece(
+    partial: Path, folder: str, field: str, first_row: int, values: torch.Tensor, precision: Precision
+) -> _Written:
     kind = _TYPES[precision][1]
     values = values.detach().to("cpu", torch.float32)
     largest = values.abs().max().item() if values.numel() else 0.0
     if not largest <= torch.finfo(kind).max:  # also true of NaN
         if values.isfinite().all():
-            raise BundleError(f"table {field!r}: holds {largest:g}, and fp16 ends at {torch.finfo(kind).max:g}. Export it with precision fp32.")
+            raise BundleError(
+                f"table {field!r}: holds {largest:g}, and fp16 ends at {torch.finfo(kind).max:g}. Export it with precision fp32."
+            )
         raise BundleError(
             f"table {field!r}: holds numbers that are not finite, in rows {first_row} to {first_row + len(values) - 1}. Train it again."
         )
     path = piece_path(folder, field, first_row)
     entry = _write_file(partial, path, save({VALUES: values.to(kind).contiguous()}))
-    return _Written(folder, field, values.shape[1], Piece(file=path, first_row=first_row, rows=len(values)), entry)
+    return _Written(
+        folder, field, values.shape[1], Piece(file=path, first_row=first_row, rows=len(values)), entry
+    )
 
 
 def _write_file(partial: Path, path: str, content: bytes) -> FileEntry:
@@ -187,9 +209,16 @@ def _finish(
 ) -> dict[str, Any]:
     """What rank 0 does when all tables are there: dense weights, vocabulary, manifest, the check, and the name."""
     files = {written_piece.piece.file: written_piece.entry for written_piece in written}
-    files[DENSE] = _write_file(partial, DENSE, save({name: values.detach().cpu().contiguous().clone() for name, values in dense.items()}))
+    files[DENSE] = _write_file(
+        partial,
+        DENSE,
+        save({name: values.detach().cpu().contiguous().clone() for name, values in dense.items()}),
+    )
     try:
-        tables, first_order = _entries("tables", description, written), _entries("first_order", description, written)
+        tables, first_order = (
+            _entries("tables", description, written),
+            _entries("first_order", description, written),
+        )
         read = dict.fromkeys(table.field for table in (*tables, *first_order))
         vocabularies = _copy_vocabulary(partial, read, vocabulary, files) if vocabulary else {}
         manifest = BundleManifest(
@@ -216,7 +245,9 @@ def _finish(
     with writing(out):
         write_manifest(partial, manifest.model_copy(update={"verified": report or None}))
         if out.exists():
-            raise BundleError(f"{out}: came up while the bundle was written. Delete it, or give another folder.")
+            raise BundleError(
+                f"{out}: came up while the bundle was written. Delete it, or give another folder."
+            )
         os.replace(partial, out)
     return report
 
@@ -225,24 +256,41 @@ def _entries(folder: str, description: Description, written: Sequence[_Written])
     """Tables of one folder, in the order of the fields, each with its pieces in the order of their rows."""
     tables = []
     for field in description.fields:
-        of_field = sorted((item for item in written if (item.folder, item.field) == (folder, field.name)), key=lambda item: item.piece.first_row)
+        of_field = sorted(
+            (item for item in written if (item.folder, item.field) == (folder, field.name)),
+            key=lambda item: item.piece.first_row,
+        )
         if not of_field:
             continue
         widths = {item.width for item in of_field}
         if len(widths) > 1:
-            raise BundleError(f"table {field.name!r}: its rows have {' and '.join(map(str, sorted(widths)))} columns on different ranks")
+            raise BundleError(
+                f"table {field.name!r}: its rows have {' and '.join(map(str, sorted(widths)))} columns on different ranks"
+            )
         pieces = tuple(item.piece for item in of_field)
-        tables.append(TableEntry(field=field.name, rows=field.rows, width=widths.pop(), type=_TYPES[description.precision][0], files=pieces))
+        tables.append(
+            TableEntry(
+                field=field.name,
+                rows=field.rows,
+                width=widths.pop(),
+                type=_TYPES[description.precision][0],
+                files=pieces,
+            )
+        )
     return tuple(tables)
 
 
-def _copy_vocabulary(partial: Path, fields: Iterable[str], folder: str | Path, files: dict[str, FileEntry]) -> dict[str, str]:
+def _copy_vocabulary(
+    partial: Path, fields: Iterable[str], folder: str | Path, files: dict[str, FileEntry]
+) -> dict[str, str]:
     """Copy <field>.parquet of each field that the model reads; adds to `files`, and gives the copies' paths by field."""
     copies = {}
     for field in fields:
         source, path = f"{folder}/{field}.parquet", inside(f"vocabulary/{field}.parquet")
         if not exists(source):
-            raise BundleError(f"{source}: missing: the vocabulary of {field!r}. Give the folder `vocabulary` that `ham-dist prepare` wrote.")
+            raise BundleError(
+                f"{source}: missing: the vocabulary of {field!r}. Give the folder `vocabulary` that `ham-dist prepare` wrote."
+            )
         with writing(partial / path):
             (partial / path).parent.mkdir(parents=True, exist_ok=True)
             with open_file(source, "rb") as read, (partial / path).open("wb") as written:

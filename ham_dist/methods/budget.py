@@ -28,7 +28,10 @@ class Budget:
         else:
             assert target.bytes is not None, "a target has columns or bytes"
             self.unit, self.limit = "bytes", target.bytes
-            per_table = [torch.full((width,), layout.rows[table] * number_bytes) for table, width in layout.widths.items()]
+            per_table = [
+                torch.full((width,), layout.rows[table] * number_bytes)
+                for table, width in layout.widths.items()
+            ]
             self.costs = torch.cat(per_table)
         total, least = int(self.costs.sum()), int(self.costs.min())
         if self.limit > total:

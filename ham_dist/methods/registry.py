@@ -6,5 +6,10 @@ from ham_dist.methods.method import Method
 from ham_dist.methods.random import Random
 from ham_dist.methods.uniform import Uniform
 
-METHODS: dict[str, type[Method]] = {"ham": HardAuxiliaryMask, "uniform": Uniform, "random": Random, "magnitude": Magnitude}
+METHODS: dict[str, type[Method]] = {
+    "ham": HardAuxiliaryMask,
+    "uniform": Uniform,
+    "random": Random,
+    "magnitude": Magnitude,
+}
 """To add a method: a class in a file of its own, a line here, and its name in `SearchSettings.method`."""

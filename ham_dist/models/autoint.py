@@ -25,14 +25,18 @@ class AttentionLayer(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.projection = nn.Linear(width, 4 * width, bias=False)  # W_query, W_key, W_value and W_res in one product
+        self.projection = nn.Linear(
+            width, 4 * width, bias=False
+        )  # W_query, W_key, W_value and W_res in one product
         for weight in self.projection.weight.detach().chunk(4):
             nn.init.xavier_uniform_(weight)
 
     def forward(self, fields: torch.Tensor) -> torch.Tensor:
         """One layer: (B, F, L) -> (B, F, L)."""
         *parts, residual = self.projection(fields).chunk(4, dim=-1)
-        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)  # each (B, H, F, L / H)
+        query, key, value = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts
+        )  # each (B, H, F, L / H)
         attended = functional.scaled_dot_product_attention(query, key, value, scale=1.0)
         return torch.relu(attended.transpose(1, 2).flatten(2) + residual)
 
@@ -53,7 +57,12 @@ class AutoInt(Interaction):
     def __init__(self, widths: Mapping[str, int], settings: ModelSettings) -> None:
         super().__init__(widths)
         self.lift = Lift(self.widths, settings.lift_width)
-        self.attention = nn.Sequential(*(AttentionLayer(settings.lift_width, settings.attention_heads) for _ in range(settings.attention_layers)))
+        self.attention = nn.Sequential(
+            *(
+                AttentionLayer(settings.lift_width, settings.attention_heads)
+                for _ in range(settings.attention_layers)
+            )
+        )
         self.last = Logit(len(self.widths) * settings.lift_width, 1)
 
     def forward(self, columns: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:

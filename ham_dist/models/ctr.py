@@ -39,23 +39,37 @@ class CTRModel(nn.Module):
         self.interaction = interaction
         self.first_order_tables = first_order_tables
         self._widths = {field: width for field, width in interaction.widths.items() if width}
-        first_order = [] if first_order_tables is None else [config.name for config in first_order_tables.embedding_bag_configs()]
+        first_order = (
+            []
+            if first_order_tables is None
+            else [config.name for config in first_order_tables.embedding_bag_configs()]
+        )
         self._terms = dict.fromkeys(first_order, 1)
-        self._averaged = [field for field in dict.fromkeys([*self._widths, *first_order]) if field not in single_valued]
+        self._averaged = [
+            field for field in dict.fromkeys([*self._widths, *first_order]) if field not in single_valued
+        ]
 
     def forward(self, sparse_features: KeyedJaggedTensor, rows: int | None = None) -> torch.Tensor:
         """Logits (B,).
 
         rows: B, where `sparse_features` has empty bags behind those of the samples: what is looked up for them goes no further.
         """
-        counts = {field: sparse_features[field].lengths().clamp(min=1).unsqueeze(1) for field in self._averaged}
-        columns = first_rows(ordered_columns(self.tables.look_up(sparse_features), self._widths, counts), rows)
-        with torch.autocast(columns.device.type, torch.bfloat16, enabled=self.autocasts and torch.is_grad_enabled()):
+        counts = {
+            field: sparse_features[field].lengths().clamp(min=1).unsqueeze(1) for field in self._averaged
+        }
+        columns = first_rows(
+            ordered_columns(self.tables.look_up(sparse_features), self._widths, counts), rows
+        )
+        with torch.autocast(
+            columns.device.type, torch.bfloat16, enabled=self.autocasts and torch.is_grad_enabled()
+        ):
             logits = self.interaction(columns.to(self.interaction.dtype), self.mask.values)
         if self.first_order_tables is not None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.mask.detached):
                 # Only the first column of each table is the term; where a kernel needs padding, the rest must get no gradient.
-                terms = first_rows(ordered_columns(self.first_order_tables(sparse_features), self._terms, counts), rows)
+                terms = first_rows(
+                    ordered_columns(self.first_order_tables(sparse_features), self._terms, counts), rows
+                )
             logits = logits + terms.sum(dim=1)
         return logits
 
@@ -82,6 +96,14 @@ def ctr_model(
 
     single_valued, autocasts: as of CTRModel.
     """
-    layout = ColumnLayout({table.field: table.width for table in tables}, {table.field: table.rows for table in tables})
+    layout = ColumnLayout(
+        {table.field: table.width for table in tables}, {table.field: table.rows for table in tables}
+    )
     masked = MaskedEmbeddingBagCollection(embedding_bags(tables), ColumnMask(layout))
-    return CTRModel(masked, interaction, embedding_bags(first_order) if first_order else None, single_valued, autocasts=autocasts)
+    return CTRModel(
+        masked,
+        interaction,
+        embedding_bags(first_order) if first_order else None,
+        single_valued,
+        autocasts=autocasts,
+    )

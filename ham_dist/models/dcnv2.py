@@ -56,7 +56,9 @@ class DCNV2(Interaction):
 
     def forward(self, columns: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         if mask is not None:
-            columns = columns * mask  # Read by products with one another too, so that no weight could take the mask in their place.
+            columns = (
+                columns * mask
+            )  # Read by products with one another too, so that no weight could take the mask in their place.
         parts = [self.cross(columns)]
         if self.deep_width:
             parts.append(self.deep(columns))
@@ -66,5 +68,8 @@ class DCNV2(Interaction):
         columns = Axis(tuple(self.widths))
         axes: dict[str, dict[int, Axis]] = {"last.weight": {1: Axis(columns.fields, tail=self.deep_width)}}
         for layer in range(len(self.cross.layers)):
-            axes |= {f"cross.layers.{layer}.weight": {0: columns, 1: columns}, f"cross.layers.{layer}.bias": {0: columns}}
+            axes |= {
+                f"cross.layers.{layer}.weight": {0: columns, 1: columns},
+                f"cross.layers.{layer}.bias": {0: columns},
+            }
         return axes | {"deep.0.weight": {1: columns}} if self.deep_width else axes

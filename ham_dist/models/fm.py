@@ -60,7 +60,11 @@ class FM(Interaction):
         self.lift = Lift(self.widths, settings.lift_width)
         self.bias = nn.Parameter(torch.zeros(()))
         columns = sum(self.widths.values())
-        self.linear = nn.Parameter(torch.empty(columns).uniform_(-(columns**-0.5), columns**-0.5)) if settings.first_order == "linear" else None
+        self.linear = (
+            nn.Parameter(torch.empty(columns).uniform_(-(columns**-0.5), columns**-0.5))
+            if settings.first_order == "linear"
+            else None
+        )
 
     def forward(self, columns: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         lifted = self.lift.by_field(columns, mask)

@@ -62,7 +62,9 @@ class Interaction(nn.Module, ABC):
         super().__init__()
         self.widths = {field: width for field, width in widths.items() if width or self.keeps_slots}
         if not any(self.widths.values()):
-            raise TargetError(f"{type(self).__name__}: no field has a column left; a model needs at least 1. Raise the target.")
+            raise TargetError(
+                f"{type(self).__name__}: no field has a column left; a model needs at least 1. Raise the target."
+            )
 
     @property
     def dtype(self) -> torch.dtype:

@@ -37,11 +37,27 @@ class Lift(nn.Module):
                 nn.init.uniform_(block, -(width**-0.5), width**-0.5)  # as nn.Linear(d_j, L) starts
         self.is_even = all(width == self.widest for width in self.widths)
         starts = list(accumulate(self.widths, initial=0))[:-1]
-        slots = [(start + i, i < width) for start, width in zip(starts, self.widths, strict=True) for i in range(self.widest)]
+        slots = [
+            (start + i, i < width)
+            for start, width in zip(starts, self.widths, strict=True)
+            for i in range(self.widest)
+        ]
         # A place without a column reads column 0 times the row of zeros that _blocks puts after the weight's last.
-        self.register_buffer("padded_columns", torch.tensor([column if is_real else 0 for column, is_real in slots]), persistent=False)
-        self.register_buffer("padded_rows", torch.tensor([column if is_real else total for column, is_real in slots]), persistent=False)
-        self.register_buffer("unpadded", torch.tensor([place for place, (_, is_real) in enumerate(slots) if is_real]), persistent=False)
+        self.register_buffer(
+            "padded_columns",
+            torch.tensor([column if is_real else 0 for column, is_real in slots]),
+            persistent=False,
+        )
+        self.register_buffer(
+            "padded_rows",
+            torch.tensor([column if is_real else total for column, is_real in slots]),
+            persistent=False,
+        )
+        self.register_buffer(
+            "unpadded",
+            torch.tensor([place for place, (_, is_real) in enumerate(slots) if is_real]),
+            persistent=False,
+        )
 
     def forward(self, columns: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Lifted fields (B, F, L) of the columns of all fields (B, D), each times its number of `mask` (D,)."""
@@ -64,12 +80,16 @@ class Lift(nn.Module):
         returns: (n, D).
         """
         blocks = self._blocks(mask)
-        folded = torch.bmm(blocks, weight.view(-1, len(blocks), blocks.shape[2]).permute(1, 2, 0)).flatten(0, 1)
+        folded = torch.bmm(blocks, weight.view(-1, len(blocks), blocks.shape[2]).permute(1, 2, 0)).flatten(
+            0, 1
+        )
         return (folded if self.is_even else folded.index_select(0, self.unpadded)).t()
 
     def _blocks(self, mask: torch.Tensor | None) -> torch.Tensor:
         """(F, d_j, L), fields filled up with zero weights: (x * m) W = x (m * W) takes D L products for the mask instead of B D."""
         weight: torch.Tensor = self.weight if mask is None else self.weight * mask.unsqueeze(1)
         if not self.is_even:
-            weight = torch.cat([weight, weight.new_zeros(1, weight.shape[1])]).index_select(0, self.padded_rows)
+            weight = torch.cat([weight, weight.new_zeros(1, weight.shape[1])]).index_select(
+                0, self.padded_rows
+            )
         return weight.unflatten(0, (len(self.widths), self.widest))

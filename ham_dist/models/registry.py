@@ -9,7 +9,12 @@ from ham_dist.models.deepfm import DeepFM
 from ham_dist.models.fm import FM
 from ham_dist.models.interaction import Interaction
 
-INTERACTIONS: dict[str, type[FM] | type[AutoInt] | type[DCNV2]] = {"fm": FM, "deepfm": DeepFM, "autoint": AutoInt, "dcnv2": DCNV2}
+INTERACTIONS: dict[str, type[FM] | type[AutoInt] | type[DCNV2]] = {
+    "fm": FM,
+    "deepfm": DeepFM,
+    "autoint": AutoInt,
+    "dcnv2": DCNV2,
+}
 """To add a model: a class like these, with `(widths, settings)`, a line here, and its name in `ModelSettings.name`."""
 
 

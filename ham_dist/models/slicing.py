@@ -9,7 +9,9 @@ from ham_dist.models.interaction import Interaction
 from ham_dist.models.registry import build_interaction
 
 
-def cut_weight(wide: Interaction, name: str, values: torch.Tensor, columns: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def cut_weight(
+    wide: Interaction, name: str, values: torch.Tensor, columns: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
     """The entries of one weight (or of anything of its shape, such as an optimizer's moment) that stay when only `columns` stay.
 
     wide:    the interaction that `values` belongs to.
@@ -21,7 +23,9 @@ def cut_weight(wide: Interaction, name: str, values: torch.Tensor, columns: Mapp
     return values.clone()
 
 
-def narrow_interaction(wide: Interaction, settings: ModelSettings, columns: Mapping[str, torch.Tensor]) -> Interaction:
+def narrow_interaction(
+    wide: Interaction, settings: ModelSettings, columns: Mapping[str, torch.Tensor]
+) -> Interaction:
     """The interaction over `columns` alone, with the wide one's weights: it gives the logits that the wide one gives with the other columns at zero.
 
     wide:    stays as it is.

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ham_dist.config.paths import is_local
 from ham_dist.config.schema import TablePrecision
 from ham_dist.config.units import NUMBER_BYTES
-from ham_dist.data.look import HEADS, DataLook, look_at
-from ham_dist.data.manifest import SPLITS, Manifest
+from ham_dist.data.format.manifest import SPLITS, Manifest
+from ham_dist.data.statistics import HEADS, DataLook, look_at
 from ham_dist.errors import CheckpointError, DataError
+from ham_dist.io.paths import is_local
 from ham_dist.report.grids import Cell, Grid, size_cell
 from ham_dist.report.record import RunRecord
 from ham_dist.report.text import count_text, share_text
@@ -43,7 +43,10 @@ def datasets_of(runs: Sequence[RunRecord]) -> list[Dataset]:
     groups: dict[str, list[RunRecord]] = {}
     for run in runs:
         groups.setdefault(run.data.sha256 if run.data else f"run {run.name}", []).append(run)
-    return [Dataset(group[0].dataset, group[0].data.sha256 if group[0].data else None, group) for group in groups.values()]
+    return [
+        Dataset(group[0].dataset, group[0].data.sha256 if group[0].data else None, group)
+        for group in groups.values()
+    ]
 
 
 def look_at_dataset(dataset: Dataset, most_rows: int | None) -> DataLook | str:
@@ -67,7 +70,9 @@ def look_at_dataset(dataset: Dataset, most_rows: int | None) -> DataLook | str:
 def _look(run: RunRecord, width: int, precision: TablePrecision, most_rows: int | None) -> DataLook | str:
     """raises: DataError if the data is gone, elsewhere or damaged; CheckpointError if other data is in its place."""
     if not is_local(run.data_folder):
-        raise DataError(f"{run.data_folder}: is not on this machine. Copy it to one, and `ham-dist inspect` shows what it holds")
+        raise DataError(
+            f"{run.data_folder}: is not on this machine. Copy it to one, and `ham-dist inspect` shows what it holds"
+        )
     folder = Path(run.data_folder)
     manifest = Manifest.load(folder)
     run.folder.check_data(manifest)
@@ -82,9 +87,14 @@ def _look(run: RunRecord, width: int, precision: TablePrecision, most_rows: int 
 
 def data_grids(look: DataLook) -> list[Grid]:
     """The figures of `ham-dist inspect` on a data folder."""
-    splits = [(name, count_text(split.rows), count_text(split.positives), share_text(split.label_rate)) for name, split in look.splits.items()]
+    splits = [
+        (name, count_text(split.rows), count_text(split.positives), share_text(split.label_rate))
+        for name, split in look.splits.items()
+    ]
     lines = [("raw rows", count_text(look.rows_in)), ("dropped", count_text(look.rows_dropped))]
-    lines += [(f"rejected: {reason}", count_text(count)) for reason, count in look.rejected.items()] or [("rejected", "0")]
+    lines += [(f"rejected: {reason}", count_text(count)) for reason, count in look.rejected.items()] or [
+        ("rejected", "0")
+    ]
     fields: list[Sequence[Cell | str]] = [
         (
             field.name,
@@ -96,9 +106,18 @@ def data_grids(look: DataLook) -> list[Grid]:
         )
         for field in look.fields
     ]
-    total: Sequence[Cell | str] = ("all", count_text(sum(field.rows for field in look.fields)), size_cell(look.bytes), *[""] * (2 + len(HEADS)))
+    total: Sequence[Cell | str] = (
+        "all",
+        count_text(sum(field.rows for field in look.fields)),
+        size_cell(look.bytes),
+        *[""] * (2 + len(HEADS)),
+    )
     shares = [
-        (field.name, *(share_text(field.zero[split]) for split in SPLITS), *(share_text(field.unseen[split]) for split in SPLITS[1:]))
+        (
+            field.name,
+            *(share_text(field.zero[split]) for split in SPLITS),
+            *(share_text(field.unseen[split]) for split in SPLITS[1:]),
+        )
         for field in look.fields
     ]
     return [

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ham_dist.config.units import size_text
-from ham_dist.data.look import HEADS, DataLook
+from ham_dist.data.statistics import HEADS, DataLook
 from ham_dist.embedding.table_size import TableSize
 from ham_dist.errors import ReportError
 from ham_dist.report.record import Metrics
@@ -63,7 +63,9 @@ def require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise ReportError("report: draws with matplotlib, which is not installed. pip install 'ham-dist[report]'") from None
+        raise ReportError(
+            "report: draws with matplotlib, which is not installed. pip install 'ham-dist[report]'"
+        ) from None
 
 
 def training(name: str, rows: Sequence[Metrics]) -> Figure:
@@ -77,15 +79,32 @@ def training(name: str, rows: Sequence[Metrics]) -> Figure:
             epochs = [row.epoch for row in of_stage]
             above.set_title(stage)
             _line(above, 0, epochs, [row.validation_auc for row in of_stage], gid=f"{name}-{stage}-auc")
-            _line(below, 1, epochs, [row.train_loss for row in of_stage], gid=f"{name}-{stage}-train-loss", label="training")
-            _line(below, 0, epochs, [row.validation_logloss for row in of_stage], gid=f"{name}-{stage}-validation-loss", label="validation")
+            _line(
+                below,
+                1,
+                epochs,
+                [row.train_loss for row in of_stage],
+                gid=f"{name}-{stage}-train-loss",
+                label="training",
+            )
+            _line(
+                below,
+                0,
+                epochs,
+                [row.validation_logloss for row in of_stage],
+                gid=f"{name}-{stage}-validation-loss",
+                label="validation",
+            )
             below.set_xlabel("epoch")
             below.xaxis.get_major_locator().set_params(integer=True)
         panels[0, 0].set_ylabel("validation AUC")
         panels[1, 0].set_ylabel("log loss")
         panels[1, 0].legend()
 
-    return Figure(_svg(name, draw, WIDTH * (0.1 + 0.3 * len(stages)), 4), "Validation AUC and log loss, by stage and epoch.")
+    return Figure(
+        _svg(name, draw, WIDTH * (0.1 + 0.3 * len(stages)), 4),
+        "Validation AUC and log loss, by stage and epoch.",
+    )
 
 
 def search(name: str, rows: Sequence[Metrics], unit: str) -> Figure:
@@ -98,8 +117,13 @@ def search(name: str, rows: Sequence[Metrics], unit: str) -> Figure:
         axes = canvas.subplots()
         text = size_text if unit == "bytes" else "{:,.0f}".format
         steps = [row.step for row in rows]
-        low, high = ([_number(value) for value in values] for values in zip(*((row.used_lowest, row.used_highest) for row in rows), strict=True))
-        axes.fill_between(steps, low, high, color=_COLOURS[0], alpha=0.2, linewidth=0, label="range within the epoch")
+        low, high = (
+            [_number(value) for value in values]
+            for values in zip(*((row.used_lowest, row.used_highest) for row in rows), strict=True)
+        )
+        axes.fill_between(
+            steps, low, high, color=_COLOURS[0], alpha=0.2, linewidth=0, label="range within the epoch"
+        )
         _line(axes, 0, steps, [row.used for row in rows], gid=f"{name}-used", label=f"{unit} in use")
         if (target := rows[-1].target) is not None:
             axes.axhline(target, color=_COLOURS[1], linestyle="--", label=f"target {text(target)}")
@@ -109,7 +133,10 @@ def search(name: str, rows: Sequence[Metrics], unit: str) -> Figure:
         axes.yaxis.set_major_formatter(_format(text))
         axes.legend()
 
-    return Figure(_svg(name, draw, WIDTH, 2.8), f"The search: {unit} in use at the end of each epoch, and the fewest and most within it.")
+    return Figure(
+        _svg(name, draw, WIDTH, 2.8),
+        f"The search: {unit} in use at the end of each epoch, and the fewest and most within it.",
+    )
 
 
 def sizes(name: str, tables: Sequence[TableSize]) -> Figure:
@@ -136,8 +163,12 @@ def sizes(name: str, tables: Sequence[TableSize]) -> Figure:
         memory.locator_params(axis="x", nbins=4)
         canvas.legend(*memory.get_legend_handles_labels(), loc="outside upper right", ncols=2)
 
-    which = f"the {len(order)} largest of {len(tables):,} fields" if len(order) < len(tables) else "all fields"
-    return Figure(_svg(name, draw, WIDTH, 1 + 0.24 * len(order)), f"Columns and bytes before and after: {which}.")
+    which = (
+        f"the {len(order)} largest of {len(tables):,} fields" if len(order) < len(tables) else "all fields"
+    )
+    return Figure(
+        _svg(name, draw, WIDTH, 1 + 0.24 * len(order)), f"Columns and bytes before and after: {which}."
+    )
 
 
 def heads(name: str, look: DataLook) -> Figure:
@@ -150,7 +181,14 @@ def heads(name: str, look: DataLook) -> Figure:
         shares = [1 / part for part in HEADS.values()]
         for number, field in enumerate(look.fields):
             style = {"label": _short(field.name)} if named else {"linewidth": 0.6}
-            _line(axes, number, shares, [field.head[share] for share in HEADS], gid=f"{name}-field-{number}", **style)
+            _line(
+                axes,
+                number,
+                shares,
+                [field.head[share] for share in HEADS],
+                gid=f"{name}-field-{number}",
+                **style,
+            )
         axes.set_xscale("log")
         axes.set_xticks(shares, HEADS)
         axes.minorticks_off()
@@ -161,7 +199,10 @@ def heads(name: str, look: DataLook) -> Figure:
         if named:
             axes.legend(loc="upper left", bbox_to_anchor=(1, 1), ncols=columns, fontsize=8)
 
-    return Figure(_svg(name, draw, WIDTH, height), "From head to tail: the higher a line begins, the fewer ids carry the field.")
+    return Figure(
+        _svg(name, draw, WIDTH, height),
+        "From head to tail: the higher a line begins, the fewer ids carry the field.",
+    )
 
 
 def comparison(name: str, points: Sequence[Point]) -> Figure:
@@ -179,7 +220,9 @@ def comparison(name: str, points: Sequence[Point]) -> Figure:
             of_kind = [point for point in points if point.kind == kind]
             x, y = [point.embedding_bytes for point in of_kind], [point.auc for point in of_kind]
             label = _short(kind) if number < STYLES else None
-            _line(axes, number, x, y, gid=f"{name}-kind-{number}", label=label, linestyle="none", markersize=6)
+            _line(
+                axes, number, x, y, gid=f"{name}-kind-{number}", label=label, linestyle="none", markersize=6
+            )
         axes.xaxis.set_major_formatter(_format(size_text))
         axes.set_xlabel("embedding bytes")
         axes.set_ylabel("test AUC")

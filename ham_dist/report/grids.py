@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ham_dist.config.load import changes
 from ham_dist.config.schema import RunSettings
 from ham_dist.config.units import size_text
-from ham_dist.data.manifest import Truth
+from ham_dist.data.format.manifest import Truth
 from ham_dist.embedding.table_size import TableSize
 from ham_dist.report.record import Result, RunRecord, Start
 from ham_dist.report.text import NOTHING, count_text, quality_text
@@ -45,7 +45,13 @@ def results(runs: Sequence[RunRecord]) -> Grid:
     for run in runs:
         for record in run.targets:
             search, result = run.settings.search, record.result
-            words = Cell(run.label, run.name), record.target.label, run.settings.model.name, search.method, str(run.settings.seed)
+            words = (
+                Cell(run.label, run.name),
+                record.target.label,
+                run.settings.model.name,
+                search.method,
+                str(run.settings.seed),
+            )
             rows.append((*words, *(_result_row(result) if result else ("not done", *[NOTHING] * 7))))
     return Grid("", names, rows, texts=4)
 
@@ -74,15 +80,29 @@ def quality(result: Result) -> Grid:
         ("validation AUC", "validation_auc", result.validation_auc),
     ):
         old = before.get(name)
-        rows.append((title, quality_text(old), quality_text(new), NOTHING if old is None or new is None else f"{new - old:+.4f}"))
+        rows.append(
+            (
+                title,
+                quality_text(old),
+                quality_text(new),
+                NOTHING if old is None or new is None else f"{new - old:+.4f}",
+            )
+        )
     for title, name, count in (
         ("embedding parameters", "embedding_parameters", result.embedding_parameters),
         ("dense parameters", "dense_parameters", result.dense_parameters),
     ):
-        rows.append((title, count_text(before.get(name)), count_text(count), _change(before.get(name), count)))
+        rows.append(
+            (title, count_text(before.get(name)), count_text(count), _change(before.get(name), count))
+        )
     size = before.get("embedding_bytes")
     rows.append(
-        ("embedding bytes", NOTHING if size is None else size_cell(size), size_cell(result.embedding_bytes), _change(size, result.embedding_bytes))
+        (
+            "embedding bytes",
+            NOTHING if size is None else size_cell(size),
+            size_cell(result.embedding_bytes),
+            _change(size, result.embedding_bytes),
+        )
     )
     return Grid("What it reaches and holds", ("", "supernet", "narrow", "change"), rows)
 
@@ -92,7 +112,14 @@ def cost(result: Result) -> Grid:
     rows = []
     for stage, seconds in result.seconds.items():
         speed = result.samples_per_second.get(stage)
-        rows.append((stage, count_text(result.epochs.get(stage)), f"{seconds:,.1f}", NOTHING if speed is None else f"{speed:,.0f}"))
+        rows.append(
+            (
+                stage,
+                count_text(result.epochs.get(stage)),
+                f"{seconds:,.1f}",
+                NOTHING if speed is None else f"{speed:,.0f}",
+            )
+        )
     total = ("all", "", f"{sum(result.seconds.values()):,.1f}", "")
     return Grid("What it took", ("stage", "epochs", "seconds", "samples/s"), rows, total=total)
 
@@ -132,7 +159,12 @@ def sizes(tables: Sequence[TableSize], truth: Truth | None) -> Grid:
 
 def settings(run: RunSettings) -> Grid:
     """What is not as by default."""
-    return Grid("Settings that are not the default", ("setting", "default", "here"), changes(RunSettings(), run), texts=3)
+    return Grid(
+        "Settings that are not the default",
+        ("setting", "default", "here"),
+        changes(RunSettings(), run),
+        texts=3,
+    )
 
 
 def starts(entries: Sequence[Start]) -> Grid:

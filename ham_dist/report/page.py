@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ham_dist
-from ham_dist.config.paths import is_local
 from ham_dist.config.units import size_text
-from ham_dist.data.manifest import Truth
+from ham_dist.data.format.manifest import Truth
 from ham_dist.errors import ReportError
+from ham_dist.io.paths import is_local
 from ham_dist.report import figures, grids
 from ham_dist.report.dataset import Dataset, data_grids, datasets_of, look_at_dataset
 from ham_dist.report.figures import Figure, Point
@@ -48,7 +48,11 @@ def write_report(runs: Sequence[str], out: str, *, with_data: bool | None, overw
     datasets = datasets_of(records)
     parts = [_run(f"run-{number}", run) for number, run in enumerate(records, 1)]
     most_rows = None if with_data else ROWS_UNASKED
-    looks = [] if with_data is False else [_dataset(f"data-{number}", dataset, most_rows) for number, dataset in enumerate(datasets, 1)]
+    looks = (
+        []
+        if with_data is False
+        else [_dataset(f"data-{number}", dataset, most_rows) for number, dataset in enumerate(datasets, 1)]
+    )
     write_text(path, render([results(datasets), *parts, *looks]))
 
 
@@ -57,14 +61,20 @@ def render(sections: Sequence[Section]) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     return environment.get_template(TEMPLATE).render(sections=sections, version=ham_dist.__version__)
 
 
 def _file(out: str, overwrite: bool) -> Path:
     if not is_local(out):
-        raise ReportError(f"{out}: a report is written to a file of this machine. Give one, and copy it from there")
+        raise ReportError(
+            f"{out}: a report is written to a file of this machine. Give one, and copy it from there"
+        )
     path = Path(out)
     if path.is_dir():
         raise ReportError(f"{out}: is a folder, and a report is one file. Give {path / 'report.html'}")
@@ -73,7 +83,9 @@ def _file(out: str, overwrite: bool) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ReportError(f"{path.parent}: cannot be made a folder: {error.strerror}. Give another file") from None
+        raise ReportError(
+            f"{path.parent}: cannot be made a folder: {error.strerror}. Give another file"
+        ) from None
     return path
 
 
@@ -81,9 +93,15 @@ def results(datasets: Sequence[Dataset]) -> Section:
     """All targets of all runs side by side; of runs on several data sets, each data set by itself."""
     if len(datasets) == 1:
         return _comparison("results", "Results", datasets[0])
-    what = f"are on {len(datasets)} different data sets" if all(dataset.digest for dataset in datasets) else "are not known to be on the same data"
+    what = (
+        f"are on {len(datasets)} different data sets"
+        if all(dataset.digest for dataset in datasets)
+        else "are not known to be on the same data"
+    )
     warning = f"These runs {what}. Test AUC and log loss are compared within each data set alone."
-    parts = [_comparison(f"results-{number}", dataset.title, dataset) for number, dataset in enumerate(datasets, 1)]
+    parts = [
+        _comparison(f"results-{number}", dataset.title, dataset) for number, dataset in enumerate(datasets, 1)
+    ]
     return Section("results", "Results", warnings=[warning], sections=parts)
 
 
@@ -100,7 +118,9 @@ def _points(runs: Iterable[RunRecord]) -> Iterator[Point]:
         for record in run.targets:
             if record.result is not None:
                 model = record.result.model
-                yield Point(f"{model}, {record.result.method}", record.result.embedding_bytes, record.result.test_auc)
+                yield Point(
+                    f"{model}, {record.result.method}", record.result.embedding_bytes, record.result.test_auc
+                )
                 if (before := record.result.supernet) is not None:
                     supernets[run.name] = Point(f"{model}, supernet", before.embedding_bytes, before.auc)
     yield from supernets.values()
@@ -113,9 +133,17 @@ def _run(key: str, run: RunRecord) -> Section:
         f"Data: {run.data_folder}",
     ]
     if run.truth is not None:
-        lines.append(f"The data is generated: but by luck, no model reaches a test AUC over {quality_text(run.truth.bayes_auc)}.")
+        lines.append(
+            f"The data is generated: but by luck, no model reaches a test AUC over {quality_text(run.truth.bayes_auc)}."
+        )
     parts = [_target(f"{key}-{record.target.label}", record, run.truth) for record in run.targets]
-    parts.append(Section(f"{key}-settings", "Settings and versions", grids=[grids.settings(settings), grids.starts(run.starts)]))
+    parts.append(
+        Section(
+            f"{key}-settings",
+            "Settings and versions",
+            grids=[grids.settings(settings), grids.starts(run.starts)],
+        )
+    )
     return Section(key, run.name, lines, run.notes, sections=parts)
 
 
@@ -123,7 +151,9 @@ def _target(key: str, record: TargetRecord, truth: Truth | None) -> Section:
     lines, shown, drawn = [], [], []
     if (result := record.result) is not None:
         ranks = "one rank" if result.world_size == 1 else f"{result.world_size} ranks"
-        lines.append(f"On {ranks} ({result.device}), with up to {size_text(result.peak_memory_bytes)} of memory on a rank.")
+        lines.append(
+            f"On {ranks} ({result.device}), with up to {size_text(result.peak_memory_bytes)} of memory on a rank."
+        )
         shown += [grids.quality(result), grids.cost(result)]
     if record.sizes:
         shown.append(grids.sizes(record.sizes, truth))
@@ -131,7 +161,11 @@ def _target(key: str, record: TargetRecord, truth: Truth | None) -> Section:
     if any(row.stage in figures.STAGES for row in record.rows):
         drawn.append(figures.training(f"{key}-training", record.rows))
     if searched := [row for row in record.rows if row.used is not None]:
-        drawn.append(figures.search(f"{key}-search", searched, "columns" if record.target.columns is not None else "bytes"))
+        drawn.append(
+            figures.search(
+                f"{key}-search", searched, "columns" if record.target.columns is not None else "bytes"
+            )
+        )
     return Section(key, record.target.label, lines, record.notes, shown, drawn)
 
 

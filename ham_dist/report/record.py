@@ -9,12 +9,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from ham_dist.config.load import load_run
-from ham_dist.config.paths import is_local
 from ham_dist.config.schema import RunSettings, Target
-from ham_dist.data.manifest import FILE_NAME as MANIFEST
-from ham_dist.data.manifest import Truth
+from ham_dist.data.format.manifest import FILE_NAME as MANIFEST
+from ham_dist.data.format.manifest import Truth
 from ham_dist.embedding.table_size import TableSize
 from ham_dist.errors import ReportError
+from ham_dist.io.paths import is_local
 from ham_dist.training.run_folder import RunFolder
 
 _DAMAGED = "Copy it again from where the run was made, or leave this run out."
@@ -170,7 +170,10 @@ def read_runs(names: Sequence[str]) -> list[RunRecord]:
             raise ReportError(f"{name}: is given twice. Give each run once")
         seen.append(Path(name).resolve())
     labels = [path.name for path in seen]
-    return [_read_run(name, label if labels.count(label) == 1 else name) for name, label in zip(names, labels, strict=True)]
+    return [
+        _read_run(name, label if labels.count(label) == 1 else name)
+        for name, label in zip(names, labels, strict=True)
+    ]
 
 
 def _read_run(name: str, label: str) -> RunRecord:
@@ -208,7 +211,11 @@ def _read_target(target: Target, folder: RunFolder, run: RunFolder) -> TargetRec
     if whole is not None:
         rows = [row for row in _read_metrics(whole.metrics, notes) if row.stage == "pretrain"] + rows
     if result is None:
-        reached = f"the last line of its metrics is of {rows[-1].stage}, epoch {rows[-1].epoch}" if rows else "it has no metrics yet"
+        reached = (
+            f"the last line of its metrics is of {rows[-1].stage}, epoch {rows[-1].epoch}"
+            if rows
+            else "it has no metrics yet"
+        )
         mend = f"ham-dist train --resume --run-dir {shlex.quote(str((whole or folder).path))}"
         # Of a run that still goes on, a last line cut off is one being written.
         notes = [f"Not done so far: {reached}; if it no longer runs, `{mend}` goes on with it."]
@@ -247,4 +254,6 @@ def _parse(place: str, text: bytes, kind: Any) -> Any:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ReportError(f"{place}: is damaged: {f'{where}: ' if where else ''}{first['msg']}\n  {_DAMAGED}") from None
+        raise ReportError(
+            f"{place}: is damaged: {f'{where}: ' if where else ''}{first['msg']}\n  {_DAMAGED}"
+        ) from None

@@ -19,7 +19,9 @@ def print_grids(grids: Iterable[Grid], console: Console | None = None) -> None:
 
 
 def _table(grid: Grid) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title=grid.title, title_justify="left", show_footer=grid.total is not None)
+    table = Table(
+        box=box.SIMPLE_HEAD, title=grid.title, title_justify="left", show_footer=grid.total is not None
+    )
     for number, name in enumerate(grid.names):
         footer = _text(grid.total[number]) if grid.total is not None else ""
         table.add_column(name, footer, justify="left" if number < grid.texts else "right")

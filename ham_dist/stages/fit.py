@@ -36,15 +36,21 @@ def fit(
     guard = Guard(stage, state.sharded, progress, checkpoints, log)
     while progress.epochs < settings.max_epochs and not progress.stopper.done:
         epoch = progress.epochs
-        loss = train_epoch(stage, state, samples, log, progress, guard, lambda batch: weight_step(state, batch, guard.check))
+        loss = train_epoch(
+            stage, state, samples, log, progress, guard, lambda batch: weight_step(state, batch, guard.check)
+        )
         quality = evaluate(state, samples.evaluation("validation"))
         progress.finish_epoch(quality.auc)
         log.metrics(
             stage, epoch, state.optimizers.steps,
             train_loss=loss, validation_auc=quality.auc, validation_logloss=quality.log_loss, orthogonality=state.regularizer.penalty(state.sharded),
         )  # fmt: skip
-        log.say(f"{stage} epoch {epoch}: train log loss {loss:.5f}, validation AUC {quality.auc:.5f}, log loss {quality.log_loss:.5f}")
+        log.say(
+            f"{stage} epoch {epoch}: train log loss {loss:.5f}, validation AUC {quality.auc:.5f}, log loss {quality.log_loss:.5f}"
+        )
         checkpoints.save(progress)
     checkpoints.restore_best(progress)
-    log.say(f"{stage}: best after {progress.stopper.best_epoch} epochs, validation AUC {progress.stopper.best:.5f}")
+    log.say(
+        f"{stage}: best after {progress.stopper.best_epoch} epochs, validation AUC {progress.stopper.best:.5f}"
+    )
     return progress

@@ -8,6 +8,8 @@ from ham_dist.training.samples import Samples
 from ham_dist.training.state import TrainingState
 
 
-def pretrain(state: TrainingState, samples: Samples, checkpoints: StageCheckpoints, log: RunLog) -> StageProgress:
+def pretrain(
+    state: TrainingState, samples: Samples, checkpoints: StageCheckpoints, log: RunLog
+) -> StageProgress:
     """Algorithm 1, 'Pretrain': weight steps with the regularizer until validation AUC stops rising. Leaves V_init and Theta_init in `state`."""
     return fit("pretrain", state, samples, state.settings.pretrain, checkpoints, log, start_counts=False)

@@ -8,6 +8,8 @@ from ham_dist.training.samples import Samples
 from ham_dist.training.state import TrainingState
 
 
-def retrain(state: TrainingState, samples: Samples, checkpoints: StageCheckpoints, log: RunLog) -> StageProgress:
+def retrain(
+    state: TrainingState, samples: Samples, checkpoints: StageCheckpoints, log: RunLog
+) -> StageProgress:
     """Algorithm 1, 'Retrain': from the searched V and Theta, cut to the kept columns, until validation AUC stops rising."""
     return fit("retrain", state, samples, state.settings.retrain, checkpoints, log, start_counts=True)

@@ -6,7 +6,7 @@ from itertools import islice
 
 import torch
 
-from ham_dist.data.batch import Batch
+from ham_dist.data.reader.batch import Batch
 from ham_dist.embedding.mask import Columns
 from ham_dist.methods.method import Method
 from ham_dist.training.checkpoints import StageCheckpoints
@@ -20,7 +20,9 @@ from ham_dist.training.state import TrainingState
 from ham_dist.training.stopping import EarlyStopper
 
 
-def search(state: TrainingState, method: Method, samples: Samples, checkpoints: StageCheckpoints, log: RunLog) -> tuple[Columns, StageProgress]:
+def search(
+    state: TrainingState, method: Method, samples: Samples, checkpoints: StageCheckpoints, log: RunLog
+) -> tuple[Columns, StageProgress]:
     """Algorithm 1, 'Search': alternate a step on alpha (validation batch) with a step on the weights (training batch).
 
     Leaves the searched weights in `state`, under the mask that the returned columns make.
@@ -34,8 +36,18 @@ def search(state: TrainingState, method: Method, samples: Samples, checkpoints: 
     while method.searches and progress.epochs < settings.epochs and not progress.stopper.done:
         epoch = progress.epochs
         done = -(-progress.steps // settings.alpha_every)
-        validation = state.batches(islice(samples.validation_forever(start=epoch * alpha_steps + done), alpha_steps - done))
-        loss = train_epoch("search", state, samples, log, progress, guard, partial(_alternate, state, method, validation, progress, guard.check))
+        validation = state.batches(
+            islice(samples.validation_forever(start=epoch * alpha_steps + done), alpha_steps - done)
+        )
+        loss = train_epoch(
+            "search",
+            state,
+            samples,
+            log,
+            progress,
+            guard,
+            partial(_alternate, state, method, validation, progress, guard.check),
+        )
         # Judged by the columns that would be kept if the search ended here: the open ones are now more and now fewer than the target,
         # and the AUC of models of different sizes says nothing of the search.
         state.sharded.mask.set(method.choice().to(state.sharded.device))
@@ -59,7 +71,12 @@ def search(state: TrainingState, method: Method, samples: Samples, checkpoints: 
 
 
 def _alternate(
-    state: TrainingState, method: Method, validation: Iterator[Batch], progress: StageProgress, check: LossCheck, train_batch: Batch
+    state: TrainingState,
+    method: Method,
+    validation: Iterator[Batch],
+    progress: StageProgress,
+    check: LossCheck,
+    train_batch: Batch,
 ) -> torch.Tensor:
     """One step on alpha where it is due, then one on the weights under the mask that it gives."""
     if progress.steps % state.settings.search.alpha_every == 0:
@@ -81,6 +98,8 @@ def _close(state: TrainingState, method: Method, progress: StageProgress, log: R
             f"in the method's order of columns {closed} more are closed and {opened} opened: {budget.used(choice):,} stay"
         )
     else:
-        log.say(f"search: {state.settings.search.method} keeps {budget.used(choice):,} {budget.unit} of the pretrained tables")
+        log.say(
+            f"search: {state.settings.search.method} keeps {budget.used(choice):,} {budget.unit} of the pretrained tables"
+        )
     state.sharded.mask.set(choice.to(state.sharded.device))
     return method.space.layout.split(choice)

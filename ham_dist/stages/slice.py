@@ -2,8 +2,8 @@
 
 import torch
 
-from ham_dist.data.batch import Batch
-from ham_dist.distributed.gather import gather_rows
+from ham_dist.data.reader.batch import Batch
+from ham_dist.distributed.ranks.gather import gather_rows
 from ham_dist.embedding.mask import Columns, as_evaluated
 from ham_dist.errors import SlicingError
 from ham_dist.training.run_log import RunLog
@@ -24,7 +24,9 @@ def slice_columns(state: TrainingState, columns: Columns, samples: Samples, log:
     masked, cut = _logits(state, batch), _logits(sliced, batch)
     difference = float((masked - cut).abs().max()) / max(1.0, float(masked.abs().max()))
     kept = sum(map(len, columns.values()))
-    log.say(f"slice: {kept} columns stay; the narrow model's logits differ from the masked model's by at most {difference:.1e}")
+    log.say(
+        f"slice: {kept} columns stay; the narrow model's logits differ from the masked model's by at most {difference:.1e}"
+    )
     if not difference <= LARGEST_DIFFERENCE:
         raise SlicingError(
             f"slice: the narrow model's logits differ from the masked model's by {difference:.1e}, more than {LARGEST_DIFFERENCE}. "

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from ham_dist.config.schema import CheckpointSettings
-from ham_dist.distributed import checkpoint, process_group
-from ham_dist.distributed.checkpoint_writer import CheckpointWriter, Snapshot
+from ham_dist.distributed.checkpoint import save as checkpoint
+from ham_dist.distributed.checkpoint.writer import CheckpointWriter, Snapshot
+from ham_dist.distributed.ranks import process_group
 from ham_dist.errors import CheckpointError, Preempted
 from ham_dist.training.preemption import Preemption
 from ham_dist.training.progress import StageProgress, progress_names
@@ -64,7 +65,12 @@ class StageCheckpoints:
     """
 
     def __init__(
-        self, folder: Path, state: TrainingState, saving: Saving, log: RunLog, extra: Callable[[], Mapping[str, torch.Tensor]] = dict
+        self,
+        folder: Path,
+        state: TrainingState,
+        saving: Saving,
+        log: RunLog,
+        extra: Callable[[], Mapping[str, torch.Tensor]] = dict,
     ) -> None:
         self.folder = folder
         self.state = state
@@ -85,7 +91,9 @@ class StageCheckpoints:
             try:
                 values = self._load(moment)
                 if not self._can_end(moment, values["stopper"]["best_epoch"]):
-                    raise CheckpointError(f"{self.folder / moment.name}: the best epoch up to it, {values['stopper']['best_epoch']}, is not there.")
+                    raise CheckpointError(
+                        f"{self.folder / moment.name}: the best epoch up to it, {values['stopper']['best_epoch']}, is not there."
+                    )
                 progress.take(values)
             except CheckpointError as error:
                 failure = error
@@ -95,13 +103,19 @@ class StageCheckpoints:
                     self._log.say(f"goes on from {self.folder / moment.name}")
                 return
         if failure is not None:
-            raise CheckpointError(f"{self.folder}: none of the checkpoints can be loaded; remove the folder to do the stage anew. {failure}")
+            raise CheckpointError(
+                f"{self.folder}: none of the checkpoints can be loaded; remove the folder to do the stage anew. {failure}"
+            )
 
     def wishes(self, progress: StageProgress) -> tuple[bool, bool]:
         """Whether this rank wants a checkpoint after the step that is being done, and whether it must stop there."""
         settings = self._saving.settings
         by_steps = settings.every_steps > 0 and (progress.steps + 1) % settings.every_steps == 0
-        by_clock = settings.every_minutes > 0 and process_group.rank() == 0 and time.monotonic() - self._saved_at >= 60 * settings.every_minutes
+        by_clock = (
+            settings.every_minutes > 0
+            and process_group.rank() == 0
+            and time.monotonic() - self._saved_at >= 60 * settings.every_minutes
+        )
         return by_steps or by_clock, self._saving.preemption.requested
 
     def after_step(self, progress: StageProgress, *, wanted: bool, stop: bool) -> None:
@@ -147,7 +161,9 @@ class StageCheckpoints:
         self._owed = None
         values = {**progress.values(), "optimizer_steps": self.state.optimizers.steps}
         snapshot = self._saving.writer.snapshot(self.folder / moment.name, self._tensors(), values)
-        self._saving.writer.start(snapshot, lambda: drop_all_but_newest(self.folder, moment, self._saving.settings.keep))
+        self._saving.writer.start(
+            snapshot, lambda: drop_all_but_newest(self.folder, moment, self._saving.settings.keep)
+        )
 
     def _settle(self) -> None:
         """Wait for the write in flight. That it failed is said once, until one succeeds; the end of an epoch is held, as it may be the best."""
@@ -160,7 +176,9 @@ class StageCheckpoints:
         if failed.snapshot.copied and failed.snapshot.values["steps"] == 0:
             self._owed = failed.snapshot
         if not self._told:
-            self._log.say(f"warning: {failed.error}\n  Training goes on, and saving is tried again at the next time")
+            self._log.say(
+                f"warning: {failed.error}\n  Training goes on, and saving is tried again at the next time"
+            )
             self._told = True
 
     def _can_end(self, moment: Moment, best_epoch: int | None) -> bool:
@@ -183,7 +201,9 @@ class StageCheckpoints:
             if self._told
             else "the last checkpoint is kept, and"
         )
-        raise Preempted(f"ended by SIGTERM; {kept} the same command with --run-dir and --resume goes on from it")
+        raise Preempted(
+            f"ended by SIGTERM; {kept} the same command with --run-dir and --resume goes on from it"
+        )
 
     def _load(self, moment: Moment) -> dict[str, Any]:
         tensors = self._tensors()
@@ -209,7 +229,9 @@ def load_best_weights(folder: Path, state: TrainingState) -> None:
     """
     found = process_group.on_first_rank(lambda: moments(folder))
     if not found:
-        raise CheckpointError(f"{folder}: holds no checkpoint; `ham-dist train --resume` brings the run to its end")
+        raise CheckpointError(
+            f"{folder}: holds no checkpoint; `ham-dist train --resume` brings the run to its end"
+        )
     values = checkpoint.read_values(folder / found[-1].name)
     best = _best(values["stopper"]["best_epoch"], values["epochs"])
     checkpoint.load(folder / best.name, state.weights())

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from ham_dist.data.manifest import Manifest
+from ham_dist.data.format.manifest import Manifest
 
 # Differences that a message shows.
 _SHOWN = 8
@@ -46,7 +46,12 @@ def _differences(place: str, old: Any, new: Any) -> Iterator[str]:
 def _name(before: Any, after: Any, number: int) -> Any:
     """What an entry of a list calls itself, where both call it the same."""
     for key in ("name", "file"):
-        if isinstance(before, dict) and isinstance(after, dict) and key in before and before[key] == after.get(key):
+        if (
+            isinstance(before, dict)
+            and isinstance(after, dict)
+            and key in before
+            and before[key] == after.get(key)
+        ):
             return before[key]
     return number
 

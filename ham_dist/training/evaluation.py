@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from ham_dist.data.batch import Batch
-from ham_dist.distributed.gather import gather_rows
+from ham_dist.data.reader.batch import Batch
+from ham_dist.distributed.ranks.gather import gather_rows
 from ham_dist.embedding.mask import as_evaluated
 from ham_dist.training.state import TrainingState
 
@@ -52,7 +52,9 @@ def area_under_roc(scores: torch.Tensor, labels: torch.Tensor) -> float:
     returns: 0.5 where one of the two kinds is missing: no order is right or wrong then.
     """
     _, place, counts = torch.unique(scores, return_inverse=True, return_counts=True)
-    positives = torch.zeros(len(counts), dtype=torch.float64, device=scores.device).index_add_(0, place, labels.double())
+    positives = torch.zeros(len(counts), dtype=torch.float64, device=scores.device).index_add_(
+        0, place, labels.double()
+    )
     negatives = counts - positives
     below = negatives.cumsum(0) - negatives / 2
     pairs = float(positives.sum() * negatives.sum())

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from ham_dist.data.batch import Batch
-from ham_dist.distributed import process_group
-from ham_dist.distributed.sharding import TABLES, ShardedModel
+from ham_dist.data.reader.batch import Batch
+from ham_dist.distributed.ranks import process_group
+from ham_dist.distributed.sharding.model import TABLES, ShardedModel
 from ham_dist.errors import DivergedError
 from ham_dist.training.checkpoints import StageCheckpoints
 from ham_dist.training.progress import StageProgress
@@ -39,7 +39,14 @@ class Guard:
     loss: mean log loss of the last step's global batch.
     """
 
-    def __init__(self, stage: str, model: ShardedModel, progress: StageProgress, checkpoints: StageCheckpoints, log: RunLog) -> None:
+    def __init__(
+        self,
+        stage: str,
+        model: ShardedModel,
+        progress: StageProgress,
+        checkpoints: StageCheckpoints,
+        log: RunLog,
+    ) -> None:
         self.loss = 0.0
         self._stage, self._progress, self._checkpoints, self._log = stage, progress, checkpoints, log
         self._save = self._stop = False
@@ -76,7 +83,9 @@ class Guard:
     def _look_for_spike(self) -> None:
         if self._steps > USUAL_STEPS and self.loss > SPIKE * self._usual and not self._spiked:
             self._spiked = True
-            self._log.say(f"warning: {self._where()}: the training loss is {self.loss:.3g}, where {self._usual:.3g} is usual. {MEND}")
+            self._log.say(
+                f"warning: {self._where()}: the training loss is {self.loss:.3g}, where {self._usual:.3g} is usual. {MEND}"
+            )
         self._usual += (self.loss - self._usual) / min(self._steps, USUAL_STEPS)
 
     def _tell_of_dead_fields(self, dead: Sequence[str]) -> None:
@@ -97,8 +106,14 @@ class Guard:
         except (OSError, SafetensorError) as error:
             refused = str(error)
         refusals = [reason for reason in process_group.gather_objects(refused) if reason is not None]
-        kept = f"Its batch could not be kept whole in {folder} ({refusals[0]})" if refusals else f"Its batch lies in {folder}"
-        raise DivergedError(f"{self._where()}: the training loss is {self.loss}; the step is not done, and no weight has moved. {kept}.\n  {MEND}")
+        kept = (
+            f"Its batch could not be kept whole in {folder} ({refusals[0]})"
+            if refusals
+            else f"Its batch lies in {folder}"
+        )
+        raise DivergedError(
+            f"{self._where()}: the training loss is {self.loss}; the step is not done, and no weight has moved. {kept}.\n  {MEND}"
+        )
 
     def _where(self) -> str:
         return f"{self._stage} epoch {self._progress.epochs}, step {self._progress.steps}"
@@ -114,7 +129,9 @@ class FieldWatch:
     """
 
     def __init__(self, model: ShardedModel) -> None:
-        self._alive = {table.field: torch.zeros((), dtype=torch.bool, device=model.device) for table in model.tables}
+        self._alive = {
+            table.field: torch.zeros((), dtype=torch.bool, device=model.device) for table in model.tables
+        }
         self._steps_left = FIELD_STEPS
         self._hook = model.model.get_submodule(TABLES).register_forward_hook(self._look)
 

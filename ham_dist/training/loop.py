@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional
 
-from ham_dist.data.batch import Batch
-from ham_dist.distributed import process_group
+from ham_dist.data.reader.batch import Batch
+from ham_dist.distributed.ranks import process_group
 from ham_dist.embedding.mask import as_evaluated
 from ham_dist.training.guard import Guard
 from ham_dist.training.progress import StageProgress
@@ -24,7 +24,10 @@ LossCheck = Callable[[torch.Tensor, Batch], None]
 
 def log_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
     """This rank's share of the mean log loss over the global batch; the shares of all ranks add up to that mean."""
-    return functional.binary_cross_entropy_with_logits(logits, batch.labels.to(logits.dtype), reduction="sum") / batch.global_rows
+    return (
+        functional.binary_cross_entropy_with_logits(logits, batch.labels.to(logits.dtype), reduction="sum")
+        / batch.global_rows
+    )
 
 
 def weight_step(state: TrainingState, batch: Batch, check: LossCheck | None = None) -> torch.Tensor:
@@ -33,7 +36,9 @@ def weight_step(state: TrainingState, batch: Batch, check: LossCheck | None = No
     check: told of that share before any weight moves, and may raise.
     """
     state.optimizers.zero_grad()
-    loss = log_loss(state.sharded.parallel(*state.sharded.inputs(batch.sparse_features, batch.global_rows)), batch)
+    loss = log_loss(
+        state.sharded.parallel(*state.sharded.inputs(batch.sparse_features, batch.global_rows)), batch
+    )
     if check is not None:
         check(loss.detach(), batch)
     loss.backward()
@@ -55,13 +60,21 @@ def mask_gradient(state: TrainingState, batch: Batch, mask: torch.Tensor) -> tor
     """
     values = mask.detach().to(state.interaction.dtype, copy=True).requires_grad_()
     with state.sharded.mask.differentiable(values), as_evaluated(state.interaction):
-        loss = log_loss(state.sharded.model(*state.sharded.inputs(batch.sparse_features, batch.global_rows)), batch)
+        loss = log_loss(
+            state.sharded.model(*state.sharded.inputs(batch.sparse_features, batch.global_rows)), batch
+        )
     (gradient,) = torch.autograd.grad(loss, values)
     return process_group.sum_over_ranks(gradient).float()
 
 
 def train_epoch(
-    stage: StageName, state: TrainingState, samples: Samples, log: RunLog, progress: StageProgress, guard: Guard, step: Callable[[Batch], object]
+    stage: StageName,
+    state: TrainingState,
+    samples: Samples,
+    log: RunLog,
+    progress: StageProgress,
+    guard: Guard,
+    step: Callable[[Batch], object],
 ) -> float:
     """`step` on every training batch of the epoch that `progress` stands in, from where it stands; the step has `guard` check its loss.
 

@@ -5,10 +5,10 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from ham_dist.config.memory import keep_freed_memory
 from ham_dist.config.schema import OptimizerSettings
-from ham_dist.distributed.rounding import GRADIENT_BITS, rounded
-from ham_dist.distributed.sharding import ShardedModel
+from ham_dist.distributed.ranks.rounding import GRADIENT_BITS, rounded
+from ham_dist.distributed.sharding.model import ShardedModel
+from ham_dist.io.huge_pages import keep_freed_memory
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's state of a weight, each of the weight's shape."""
@@ -21,15 +21,23 @@ class Optimizers:
     them under Adam, the data-parallel ones under a fused rule (TorchRec applies no fused rule to those, and says nothing).
     """
 
-    def __init__(self, model: ShardedModel, dense: Iterable[nn.Parameter], settings: OptimizerSettings) -> None:
+    def __init__(
+        self, model: ShardedModel, dense: Iterable[nn.Parameter], settings: OptimizerSettings
+    ) -> None:
         keep_freed_memory()  # Every step makes and drops the same blocks, gradients as large as tables among them.
         self.model = model
         self._dense = list(dense)
-        self._tables = {key: local.parameter for key, _ in model.placements() if (local := model.part(key)) and local.parameter is not None}
+        self._tables = {
+            key: local.parameter
+            for key, _ in model.placements()
+            if (local := model.part(key)) and local.parameter is not None
+        }
         self.adam = torch.optim.Adam(self._dense, lr=settings.learning_rate, fused=True)
         self.of_tables: torch.optim.Optimizer | None = None
         if self._tables:
-            assert model.rule.dense is not None, "the plan puts no table of such a rule outside of the fused kernels"
+            assert model.rule.dense is not None, (
+                "the plan puts no table of such a rule outside of the fused kernels"
+            )
             self.of_tables = model.rule.dense(self._tables.values(), settings.tables_learning_rate)
         self._steps = 0
 
@@ -57,7 +65,12 @@ class Optimizers:
                     if not optimizer.state[parameter]:
                         optimizer.state[parameter] = {
                             "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                            **{moment: torch.zeros_like(parameter, memory_format=torch.preserve_format).detach() for moment in MOMENTS},
+                            **{
+                                moment: torch.zeros_like(
+                                    parameter, memory_format=torch.preserve_format
+                                ).detach()
+                                for moment in MOMENTS
+                            },
                         }
 
     def moments(self, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
@@ -73,7 +86,10 @@ class Optimizers:
         for key, parameter in self._tables.items():
             assert self.of_tables is not None
             found = self.of_tables.state[parameter]
-            states[key] = {name: found[name].view(-1) if of_row else found[name] for name, of_row in self.model.rule.states.items()}
+            states[key] = {
+                name: found[name].view(-1) if of_row else found[name]
+                for name, of_row in self.model.rule.states.items()
+            }
         return states
 
     @property

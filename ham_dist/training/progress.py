@@ -86,7 +86,9 @@ class StageProgress:
     def take(self, values: Mapping[str, Any]) -> None:
         """The inverse of `values`."""
         self.stopper, self.counts = EarlyStopper(**values["stopper"]), Counts(**values["counts"])
-        self.epochs, self.steps, self.loss, self.samples = (values[name] for name in ("epochs", "steps", "loss", "samples"))
+        self.epochs, self.steps, self.loss, self.samples = (
+            values[name] for name in ("epochs", "steps", "loss", "samples")
+        )
         self.seconds, self.training_seconds = values["seconds"], values["training_seconds"]
         self._since = time.perf_counter()
 

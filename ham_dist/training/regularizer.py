@@ -3,8 +3,8 @@
 import torch
 
 from ham_dist.config.schema import OptimizerSettings, OrthogonalitySettings
-from ham_dist.distributed import gram, turns
-from ham_dist.distributed.sharding import TABLES, ShardedModel
+from ham_dist.distributed.sharding import gram, row_sampling
+from ham_dist.distributed.sharding.model import TABLES, ShardedModel
 from ham_dist.embedding import orthogonality
 from ham_dist.training.optimizers import Optimizers
 
@@ -23,7 +23,9 @@ class Regularizer:
         self._learning_rate = optimizer.tables_learning_rate
         if settings.form != "none":
             form = settings.form
-            self._matrix_of = lambda matrix, base_width: orthogonality.gradient_matrix(matrix, form, base_width)
+            self._matrix_of = lambda matrix, base_width: orthogonality.gradient_matrix(
+                matrix, form, base_width
+            )
             self._penalty_of = lambda matrix, base_width: orthogonality.penalty(matrix, form, base_width)
 
     def before_step(self, model: ShardedModel) -> None:
@@ -39,12 +41,20 @@ class Regularizer:
             return
         states = optimizers.table_states()
         parts = {f"{TABLES}/{field}": local.columns for field, local in model.local.items()}
-        for found in turns.products(model, self._matrix_of, turns.Turn(steps // settings.every, settings.rows)):
+        for found in row_sampling.products(
+            model, self._matrix_of, row_sampling.Turn(steps // settings.every, settings.rows)
+        ):
             at = found.at
             gradient = settings.weight * found.product
             of_rows = {name: at.stacked([states[key][name] for key in at.keys]) for name in model.rule.states}
             strides = torch.tensor([rows.step for rows in at.rows], device=gradient.device).view(-1, 1, 1)
-            rate = self._learning_rate * settings.every * settings.weight * strides / model.rule.divisor(of_rows, gradient, steps)
+            rate = (
+                self._learning_rate
+                * settings.every
+                * settings.weight
+                * strides
+                / model.rule.divisor(of_rows, gradient, steps)
+            )
             moved = orthogonality.damped(found.values, found.product, found.matrix[..., at.columns], rate)
             at.put_back([parts[key] for key in at.keys], moved)
 

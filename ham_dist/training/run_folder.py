@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 import ham_dist
 from ham_dist.config.load import differences, dump_run, load_run
 from ham_dist.config.schema import RunSettings, Target
-from ham_dist.data.manifest import Manifest
+from ham_dist.data.format.manifest import Manifest
 from ham_dist.errors import CheckpointError
 from ham_dist.training.data_record import differences as data_differences
 from ham_dist.training.data_record import digest_of, record_of
@@ -127,7 +127,11 @@ class RunFolder:
         """
         self._claim()
         # A run that ended before its first checkpoint, mostly for a mistake in its settings: there is nothing to go on from.
-        ended_early = self.settings.exists() and self.environment.exists() and not (self.checkpoints.exists() or self.result.exists())
+        ended_early = (
+            self.settings.exists()
+            and self.environment.exists()
+            and not (self.checkpoints.exists() or self.result.exists())
+        )
         held = self.settings.exists() and (resume or not ended_early)
         if held:
             self._check_same_run(settings, resume)
@@ -168,7 +172,11 @@ class RunFolder:
     def _claim(self) -> None:
         """Make the folder, and keep all other starts of a run out of it until `release` or the end of this process."""
         lock = Path(self._lock.lock_file)
-        if self.path.exists() and not self.settings.exists() and not (self.path.is_dir() and set(self.path.iterdir()) <= {lock}):
+        if (
+            self.path.exists()
+            and not self.settings.exists()
+            and not (self.path.is_dir() and set(self.path.iterdir()) <= {lock})
+        ):
             raise CheckpointError(f"{self.path}: is in use, and not by a run. Give another --run-dir")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -180,14 +188,18 @@ class RunFolder:
         except NotImplementedError:
             pass  # a file system without locks
         except OSError as error:
-            raise CheckpointError(f"{self.path}: cannot be made a run folder: {error.strerror}. Give another --run-dir") from error
+            raise CheckpointError(
+                f"{self.path}: cannot be made a run folder: {error.strerror}. Give another --run-dir"
+            ) from error
 
     def _last_start(self) -> str:
         return str(read_json(self.environment)[-1]["time"]) if self.environment.exists() else "just now"
 
     def _check_same_run(self, settings: RunSettings, resume: bool) -> None:
         if not resume:
-            raise CheckpointError(f"{self.path}: already holds a run. Go on with it by --resume, or give another --run-dir")
+            raise CheckpointError(
+                f"{self.path}: already holds a run. Go on with it by --resume, or give another --run-dir"
+            )
         changed = differences(load_run(str(self.settings)), settings)
         if changed and all(line.startswith(WITHOUT_EFFECT) for line in changed):
             write_text(self.settings, dump_run(settings))
@@ -202,7 +214,10 @@ class RunFolder:
 def default_run_dir(settings: RunSettings) -> Path:
     """runs/<dataset>-<model>-<seed>-<time>-<process>, for a run that was given no folder."""
     dataset = Path(settings.data.path).name if settings.data.path else "synthetic"
-    return Path("runs") / f"{dataset}-{settings.model.name}-{settings.seed}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    return (
+        Path("runs")
+        / f"{dataset}-{settings.model.name}-{settings.seed}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    )
 
 
 def environment(world_size: int, device: str) -> dict[str, Any]:
@@ -265,9 +280,15 @@ def _commit() -> str | None:
     git = ["git", "-C", str(source)]
     try:
         # An installed copy may lie in a folder of another repository: ask whether git keeps this very file.
-        subprocess.run([*git, "ls-files", "--error-unmatch", "__init__.py"], check=True, capture_output=True, timeout=10)
+        subprocess.run(
+            [*git, "ls-files", "--error-unmatch", "__init__.py"], check=True, capture_output=True, timeout=10
+        )
         described = subprocess.run(
-            [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], check=True, capture_output=True, text=True, timeout=10
+            [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=10,
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -39,7 +39,14 @@ class RunLog:
     console:  where people read along; standard error by default, so that standard output holds the run's result alone.
     """
 
-    def __init__(self, folder: RunFolder, *, is_first: bool, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        *,
+        is_first: bool,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.folder = folder
         self._is_first = is_first
         self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
@@ -53,7 +60,9 @@ class RunLog:
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             self.close()
         except OSError:
@@ -83,7 +92,12 @@ class RunLog:
 
         values: numbers (tensors of one element too), strings, or lists of them; a number that is not finite is written as null.
         """
-        entry = {"stage": stage, "epoch": epoch, "step": step, **{name: _plain(value) for name, value in values.items()}}
+        entry = {
+            "stage": stage,
+            "epoch": epoch,
+            "step": step,
+            **{name: _plain(value) for name, value in values.items()},
+        }
         if self._is_first:
             self._metrics.write(json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n")
             self._to_tensorboard(entry)
@@ -102,7 +116,9 @@ class RunLog:
         if not self._is_first:
             return
         self._metrics.close()
-        dropped, kept = _keep_lines(self.folder.metrics, lambda entry: entry["stage"] != stage or entry["epoch"] <= epoch)
+        dropped, kept = _keep_lines(
+            self.folder.metrics, lambda entry: entry["stage"] != stage or entry["epoch"] <= epoch
+        )
         self._metrics = Appender(self.folder.metrics)
         if dropped:
             self._close_events()
@@ -123,7 +139,13 @@ class RunLog:
         if not self._is_first:
             yield _Silent()
         elif self._console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[speed]}"),
+                TimeRemainingColumn(),
+            )
             with Progress(*columns, console=self._console, transient=True) as progress:
                 yield _Bar(progress, title, total_steps, self._clock)
         else:
@@ -199,11 +221,16 @@ class _Lines:
         if now - self._last_line >= SECONDS_BETWEEN_LINES and self._done < self._total:
             self._last_line = now
             left = (now - self._speed.began) / self._done * (self._total - self._done)
-            self._console.print(f"{self._title}: {self._done}/{self._total} steps, {self._speed}, {left:.0f} s left", markup=False)
+            self._console.print(
+                f"{self._title}: {self._done}/{self._total} steps, {self._speed}, {left:.0f} s left",
+                markup=False,
+            )
 
     def end(self) -> None:
         seconds = self._speed.clock() - self._speed.began
-        self._console.print(f"{self._title}: {self._done} steps in {seconds:.1f} s, {self._speed}", markup=False)
+        self._console.print(
+            f"{self._title}: {self._done} steps in {seconds:.1f} s, {self._speed}", markup=False
+        )
 
 
 def _keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> tuple[int, list[dict[str, Any]]]:

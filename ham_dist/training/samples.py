@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 
 from ham_dist.config.schema import RunSettings
-from ham_dist.data.batch import Batch
-from ham_dist.data.manifest import Manifest
-from ham_dist.data.reader import open_split
-from ham_dist.distributed import process_group
+from ham_dist.data.format.manifest import Manifest
+from ham_dist.data.reader.batch import Batch
+from ham_dist.data.reader.split import open_split
+from ham_dist.distributed.ranks import process_group
 from ham_dist.errors import DataError
 from ham_dist.training.data_record import digest_of
 
@@ -31,12 +31,17 @@ class Samples:
     raises:   DataError for data that the settings' batches cannot be made of, or that no model can be chosen by.
     """
 
-    def __init__(self, folder: str | Path, manifest: Manifest, settings: RunSettings, device: torch.device) -> None:
+    def __init__(
+        self, folder: str | Path, manifest: Manifest, settings: RunSettings, device: torch.device
+    ) -> None:
         self.folder = folder
         self.manifest = manifest
         self.digest = digest_of(manifest)
         _require_samples(folder, manifest, settings)
-        self._splits = {name: open_split(folder, manifest, name, settings.data) for name in ("train", "validation", "test")}
+        self._splits = {
+            name: open_split(folder, manifest, name, settings.data)
+            for name in ("train", "validation", "test")
+        }
         self._settings = settings
         self.device = device
         self.steps = self._splits["train"].steps(settings.data.batch_size, keep_last=False)
@@ -49,16 +54,25 @@ class Samples:
         """Validation batches without end, each pass in another order, from number `start` on: what steps on alpha take."""
         steps = self._splits["validation"].steps(self._validation_batch, keep_last=False)
         for epoch in itertools.count(start // steps):
-            yield from self._batches("validation", order=self._order("validation", epoch), start=start % steps, size=self._validation_batch)
+            yield from self._batches(
+                "validation",
+                order=self._order("validation", epoch),
+                start=start % steps,
+                size=self._validation_batch,
+            )
             start = 0
 
     def evaluation(self, split: Literal["validation", "test"]) -> Iterator[Batch]:
         """Every row of a split once, in file order."""
-        return self._batches(split, order=None, keep_last=True, size=self._settings.data.evaluation_batch_size)
+        return self._batches(
+            split, order=None, keep_last=True, size=self._settings.data.evaluation_batch_size
+        )
 
     def part(self, split: Literal["validation", "test"], rows: int) -> Batch:
         """This rank's part of the first `rows` rows of a split, or of all where there are fewer."""
-        return next(self._batches(split, order=None, keep_last=True, size=min(rows, self._splits[split].rows)))
+        return next(
+            self._batches(split, order=None, keep_last=True, size=min(rows, self._splits[split].rows))
+        )
 
     def whole(self, split: Literal["validation", "test"], rows: int) -> Batch:
         """The same rows, all of them on this rank."""
@@ -70,7 +84,13 @@ class Samples:
         return min(self._settings.data.batch_size, self._splits["validation"].rows)
 
     def _batches(
-        self, split: str, *, order: tuple[int, int] | None, keep_last: bool = False, start: int = 0, size: int | None = None
+        self,
+        split: str,
+        *,
+        order: tuple[int, int] | None,
+        keep_last: bool = False,
+        start: int = 0,
+        size: int | None = None,
     ) -> Iterator[Batch]:
         batches = self._splits[split].batches(
             size or self._settings.data.batch_size,
@@ -101,8 +121,12 @@ def _require_samples(folder: str | Path, manifest: Manifest, settings: RunSettin
     ranks = process_group.world_size()
     if settings.data.evaluation_batch_size < ranks:
         size = settings.data.evaluation_batch_size
-        raise DataError(f"data.evaluation_batch_size = {size}: fewer rows than the {ranks} ranks that share them\n  Set it to at least {ranks}.")
+        raise DataError(
+            f"data.evaluation_batch_size = {size}: fewer rows than the {ranks} ranks that share them\n  Set it to at least {ranks}."
+        )
     validation = manifest.splits.get("validation")
     if validation and validation.positives in (0, validation.rows):
         label = int(validation.positives > 0)
-        raise DataError(f"{folder}: all samples of its validation split have label {label}, so that no AUC tells one model from another")
+        raise DataError(
+            f"{folder}: all samples of its validation split have label {label}, so that no AUC tells one model from another"
+        )

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 
 from ham_dist.config.schema import RunSettings
-from ham_dist.data.batch import Batch
-from ham_dist.distributed import process_group, topology
-from ham_dist.distributed.exchange import move
-from ham_dist.distributed.placement import Placement, Plan
-from ham_dist.distributed.planning import Planner, bytes_held, require_known_fields
-from ham_dist.distributed.rules import BytesHeld, table_rule
-from ham_dist.distributed.sharding import FIRST_ORDER, TABLES, ShardedModel
+from ham_dist.data.reader.batch import Batch
+from ham_dist.distributed.planning import topology
+from ham_dist.distributed.planning.placement import Placement, Plan
+from ham_dist.distributed.planning.planner import Planner, bytes_held, require_known_fields
+from ham_dist.distributed.planning.table_optimizers import BytesHeld, table_rule
+from ham_dist.distributed.ranks import process_group
+from ham_dist.distributed.sharding.exchange import move
+from ham_dist.distributed.sharding.model import FIRST_ORDER, TABLES, ShardedModel
 from ham_dist.embedding.mask import Columns
 from ham_dist.embedding.tables import Table, base_tables, narrow_tables, stored_width
 from ham_dist.models.ctr import ctr_model
@@ -48,14 +49,20 @@ class TrainingState:
 
     def weights(self) -> dict[str, Any]:
         """The model's tensors by a name that does not depend on ranks. The live ones: loading into them loads the model."""
-        return {**{f"dense/{name}": values for name, values in self.interaction.state_dict().items()}, **self.sharded.table_tensors()}
+        return {
+            **{f"dense/{name}": values for name, values in self.interaction.state_dict().items()},
+            **self.sharded.table_tensors(),
+        }
 
     def tensors(self) -> dict[str, Any]:
         """The same with the optimizers' state, all that a checkpoint holds."""
         self.optimizers.open_state()
         tensors = self.weights()
         for name, parameter in self.interaction.named_parameters():
-            tensors |= {f"{moment}/dense/{name}": values for moment, values in self.optimizers.moments(parameter).items()}
+            tensors |= {
+                f"{moment}/dense/{name}": values
+                for moment, values in self.optimizers.moments(parameter).items()
+            }
         states = self.optimizers.table_states()
         for key, _ in self.sharded.placements():
             for state, of_row in self.sharded.rule.states.items():
@@ -64,14 +71,19 @@ class TrainingState:
         return tensors
 
 
-def table_groups(settings: RunSettings, cardinalities: Mapping[str, int], columns: Columns | None = None) -> dict[str, tuple[Table, ...]]:
+def table_groups(
+    settings: RunSettings, cardinalities: Mapping[str, int], columns: Columns | None = None
+) -> dict[str, tuple[Table, ...]]:
     """The tables of a run's model by their place in it; the supernet's, or with `columns` those of the model over just these."""
     fused = table_rule(settings.optimizer).fused is not None
     precision = settings.precision.tables
     tables = base_tables(cardinalities, settings.model.base_width, precision, fused=fused)
     groups = {TABLES: tables if columns is None else narrow_tables(tables, columns, fused=fused)}
     if settings.model.first_order == "table" and INTERACTIONS[settings.model.name].adds_first_order:
-        groups[FIRST_ORDER] = tuple(Table(field, rows, 1, stored_width(1, fused=fused), 1, precision) for field, rows in cardinalities.items())
+        groups[FIRST_ORDER] = tuple(
+            Table(field, rows, 1, stored_width(1, fused=fused), 1, precision)
+            for field, rows in cardinalities.items()
+        )
     return groups
 
 
@@ -90,7 +102,9 @@ def plan_for(
     """
     if fields:
         require_known_fields(settings.sharding, fields)
-    return Planner(settings.sharding, table_rule(settings.optimizer), ranks, taken).plan(groups, settings.data.batch_size)
+    return Planner(settings.sharding, table_rule(settings.optimizer), ranks, taken).plan(
+        groups, settings.data.batch_size
+    )
 
 
 def warning_of_caches(settings: RunSettings, plan: Plan) -> str | None:
@@ -104,7 +118,12 @@ def warning_of_caches(settings: RunSettings, plan: Plan) -> str | None:
     )
 
 
-def open_supernet(settings: RunSettings, cardinalities: Mapping[str, int], device: torch.device, single_valued: Container[str] = ()) -> TrainingState:
+def open_supernet(
+    settings: RunSettings,
+    cardinalities: Mapping[str, int],
+    device: torch.device,
+    single_valued: Container[str] = (),
+) -> TrainingState:
     """The wide model of a run, freshly started: the same weights for one seed on any number of ranks and under any plan.
 
     cardinalities: C_j by field, in the order of the data.
@@ -121,7 +140,11 @@ def open_supernet(settings: RunSettings, cardinalities: Mapping[str, int], devic
 
 
 def open_narrow(
-    settings: RunSettings, cardinalities: Mapping[str, int], columns: Columns, device: torch.device, single_valued: Container[str]
+    settings: RunSettings,
+    cardinalities: Mapping[str, int],
+    columns: Columns,
+    device: torch.device,
+    single_valued: Container[str],
 ) -> TrainingState:
     """The model over `columns`, with no weights of worth: for a checkpoint to be loaded into.
 
@@ -146,7 +169,12 @@ def narrow(wide: TrainingState, columns: Columns) -> TrainingState:
     groups = {TABLES: narrow_tables(sharded.tables, columns, fused=fused)}
     if sharded.first_order_tables:
         groups[FIRST_ORDER] = sharded.first_order_tables
-    plan = _plan_together(settings, groups, sharded.device, taken=bytes_held(sharded.plan, sharded.rule, process_group.world_size()))
+    plan = _plan_together(
+        settings,
+        groups,
+        sharded.device,
+        taken=bytes_held(sharded.plan, sharded.rule, process_group.world_size()),
+    )
     state = _placed(settings, plan, interaction, sharded.device, wide.single_valued)
     _cut_tables(wide, state, columns)
     _cut_optimizers(wide, state, columns)
@@ -154,14 +182,24 @@ def narrow(wide: TrainingState, columns: Columns) -> TrainingState:
 
 
 def _plan_together(
-    settings: RunSettings, groups: Mapping[str, Sequence[Table]], device: torch.device, taken: Sequence[BytesHeld] = (), fields: Sequence[str] = ()
+    settings: RunSettings,
+    groups: Mapping[str, Sequence[Table]],
+    device: torch.device,
+    taken: Sequence[BytesHeld] = (),
+    fields: Sequence[str] = (),
 ) -> Plan:
     """A plan made on rank 0, which all ranks follow; if there is none, all of them end with the reason."""
     here = topology.here(device)
     return process_group.on_first_rank(lambda: plan_for(settings, groups, here, taken, fields))
 
 
-def _placed(settings: RunSettings, plan: Plan, interaction: Interaction, device: torch.device, single_valued: Container[str]) -> TrainingState:
+def _placed(
+    settings: RunSettings,
+    plan: Plan,
+    interaction: Interaction,
+    device: torch.device,
+    single_valued: Container[str],
+) -> TrainingState:
     model = ctr_model(
         [placement.table for placement in plan.groups[TABLES].values()],
         interaction.to(device, torch.float64 if settings.precision.dense == "float64" else torch.float32),
@@ -170,9 +208,23 @@ def _placed(settings: RunSettings, plan: Plan, interaction: Interaction, device:
         autocasts=settings.precision.dense == "bfloat16",
     )
     rule = table_rule(settings.optimizer)
-    sharded = ShardedModel(model, plan, model.mask, device=device, rule=rule, learning_rate=settings.optimizer.tables_learning_rate)
+    sharded = ShardedModel(
+        model,
+        plan,
+        model.mask,
+        device=device,
+        rule=rule,
+        learning_rate=settings.optimizer.tables_learning_rate,
+    )
     optimizers = Optimizers(sharded, interaction.parameters(), settings.optimizer)
-    return TrainingState(settings, sharded, interaction, optimizers, Regularizer(settings.orthogonality, settings.optimizer), single_valued)
+    return TrainingState(
+        settings,
+        sharded,
+        interaction,
+        optimizers,
+        Regularizer(settings.orthogonality, settings.optimizer),
+        single_valued,
+    )
 
 
 @torch.no_grad()
@@ -181,7 +233,14 @@ def _cut_tables(wide: TrainingState, state: TrainingState, columns: Columns) -> 
         local, before = state.sharded.part(key), wide.sharded.part(key)
         if local is not None:
             local.values.zero_()
-        _cut(wide, state, key, None if before is None else before.values, None if local is None else local.values, _kept(key, placement, columns))
+        _cut(
+            wide,
+            state,
+            key,
+            None if before is None else before.values,
+            None if local is None else local.values,
+            _kept(key, placement, columns),
+        )
 
 
 @torch.no_grad()
@@ -199,12 +258,24 @@ def _cut_optimizers(wide: TrainingState, state: TrainingState, columns: Columns)
         for name, of_row in state.sharded.rule.states.items():
             source, target = wide_states.get(key, {}).get(name), states.get(key, {}).get(name)
             # One number a row says how far the row has moved: it holds for the columns that stay as it did for all.
-            _cut(wide, state, key, source, target, torch.zeros(1, dtype=torch.int64) if of_row else _kept(key, placement, columns), of_row=of_row)
+            _cut(
+                wide,
+                state,
+                key,
+                source,
+                target,
+                torch.zeros(1, dtype=torch.int64) if of_row else _kept(key, placement, columns),
+                of_row=of_row,
+            )
 
 
 def _kept(key: str, placement: Placement, columns: Columns) -> torch.Tensor:
     """Columns that a table keeps; first-order tables are not cut."""
-    return columns[placement.table.field] if key.startswith(f"{TABLES}/") else torch.arange(placement.table.width)
+    return (
+        columns[placement.table.field]
+        if key.startswith(f"{TABLES}/")
+        else torch.arange(placement.table.width)
+    )
 
 
 def _cut(

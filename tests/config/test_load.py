@@ -26,7 +26,11 @@ entries = st.lists(st.tuples(st.integers(0, 64), st.integers(2, 10**6)), max_siz
 
 
 def _synthetic(fields: list[tuple[int, int]], **values: Any) -> SyntheticSettings:
-    return SyntheticSettings(planted_ranks=tuple(ranks for ranks, _ in fields), cardinalities=tuple(rows for _, rows in fields), **values)
+    return SyntheticSettings(
+        planted_ranks=tuple(ranks for ranks, _ in fields),
+        cardinalities=tuple(rows for _, rows in fields),
+        **values,
+    )
 
 
 runs = st.builds(
@@ -38,18 +42,27 @@ runs = st.builds(
         synthetic=st.builds(_synthetic, entries, skew=st.floats(0, 5), signal=positive_floats),
     ),
     model=st.builds(
-        ModelSettings, name=st.sampled_from(["fm", "deepfm", "autoint", "dcnv2"]), mlp=st.lists(positive).map(tuple), table_start=positive_floats
+        ModelSettings,
+        name=st.sampled_from(["fm", "deepfm", "autoint", "dcnv2"]),
+        mlp=st.lists(positive).map(tuple),
+        table_start=positive_floats,
     ),
     optimizer=st.builds(OptimizerSettings, tables=st.just("adam"), learning_rate=positive_floats),
     sharding=st.builds(
         ShardingSettings,
         kind=st.sampled_from(["auto", "row_wise", "grid"]),
         tables=st.dictionaries(
-            st.text(st.characters(exclude_categories=["Cs"]), min_size=1), st.sampled_from(["table_wise", "data_parallel"]), max_size=3
+            st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
+            st.sampled_from(["table_wise", "data_parallel"]),
+            max_size=3,
         ),
     ),
-    orthogonality=st.builds(OrthogonalitySettings, form=st.sampled_from(["gram", "cosine", "none"]), weight=positive_floats),
-    search=st.builds(SearchSettings, targets=st.lists(targets, min_size=1, max_size=4).map(tuple), push=positive_floats),
+    orthogonality=st.builds(
+        OrthogonalitySettings, form=st.sampled_from(["gram", "cosine", "none"]), weight=positive_floats
+    ),
+    search=st.builds(
+        SearchSettings, targets=st.lists(targets, min_size=1, max_size=4).map(tuple), push=positive_floats
+    ),
 )
 
 
@@ -84,7 +97,16 @@ def test_nothing_given_is_every_default() -> None:
 
 def test_overrides_are_toml_or_a_bare_word_and_later_ones_win(tmp_path: Path) -> None:
     path = _toml(tmp_path, "seed = 1\n[search]\nepochs = 3\n")
-    run = load_run(path, ["data.path=2025-12-31", "search.targets=[{columns = 14}, {bytes = 99}]", "seed=5", "model.mlp=[8]", "seed = 6"])
+    run = load_run(
+        path,
+        [
+            "data.path=2025-12-31",
+            "search.targets=[{columns = 14}, {bytes = 99}]",
+            "seed=5",
+            "model.mlp=[8]",
+            "seed = 6",
+        ],
+    )
     assert run.seed == 6
     assert run.data.path == "2025-12-31"
     assert run.search.targets == (Target(columns=14), Target(bytes=99))
@@ -151,7 +173,9 @@ def test_mistake_names_file_and_key(tmp_path: Path, text: str, complaint: str) -
 
 def test_override_into_a_list_says_to_give_it_whole(tmp_path: Path) -> None:
     path = _toml(tmp_path, "[search]\ntargets = [{columns = 3}]\n")
-    assert _mistakes(path, "search.targets.0.columns=4").startswith("--set search.targets.0.columns: search.targets is no section. Give it whole")
+    assert _mistakes(path, "search.targets.0.columns=4").startswith(
+        "--set search.targets.0.columns: search.targets is no section. Give it whole"
+    )
 
 
 def test_mistake_of_several_keys_names_where_they_come_from(tmp_path: Path) -> None:
@@ -162,7 +186,10 @@ def test_mistake_of_several_keys_names_where_they_come_from(tmp_path: Path) -> N
 
 
 def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
-    assert _mistakes(str(tmp_path / "none.toml")) == f"{tmp_path}/none.toml: cannot be read: No such file or directory"
+    assert (
+        _mistakes(str(tmp_path / "none.toml"))
+        == f"{tmp_path}/none.toml: cannot be read: No such file or directory"
+    )
     assert _mistakes(str(tmp_path)) == f"{tmp_path}: cannot be read: Is a directory"
 
 

@@ -14,7 +14,15 @@ def test_numbers_take_what_torch_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 bytes"), (999, "999 bytes"), (26_400, "26.4 kB"), (999_960, "1 MB"), (317_708, "317.7 kB"), (4e15, "4 PB")]
+    ("count", "text"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (26_400, "26.4 kB"),
+        (999_960, "1 MB"),
+        (317_708, "317.7 kB"),
+        (4e15, "4 PB"),
+    ],
 )
 def test_sizes_have_a_unit_that_fits(count: float, text: str) -> None:
     assert size_text(count) == text

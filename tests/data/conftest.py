@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 import ham_dist
-from ham_dist.data.manifest import Manifest
-from ham_dist.data.prepare import prepare
-from ham_dist.data.recipe import Recipe, load_recipe
-from tests.data.raw_movielens import write_raw_movielens
+from ham_dist.data.format.manifest import Manifest
+from ham_dist.data.prepare.pipeline import prepare
+from ham_dist.data.recipe.load import Recipe, load_recipe
+from tests.support.raw_movielens import write_raw_movielens
 
 ROOT = Path(ham_dist.__file__).parents[1]
 # The real MovieLens-1M may not be handed on: it is tested where somebody has put it, in the README's place or beside the repository.

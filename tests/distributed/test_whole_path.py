@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ham_dist.config.schema import RunSettings, Target
-from ham_dist.distributed import process_group
-from ham_dist.distributed.sharding import TABLES
+from ham_dist.distributed.ranks import process_group
+from ham_dist.distributed.sharding.model import TABLES
 from ham_dist.embedding.mask import ColumnLayout, Columns
 from ham_dist.embedding.orthogonality import penalty
 from ham_dist.export.bundle import open_bundle
@@ -24,12 +24,15 @@ from ham_dist.training.evaluation import predict
 from ham_dist.training.loop import mask_gradient, weight_step
 from ham_dist.training.optimizers import MOMENTS
 from ham_dist.training.state import narrow, open_supernet
-from tests.distributed.reference import FIELDS, SINGLE_VALUED, PlainModel
-from tests.distributed.test_kinds import KINDS, WHOLE
-from tests.distributed.test_sharded import MODELS, local_batch, plain_batch, settings, whole_tables
-from tests.multiprocess import run_on_ranks
+from tests.distributed.sharding.test_model import MODELS, local_batch, plain_batch, settings, whole_tables
+from tests.distributed.sharding.test_sharding_types import KINDS, WHOLE
+from tests.support.plain_model import FIELDS, SINGLE_VALUED, PlainModel
+from tests.support.ranks import run_on_ranks
 
-PATHS = {"table_wise": {"kind": "table_wise"}, **{name: KINDS[name] for name in ("row_wise", "column_wise", "data_parallel", "mixed")}}
+PATHS = {
+    "table_wise": {"kind": "table_wise"},
+    **{name: KINDS[name] for name in ("row_wise", "column_wise", "data_parallel", "mixed")},
+}
 KEPT = 12
 """Of the 27 columns of the supernet."""
 PRETRAINED, SEARCHED, RETRAINED, VALIDATED, SCORED = range(3), range(3, 6), range(6, 9), range(10, 13), 20
@@ -52,7 +55,13 @@ class Outcome:
 
 
 def search_method(run: RunSettings, layout: ColumnLayout) -> HardAuxiliaryMask:
-    space = SearchSpace(layout, Budget(Target(columns=KEPT), layout, 4), lambda: torch.ones(layout.size), 0, torch.device("cpu"))
+    space = SearchSpace(
+        layout,
+        Budget(Target(columns=KEPT), layout, 4),
+        lambda: torch.ones(layout.size),
+        0,
+        torch.device("cpu"),
+    )
     return HardAuxiliaryMask(space, run.search)
 
 
@@ -78,13 +87,32 @@ def sharded_path(run: RunSettings, bundle: Path) -> Outcome:
     for seed in RETRAINED:
         step(seed)
     fields = [
-        FieldEntry(name=field, rows=rows, width=len(kept[field]), multi_valued=field == "genres", keeps_slot=not len(kept[field]))
+        FieldEntry(
+            name=field,
+            rows=rows,
+            width=len(kept[field]),
+            multi_valued=field == "genres",
+            keeps_slot=not len(kept[field]),
+        )
         for field, rows in FIELDS.items()
         if field in state.interaction.widths
     ]
-    write_bundle(bundle, Description(fields, run.model), chunks=state.sharded.chunks(TABLES), dense=state.interaction.state_dict())
+    write_bundle(
+        bundle,
+        Description(fields, run.model),
+        chunks=state.sharded.chunks(TABLES),
+        dense=state.interaction.state_dict(),
+    )
     numbers = {field: columns.tolist() for field, columns in kept.items()}
-    return Outcome(start, losses, masks, numbers, whole_tables(state), state.interaction.state_dict(), predict(state, [local_batch(SCORED)])[0])
+    return Outcome(
+        start,
+        losses,
+        masks,
+        numbers,
+        whole_tables(state),
+        state.interaction.state_dict(),
+        predict(state, [local_batch(SCORED)])[0],
+    )
 
 
 def sharded_paths(cases: dict[str, RunSettings], folder: Path) -> dict[str, Outcome]:
@@ -102,7 +130,13 @@ class PlainPath:
 
     def regularizer(self) -> torch.Tensor:
         weights = {field: bag.weight for field, bag in zip(self.model.fields, self.model.bags, strict=True)}
-        return sum((penalty(values.T @ values, "gram", self.base_widths[field]) for field, values in weights.items()), torch.zeros(()))
+        return sum(
+            (
+                penalty(values.T @ values, "gram", self.base_widths[field])
+                for field, values in weights.items()
+            ),
+            torch.zeros(()),
+        )
 
     def step(self, seed: int, mask: torch.Tensor | None = None) -> None:
         self.model.train()
@@ -124,12 +158,22 @@ class PlainPath:
 
     def cut(self, kept: Columns) -> None:
         """Tables, dense weights and Adam's moments to the columns that stay."""
-        wide, moments = self.model, {name: self.optimizer.state[weight] for name, weight in self.model.named_parameters()}
-        tables = {field: bag.weight.detach()[:, kept[field]] for field, bag in zip(FIELDS, wide.bags, strict=True) if len(kept[field])}
+        wide, moments = (
+            self.model,
+            {name: self.optimizer.state[weight] for name, weight in self.model.named_parameters()},
+        )
+        tables = {
+            field: bag.weight.detach()[:, kept[field]]
+            for field, bag in zip(FIELDS, wide.bags, strict=True)
+            if len(kept[field])
+        }
         self.model = PlainModel(self.run, tables)
         self.model.interaction = narrow_interaction(wide.interaction, self.run.model, kept)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
-        of_table = {f"tables.{number}.weight": (f"tables.{list(FIELDS).index(field)}.weight", field) for number, field in enumerate(tables)}
+        of_table = {
+            f"tables.{number}.weight": (f"tables.{list(FIELDS).index(field)}.weight", field)
+            for number, field in enumerate(tables)
+        }
         for name, weight in self.model.named_parameters():
             before, field = of_table.get(name, (name, None))
             state = moments[before]
@@ -137,7 +181,9 @@ class PlainPath:
                 continue  # A bias before BatchNorm does not move.
             dense = before.removeprefix("interaction.")
             self.optimizer.state[weight] = {"step": state["step"].clone()} | {
-                moment: state[moment][:, kept[field]].clone() if field else cut_weight(wide.interaction, dense, state[moment], kept)
+                moment: state[moment][:, kept[field]].clone()
+                if field
+                else cut_weight(wide.interaction, dense, state[moment], kept)
                 for moment in MOMENTS
             }
 
@@ -156,8 +202,18 @@ def plain_path(run: RunSettings, start: dict[str, torch.Tensor]) -> Outcome:
     for seed in RETRAINED:
         plain.step(seed)
     numbers = {field: columns.tolist() for field, columns in kept.items()}
-    tables = {field: bag.weight.detach() for field, bag in zip(plain.model.fields, plain.model.bags, strict=True)}
-    return Outcome(start, plain.losses, masks, numbers, tables, plain.model.interaction.state_dict(), plain.scores(SCORED))
+    tables = {
+        field: bag.weight.detach() for field, bag in zip(plain.model.fields, plain.model.bags, strict=True)
+    }
+    return Outcome(
+        start,
+        plain.losses,
+        masks,
+        numbers,
+        tables,
+        plain.model.interaction.state_dict(),
+        plain.scores(SCORED),
+    )
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -165,7 +221,11 @@ def plain_path(run: RunSettings, start: dict[str, torch.Tensor]) -> Outcome:
 def test_every_stage_equals_plain_torch_however_tables_lie(ranks: int, model: str, tmp_path: Path) -> None:
     """To 3e-5 in the weights, 1e-5 a stage as in the tests of one: sums run in another order, and Adam divides small gradients by their own size.
     Columns and masks are the same; the bundle has the tables' bits."""
-    kinds = PATHS if ranks < 4 else {name: kind | {"tables": kind.get("tables", {}) | WHOLE} for name, kind in PATHS.items()}
+    kinds = (
+        PATHS
+        if ranks < 4
+        else {name: kind | {"tables": kind.get("tables", {}) | WHOLE} for name, kind in PATHS.items()}
+    )
     cases = {name: settings(model, sharding=sharding, search=SEARCH) for name, sharding in kinds.items()}
     results = run_on_ranks(ranks, sharded_paths, cases, tmp_path)
     plain = plain_path(cases["mixed"], results[0]["mixed"].start)
@@ -180,8 +240,12 @@ def test_every_stage_equals_plain_torch_however_tables_lie(ranks: int, model: st
     for name in cases:
         found = results[0][name]
         assert found.kept == plain.kept, name
-        assert all(torch.equal(ours, theirs) for ours, theirs in zip(found.masks, plain.masks, strict=True)), name
-        torch.testing.assert_close(torch.tensor(found.losses), torch.tensor(plain.losses), rtol=0, atol=3e-6, msg=name)
+        assert all(
+            torch.equal(ours, theirs) for ours, theirs in zip(found.masks, plain.masks, strict=True)
+        ), name
+        torch.testing.assert_close(
+            torch.tensor(found.losses), torch.tensor(plain.losses), rtol=0, atol=3e-6, msg=name
+        )
         assert found.tables.keys() == plain.tables.keys()
         for field, table in found.tables.items():
             torch.testing.assert_close(table, plain.tables[field], rtol=0, atol=3e-5, msg=f"{name}: {field}")
@@ -192,6 +256,8 @@ def test_every_stage_equals_plain_torch_however_tables_lie(ranks: int, model: st
         bundled = bundle.tables()
         assert bundled.keys() == found.tables.keys()
         assert all(torch.equal(table, found.tables[field]) for field, table in bundled.items()), name
-        torch.testing.assert_close(probabilities(bundle.model(), [records]), torch.sigmoid(found.scores), rtol=0, atol=1e-6, msg=name)
+        torch.testing.assert_close(
+            probabilities(bundle.model(), [records]), torch.sigmoid(found.scores), rtol=0, atol=1e-6, msg=name
+        )
         for other in results[1:]:
             assert (other[name].losses, other[name].kept) == (found.losses, found.kept)

@@ -15,12 +15,21 @@ LAYOUT = ColumnLayout(WIDTHS, {"user": 9, "item": 8, "hour": 7})
 
 def looked_up(order: list[str], stored: dict[str, int]) -> KeyedTensor:
     """Four rows; the values of key k are 100 * its place in WIDTHS + the column number."""
-    values = [torch.full((4, stored[key]), 100.0 * list(WIDTHS).index(key)) + torch.arange(stored[key]) for key in order]
+    values = [
+        torch.full((4, stored[key]), 100.0 * list(WIDTHS).index(key)) + torch.arange(stored[key])
+        for key in order
+    ]
     return KeyedTensor(order, [stored[key] for key in order], torch.cat(values, dim=1))
 
 
-@given(order=st.permutations(list(WIDTHS)), padding=st.integers(0, 3), open_columns=st.lists(st.booleans(), min_size=6, max_size=6))
-def test_mask_goes_by_name_in_any_order_and_under_padding(order: list[str], padding: int, open_columns: list[bool]) -> None:
+@given(
+    order=st.permutations(list(WIDTHS)),
+    padding=st.integers(0, 3),
+    open_columns=st.lists(st.booleans(), min_size=6, max_size=6),
+)
+def test_mask_goes_by_name_in_any_order_and_under_padding(
+    order: list[str], padding: int, open_columns: list[bool]
+) -> None:
     mask = ColumnMask(LAYOUT)
     mask.set(torch.tensor(open_columns).float())
     stored = {key: width + padding for key, width in WIDTHS.items()}
@@ -31,11 +40,15 @@ def test_mask_goes_by_name_in_any_order_and_under_padding(order: list[str], padd
 
 
 @given(order=st.permutations(list(WIDTHS)), width=st.integers(1, 3), padding=st.integers(0, 3))
-def test_tables_that_are_all_alike_come_in_order_and_padding_gets_no_gradient(order: list[str], width: int, padding: int) -> None:
+def test_tables_that_are_all_alike_come_in_order_and_padding_gets_no_gradient(
+    order: list[str], width: int, padding: int
+) -> None:
     found = looked_up(order, dict.fromkeys(WIDTHS, width + padding))
     values = found.values().requires_grad_()
     columns = ordered_columns(found, dict.fromkeys(WIDTHS, width))
-    assert columns[0].tolist() == [100 * place + column for place in range(len(WIDTHS)) for column in range(width)]
+    assert columns[0].tolist() == [
+        100 * place + column for place in range(len(WIDTHS)) for column in range(width)
+    ]
     columns.sum().backward()
     assert values.grad is not None
     assert values.grad[0].tolist() == len(WIDTHS) * [*width * [1.0], *padding * [0.0]]
@@ -56,14 +69,20 @@ def test_without_a_mask_nothing_is_multiplied() -> None:
 def ebc() -> EmbeddingBagCollection:
     return EmbeddingBagCollection(
         tables=[
-            EmbeddingBagConfig(name="t_item", embedding_dim=4, num_embeddings=10, feature_names=["clicked", "bought"]),
+            EmbeddingBagConfig(
+                name="t_item", embedding_dim=4, num_embeddings=10, feature_names=["clicked", "bought"]
+            ),
             EmbeddingBagConfig(name="t_user", embedding_dim=3, num_embeddings=5, feature_names=["user"]),
         ]
     )
 
 
 def features() -> KeyedJaggedTensor:
-    return KeyedJaggedTensor(["clicked", "bought", "user"], torch.tensor([1, 2, 3, 4, 5, 0, 1]), lengths=torch.tensor([2, 1, 1, 1, 1, 1]))
+    return KeyedJaggedTensor(
+        ["clicked", "bought", "user"],
+        torch.tensor([1, 2, 3, 4, 5, 0, 1]),
+        lengths=torch.tensor([2, 1, 1, 1, 1, 1]),
+    )
 
 
 def test_a_shared_table_is_masked_in_all_its_features() -> None:
@@ -84,7 +103,9 @@ def test_gradient_reaches_the_mask_alone() -> None:
         output = module(features())
     output.values().square().sum().backward()
     plain = tables(features())
-    wanted = torch.cat([2 * (plain["clicked"].square() + plain["bought"].square()).sum(0), 2 * plain["user"].square().sum(0)])
+    wanted = torch.cat(
+        [2 * (plain["clicked"].square() + plain["bought"].square()).sum(0), 2 * plain["user"].square().sum(0)]
+    )
     assert values.grad is not None
     torch.testing.assert_close(values.grad, wanted)
     assert all(parameter.grad is None for parameter in tables.parameters())
@@ -94,4 +115,7 @@ def test_gradient_reaches_the_mask_alone() -> None:
 def test_a_mask_is_no_state() -> None:
     module = MaskedEmbeddingBagCollection(ebc(), ColumnMask(LAYOUT))
     module.mask.set(torch.ones(6))
-    assert list(module.state_dict()) == ["ebc.embedding_bags.t_item.weight", "ebc.embedding_bags.t_user.weight"]
+    assert list(module.state_dict()) == [
+        "ebc.embedding_bags.t_item.weight",
+        "ebc.embedding_bags.t_user.weight",
+    ]

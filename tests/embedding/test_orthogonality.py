@@ -9,7 +9,9 @@ from ham_dist.embedding.orthogonality import Form, damped, gradient_matrix, pena
 def by_autograd(table: torch.Tensor, form: Form) -> tuple[torch.Tensor, torch.Tensor]:
     table = table.clone().requires_grad_()
     columns = table if form == "gram" else table / table.norm(dim=0)
-    value = (columns.T @ columns - torch.eye(table.shape[1], dtype=table.dtype)).square().sum() / table.shape[1] ** 2
+    value = (columns.T @ columns - torch.eye(table.shape[1], dtype=table.dtype)).square().sum() / table.shape[
+        1
+    ] ** 2
     (gradient,) = torch.autograd.grad(value, table)
     return value.detach(), gradient
 
@@ -34,7 +36,9 @@ def test_zero_columns_stay_where_they_are(form: Form) -> None:
 
 
 def test_orthonormal_columns_have_no_penalty() -> None:
-    table, _ = torch.linalg.qr(torch.randn(30, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
+    table, _ = torch.linalg.qr(
+        torch.randn(30, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    )
     gram = table.T @ table
     assert penalty(gram, "gram", 5) < 1e-25
     assert gradient_matrix(gram, "gram", 5).abs().max() < 1e-12
@@ -52,7 +56,9 @@ def test_a_damped_step_is_a_plain_one_where_it_is_short_and_never_overshoots_whe
     table = torch.randn(40, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) * 3.0
     matrix = gradient_matrix(table.T @ table, "gram", 6)
     product = table @ matrix
-    torch.testing.assert_close(damped(table, product, matrix, 1e-6), table - 1e-6 * product, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        damped(table, product, matrix, 1e-6), table - 1e-6 * product, rtol=0, atol=1e-5
+    )
     assert not torch.equal(damped(table, product, matrix, 1e-6), table)
     before = penalty(table.T @ table, "gram", 6)
     for rate in (1.0, 1e3, 1e12):
@@ -63,4 +69,6 @@ def test_a_damped_step_is_a_plain_one_where_it_is_short_and_never_overshoots_whe
     pulled = gradient_matrix(short.T @ short, "gram", 6)
     grown = damped(short, short @ pulled, pulled, 1e12)
     assert bool((grown.norm(dim=0) > short.norm(dim=0)).all())
-    assert bool((grown.norm(dim=0) <= 2.0 * short.norm(dim=0)).all()), "at most twice as long in a turn, however long it has waited"
+    assert bool((grown.norm(dim=0) <= 2.0 * short.norm(dim=0)).all()), (
+        "at most twice as long in a turn, however long it has waited"
+    )

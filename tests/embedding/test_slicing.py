@@ -20,11 +20,15 @@ class ClickModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         configs = [
-            EmbeddingBagConfig(name="t_item", embedding_dim=4, num_embeddings=10, feature_names=["clicked", "bought"]),
+            EmbeddingBagConfig(
+                name="t_item", embedding_dim=4, num_embeddings=10, feature_names=["clicked", "bought"]
+            ),
             EmbeddingBagConfig(name="t_user", embedding_dim=3, num_embeddings=6, feature_names=["user"]),
             EmbeddingBagConfig(name="t_user_2", embedding_dim=2, num_embeddings=6, feature_names=["user"]),
         ]
-        self.tables = MaskedEmbeddingBagCollection(EmbeddingBagCollection(tables=configs), mask := ColumnMask(ColumnLayout(*layout(configs))))
+        self.tables = MaskedEmbeddingBagCollection(
+            EmbeddingBagCollection(tables=configs), mask := ColumnMask(ColumnLayout(*layout(configs)))
+        )
         self.mask = mask
         self.over = nn.Sequential(nn.Linear(2 + 13, 5), nn.ReLU(), nn.Linear(5, 1))
 
@@ -35,11 +39,19 @@ class ClickModel(nn.Module):
 
 def layout(configs: list[EmbeddingBagConfig]) -> tuple[dict[str, int], dict[str, int], dict[str, str]]:
     keys = {"clicked": "t_item", "bought": "t_item", "user@t_user": "t_user", "user@t_user_2": "t_user_2"}
-    return {config.name: config.embedding_dim for config in configs}, {config.name: config.num_embeddings for config in configs}, keys
+    return (
+        {config.name: config.embedding_dim for config in configs},
+        {config.name: config.num_embeddings for config in configs},
+        keys,
+    )
 
 
 def features() -> KeyedJaggedTensor:
-    return KeyedJaggedTensor(["clicked", "bought", "user"], torch.tensor([1, 2, 3, 4, 5, 0, 1]), lengths=torch.tensor([2, 1, 1, 1, 1, 1]))
+    return KeyedJaggedTensor(
+        ["clicked", "bought", "user"],
+        torch.tensor([1, 2, 3, 4, 5, 0, 1]),
+        lengths=torch.tensor([2, 1, 1, 1, 1, 1]),
+    )
 
 
 @given(open_columns=st.lists(st.booleans(), min_size=9, max_size=9).filter(any), cut_readers=st.booleans())
@@ -48,10 +60,14 @@ def test_narrow_equals_masked(open_columns: list[bool], cut_readers: bool) -> No
     torch.manual_seed(0)
     model = ClickModel()
     columns = model.mask.layout.split(torch.tensor(open_columns).float())
-    narrow = slice_columns(model, columns, readers={"over.0.weight": (1, 2)} if cut_readers else None, example=features())
+    narrow = slice_columns(
+        model, columns, readers={"over.0.weight": (1, 2)} if cut_readers else None, example=features()
+    )
     model.mask.set(torch.tensor(open_columns).float())
     torch.testing.assert_close(narrow(features()), model(features()), rtol=0, atol=1e-6)
-    kept = sum(len(columns[table]) * times for table, times in (("t_item", 2), ("t_user", 1), ("t_user_2", 1)))
+    kept = sum(
+        len(columns[table]) * times for table, times in (("t_item", 2), ("t_user", 1), ("t_user_2", 1))
+    )
     assert narrow.over[0].weight.shape == (5, 2 + (kept if cut_readers else 13))
     numbers = sum(parameter.numel() for parameter in narrow.tables.parameters())
     assert numbers == 10 * len(columns["t_item"]) + 6 * (len(columns["t_user"]) + len(columns["t_user_2"]))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from ham_dist.errors import BundleError
 from ham_dist.export.bundle import open_bundle
 from ham_dist.export.manifest import BundleManifest, read_manifest, write_manifest
-from tests.export.models import export, live_model
+from tests.support.live_models import export, live_model
 
 
 @pytest.fixture
@@ -24,7 +24,14 @@ def whole(tmp_path: Path) -> Path:
     live = live_model("fm", "table")
     for field in live.fields:
         (vocabulary / f"{field.name}.parquet").write_bytes(b"stands for a Parquet file")
-    export(live, tmp_path / "bundle", piece_numbers=10, vocabulary=vocabulary, recipe={"name": "films"}, run={"seed": 1})
+    export(
+        live,
+        tmp_path / "bundle",
+        piece_numbers=10,
+        vocabulary=vocabulary,
+        recipe={"name": "films"},
+        run={"seed": 1},
+    )
     return tmp_path / "bundle"
 
 
@@ -33,14 +40,20 @@ def files_of(bundle: Path) -> list[Path]:
 
 
 def test_whole_is_whole(whole: Path) -> None:
-    assert open_bundle(whole).manifest.files.keys() == {path.relative_to(whole).as_posix() for path in files_of(whole)} - {"manifest.json"}
+    assert open_bundle(whole).manifest.files.keys() == {
+        path.relative_to(whole).as_posix() for path in files_of(whole)
+    } - {"manifest.json"}
 
 
 def test_each_flipped_byte_is_found(whole: Path) -> None:
     for path in files_of(whole):
         content = path.read_bytes()
         # The manifest vouches for itself, so each part of it is tried.
-        for place in range(0, len(content), 97) if path.name == "manifest.json" else [0, len(content) // 2, len(content) - 1]:
+        for place in (
+            range(0, len(content), 97)
+            if path.name == "manifest.json"
+            else [0, len(content) // 2, len(content) - 1]
+        ):
             path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
             with pytest.raises(BundleError, match=path.name):
                 open_bundle(whole)
@@ -53,7 +66,9 @@ def test_each_missing_or_short_file_is_named(whole: Path) -> None:
         content = path.read_bytes()
         path.write_bytes(content[:-1])
         if path.name != "manifest.json":  # which misses no more than its last line's end then
-            with pytest.raises(BundleError, match=rf"{path.name}: {len(content) - 1} bytes, wanted {len(content)}"):
+            with pytest.raises(
+                BundleError, match=rf"{path.name}: {len(content) - 1} bytes, wanted {len(content)}"
+            ):
                 open_bundle(whole)
         path.unlink()
         with pytest.raises(BundleError, match=rf"{path.name}: (missing|there is no such file)"):
@@ -87,7 +102,18 @@ def move_dense(target: str) -> Callable[[dict[str, Any]], None]:
 
 
 @pytest.mark.parametrize(
-    "target", ["../secret", "/etc/passwd", "tables/../../secret", "..", "a\\..\\b", "C:/x", "tables//x", "./dense.safetensors", ""]
+    "target",
+    [
+        "../secret",
+        "/etc/passwd",
+        "tables/../../secret",
+        "..",
+        "a\\..\\b",
+        "C:/x",
+        "tables//x",
+        "./dense.safetensors",
+        "",
+    ],
 )
 def test_paths_out_of_the_bundle_are_refused(whole: Path, target: str) -> None:
     shutil.copy(whole / "dense.safetensors", whole.parent / "secret")
@@ -115,20 +141,39 @@ def test_link_out_of_the_bundle_is_refused(whole: Path) -> None:
         (lambda content: content["fields"][0].update(rows=12), "table 'user': rows, width, type"),
         (lambda content: content["tables"][0]["files"].pop(1), "table 'user': rows 2 to 3 are missing"),
         (lambda content: content["tables"].pop(), "wanted one for each field with columns"),
-        (lambda content: content.update(first_order=[]), "first-order tables of another model .missing: age, genres, gone, user"),
-        (lambda content: content["files"].pop("dense.safetensors"), "no size and sha256 of dense.safetensors"),
-        (lambda content: content["model"].update(lift_width=6), r"dense.safetensors: lift.weight is F32 \[8, 4\], wanted F32 \[8, 6\]"),
-        (lambda content: content["model"].update(name="dcnv2"), "dense.safetensors: tensors of another model"),
-        (lambda content: content["fields"][1].update(keeps_slot=True), "fm keeps no slot .* but gone has one"),
+        (
+            lambda content: content.update(first_order=[]),
+            "first-order tables of another model .missing: age, genres, gone, user",
+        ),
+        (
+            lambda content: content["files"].pop("dense.safetensors"),
+            "no size and sha256 of dense.safetensors",
+        ),
+        (
+            lambda content: content["model"].update(lift_width=6),
+            r"dense.safetensors: lift.weight is F32 \[8, 4\], wanted F32 \[8, 6\]",
+        ),
+        (
+            lambda content: content["model"].update(name="dcnv2"),
+            "dense.safetensors: tensors of another model",
+        ),
+        (
+            lambda content: content["fields"][1].update(keeps_slot=True),
+            "fm keeps no slot .* but gone has one",
+        ),
     ],
 )
-def test_manifest_that_does_not_fit_is_refused(whole: Path, change: Callable[[dict[str, Any]], None], message: str) -> None:
+def test_manifest_that_does_not_fit_is_refused(
+    whole: Path, change: Callable[[dict[str, Any]], None], message: str
+) -> None:
     rewrite(whole, change)
     with pytest.raises(BundleError, match=message):
         open_bundle(whole)
 
 
-@pytest.mark.parametrize("text", ["[]", '"bundle"', '{"format": "ham_dist bundle", "x": NaN}', "{" * 100_000, "\x00"])
+@pytest.mark.parametrize(
+    "text", ["[]", '"bundle"', '{"format": "ham_dist bundle", "x": NaN}', "{" * 100_000, "\x00"]
+)
 def test_text_that_is_no_manifest_is_refused(whole: Path, text: str) -> None:
     (whole / "manifest.json").write_text(text)
     with pytest.raises(BundleError, match=r"manifest.json: (damaged|format is)"):
@@ -141,7 +186,12 @@ def replaced(whole: Path, file: str, tensors: dict[str, torch.Tensor]) -> None:
     manifest = read_manifest(whole)
     content = (whole / file).read_bytes()
     entry = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    write_manifest(whole, BundleManifest.model_validate({**manifest.model_dump(), "files": {**manifest.model_dump()["files"], file: entry}}))
+    write_manifest(
+        whole,
+        BundleManifest.model_validate(
+            {**manifest.model_dump(), "files": {**manifest.model_dump()["files"], file: entry}}
+        ),
+    )
 
 
 def test_tensors_of_another_shape_are_refused(whole: Path) -> None:
@@ -161,7 +211,12 @@ def test_file_that_is_no_safetensors_is_refused(whole: Path) -> None:
     replaced(whole, "dense.safetensors", {})
     content = b"not a tensor in here"
     (whole / "dense.safetensors").write_bytes(content)
-    rewrite(whole, lambda manifest: manifest["files"].update({"dense.safetensors": {"size": 20, "sha256": hashlib.sha256(content).hexdigest()}}))
+    rewrite(
+        whole,
+        lambda manifest: manifest["files"].update(
+            {"dense.safetensors": {"size": 20, "sha256": hashlib.sha256(content).hexdigest()}}
+        ),
+    )
     with pytest.raises(BundleError, match=r"dense.safetensors: no safetensors file"):
         open_bundle(whole)
 

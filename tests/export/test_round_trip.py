@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ham_dist.distributed import process_group
+from ham_dist.distributed.ranks import process_group
 from ham_dist.embedding.tables import TableChunk
 from ham_dist.errors import BundleError, HamError
 from ham_dist.export.bundle import open_bundle
@@ -18,17 +18,24 @@ from ham_dist.export.manifest import FieldEntry, Precision
 from ham_dist.export.verify import TOLERANCE, probabilities, verify_bundle
 from ham_dist.export.writer import Description, write_bundle
 from ham_dist.models.registry import INTERACTIONS
-from tests.export.models import chunks, export, live_model, some_ids
-from tests.multiprocess import run_on_ranks
+from tests.support.live_models import chunks, export, live_model, some_ids
+from tests.support.ranks import run_on_ranks
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("first_order", ["linear", "table"])
 @pytest.mark.parametrize("name", INTERACTIONS)
-def test_bundle_gives_the_live_models_probabilities(tmp_path: Path, name: str, first_order: str, precision: Precision) -> None:
+def test_bundle_gives_the_live_models_probabilities(
+    tmp_path: Path, name: str, first_order: str, precision: Precision
+) -> None:
     live, ids = live_model(name, first_order), some_ids()
     expected = live.probabilities(ids)
-    report = export(live, tmp_path / "bundle", precision=precision, verify=lambda path: verify_bundle(path, [ids], expected))
+    report = export(
+        live,
+        tmp_path / "bundle",
+        precision=precision,
+        verify=lambda path: verify_bundle(path, [ids], expected),
+    )
     assert report["max_difference"] <= TOLERANCE[precision]
     assert not (tmp_path / "bundle.partial").exists()
 
@@ -36,7 +43,9 @@ def test_bundle_gives_the_live_models_probabilities(tmp_path: Path, name: str, f
     assert bundle.manifest.verified == report
     model = bundle.model()
     torch.testing.assert_close(probabilities(model, [ids]), expected, rtol=0, atol=TOLERANCE[precision])
-    assert {table.dtype for table in model.tables} == {torch.float32 if precision == "fp32" else torch.float16}
+    assert {table.dtype for table in model.tables} == {
+        torch.float32 if precision == "fp32" else torch.float16
+    }
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
     reads_gone = name in ("fm", "deepfm") and first_order == "table"
@@ -52,28 +61,48 @@ def test_tables_in_many_pieces(tmp_path: Path, rows: int, piece_numbers: int) ->
     for field, table in bundle.tables().items():
         assert torch.equal(table, live.tables[field]), field
     for table_entry in bundle.manifest.tables:
-        assert all(piece.rows <= max(1, min(rows, piece_numbers // table_entry.width)) for piece in table_entry.files)
+        assert all(
+            piece.rows <= max(1, min(rows, piece_numbers // table_entry.width)) for piece in table_entry.files
+        )
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     numbers=st.lists(st.floats(width=16, allow_nan=False, allow_infinity=False), min_size=1, max_size=30),
     width=st.integers(1, 5),
-    names=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8), min_size=1, max_size=3, unique=True),
+    names=st.lists(
+        st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8),
+        min_size=1,
+        max_size=3,
+        unique=True,
+    ),
     precision=st.sampled_from(["fp32", "fp16"]),
 )
 def test_any_table_under_any_name_comes_back_bit_for_bit(
-    tmp_path_factory: pytest.TempPathFactory, numbers: list[float], width: int, names: list[str], precision: Precision
+    tmp_path_factory: pytest.TempPathFactory,
+    numbers: list[float],
+    width: int,
+    names: list[str],
+    precision: Precision,
 ) -> None:
     table = torch.tensor(numbers).repeat(width, 1).T.contiguous()
     fields = [FieldEntry(name=name, rows=len(numbers), width=width) for name in names]
     out = tmp_path_factory.mktemp("any") / "bundle"
-    write_bundle(out, Description(fields, None, precision), chunks=chunks(dict.fromkeys(names, table)), dense={"w": table})
+    write_bundle(
+        out,
+        Description(fields, None, precision),
+        chunks=chunks(dict.fromkeys(names, table)),
+        dense={"w": table},
+    )
     bundle = open_bundle(out)
     assert list(bundle.tables()) == names
     assert all(torch.equal(found.float(), table) for found in bundle.tables().values())
     assert torch.equal(bundle.dense()["w"], table)
-    assert {path.relative_to(out).parts[0] for path in out.rglob("*")} == {"manifest.json", "dense.safetensors", "tables"}
+    assert {path.relative_to(out).parts[0] for path in out.rglob("*")} == {
+        "manifest.json",
+        "dense.safetensors",
+        "tables",
+    }
 
 
 def test_opening_leaves_the_random_numbers_alone(tmp_path: Path) -> None:
@@ -87,8 +116,15 @@ def test_opening_leaves_the_random_numbers_alone(tmp_path: Path) -> None:
 
 def test_custom_bundle_gives_tensors_and_says_how(tmp_path: Path) -> None:
     live = live_model()
-    fields = [FieldEntry(name=field, rows=len(table), width=table.shape[1]) for field, table in live.tables.items()]
-    write_bundle(tmp_path / "bundle", Description(fields, None), chunks=chunks(live.tables), dense={"my.weight": torch.ones(2, 3)})
+    fields = [
+        FieldEntry(name=field, rows=len(table), width=table.shape[1]) for field, table in live.tables.items()
+    ]
+    write_bundle(
+        tmp_path / "bundle",
+        Description(fields, None),
+        chunks=chunks(live.tables),
+        dense={"my.weight": torch.ones(2, 3)},
+    )
     bundle = open_bundle(tmp_path / "bundle")
     assert bundle.manifest.kind == "custom"
     assert bundle.dense()["my.weight"].tolist() == [[1.0] * 3] * 2
@@ -101,7 +137,9 @@ def test_compact_model_goes_through_torch_export(tmp_path: Path) -> None:
     model, ids = open_bundle(tmp_path / "bundle").model(), some_ids()
     flat = {field: (ids[field] if field != "genres" else torch.arange(13) % 7) for field in model.read_fields}
     rows = torch.export.Dim("rows", min=2)
-    program = torch.export.export(model, (flat,), dynamic_shapes=({field: {0: rows} for field in flat},), strict=False)
+    program = torch.export.export(
+        model, (flat,), dynamic_shapes=({field: {0: rows} for field in flat},), strict=False
+    )
     fewer = {field: values[:5] for field, values in flat.items() if isinstance(values, torch.Tensor)}
     torch.testing.assert_close(program.module()(fewer), model(fewer))
 
@@ -123,8 +161,14 @@ def test_refuses_rows_that_do_not_make_the_tables(tmp_path: Path) -> None:
     live = live_model()
     whole = chunks(live.tables, rows=2)
     for broken, message in [
-        ([chunk for chunk in whole if (chunk.field, chunk.first_row) != ("user", 4)], "table 'user': rows 4 to 5 are missing"),
-        ([chunk for chunk in whole if (chunk.field, chunk.first_row) != ("user", 10)], "hold 10 rows, the table has 11"),
+        (
+            [chunk for chunk in whole if (chunk.field, chunk.first_row) != ("user", 4)],
+            "table 'user': rows 4 to 5 are missing",
+        ),
+        (
+            [chunk for chunk in whole if (chunk.field, chunk.first_row) != ("user", 10)],
+            "hold 10 rows, the table has 11",
+        ),
         ([*whole, whole[2]], "table 'user': rows 4 to 5 are there twice"),
         ([chunk for chunk in whole if chunk.field != "age"], "wanted one for each field with columns"),
         ([*whole, TableChunk("stranger", 0, torch.ones(1, 1))], "'stranger'"),
@@ -138,9 +182,14 @@ def test_refuses_rows_that_do_not_make_the_tables(tmp_path: Path) -> None:
 def test_refuses_a_model_that_is_not_the_live_one(tmp_path: Path) -> None:
     live, ids = live_model(), some_ids()
     expected = live.probabilities(ids)
-    for wrong, message in [(expected + 1e-4, "differ from the live model's by up to 0.0001"), (expected[:-1], "13 records.*12 probabilities")]:
+    for wrong, message in [
+        (expected + 1e-4, "differ from the live model's by up to 0.0001"),
+        (expected[:-1], "13 records.*12 probabilities"),
+    ]:
         with pytest.raises(BundleError, match=message):
-            export(live, tmp_path / "bundle", verify=lambda path, wrong=wrong: verify_bundle(path, [ids], wrong))
+            export(
+                live, tmp_path / "bundle", verify=lambda path, wrong=wrong: verify_bundle(path, [ids], wrong)
+            )
     with pytest.raises(BundleError, match="at least 1"):
         export(live, tmp_path / "bundle", verify=lambda path: verify_bundle(path, [], torch.empty(0)))
     assert not list(tmp_path.iterdir())

@@ -13,15 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ham_dist.data.manifest import FORMAT_VERSION, StoredFile
-from ham_dist.data.manifest import FieldEntry as DataField
-from ham_dist.data.manifest import Manifest as DataManifest
+from ham_dist.data.format.manifest import FORMAT_VERSION, StoredFile
+from ham_dist.data.format.manifest import FieldEntry as DataField
+from ham_dist.data.format.manifest import Manifest as DataManifest
 from ham_dist.errors import BundleError, DataError
 from ham_dist.export.bundle import open_bundle
 from ham_dist.export.compact import Ids
 from ham_dist.export.scorer import score
 from ham_dist.export.writer import Description, write_bundle
-from tests.export.models import ROWS, chunks, export, live_model, some_ids
+from tests.support.live_models import ROWS, chunks, export, live_model, some_ids
 
 RECORDS = 29
 
@@ -50,7 +50,9 @@ def as_lists(ids: Ids) -> list[Any]:
 def prepared_table(ids: dict[str, Ids]) -> pa.Table:
     types = {field: pa.list_(pa.int32()) if field == "genres" else pa.int32() for field in ids}
     # Columns stand in another order than the model's, between others.
-    columns = {field: pa.array(as_lists(ids[field]), types[field]) for field in ("genres", "age", "gone", "user")}
+    columns = {
+        field: pa.array(as_lists(ids[field]), types[field]) for field in ("genres", "age", "gone", "user")
+    }
     return pa.table({"label": pa.array([0] * RECORDS, pa.int8()), **columns})
 
 
@@ -79,7 +81,11 @@ def raw_bundle(tmp_path: Path) -> Path:
     """Of a model with vocabularies: `user` 7 has the raw value "u7", and so on; id 0 is unknown."""
     (tmp_path / "vocabulary").mkdir()
     for field, rows in ROWS.items():
-        values = {"value": [f"{field[0]}{id}" for id in range(1, rows)], "id": range(1, rows), "count": [1] * (rows - 1)}
+        values = {
+            "value": [f"{field[0]}{id}" for id in range(1, rows)],
+            "id": range(1, rows),
+            "count": [1] * (rows - 1),
+        }
         types = pa.schema([("value", pa.string()), ("id", pa.int32()), ("count", pa.int64())])
         pq.write_table(pa.table(values, schema=types), tmp_path / "vocabulary" / f"{field}.parquet")
     export(live_model("deepfm"), tmp_path / "raw_bundle", vocabulary=tmp_path / "vocabulary", recipe=RECIPE)
@@ -91,7 +97,10 @@ def raw_bundle(tmp_path: Path) -> Path:
 def test_prepared_file(tmp_path: Path, bundle: Path, suffix: str, block_rows: int) -> None:
     ids = some_ids(RECORDS)
     pq.write_table(prepared_table(ids), tmp_path / "part-00000.parquet", row_group_size=7)
-    assert score(bundle, tmp_path / "part-00000.parquet", tmp_path / f"out{suffix}", block_rows=block_rows) == RECORDS
+    assert (
+        score(bundle, tmp_path / "part-00000.parquet", tmp_path / f"out{suffix}", block_rows=block_rows)
+        == RECORDS
+    )
     assert_equal(tmp_path / f"out{suffix}", live_model("autoint").probabilities(ids))
 
 
@@ -108,8 +117,12 @@ def write_data_manifest(data: Path, bundle: Path, changed: str | None = None) ->
     fields = []
     for field in manifest.fields:
         sha256 = "0" * 64 if field.name == changed else manifest.files[manifest.vocabulary[field.name]].sha256
-        stored = StoredFile(file=f"vocabulary/{field.name}.parquet", rows=field.rows - 1, bytes=1, sha256=sha256)
-        fields.append(DataField(name=field.name, rows=field.rows, multi_valued=field.multi_valued, vocabulary=stored))
+        stored = StoredFile(
+            file=f"vocabulary/{field.name}.parquet", rows=field.rows - 1, bytes=1, sha256=sha256
+        )
+        fields.append(
+            DataField(name=field.name, rows=field.rows, multi_valued=field.multi_valued, vocabulary=stored)
+        )
     DataManifest(
         format_version=FORMAT_VERSION, name="test", recipe=None, settings=None, seed=0, rows_per_shard=1, fields=tuple(fields), splits={},
         rows_in=0, rows_dropped=0, raw=(), engine={}, truth=None,
@@ -147,7 +160,10 @@ def raw_values(ids: dict[str, Ids], unknown: str) -> dict[str, list[Any]]:
         return f"{field[0]}{id}" if id else unknown
 
     return {
-        field: [[value(field, id) for id in cell] if isinstance(cell, list) else value(field, cell) for cell in as_lists(of_field)]
+        field: [
+            [value(field, id) for id in cell] if isinstance(cell, list) else value(field, cell)
+            for cell in as_lists(of_field)
+        ]
         for field, of_field in ids.items()
     }
 
@@ -168,7 +184,12 @@ def test_raw_records(tmp_path: Path, raw_bundle: Path) -> None:
     flat = {**values, "genres": ["|".join(cell) for cell in values["genres"]]}
     pyarrow.csv.write_csv(pa.table(flat), tmp_path / "raw.csv")
     (tmp_path / "raw").mkdir()
-    lines = [",".join(row) for row in zip(*(flat[field] for field in ("user", "gone", "genres", "age")), ["5"] * RECORDS, strict=True)]
+    lines = [
+        ",".join(row)
+        for row in zip(
+            *(flat[field] for field in ("user", "gone", "genres", "age")), ["5"] * RECORDS, strict=True
+        )
+    ]
     (tmp_path / "raw" / "films.csv").write_text("\n".join(lines) + "\n")
     for name in ("raw.parquet", "raw.csv", "raw"):
         assert score(raw_bundle, tmp_path / name, tmp_path / "out.txt", block_rows=10) == RECORDS
@@ -182,7 +203,9 @@ def test_whole_numbers_could_be_both(tmp_path: Path, raw_bundle: Path) -> None:
         score(raw_bundle, tmp_path / "in.parquet", tmp_path / "out.txt")
     score(raw_bundle, tmp_path / "in.parquet", tmp_path / "out.txt", values="ids")
     assert_equal(tmp_path / "out.txt", live_model("deepfm").probabilities(ids))
-    score(raw_bundle, tmp_path / "in.parquet", tmp_path / "out.txt", values="raw")  # none of these numbers is in the vocabulary
+    score(
+        raw_bundle, tmp_path / "in.parquet", tmp_path / "out.txt", values="raw"
+    )  # none of these numbers is in the vocabulary
     assert len(set(read(tmp_path / "out.txt"))) == 1
 
 
@@ -191,7 +214,11 @@ def test_whole_numbers_could_be_both(tmp_path: Path, raw_bundle: Path) -> None:
     [
         ("user", [0] * 20 + [11] + [0] * 8, r"record 20 .*user = 11: its ids go from 0 to 10"),
         ("user", [0] * 28 + [-1], r"record 28 .*user = -1"),
-        ("genres", [[]] * 3 + [[1, 2], [], [3, 7]] + [[0]] * 23, r"record 5 .*genres = 7: its ids go from 0 to 6"),
+        (
+            "genres",
+            [[]] * 3 + [[1, 2], [], [3, 7]] + [[0]] * 23,
+            r"record 5 .*genres = 7: its ids go from 0 to 6",
+        ),
         ("age", [1] * 15 + [None] + [1] * 13, r"column age lacks a value in records 10 to 19"),
         ("genres", [[1, None]] + [[]] * 28, r"column genres lacks a value in records 0 to 9"),
         ("age", ["young"] * 29, r"column age is string; ids are whole numbers"),
@@ -199,7 +226,9 @@ def test_whole_numbers_could_be_both(tmp_path: Path, raw_bundle: Path) -> None:
         ("age", None, r"has no column age"),
     ],
 )
-def test_refuses_what_is_no_id(tmp_path: Path, bundle: Path, column: str, cells: Sequence[Any] | None, message: str) -> None:
+def test_refuses_what_is_no_id(
+    tmp_path: Path, bundle: Path, column: str, cells: Sequence[Any] | None, message: str
+) -> None:
     table = prepared_table(some_ids(RECORDS)).drop_columns(column)
     if cells is not None:
         table = table.append_column(column, pa.array(cells))
@@ -215,7 +244,11 @@ def test_refuses_what_cannot_be_read_or_written(tmp_path: Path, bundle: Path, ra
     pq.write_table(prepared_table(some_ids(RECORDS)), tmp_path / "in.parquet")
     (tmp_path / "bad.parquet").write_text("no Parquet")
     (tmp_path / "in.csv").write_text("user\n1\n")
-    for source, message in [("bad.parquet", "no Parquet file"), ("none.parquet", "no such file"), ("in.csv", "the bundle takes ids")]:
+    for source, message in [
+        ("bad.parquet", "no Parquet file"),
+        ("none.parquet", "no such file"),
+        ("in.csv", "the bundle takes ids"),
+    ]:
         with pytest.raises(DataError, match=message):
             score(bundle, tmp_path / source, tmp_path / "out.txt")
     with pytest.raises(DataError, match="lacks the column"):
@@ -231,7 +264,9 @@ def test_refuses_what_cannot_be_read_or_written(tmp_path: Path, bundle: Path, ra
 def test_refuses_a_custom_bundle(tmp_path: Path) -> None:
     live = live_model()
     fields = [field for field in live.fields if field.width]
-    write_bundle(tmp_path / "bundle", Description(fields, None), chunks=chunks(live.tables), dense={"w": torch.ones(1)})
+    write_bundle(
+        tmp_path / "bundle", Description(fields, None), chunks=chunks(live.tables), dense={"w": torch.ones(1)}
+    )
     with pytest.raises(BundleError, match=r"(?s)kind = 'custom'.*open_bundle"):
         score(tmp_path / "bundle", tmp_path, tmp_path / "out.txt")
 

@@ -21,4 +21,6 @@ def test_run_loads_and_is_named_for_its_data_and_model(path: Path) -> None:
 def test_all_models_have_a_run_with_the_papers_targets() -> None:
     runs = [load_run(str(path)) for path in RUNS if path.stem.startswith("movielens_")]
     assert {run.model.name for run in runs} == {"fm", "deepfm", "autoint", "dcnv2"}
-    assert {run.search.targets for run in runs} == {(Target(columns=14), Target(columns=28), Target(columns=42))}
+    assert {run.search.targets for run in runs} == {
+        (Target(columns=14), Target(columns=28), Target(columns=42))
+    }

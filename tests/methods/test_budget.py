@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from ham_dist.config.schema import Target
 from ham_dist.errors import TargetError
 from ham_dist.methods.budget import Budget
-from tests.methods.space import LAYOUT, ROWS
+from tests.support.search_space import LAYOUT, ROWS
 
 SCORES = st.lists(st.floats(-1, 1, width=32), min_size=10, max_size=10)
 

@@ -5,7 +5,7 @@ import torch
 
 from ham_dist.config.schema import Target
 from ham_dist.methods.registry import METHODS
-from tests.methods.space import LAYOUT, WIDTHS, method
+from tests.support.search_space import LAYOUT, WIDTHS, method
 
 
 def test_ham_follows_equation_3() -> None:
@@ -17,7 +17,9 @@ def test_ham_follows_equation_3() -> None:
         mask = (alpha > 0).float()
         seen: list[torch.Tensor] = []
 
-        def gradient_at(at: torch.Tensor, gradient: torch.Tensor = gradient, seen: list[torch.Tensor] = seen) -> torch.Tensor:
+        def gradient_at(
+            at: torch.Tensor, gradient: torch.Tensor = gradient, seen: list[torch.Tensor] = seen
+        ) -> torch.Tensor:
             seen.append(at.clone())
             return gradient
 
@@ -25,7 +27,9 @@ def test_ham_follows_equation_3() -> None:
         alpha = alpha - 0.1 * gradient - 0.001 * torch.sign(mask.sum() - 6)
         assert len(seen) == 1
         assert torch.equal(seen[0], mask)
-        torch.testing.assert_close(ham.tensors()["alpha"], alpha, rtol=0, atol=1e-7)  # the two terms are added up in another order
+        torch.testing.assert_close(
+            ham.tensors()["alpha"], alpha, rtol=0, atol=1e-7
+        )  # the two terms are added up in another order
         alpha = ham.tensors()["alpha"].clone()
         assert torch.equal(ham.mask(), (alpha > 0).float())
         assert ham.choice().sum() == 6
@@ -59,7 +63,9 @@ def test_uniform_deals_columns_in_rounds() -> None:
         assert all(part.tolist() == list(range(len(part))) for part in kept.values())
         counts[columns] = [len(kept[table]) for table in WIDTHS]
     assert counts[6] == [2, 2, 2]
-    assert counts[7] == [3, 2, 2], "what is left over goes to the table with most rows, and gender has no third column"
+    assert counts[7] == [3, 2, 2], (
+        "what is left over goes to the table with most rows, and gender has no third column"
+    )
     assert counts[1] == [1, 0, 0]
     assert counts[10] == [4, 2, 4]
 
@@ -67,7 +73,11 @@ def test_uniform_deals_columns_in_rounds() -> None:
 def test_magnitude_takes_the_longest_columns() -> None:
     norms = torch.tensor([1.0, 9, 2, 8, 3, 7, 4, 6, 5, 0])
     kept = LAYOUT.split(method("magnitude", Target(columns=4), norms=norms).choice())
-    assert {table: part.tolist() for table, part in kept.items()} == {"user": [1, 3], "gender": [1], "movie": [1]}
+    assert {table: part.tolist() for table, part in kept.items()} == {
+        "user": [1, 3],
+        "gender": [1],
+        "movie": [1],
+    }
 
 
 def test_random_draws_from_the_seed() -> None:

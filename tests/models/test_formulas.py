@@ -52,7 +52,10 @@ def test_lift_is_one_product_a_field(widths: Mapping[str, int]) -> None:
     values = columns(widths)
     assert lift(values).shape == (B, len(widths), 6)
     torch.testing.assert_close(lift(values), torch.stack(lifted_by_loop(lift, values), dim=1))
-    assert torch.autograd.gradcheck(lambda x, w: torch.func.functional_call(lift, {"weight": w}, x), (values.requires_grad_(), lift.weight))
+    assert torch.autograd.gradcheck(
+        lambda x, w: torch.func.functional_call(lift, {"weight": w}, x),
+        (values.requires_grad_(), lift.weight),
+    )
 
 
 @pytest.mark.parametrize("widths", [{"a": 3, "b": 3}, WIDTHS, {"a": 0, "b": 4, "c": 1, "d": 0}])
@@ -61,7 +64,9 @@ def test_lift_folds_into_the_linear_map_behind_it(widths: Mapping[str, int]) -> 
     lift = Lift(widths, 6).double()
     behind = torch.randn(5, len(widths) * 6, dtype=torch.float64, requires_grad=True)
     values, mask = columns(widths), torch.rand(sum(widths.values()), dtype=torch.float64, requires_grad=True)
-    torch.testing.assert_close(values @ lift.folded_into(behind, mask).t(), lift(values * mask).flatten(1) @ behind.t())
+    torch.testing.assert_close(
+        values @ lift.folded_into(behind, mask).t(), lift(values * mask).flatten(1) @ behind.t()
+    )
     assert torch.autograd.gradcheck(lift.folded_into, (behind, mask))
 
 
@@ -116,23 +121,31 @@ def test_deepfm_without_hidden_layers_reads_the_lifted_fields() -> None:
     model = DeepFM(WIDTHS, ModelSettings(name="deepfm", lift_width=6, mlp=())).double()
     values = columns()
     flat = torch.cat(lifted_by_loop(model.lift, values), dim=1)
-    torch.testing.assert_close(model(values), FM.forward(model, values) + flat @ model.get_parameter("deep.0.weight")[0])
+    torch.testing.assert_close(
+        model(values), FM.forward(model, values) + flat @ model.get_parameter("deep.0.weight")[0]
+    )
 
 
 def test_autoint_is_the_papers_formula() -> None:
     torch.manual_seed(0)
     widths = {**WIDTHS, "left": 0}
-    model = AutoInt(widths, ModelSettings(name="autoint", lift_width=6, attention_heads=2, attention_layers=2)).double()
+    model = AutoInt(
+        widths, ModelSettings(name="autoint", lift_width=6, attention_heads=2, attention_layers=2)
+    ).double()
     values = columns()
     fields = torch.stack(lifted_by_loop(model.lift, values), dim=1)
     for number in range(2):
         query, key, value, residual = model.get_parameter(f"attention.{number}.projection.weight").split(6)
         heads = []
         for rows in (slice(0, 3), slice(3, 6)):
-            scores = torch.exp(torch.einsum("bmi,hi,hj,bkj->bmk", fields, query[rows], key[rows], fields))  # Eq. 5
+            scores = torch.exp(
+                torch.einsum("bmi,hi,hj,bkj->bmk", fields, query[rows], key[rows], fields)
+            )  # Eq. 5
             attention = scores / scores.sum(dim=2, keepdim=True)
             heads.append(torch.einsum("bmk,hj,bkj->bmh", attention, value[rows], fields))  # Eq. 6
-        fields = torch.clamp(torch.cat(heads, dim=2) + torch.einsum("hi,bmi->bmh", residual, fields), min=0)  # Eq. 7, 8
+        fields = torch.clamp(
+            torch.cat(heads, dim=2) + torch.einsum("hi,bmi->bmh", residual, fields), min=0
+        )  # Eq. 7, 8
     expected = fields.reshape(B, -1) @ model.last.weight[0] + model.last.bias
     torch.testing.assert_close(model(values), expected)
 
@@ -159,7 +172,9 @@ def test_dcnv2_is_one_linear_over_cross_and_torchrecs_mlp() -> None:
 
 
 @pytest.mark.parametrize("name", INTERACTIONS)
-def test_a_mask_in_the_weights_is_one_on_the_columns(name: Literal["fm", "deepfm", "autoint", "dcnv2"]) -> None:
+def test_a_mask_in_the_weights_is_one_on_the_columns(
+    name: Literal["fm", "deepfm", "autoint", "dcnv2"],
+) -> None:
     torch.manual_seed(0)
     model = build_interaction(ModelSettings(name=name, lift_width=6, mlp=(8, 4)), WIDTHS).double().eval()
     values = columns()
@@ -168,7 +183,9 @@ def test_a_mask_in_the_weights_is_one_on_the_columns(name: Literal["fm", "deepfm
     soft = torch.rand(D, dtype=torch.float64, requires_grad=True)
     inside, outside = model(values, soft), model(values * soft)
     torch.testing.assert_close(inside, outside)
-    (gradient,), (expected,) = (torch.autograd.grad(logits.square().sum(), soft) for logits in (inside, outside))
+    (gradient,), (expected,) = (
+        torch.autograd.grad(logits.square().sum(), soft) for logits in (inside, outside)
+    )
     torch.testing.assert_close(gradient, expected)
     assert (gradient.abs() > 0).all()
 
@@ -184,12 +201,16 @@ def test_dcnv2_has_the_papers_number_of_weights(width: int, expected: int) -> No
 @pytest.mark.parametrize("mlp", [(4,), ()])
 def test_gradients_reach_every_weight_and_are_right(name: str, mlp: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    model = build_interaction(ModelSettings.model_validate({"name": name, "lift_width": 4, "mlp": mlp}), WIDTHS).double()
+    model = build_interaction(
+        ModelSettings.model_validate({"name": name, "lift_width": 4, "mlp": mlp}), WIDTHS
+    ).double()
     values = columns().requires_grad_()
     assert torch.autograd.gradcheck(model, (values,))
     model(values).square().sum().backward()
     without = {key for key, parameter in model.named_parameters() if parameter.grad is None}
-    assert without == ({"deep.0.bias"} if "deep.0.bias" in model.state_dict() else set())  # a bias before BatchNorm is not trained
+    assert without == (
+        {"deep.0.bias"} if "deep.0.bias" in model.state_dict() else set()
+    )  # a bias before BatchNorm is not trained
 
 
 @pytest.mark.parametrize("name", INTERACTIONS)

@@ -16,9 +16,9 @@ from ham_dist.cli import app
 from ham_dist.config.load import load_run
 from ham_dist.config.schema import ModelSettings, SyntheticSettings
 from ham_dist.config.units import size_text
-from ham_dist.data.look import look_at
-from ham_dist.data.manifest import Manifest
-from ham_dist.data.synthetic import generate
+from ham_dist.data.format.manifest import Manifest
+from ham_dist.data.statistics import look_at
+from ham_dist.data.synthetic.write import generate
 from ham_dist.errors import ConfigError, ReportError
 from ham_dist.report.dataset import datasets_of
 from ham_dist.report.figures import FIELDS_SHOWN, STYLES, Point, comparison, heads
@@ -26,8 +26,8 @@ from ham_dist.report.page import results, write_report
 from ham_dist.report.record import read_runs
 from ham_dist.run import run_stages
 from ham_dist.training.run_folder import RunFolder, read_json, write_json
-from tests.report.page import Page
-from tests.stages.small_run import tiny_run
+from tests.support.html_page import Page
+from tests.support.small_run import tiny_run
 
 LABELS = ("columns-4", "bytes-300")
 
@@ -36,7 +36,11 @@ LABELS = ("columns-4", "bytes-300")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole run of two targets."""
     folder = tmp_path_factory.mktemp("report") / "two targets"
-    run_stages(tiny_run(search={"targets": [{"columns": 4}, {"bytes": 300}]}, checkpoint={"every_steps": 0}), folder, resume=False)
+    run_stages(
+        tiny_run(search={"targets": [{"columns": 4}, {"bytes": 300}]}, checkpoint={"every_steps": 0}),
+        folder,
+        resume=False,
+    )
     return folder
 
 
@@ -64,7 +68,14 @@ def test_results_and_sizes_stand_in_the_tables(run: Path, page: Page) -> None:
     rows = page.tables[""][1:]
     for label, row in zip(LABELS, rows, strict=True):
         result = read_json(RunFolder(run / label).result)
-        assert row[:6] == ["two targets", label, "dcnv2", "ham", "0", str(sum(result["kept_columns"].values()))]
+        assert row[:6] == [
+            "two targets",
+            label,
+            "dcnv2",
+            "ham",
+            "0",
+            str(sum(result["kept_columns"].values())),
+        ]
         assert row[6] == f"{result['test_auc']:.4f}"
         assert row[7] == f"{result['test_auc'] - result['supernet']['auc']:+.4f}"
         assert f"{result['test_logloss']:.4f}" == row[8]
@@ -75,14 +86,25 @@ def test_results_and_sizes_stand_in_the_tables(run: Path, page: Page) -> None:
     planted = Manifest.load(run / "data").truth
     assert planted is not None
     for size, cells in zip(sizes, fields, strict=True):
-        assert cells[:4] == [size["field"], str(size["rows"]), str(size["base_width"]), str(size["searched_width"])]
+        assert cells[:4] == [
+            size["field"],
+            str(size["rows"]),
+            str(size["base_width"]),
+            str(size["searched_width"]),
+        ]
         assert cells[4:6] == [size_text(size["bytes_before"]), size_text(size["bytes_after"])]
         assert cells[7] == str(planted.planted_ranks[size["field"]])
     assert total[3] == str(sum(size["searched_width"] for size in sizes))
     cost = {row[0]: row[1:] for row in page.tables["What it took"][1:]}
     for stage in ("pretrain", "search", "retrain"):
-        assert cost[stage] == [str(result["epochs"][stage]), f"{result['seconds'][stage]:,.1f}", f"{result['samples_per_second'][stage]:,.0f}"]
-    assert any(size_text(result["peak_memory_bytes"]) in text and "one rank (cpu)" in text for text in page.texts)
+        assert cost[stage] == [
+            str(result["epochs"][stage]),
+            f"{result['seconds'][stage]:,.1f}",
+            f"{result['samples_per_second'][stage]:,.0f}",
+        ]
+    assert any(
+        size_text(result["peak_memory_bytes"]) in text and "one rank (cpu)" in text for text in page.texts
+    )
 
 
 def test_figures_have_a_point_for_each_row_of_the_metrics(run: Path, page: Page) -> None:
@@ -102,13 +124,19 @@ def test_figures_have_a_point_for_each_row_of_the_metrics(run: Path, page: Page)
 def test_data_is_what_inspect_finds(run: Path, page: Page) -> None:
     look = look_at(run / "data", Manifest.load(run / "data"), 4)
     splits = {row[0]: row[1:] for row in page.tables["Splits"][1:]}
-    assert {name: [f"{split.rows:,}", f"{split.positives:,}", f"{split.label_rate:.1%}"] for name, split in look.splits.items()} == splits
+    assert {
+        name: [f"{split.rows:,}", f"{split.positives:,}", f"{split.label_rate:.1%}"]
+        for name, split in look.splits.items()
+    } == splits
     (fields,) = (rows for title, rows in page.tables.items() if title.startswith("Tables 4 columns wide"))
     (shares,) = (rows for title, rows in page.tables.items() if title.startswith("Share of the values"))
     for number, field in enumerate(look.fields):
         assert fields[number + 1][:3] == [field.name, f"{field.rows:,}", size_text(field.bytes)]
         assert fields[number + 1][5:] == [f"{share:.1%}" for share in field.head.values()]
-        assert shares[number + 1] == [field.name, *(f"{share:.1%}" for share in (*field.zero.values(), *field.unseen.values()))]
+        assert shares[number + 1] == [
+            field.name,
+            *(f"{share:.1%}" for share in (*field.zero.values(), *field.unseen.values())),
+        ]
         assert page.markers[f"data-1-heads-field-{number}"] == len(field.head)
     assert ["raw rows", "1,000"] in page.tables["Raw lines"]
 
@@ -117,7 +145,9 @@ def test_tables_of_the_data_are_counted_in_the_precision_of_the_run(copy: Path, 
     settings = RunFolder(copy).settings
     settings.write_text(settings.read_text().replace('tables = "float32"', 'tables = "float16"'))
     page = report(copy, out=tmp_path / "x.html", with_data=True)
-    (fields,) = (rows for title, rows in page.tables.items() if title.startswith("Tables 4 columns wide in float16"))
+    (fields,) = (
+        rows for title, rows in page.tables.items() if title.startswith("Tables 4 columns wide in float16")
+    )
     whole = look_at(copy / "data", Manifest.load(copy / "data"), 4)
     assert [row[2] for row in fields[1:-1]] == [size_text(field.bytes // 2) for field in whole.fields]
 
@@ -202,13 +232,17 @@ def test_what_is_left_of_a_killed_run_is_shown(copy: Path, tmp_path: Path) -> No
         f"No look at the data: {copy / 'data'}: no such folder",
     ):
         assert any(wanted in warning for warning in page.warnings), wanted
-    assert not any("cut off" in warning for warning in page.warnings), "a run that goes on is writing that line"
+    assert not any("cut off" in warning for warning in page.warnings), (
+        "a run that goes on is writing that line"
+    )
 
 
 def test_a_line_cut_off_in_a_finished_run_is_told(copy: Path, tmp_path: Path) -> None:
     with RunFolder(copy / LABELS[0]).metrics.open("ab") as file:
         file.write(b'{"stage"')
-    assert report(copy, out=tmp_path / "x.html").warnings == ["The last line of metrics.jsonl was cut off, and is left out."]
+    assert report(copy, out=tmp_path / "x.html").warnings == [
+        "The last line of metrics.jsonl was cut off, and is left out."
+    ]
 
 
 def test_the_mend_of_one_target_alone_is_a_command_that_train_takes(copy: Path, tmp_path: Path) -> None:
@@ -241,7 +275,9 @@ def test_hostile_names_are_text(copy: Path, tmp_path: Path) -> None:
         sizes = read_json(folder.sizes)
         sizes[0]["field"], sizes[1]["field"] = HOSTILE, FORMULA
         write_json(folder.sizes, sizes)
-        write_json(folder.result, read_json(folder.result) | {"model": HOSTILE, "method": HOSTILE, "device": HOSTILE})
+        write_json(
+            folder.result, read_json(folder.result) | {"model": HOSTILE, "method": HOSTILE, "device": HOSTILE}
+        )
     record = read_json(RunFolder(copy).data_record)
     record["manifest"]["name"] = HOSTILE
     write_json(RunFolder(copy).data_record, record)
@@ -250,7 +286,9 @@ def test_hostile_names_are_text(copy: Path, tmp_path: Path) -> None:
     assert "script" not in page.tags
     assert any(HOSTILE in text for text in page.texts)
     assert page.tables["Columns kept"][1][0] == HOSTILE
-    assert any(text.startswith('--></text><script>alert("1")') and text.endswith("…") for text in page.texts), "in a figure, cut to fit"
+    assert any(
+        text.startswith('--></text><script>alert("1")') and text.endswith("…") for text in page.texts
+    ), "in a figure, cut to fit"
     assert page.texts.count(FORMULA) == 2 * len(LABELS), "in the table and in the figure of each target"
 
 
@@ -264,13 +302,18 @@ def test_alarms_of_the_data_are_warnings(tmp_path: Path) -> None:
     alarms = [warning for warning in page.warnings if warning.startswith("field field_1: ")]
     assert len(alarms) == 2
     assert all("never in the training split" in alarm for alarm in alarms)
-    assert any("Not done so far: it has no metrics yet; if it no longer runs, " in warning for warning in page.warnings)
+    assert any(
+        "Not done so far: it has no metrics yet; if it no longer runs, " in warning
+        for warning in page.warnings
+    )
 
 
 def test_kinds_are_told_apart_or_not_named() -> None:
     points = [Point(f"kind {number}", 100 + number, 0.5 + number / 1000) for number in range(STYLES + 1)]
     svg = comparison("x", points).svg
-    marks = re.findall(r'<g id="x-kind-\d+">.*?<use [^>]*?href="(#[^"]+)"', svg, flags=re.DOTALL)  # a mark's name goes by its shape and colour
+    marks = re.findall(
+        r'<g id="x-kind-\d+">.*?<use [^>]*?href="(#[^"]+)"', svg, flags=re.DOTALL
+    )  # a mark's name goes by its shape and colour
     assert len(marks) == STYLES + 1
     assert len(set(marks)) == STYLES
     assert marks[-1] == marks[0]
@@ -280,16 +323,24 @@ def test_kinds_are_told_apart_or_not_named() -> None:
 
 def test_the_names_of_many_fields_leave_room_for_their_curves(run: Path) -> None:
     look = look_at(run / "data", Manifest.load(run / "data"), 4)
-    for count, ending, named in ((FIELDS_SHOWN, "m" * 40, True), (FIELDS_SHOWN, "m" * 8, True), (FIELDS_SHOWN + 1, "m", False)):
+    for count, ending, named in (
+        (FIELDS_SHOWN, "m" * 40, True),
+        (FIELDS_SHOWN, "m" * 8, True),
+        (FIELDS_SHOWN + 1, "m", False),
+    ):
         fields = [look.fields[0].model_copy(update={"name": f"{number}-{ending}"}) for number in range(count)]
-        svg = heads("x", look.model_copy(update={"fields": fields})).svg  # matplotlib warns, which fails a test, where there is no room
+        svg = heads(
+            "x", look.model_copy(update={"fields": fields})
+        ).svg  # matplotlib warns, which fails a test, where there is no room
         assert (">49-m" in svg) is named
 
 
 def test_many_fields_are_drawn_in_part(copy: Path, tmp_path: Path) -> None:
     folder = RunFolder(copy / LABELS[0])
     size = read_json(folder.sizes)[0]
-    write_json(folder.sizes, [size | {"field": f"f{number}", "bytes_before": number} for number in range(120)])
+    write_json(
+        folder.sizes, [size | {"field": f"f{number}", "bytes_before": number} for number in range(120)]
+    )
     page = report(copy, out=tmp_path / "x.html")
     assert "Columns and bytes before and after: the 50 largest of 120 fields." in page.texts
     assert "f119" in page.texts
@@ -300,7 +351,11 @@ def test_many_fields_are_drawn_in_part(copy: Path, tmp_path: Path) -> None:
     ("file", "text", "message"),
     [
         ("columns-4/result.json", "{", r"result\.json: is damaged: Invalid JSON"),
-        ("columns-4/result.json", '{"model": "fm"}', r"result\.json: is damaged: method: Field required\n  Copy it again"),
+        (
+            "columns-4/result.json",
+            '{"model": "fm"}',
+            r"result\.json: is damaged: method: Field required\n  Copy it again",
+        ),
         ("columns-4/sizes.json", "[1]", r"sizes\.json: is damaged: 0: "),
         ("columns-4/metrics.jsonl", '{"stage": "search"\n{}\n', r"metrics\.jsonl, line 1: is damaged"),
         ("environment.json", "\x00", r"environment\.json: is damaged"),
@@ -342,17 +397,23 @@ def test_where_a_report_can_go(run: Path, tmp_path: Path) -> None:
         with pytest.raises(ReportError, match=message):
             write_report([str(run)], out, with_data=False, overwrite=False)
     assert (tmp_path / "old.html").read_text() == "mine"
-    replaced = CliRunner().invoke(app, ["report", str(run), "--out", str(tmp_path / "old.html"), "--no-data", "--overwrite"])
+    replaced = CliRunner().invoke(
+        app, ["report", str(run), "--out", str(tmp_path / "old.html"), "--no-data", "--overwrite"]
+    )
     assert replaced.exit_code == 0
     assert "Columns kept" in Page((tmp_path / "old.html").read_text(encoding="utf-8")).tables
     with pytest.raises(ReportError, match="is a folder"):
         write_report([str(run)], str(tmp_path), with_data=False, overwrite=True)
 
 
-def test_large_data_is_read_only_if_asked_for(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_large_data_is_read_only_if_asked_for(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr("ham_dist.report.page.ROWS_UNASKED", 999)
     caplog.set_level("INFO", logger="ham_dist")
-    left_out = f"{run / 'data'}: has 1,000 rows, and more than 999 are read only if asked for. --data reads them"
+    left_out = (
+        f"{run / 'data'}: has 1,000 rows, and more than 999 are read only if asked for. --data reads them"
+    )
     page = report(run, out=tmp_path / "unasked.html", with_data=None)
     assert page.warnings == [f"No look at the data: {left_out}"]
     assert caplog.messages == [f"no look at the data: {left_out}"]
@@ -362,8 +423,13 @@ def test_large_data_is_read_only_if_asked_for(run: Path, tmp_path: Path, monkeyp
     assert "data-1" not in never.ids()
 
 
-def test_without_matplotlib_the_mend_is_told(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_the_mend_is_told(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     refused = CliRunner().invoke(app, ["report", str(run), "--out", str(tmp_path / "x.html")])
     assert refused.exit_code == 2
-    assert refused.stderr == "ham-dist: report: draws with matplotlib, which is not installed. pip install 'ham-dist[report]'\n"
+    assert (
+        refused.stderr
+        == "ham-dist: report: draws with matplotlib, which is not installed. pip install 'ham-dist[report]'\n"
+    )

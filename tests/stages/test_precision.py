@@ -9,10 +9,10 @@ import torch
 
 from ham_dist.export.bundle import open_bundle
 from ham_dist.export.package import export_run
-from tests.multiprocess import run_on_ranks
-from tests.stages.small_run import small_run, tiny_run
 from tests.stages.test_resume import do_part
 from tests.stages.test_run import do_run, metrics, result
+from tests.support.ranks import run_on_ranks
+from tests.support.small_run import small_run, tiny_run
 
 FLOAT16: dict[str, Any] = {
     "precision": {"tables": "float16"},
@@ -27,7 +27,9 @@ TARGET = 2 * 200
 def halves(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("halves") / "run"
     sharding = {"tables": {"field_0": "row_wise", "field_1": "table_wise", "field_3": "row_wise"}}
-    run_on_ranks(2, do_run, small_run(**FLOAT16, sharding=sharding, search={"targets": [{"bytes": TARGET}]}), folder)
+    run_on_ranks(
+        2, do_run, small_run(**FLOAT16, sharding=sharding, search={"targets": [{"bytes": TARGET}]}), folder
+    )
     return folder
 
 
@@ -41,7 +43,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_bytes_are_counted_at_two_a_number(halves: Path) -> None:
     found, sizes = result(halves), json.loads((halves / "sizes.json").read_text())
-    assert found["embedding_bytes"] == 2 * found["embedding_parameters"] == sum(size["bytes_after"] for size in sizes)
+    assert (
+        found["embedding_bytes"]
+        == 2 * found["embedding_parameters"]
+        == sum(size["bytes_after"] for size in sizes)
+    )
     assert TARGET - 2 * 60 < found["embedding_bytes"] <= TARGET
     assert found["supernet"]["embedding_bytes"] == 2 * 6 * (60 + 40 + 20 + 50)
     placed = json.loads((halves / "plan.json").read_text())["supernet"]
@@ -84,8 +90,17 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
 def test_with_bfloat16_products_a_run_learns_and_exports_in_float32(whole: Path, tmp_path: Path) -> None:
     """What is scored is float32: slicing holds to its 1e-5 and the bundle to its 1e-6, or the run would end with an error. So few steps from
     chance, AUC moves by 0.02 an epoch, and rounding moves it by a part of that."""
-    do_run(small_run(**FLOAT16 | {"precision": {"dense": "bfloat16"}}, search={"targets": [{"bytes": 2 * TARGET}]}), tmp_path / "low")
+    do_run(
+        small_run(
+            **FLOAT16 | {"precision": {"dense": "bfloat16"}}, search={"targets": [{"bytes": 2 * TARGET}]}
+        ),
+        tmp_path / "low",
+    )
     low = result(tmp_path / "low")
     assert low["supernet"]["auc"] == pytest.approx(result(whole)["supernet"]["auc"], abs=0.02)
     assert low["test_auc"] > 0.7
-    assert {values.dtype for values in open_bundle(tmp_path / "low" / "bundle").dense().values() if values.is_floating_point()} == {torch.float32}
+    assert {
+        values.dtype
+        for values in open_bundle(tmp_path / "low" / "bundle").dense().values()
+        if values.is_floating_point()
+    } == {torch.float32}

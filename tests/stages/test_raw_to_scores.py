@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from ham_dist.config.schema import RunSettings
-from ham_dist.data.columns import MultiValued, Numeric
-from ham_dist.data.expressions import tenth_of
-from ham_dist.data.manifest import SPLITS, Manifest
-from ham_dist.data.prepare import prepare
-from ham_dist.data.reader import open_split
-from ham_dist.data.recipe import Recipe, load_recipe
-from ham_dist.distributed import process_group
+from ham_dist.data.encode.expressions import tenth_of
+from ham_dist.data.format.manifest import SPLITS, Manifest
+from ham_dist.data.prepare.pipeline import prepare
+from ham_dist.data.reader.split import open_split
+from ham_dist.data.recipe.fields import MultiValued, Numeric
+from ham_dist.data.recipe.load import Recipe, load_recipe
+from ham_dist.distributed.ranks import process_group
 from ham_dist.embedding.table_size import read_sizes
 from ham_dist.export.bundle import open_bundle
 from ham_dist.export.scorer import score
@@ -26,9 +26,9 @@ from ham_dist.training.checkpoints import load_best_weights
 from ham_dist.training.evaluation import predict
 from ham_dist.training.run_folder import RunFolder
 from ham_dist.training.state import open_narrow
-from tests.data.raw_everything import everything, write_everything
-from tests.data.raw_logs import raw_logs
-from tests.multiprocess import run_on_ranks
+from tests.support.ranks import run_on_ranks
+from tests.support.raw_everything import everything, write_everything
+from tests.support.raw_logs import raw_logs
 
 MODELS = ("fm", "deepfm", "autoint", "dcnv2")
 
@@ -58,8 +58,13 @@ def _train_and_score(settings: RunSettings, folder: Path) -> dict[str, list[floa
     run_stages(settings, folder, resume=False)
     assert settings.data.path is not None
     manifest = Manifest.load(settings.data.path)
-    columns = {size.field: torch.tensor(size.kept_columns, dtype=torch.int64) for size in read_sizes(RunFolder(folder).sizes)}
-    live = open_narrow(settings, manifest.cardinalities(), columns, torch.device("cpu"), manifest.single_valued())
+    columns = {
+        size.field: torch.tensor(size.kept_columns, dtype=torch.int64)
+        for size in read_sizes(RunFolder(folder).sizes)
+    }
+    live = open_narrow(
+        settings, manifest.cardinalities(), columns, torch.device("cpu"), manifest.single_valued()
+    )
     load_best_weights(RunFolder(folder).checkpoints / "retrain", live)
     scores = {}
     for name in SPLITS:
@@ -100,10 +105,22 @@ def check_scores(folder: Path, raw: Path, live: np.ndarray[Any, Any]) -> None:
 def check_unknown_values(folder: Path, recipe: Recipe, manifest: Manifest) -> None:
     """A record of values that training never saw scores as one whose ids are all 0."""
     never_seen: dict[type, Any] = {Numeric: [1e300], MultiValued: [["never", "seen"]]}
-    unknown = {recipe.column(name): never_seen.get(type(field), ["never seen"]) for name, field in recipe.fields.items()}
+    unknown = {
+        recipe.column(name): never_seen.get(type(field), ["never seen"])
+        for name, field in recipe.fields.items()
+    }
     # A hashed field knows every value; only a missing one is 0.
-    unknown |= {recipe.column(field.name): pa.nulls(1, pa.string()) for field in manifest.fields if not field.vocabulary.rows}
-    zeros = {field.name: pa.array([[0, 0]], pa.list_(pa.int32())) if field.multi_valued else pa.array([0], pa.int32()) for field in manifest.fields}
+    unknown |= {
+        recipe.column(field.name): pa.nulls(1, pa.string())
+        for field in manifest.fields
+        if not field.vocabulary.rows
+    }
+    zeros = {
+        field.name: pa.array([[0, 0]], pa.list_(pa.int32()))
+        if field.multi_valued
+        else pa.array([0], pa.int32())
+        for field in manifest.fields
+    }
     for name, records in (("raw", unknown), ("ids", zeros)):
         pq.write_table(pa.table(records), folder / f"{name}.parquet")
         score(folder / "bundle", folder / f"{name}.parquet", folder / f"{name}.txt", values=name)  # type: ignore[arg-type]
@@ -111,7 +128,9 @@ def check_unknown_values(folder: Path, recipe: Recipe, manifest: Manifest) -> No
 
 
 @pytest.fixture(scope="module", params=["criteo-kaggle", "avazu"])
-def logs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path, Path, int]:
+def logs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Recipe, Path, Path, int]:
     """A recipe as it stands in datasets/, its raw folder, the same prepared, and the number of its samples."""
     folder = tmp_path_factory.mktemp(request.param)
     raw, rows = raw_logs(request.param, folder / "raw")
@@ -121,7 +140,9 @@ def logs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return recipe, raw, folder / "data", rows
 
 
-def test_click_logs_go_from_raw_lines_to_scores_of_raw_lines(logs: tuple[Recipe, Path, Path, int], tmp_path: Path) -> None:
+def test_click_logs_go_from_raw_lines_to_scores_of_raw_lines(
+    logs: tuple[Recipe, Path, Path, int], tmp_path: Path
+) -> None:
     recipe, raw, data, rows = logs
     manifest = Manifest.load(data)
     columns = 2 * len(recipe.fields)
@@ -140,7 +161,9 @@ def test_hashed_and_multi_valued_fields_go_the_same_way(tmp_path: Path) -> None:
     assert next(field for field in manifest.fields if field.name == "device").vocabulary.rows == 0
     columns = 2 * len(recipe.fields)
     settings = short_run(tmp_path / "data", "deepfm", columns, batch_size=300, method="uniform")
-    settings = settings.model_copy(update={"model": settings.model.model_copy(update={"first_order": "table"})})
+    settings = settings.model_copy(
+        update={"model": settings.model.model_copy(update={"first_order": "table"})}
+    )
     (live, _) = run_on_ranks(2, train_and_score, {tmp_path / "run": settings})
     check_run(tmp_path / "run", columns, searched=0)
     assert min(json.loads((tmp_path / "run" / "result.json").read_text())["kept_columns"].values()) > 0

@@ -14,9 +14,9 @@ from ham_dist.methods.ham import HardAuxiliaryMask
 from ham_dist.methods.method import MaskGradient
 from ham_dist.run import run_stages
 from ham_dist.training.guard import Guard
-from tests.multiprocess import run_on_ranks
-from tests.stages.small_run import TINY_STEPS, tiny_run
 from tests.stages.test_run import DECOUPLED, FLOAT64, assert_same_bits, do_run, metrics, result
+from tests.support.ranks import run_on_ranks
+from tests.support.small_run import TINY_STEPS, tiny_run
 
 
 class Stopped(Exception):
@@ -76,7 +76,9 @@ def unbroken_float64(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_run_stopped_within_epochs_of_all_stages_goes_on_to_the_same_bits(unbroken: Path, tmp_path: Path) -> None:
+def test_a_run_stopped_within_epochs_of_all_stages_goes_on_to_the_same_bits(
+    unbroken: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     for steps, stage in ((7, "pretrain"), (24, "search"), (16, "search"), (14, "retrain")):
         do_part(tiny_run(), folder, steps)
@@ -107,7 +109,9 @@ def test_the_same_ranks_go_on_within_an_epoch_to_the_same_bits_in_float32(tmp_pa
     assert metrics(tmp_path / "run") == metrics(tmp_path / "unbroken")
 
 
-def test_another_number_of_ranks_goes_on_within_an_epoch_to_the_same_bits(unbroken_float64: Path, tmp_path: Path) -> None:
+def test_another_number_of_ranks_goes_on_within_an_epoch_to_the_same_bits(
+    unbroken_float64: Path, tmp_path: Path
+) -> None:
     settings = tiny_run(precision=FLOAT64)
     run_on_ranks(2, do_part, settings, tmp_path / "run", 32)
     do_part(settings, tmp_path / "run", 8)
@@ -116,7 +120,9 @@ def test_another_number_of_ranks_goes_on_within_an_epoch_to_the_same_bits(unbrok
 
 
 def test_a_fused_rule_goes_on_within_an_epoch(tmp_path: Path) -> None:
-    settings = tiny_run(optimizer={"tables": "rowwise_adagrad", "tables_learning_rate": 0.02}, orthogonality=DECOUPLED)
+    settings = tiny_run(
+        optimizer={"tables": "rowwise_adagrad", "tables_learning_rate": 0.02}, orthogonality=DECOUPLED
+    )
     do_run(settings, tmp_path / "unbroken")
     do_part(settings, tmp_path / "run", 8)
     do_part(settings, tmp_path / "run", 29)
@@ -126,7 +132,7 @@ def test_a_fused_rule_goes_on_within_an_epoch(tmp_path: Path) -> None:
 
 
 def preempted_on_the_last_rank(settings: RunSettings, folder: Path, ranks: int) -> str:
-    from ham_dist.distributed import process_group
+    from ham_dist.distributed.ranks import process_group
 
     last = process_group.rank() == ranks - 1
     with after_steps(8 if last else 1_000, terminate=last), pytest.raises(Preempted) as caught:
@@ -135,12 +141,16 @@ def preempted_on_the_last_rank(settings: RunSettings, folder: Path, ranks: int) 
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_sigterm_on_one_rank_saves_after_the_next_step_and_stops_all(unbroken: Path, tmp_path: Path, ranks: int) -> None:
+def test_sigterm_on_one_rank_saves_after_the_next_step_and_stops_all(
+    unbroken: Path, tmp_path: Path, ranks: int
+) -> None:
     settings = tiny_run(checkpoint={"every_steps": 0})
     folder = tmp_path / "run"
     messages = run_on_ranks(ranks, preempted_on_the_last_rank, settings, folder, ranks)
     assert all("SIGTERM" in message and "--resume" in message for message in messages)
-    assert [path.name for path in (folder / "checkpoints" / "pretrain").iterdir()] == ["epoch-0000-step-00000008"]
+    assert [path.name for path in (folder / "checkpoints" / "pretrain").iterdir()] == [
+        "epoch-0000-step-00000008"
+    ]
     if ranks == 1:
         do_run(settings, folder, resume=True)
         assert metrics(folder) == metrics(unbroken)

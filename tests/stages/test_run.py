@@ -12,15 +12,15 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from ham_dist.config.load import load_run
 from ham_dist.config.schema import RunSettings
-from ham_dist.distributed.checkpoint import VALUES, _sha256_of
+from ham_dist.distributed.checkpoint.save import VALUES, _sha256_of
 from ham_dist.embedding.mask import ordered_columns
 from ham_dist.errors import CheckpointError, TargetError
 from ham_dist.export.package import export_run
 from ham_dist.run import run_stages
 from ham_dist.training.checkpoints import StageCheckpoints
 from ham_dist.training.progress import StageProgress
-from tests.multiprocess import run_on_ranks
-from tests.stages.small_run import small_run
+from tests.support.ranks import run_on_ranks
+from tests.support.small_run import small_run
 
 TIMES = {"seconds", "samples_per_second", "peak_memory_bytes"}
 
@@ -50,14 +50,20 @@ def do_run(settings: RunSettings, folder: Path, resume: bool = False, stop_after
 
 def result(folder: Path) -> dict[str, Any]:
     """result.json without what depends on the clock."""
-    return {name: value for name, value in json.loads((folder / "result.json").read_text()).items() if name not in TIMES}
+    return {
+        name: value
+        for name, value in json.loads((folder / "result.json").read_text()).items()
+        if name not in TIMES
+    }
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_takes_no_mean_of_fields_with_one_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_takes_no_mean_of_fields_with_one_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     averaged = []
 
     def spy(looked_up: KeyedTensor, widths: dict[str, int], counts: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -79,12 +85,30 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_its_whole_truth(unbroken: Path) -> None:
     found = result(unbroken)
-    wanted = {"model", "method", "dataset", "seed", "target", "kept_columns", "test_auc", "test_logloss", "validation_auc"}
+    wanted = {
+        "model",
+        "method",
+        "dataset",
+        "seed",
+        "target",
+        "kept_columns",
+        "test_auc",
+        "test_logloss",
+        "validation_auc",
+    }
     wanted |= {"embedding_parameters", "embedding_bytes", "dense_parameters", "world_size", "device"}
     assert wanted <= found.keys()
     assert json.loads((unbroken / "result.json").read_text()).keys() >= TIMES
     assert sum(found["kept_columns"].values()) == 6
-    for name in ("run.toml", "environment.json", "log.txt", "plan.json", "checkpoints", "tensorboard", "bundle/manifest.json"):
+    for name in (
+        "run.toml",
+        "environment.json",
+        "log.txt",
+        "plan.json",
+        "checkpoints",
+        "tensorboard",
+        "bundle/manifest.json",
+    ):
         assert (unbroken / name).exists(), name
     sizes = json.loads((unbroken / "sizes.json").read_text())
     assert [size["base_width"] for size in sizes] == [6, 6, 6, 6]
@@ -102,7 +126,9 @@ def test_run_toml_repeats_the_run_bit_for_bit(unbroken: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("stop_after", [2, 5, 8])
-def test_a_run_cut_off_in_any_stage_goes_on_to_the_same_bits(unbroken: Path, tmp_path: Path, stop_after: int) -> None:
+def test_a_run_cut_off_in_any_stage_goes_on_to_the_same_bits(
+    unbroken: Path, tmp_path: Path, stop_after: int
+) -> None:
     folder = tmp_path / "run"
     do_run(small_run(), folder, stop_after=stop_after)
     assert not (folder / "result.json").exists()
@@ -155,14 +181,20 @@ def assert_same_bits(folder: Path, unbroken: Path) -> None:
     assert result(folder) | {"world_size": 1} == result(unbroken)
     for ours, theirs in zip(metrics(folder), metrics(unbroken), strict=True):
         loose = ("train_loss", "validation_logloss", "test_logloss")
-        assert {name: ours.get(name) for name in theirs if name not in loose} == {name: theirs[name] for name in theirs if name not in loose}
-        assert [ours[name] for name in loose if name in theirs] == pytest.approx([theirs[name] for name in loose if name in theirs], abs=1e-12)
+        assert {name: ours.get(name) for name in theirs if name not in loose} == {
+            name: theirs[name] for name in theirs if name not in loose
+        }
+        assert [ours[name] for name in loose if name in theirs] == pytest.approx(
+            [theirs[name] for name in loose if name in theirs], abs=1e-12
+        )
     bundles = [sorted((run / "bundle").rglob("*.safetensors")) for run in (folder, unbroken)]
     assert [file.read_bytes() for file in bundles[0]] == [file.read_bytes() for file in bundles[1]]
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_in_float64_ranks_make_the_same_model_bit_for_bit(unbroken_float64: Path, tmp_path: Path, ranks: int) -> None:
+def test_in_float64_ranks_make_the_same_model_bit_for_bit(
+    unbroken_float64: Path, tmp_path: Path, ranks: int
+) -> None:
     run_on_ranks(ranks, do_run, small_run(precision=FLOAT64), tmp_path / "run")
     assert_same_bits(tmp_path / "run", unbroken_float64)
 
@@ -197,7 +229,9 @@ def test_one_supernet_serves_several_targets(tmp_path: Path) -> None:
     assert len({json.dumps(found["supernet"]) for found in narrow.values()}) == 1
     alone = small_run(search={"targets": [{"columns": 9}]})
     do_run(alone, tmp_path / "alone")
-    assert result(tmp_path / "alone") == narrow["columns-9"], "a search starts from the pretrained supernet, not from the search before it"
+    assert result(tmp_path / "alone") == narrow["columns-9"], (
+        "a search starts from the pretrained supernet, not from the search before it"
+    )
 
 
 @pytest.mark.parametrize("method", ["uniform", "random", "magnitude"])
@@ -235,7 +269,9 @@ def damage(folder: Path) -> None:
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(unbroken: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(
+    unbroken: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     do_run(small_run(), folder, stop_after=3)
     damage(folder)
@@ -253,7 +289,9 @@ def test_a_checkpoint_whose_best_epoch_is_gone_is_passed_over(unbroken: Path, tm
     stage = folder / "checkpoints" / "pretrain"
     whole = json.loads((stage / "epoch-0003" / VALUES).read_text())
     whole["values"]["stopper"]["best_epoch"] = 2
-    (stage / "epoch-0003" / VALUES).write_text(json.dumps(whole | {"sha256": _sha256_of(whole["files"], whole["values"])}))
+    (stage / "epoch-0003" / VALUES).write_text(
+        json.dumps(whole | {"sha256": _sha256_of(whole["files"], whole["values"])})
+    )
     shutil.rmtree(stage / "epoch-0002")
     do_run(settings, folder, resume=True)
     assert "epoch-0003: the best epoch up to it, 2, is not there." in (folder / "log.txt").read_text()

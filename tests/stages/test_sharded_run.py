@@ -8,21 +8,26 @@ import pytest
 import torch
 
 from ham_dist.config.schema import RunSettings
-from ham_dist.distributed import process_group
-from ham_dist.distributed.sharding import TABLES
+from ham_dist.distributed.ranks import process_group
+from ham_dist.distributed.sharding.model import TABLES
 from ham_dist.errors import HamError
 from ham_dist.export.bundle import open_bundle
 from ham_dist.export.manifest import FieldEntry
 from ham_dist.export.writer import Description, write_bundle
 from ham_dist.run import run_stages
 from ham_dist.training.state import open_supernet
-from tests.multiprocess import run_on_ranks
-from tests.stages.small_run import small_run
 from tests.stages.test_run import TIMES, metrics, result
+from tests.support.ranks import run_on_ranks
+from tests.support.small_run import small_run
 
 SHORT: dict[str, dict[str, Any]] = {"pretrain": {"max_epochs": 2}, "retrain": {"max_epochs": 2}}
 EXACT = {"field_0": "row_wise", "field_1": "column_wise", "field_2": "table_wise", "field_3": "column_wise"}
-COPIED = {"field_0": "column_wise", "field_1": "data_parallel", "field_2": "row_wise", "field_3": "table_wise"}
+COPIED = {
+    "field_0": "column_wise",
+    "field_1": "data_parallel",
+    "field_2": "row_wise",
+    "field_3": "table_wise",
+}
 
 
 def do_run(settings: RunSettings, folder: Path) -> None:
@@ -35,10 +40,18 @@ def test_in_float64_rows_and_columns_apart_make_the_same_model_bit_for_bit(tmp_p
     parts of 16 n numbers: torch's fused Adam moves the last few of a part by scalar code, which in rare cases rounds otherwise (seen: 5e-10)."""
     synthetic = {**small_run().data.synthetic.model_dump(), "rows": 4_000, "cardinalities": (96, 48, 48, 96)}
     data = {**small_run().data.model_dump(), "synthetic": synthetic}
-    base: dict[str, Any] = {**SHORT, "data": data, "precision": {"dense": "float64"}, "orthogonality": {"form": "none"}}
+    base: dict[str, Any] = {
+        **SHORT,
+        "data": data,
+        "precision": {"dense": "float64"},
+        "orthogonality": {"form": "none"},
+    }
     run_on_ranks(3, do_run, small_run(**base), tmp_path / "whole")
     run_on_ranks(3, do_run, small_run(**base, sharding={"tables": EXACT}), tmp_path / "apart")
-    kinds = {entry["table"]: entry["kind"] for entry in json.loads((tmp_path / "apart" / "plan.json").read_text())["supernet"]}
+    kinds = {
+        entry["table"]: entry["kind"]
+        for entry in json.loads((tmp_path / "apart" / "plan.json").read_text())["supernet"]
+    }
     assert kinds == EXACT
     assert result(tmp_path / "apart") == result(tmp_path / "whole")
     assert metrics(tmp_path / "apart") == metrics(tmp_path / "whole")
@@ -58,7 +71,9 @@ def test_with_copies_and_the_decoupled_regularizer_ranks_pretrain_alike(tmp_path
     for ours, theirs in zip(metrics(tmp_path / "two"), metrics(tmp_path / "one"), strict=False):
         if theirs["stage"] == "pretrain":
             names = theirs.keys() - TIMES - {"stage", "time"}
-            assert {name: ours[name] for name in names} == pytest.approx({name: theirs[name] for name in names}, abs=1e-5, rel=1e-5)
+            assert {name: ours[name] for name in names} == pytest.approx(
+                {name: theirs[name] for name in names}, abs=1e-5, rel=1e-5
+            )
 
 
 def refused(settings: RunSettings, folder: Path) -> str:
@@ -80,13 +95,22 @@ def test_a_plan_that_cannot_be_made_ends_all_ranks_together(tmp_path: Path) -> N
 
 def full_disk(folder: Path) -> str:
     """Export of column-wise tables, whose chunks are made by all ranks together, where rank 1 cannot write its first."""
-    state = open_supernet(small_run(sharding={"kind": "column_wise"}), {"user": 60, "movie": 40}, torch.device("cpu"))
-    fields = [FieldEntry(name=table.field, rows=table.rows, width=table.width, multi_valued=False) for table in state.sharded.tables]
+    state = open_supernet(
+        small_run(sharding={"kind": "column_wise"}), {"user": 60, "movie": 40}, torch.device("cpu")
+    )
+    fields = [
+        FieldEntry(name=table.field, rows=table.rows, width=table.width, multi_valued=False)
+        for table in state.sharded.tables
+    ]
     with pytest.MonkeyPatch.context() as patch:
         if process_group.rank() == 1:
-            patch.setattr(Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+            patch.setattr(
+                Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+            )
         try:
-            write_bundle(folder / "bundle", Description(fields, None), chunks=state.sharded.chunks(TABLES), dense={})
+            write_bundle(
+                folder / "bundle", Description(fields, None), chunks=state.sharded.chunks(TABLES), dense={}
+            )
         except HamError as error:
             return str(error)
     return "no error"

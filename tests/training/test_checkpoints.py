@@ -14,15 +14,15 @@ import pytest
 import torch
 
 from ham_dist.config.schema import RunSettings
-from ham_dist.distributed import checkpoint
-from ham_dist.distributed.checkpoint_format import INDEX, PICKLE
-from ham_dist.distributed.process_group import process_group
+from ham_dist.distributed.checkpoint import save as checkpoint
+from ham_dist.distributed.checkpoint.index import INDEX, PICKLE
+from ham_dist.distributed.ranks.process_group import process_group
 from ham_dist.errors import CheckpointError
 from ham_dist.run import run_stages
 from ham_dist.training.checkpoints import Moment, drop_all_but_newest, moments
 from ham_dist.training.guard import Guard
-from tests.stages.small_run import tiny_run
 from tests.stages.test_run import assert_same_bits, metrics
+from tests.support.small_run import tiny_run
 
 
 class Harmful:
@@ -40,7 +40,11 @@ def saved(tmp_path: Path) -> Iterator[Path]:
     """A checkpoint of two tensors."""
     with process_group():
         checkpoint.quiet()
-        checkpoint.save(tmp_path / "epoch-0001", {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(4)}, {"steps": 7})
+        checkpoint.save(
+            tmp_path / "epoch-0001",
+            {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(4)},
+            {"steps": 7},
+        )
         yield tmp_path / "epoch-0001"
 
 
@@ -51,7 +55,9 @@ def empty() -> dict[str, torch.Tensor]:
 def describe_again(path: Path) -> None:
     """Have values.json tell the truth about files that were exchanged, as a stranger would."""
     whole = json.loads((path / checkpoint.VALUES).read_text())
-    write_values(path, {name: checkpoint._description(path / name) for name in whole["files"]}, whole["values"])
+    write_values(
+        path, {name: checkpoint._description(path / name) for name in whole["files"]}, whole["values"]
+    )
 
 
 def write_values(path: Path, files: dict[str, Any], values: dict[str, Any]) -> None:
@@ -73,7 +79,9 @@ def test_a_pickled_index_is_refused_by_name_and_not_opened(saved: Path, tmp_path
     whole = json.loads((saved / checkpoint.VALUES).read_text())
     del whole["files"][INDEX]
     write_values(saved, whole["files"], whole["values"])
-    with pytest.raises(CheckpointError, match=r"epoch-0001: cannot be loaded \(.*\.metadata: is a pickle, which can run code"):
+    with pytest.raises(
+        CheckpointError, match=r"epoch-0001: cannot be loaded \(.*\.metadata: is a pickle, which can run code"
+    ):
         checkpoint.load(saved, empty())
     assert not (tmp_path / "harm").exists()
 
@@ -96,14 +104,20 @@ def test_a_pickle_in_place_of_a_tensor_is_refused_by_name_and_not_opened(saved: 
     [
         ({"type": "load"}, "load is no type of numbers"),
         (
-            {"chunks": [{"offsets": [0, 0], "sizes": [2, 3], "file": "../elsewhere", "start": 0, "bytes": 9}]},
+            {
+                "chunks": [
+                    {"offsets": [0, 0], "sizes": [2, 3], "file": "../elsewhere", "start": 0, "bytes": 9}
+                ]
+            },
             "is no place in a file of the checkpoint",
         ),
         ({"size": "many"}, "is no index of a checkpoint"),
         ({"size": [3, 3], "chunks": []}, "cannot be loaded"),
     ],
 )
-def test_an_index_that_says_something_else_is_refused(saved: Path, change: dict[str, Any], message: str) -> None:
+def test_an_index_that_says_something_else_is_refused(
+    saved: Path, change: dict[str, Any], message: str
+) -> None:
     index = json.loads((saved / INDEX).read_text())
     index["tensors"]["a"] |= change
     (saved / INDEX).write_text(json.dumps(index))
@@ -123,7 +137,10 @@ def test_every_damage_to_every_file_is_found(saved: Path, name: str, how: str) -
     else:
         content[len(content) // 2] ^= 1
         (saved / name).write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"epoch-0001: (cannot be loaded \(.*(missing|not what was written)|no whole checkpoint)"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"epoch-0001: (cannot be loaded \(.*(missing|not what was written)|no whole checkpoint)",
+    ):
         checkpoint.load(saved, empty())
 
 
@@ -154,7 +171,9 @@ def test_no_whole_checkpoint_left_is_an_error_that_names_the_folder(tmp_path: Pa
     run_until(tiny_run(), tmp_path / "run", {8: _stop})
     for index in tmp_path.glob(f"run/checkpoints/pretrain/*/{INDEX}"):
         index.write_text("{}")
-    with pytest.raises(CheckpointError, match=r"pretrain: none of the checkpoints can be loaded; remove the folder"):
+    with pytest.raises(
+        CheckpointError, match=r"pretrain: none of the checkpoints can be loaded; remove the folder"
+    ):
         run_stages(tiny_run(), tmp_path / "run", resume=True)
 
 
@@ -187,7 +206,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 4 MB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], capture_output=True, text=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if mounted.returncode:
         pytest.skip(f"no file system of a fixed size to be had here: {mounted.stderr.strip()}")
     yield disk
@@ -211,7 +235,9 @@ DYING_THREAD = "ignore::pytest.PytestUnhandledThreadExceptionWarning"
 
 @pytest.mark.filterwarnings(DYING_THREAD)
 @pytest.mark.parametrize("copy_bytes", [2**30, 0])
-def test_a_disk_that_is_full_for_a_time_costs_a_warning(small_disk: Path, tmp_path: Path, copy_bytes: int) -> None:
+def test_a_disk_that_is_full_for_a_time_costs_a_warning(
+    small_disk: Path, tmp_path: Path, copy_bytes: int
+) -> None:
     """Full from within the first epoch until within the second one, so that the first one's end, the best so far, has no room when it comes."""
     settings = tiny_run(checkpoint={"copy_bytes": copy_bytes})
     run_stages(settings, tmp_path / "unbroken", resume=False)
@@ -228,7 +254,9 @@ def test_a_disk_that_stays_full_is_an_error_once_the_stages_result_would_be_lost
     with pytest.raises(CheckpointError, match=r"could not be written, and the stage's result would be lost"):
         run_until(settings, small_disk / "run", {8: lambda: fill(small_disk)})
     left = moments(small_disk / "run" / "checkpoints" / "pretrain")
-    assert left == [Moment(0, 5)], "what was saved before is untouched, and nothing half-written lies beside it"
+    assert left == [Moment(0, 5)], (
+        "what was saved before is untouched, and nothing half-written lies beside it"
+    )
     assert not list((small_disk / "run" / "checkpoints" / "pretrain").glob("*.partial"))
     (small_disk / "filler").unlink()
     run_stages(settings, small_disk / "run", resume=True)

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from ham_dist.config.load import load_run
-from ham_dist.data.manifest import Manifest
+from ham_dist.data.format.manifest import Manifest
 from ham_dist.errors import CheckpointError
 from ham_dist.training.data_record import differences, digest_of, record_of
 from ham_dist.training.run_folder import RunFolder, read_json
-from tests.data.numbered import write_numbered
+from tests.support.numbered import write_numbered
 
 
 @pytest.fixture
@@ -28,7 +28,9 @@ def changed(manifest: Manifest) -> Manifest:
     """Another first shard, and one more."""
     train = manifest.splits["train"]
     shards = (train.shards[0].model_copy(update={"sha256": "0" * 64}), *train.shards[1:])
-    return manifest.model_copy(update={"seed": 7, "splits": {"train": train.model_copy(update={"shards": shards})}})
+    return manifest.model_copy(
+        update={"seed": 7, "splits": {"train": train.model_copy(update={"shards": shards})}}
+    )
 
 
 def test_the_digest_is_of_what_is_in_the_data(manifest: Manifest, tmp_path: Path) -> None:
@@ -44,7 +46,9 @@ def test_differences_name_the_part(manifest: Manifest) -> None:
         "seed: 0, not 7",
         f'splits.train.shards[{first.file}].sha256: "{first.sha256[:56]}..., not "{"0" * 56}...',
     ]
-    fewer = manifest.model_copy(update={"fields": manifest.fields[1:], "splits": {"test": manifest.splits["train"]}})
+    fewer = manifest.model_copy(
+        update={"fields": manifest.fields[1:], "splits": {"test": manifest.splits["train"]}}
+    )
     assert differences(record_of(manifest), fewer) == [
         "fields: 3 entries, not 2 entries",
         'splits.train: {"rows": 100, "positives": 50, "shards": [{"file": "train..., not nothing',
@@ -72,7 +76,9 @@ def test_a_run_goes_on_with_its_own_data_alone(folder: RunFolder, manifest: Mani
     for refused in (folder.tie, folder.check_data):
         with pytest.raises(CheckpointError) as caught:
             refused(changed(manifest))
-        assert str(caught.value).startswith(f"{folder.path}: the run began with other data than is there now:\n  seed: 0, not 7\n  splits.train.sh")
+        assert str(caught.value).startswith(
+            f"{folder.path}: the run began with other data than is there now:\n  seed: 0, not 7\n  splits.train.sh"
+        )
     assert read_json(folder.data_record)["sha256"] == digest_of(manifest), "it is not written over"
 
 

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ham_dist.config.schema import RunSettings
-from ham_dist.data.batch import Batch
-from ham_dist.distributed import process_group
+from ham_dist.data.reader.batch import Batch
+from ham_dist.distributed.ranks import process_group
 from ham_dist.errors import DivergedError
 from ham_dist.training.checkpoints import StageCheckpoints
 from ham_dist.training.guard import FIELD_STEPS, SPIKE, USUAL_STEPS, Guard
@@ -20,9 +20,9 @@ from ham_dist.training.run_folder import RunFolder
 from ham_dist.training.run_log import RunLog
 from ham_dist.training.state import TrainingState, open_supernet
 from ham_dist.training.stopping import EarlyStopper
-from tests.distributed.reference import FIELDS
-from tests.distributed.test_sharded import local_batch, settings
-from tests.multiprocess import run_on_ranks
+from tests.distributed.sharding.test_model import local_batch, settings
+from tests.support.plain_model import FIELDS
+from tests.support.ranks import run_on_ranks
 
 
 class NoCheckpoints:
@@ -37,16 +37,36 @@ class NoCheckpoints:
 
 def open_guard(state: TrainingState, folder: Path) -> tuple[Guard, RunLog]:
     log = RunLog(RunFolder(folder), is_first=process_group.rank() == 0)
-    return Guard("pretrain", state.sharded, StageProgress(EarlyStopper(2)), cast(StageCheckpoints, NoCheckpoints()), log), log
+    return Guard(
+        "pretrain",
+        state.sharded,
+        StageProgress(EarlyStopper(2)),
+        cast(StageCheckpoints, NoCheckpoints()),
+        log,
+    ), log
 
 
 def weights(state: TrainingState) -> dict[str, torch.Tensor]:
     """This rank's weights and optimizer state, without BatchNorm's running statistics: the forward pass moves those."""
-    own: dict[str, torch.Tensor] = {name: values.detach().clone() for name, values in state.interaction.named_parameters()}
-    own |= {key: part.values.detach().clone() for key, _ in state.sharded.placements() if (part := state.sharded.part(key)) is not None}
+    own: dict[str, torch.Tensor] = {
+        name: values.detach().clone() for name, values in state.interaction.named_parameters()
+    }
+    own |= {
+        key: part.values.detach().clone()
+        for key, _ in state.sharded.placements()
+        if (part := state.sharded.part(key)) is not None
+    }
     state.optimizers.open_state()
-    own |= {f"{name}/{key}": values.clone() for key, kept in state.optimizers.table_states().items() for name, values in kept.items()}
-    own |= {f"{number}/{key}": values.clone() for number, kept in enumerate(state.optimizers.adam.state.values()) for key, values in kept.items()}
+    own |= {
+        f"{name}/{key}": values.clone()
+        for key, kept in state.optimizers.table_states().items()
+        for name, values in kept.items()
+    }
+    own |= {
+        f"{number}/{key}": values.clone()
+        for number, kept in enumerate(state.optimizers.adam.state.values())
+        for key, values in kept.items()
+    }
     return own
 
 
@@ -65,24 +85,34 @@ def step_on_a_bad_label(run: RunSettings, folder: Path) -> tuple[str, bool]:
         with pytest.raises(DivergedError) as caught:
             weight_step(state, bad, guard.check)
     after = weights(state)
-    return str(caught.value), before.keys() == after.keys() and all(torch.equal(values, after[name]) for name, values in before.items())
+    return str(caught.value), before.keys() == after.keys() and all(
+        torch.equal(values, after[name]) for name, values in before.items()
+    )
 
 
 @pytest.mark.parametrize("tables", ["adam", "rowwise_adagrad"])
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_loss_that_is_no_number_stops_all_ranks_before_any_weight_moves(tmp_path: Path, ranks: int, tables: str) -> None:
+def test_a_loss_that_is_no_number_stops_all_ranks_before_any_weight_moves(
+    tmp_path: Path, ranks: int, tables: str
+) -> None:
     run = settings("dcnv2", optimizer={"tables": tables}, orthogonality={"application": "decoupled"})
     for message, unmoved in run_on_ranks(ranks, step_on_a_bad_label, run, tmp_path):
         assert message.startswith("pretrain epoch 0, step 2: the training loss is nan; the step is not done")
         assert "diverged/pretrain-epoch-0-step-2" in message
         assert unmoved
-    parts = [load_file(file) for file in sorted((tmp_path / "diverged" / "pretrain-epoch-0-step-2").iterdir())]
+    parts = [
+        load_file(file) for file in sorted((tmp_path / "diverged" / "pretrain-epoch-0-step-2").iterdir())
+    ]
     assert len(parts) == ranks
     labels = torch.cat([part["labels"] for part in parts])
     assert len(labels) == 31
     assert labels.isnan().nonzero().flatten().tolist() == [30]
     for field in FIELDS:
-        assert sum(int(part[f"{field}.lengths"].sum()) for part in parts) == sum(len(part[f"{field}.ids"]) for part in parts) > 0
+        assert (
+            sum(int(part[f"{field}.lengths"].sum()) for part in parts)
+            == sum(len(part[f"{field}.ids"]) for part in parts)
+            > 0
+        )
 
 
 def test_a_batch_that_cannot_be_kept_does_not_hide_why_the_run_ends(tmp_path: Path) -> None:
@@ -99,7 +129,11 @@ def without(batch: Batch, field: str) -> Batch:
     parts = {name: (part.values(), part.lengths()) for name, part in features.to_dict().items()}
     parts[field] = (parts[field][0][:0], torch.zeros_like(parts[field][1]))
     values, lengths = (torch.cat([part[number] for part in parts.values()]) for number in (0, 1))
-    return Batch(KeyedJaggedTensor(list(parts), values, lengths=lengths, stride=features.stride()), batch.labels, batch.global_rows)
+    return Batch(
+        KeyedJaggedTensor(list(parts), values, lengths=lengths, stride=features.stride()),
+        batch.labels,
+        batch.global_rows,
+    )
 
 
 def warnings_of_many_steps(run: RunSettings, folder: Path) -> None:
@@ -122,7 +156,13 @@ def test_a_table_that_no_gradient_reaches_is_told_of_once(tmp_path: Path, tables
 
 def test_a_loss_far_above_the_usual_one_is_told_of_once(tmp_path: Path) -> None:
     log = RunLog(RunFolder(tmp_path), is_first=True)
-    guard = Guard("search", cast(Any, None), StageProgress(EarlyStopper(2)), cast(StageCheckpoints, NoCheckpoints()), log)
+    guard = Guard(
+        "search",
+        cast(Any, None),
+        StageProgress(EarlyStopper(2)),
+        cast(StageCheckpoints, NoCheckpoints()),
+        log,
+    )
     with log:
         for step in range(2 * USUAL_STEPS):
             unusual = step in (5, USUAL_STEPS + 30, USUAL_STEPS + 60)

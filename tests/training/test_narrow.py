@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from ham_dist.config.schema import RunSettings
-from ham_dist.distributed.process_group import process_group
+from ham_dist.distributed.ranks.process_group import process_group
 from ham_dist.embedding.mask import Columns
 from ham_dist.models.slicing import cut_weight
 from ham_dist.training.loop import weight_step
 from ham_dist.training.state import TrainingState, narrow, open_supernet
-from tests.distributed.reference import FIELDS
-from tests.distributed.test_kinds import MIXED
-from tests.distributed.test_sharded import local_batch, settings, whole_tables
+from tests.distributed.sharding.test_model import local_batch, settings, whole_tables
+from tests.distributed.sharding.test_sharding_types import MIXED
+from tests.support.plain_model import FIELDS
 
 # `gender` loses its table, `genres` keeps one column.
 OPEN = {"user": [0, 3, 5], "gender": [], "movie": [1, 2, 4, 6, 7], "genres": [2]}
@@ -37,7 +37,13 @@ def masked_and_narrow(run: RunSettings) -> tuple[TrainingState, TrainingState, C
         ("dcnv2", {}),
         ("autoint", {}),
         ("deepfm", {"model": {"first_order": "table"}}),
-        ("fm", {"model": {"first_order": "table"}, "optimizer": {"tables": "rowwise_adagrad", "tables_learning_rate": 0.05}}),
+        (
+            "fm",
+            {
+                "model": {"first_order": "table"},
+                "optimizer": {"tables": "rowwise_adagrad", "tables_learning_rate": 0.05},
+            },
+        ),
         ("dcnv2", {"optimizer": {"tables": "rowwise_adagrad", "tables_learning_rate": 0.05}}),
         ("deepfm", {"sharding": {"tables": MIXED}}),
     ],
@@ -57,7 +63,10 @@ def test_a_step_of_the_narrow_model_is_the_masked_models_step(model: str, option
         if run.optimizer.tables == "rowwise_adagrad":
             before, after = state.optimizers.table_states(), sliced.optimizers.table_states()
             assert len(after) == (7 if model == "fm" else 3)
-            assert all(torch.equal(found["sum"], before[key]["sum"]) and found["sum"].abs().sum() > 0 for key, found in after.items())
+            assert all(
+                torch.equal(found["sum"], before[key]["sum"]) and found["sum"].abs().sum() > 0
+                for key, found in after.items()
+            )
             return
         assert sliced.optimizers.steps == state.optimizers.steps == 4
         weight_step(state, local_batch(4))
@@ -68,6 +77,13 @@ def test_a_step_of_the_narrow_model_is_the_masked_models_step(model: str, option
             torch.testing.assert_close(table, wide_tables[field][:, columns[field]], rtol=0, atol=1e-6)
         wide_dense = dict(state.interaction.named_parameters())
         for name, parameter in sliced.interaction.named_parameters():
-            torch.testing.assert_close(parameter.detach(), cut_weight(state.interaction, name, wide_dense[name].detach(), columns), rtol=0, atol=1e-6)
+            torch.testing.assert_close(
+                parameter.detach(),
+                cut_weight(state.interaction, name, wide_dense[name].detach(), columns),
+                rtol=0,
+                atol=1e-6,
+            )
         for field, local in sliced.sharded.first_order.items():
-            torch.testing.assert_close(local.values, state.sharded.first_order[field].values, rtol=0, atol=1e-6)
+            torch.testing.assert_close(
+                local.values, state.sharded.first_order[field].values, rtol=0, atol=1e-6
+            )

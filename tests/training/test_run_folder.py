@@ -45,7 +45,9 @@ def test_folder_with_a_run_is_refused_without_resume(tmp_path: Path) -> None:
         _start(folder)
 
 
-def test_a_run_that_ended_before_its_first_checkpoint_may_start_anew_with_other_settings(tmp_path: Path) -> None:
+def test_a_run_that_ended_before_its_first_checkpoint_may_start_anew_with_other_settings(
+    tmp_path: Path,
+) -> None:
     folder = RunFolder(tmp_path)
     _start(folder, "seed=1")
     folder.metrics.write_text("{}\n")
@@ -95,7 +97,9 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_default_folder_names_data_and_model() -> None:
     assert default_run_dir(RunSettings()).name.startswith("synthetic-dcnv2-")
-    assert default_run_dir(load_run(None, ["data.path=data/movielens-1m", "model.name=fm"])).name.startswith("movielens-1m-fm-")
+    assert default_run_dir(load_run(None, ["data.path=data/movielens-1m", "model.name=fm"])).name.startswith(
+        "movielens-1m-fm-"
+    )
 
 
 HOLDING = """
@@ -112,7 +116,9 @@ sys.stdin.read()
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Another process that is at the run in tmp_path / "run"."""
-    with subprocess.Popen([sys.executable, "-c", HOLDING, tmp_path / "run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDING, tmp_path / "run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"held\n"
         yield process
@@ -120,10 +126,15 @@ def elsewhere(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_two_processes_are_not_at_one_run(tmp_path: Path, elsewhere: subprocess.Popen[bytes], resume: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_are_not_at_one_run(
+    tmp_path: Path, elsewhere: subprocess.Popen[bytes], resume: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("ham_dist.training.run_folder.SECONDS_TO_END", 0.2)
     before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    with pytest.raises(CheckpointError, match=r"another process is at this run \(since 20.*\)\. Let it end, or stop it and go on by --resume"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"another process is at this run \(since 20.*\)\. Let it end, or stop it and go on by --resume",
+    ):
         _start(RunFolder(tmp_path / "run"), resume=resume)
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
     elsewhere.kill()
@@ -142,5 +153,7 @@ def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     _start(folder)
     folder.environment.write_text("")
-    with pytest.raises(CheckpointError, match=r"environment\.json: is damaged: .*\. Remove it, and `ham-dist train --resume"):
+    with pytest.raises(
+        CheckpointError, match=r"environment\.json: is damaged: .*\. Remove it, and `ham-dist train --resume"
+    ):
         _start(folder, resume=True)

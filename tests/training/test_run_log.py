@@ -36,8 +36,28 @@ def _scalars(folder: RunFolder, tag: str) -> list[tuple[int, float]]:
 
 def test_metrics_go_to_a_line_and_to_tensorboard(folder: RunFolder) -> None:
     with RunLog(folder, is_first=True) as log:
-        log.metrics("pretrain", 1, 10, loss=torch.tensor(0.5), auc=0.75, note="ok", kept=torch.tensor([1, 2]), lost=float("nan"))
-    assert _entries(folder) == [{"stage": "pretrain", "epoch": 1, "step": 10, "loss": 0.5, "auc": 0.75, "note": "ok", "kept": [1, 2], "lost": None}]
+        log.metrics(
+            "pretrain",
+            1,
+            10,
+            loss=torch.tensor(0.5),
+            auc=0.75,
+            note="ok",
+            kept=torch.tensor([1, 2]),
+            lost=float("nan"),
+        )
+    assert _entries(folder) == [
+        {
+            "stage": "pretrain",
+            "epoch": 1,
+            "step": 10,
+            "loss": 0.5,
+            "auc": 0.75,
+            "note": "ok",
+            "kept": [1, 2],
+            "lost": None,
+        }
+    ]
     assert _scalars(folder, "pretrain/auc") == [(10, 0.75)]
 
 
@@ -100,7 +120,10 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(folder: RunFolder) -
 def test_progress_on_a_terminal_is_a_bar(folder: RunFolder) -> None:
     stream, clock = io.StringIO(), Clock()
     console = Console(file=stream, force_terminal=True, width=120)
-    with RunLog(folder, is_first=True, console=console, clock=clock) as log, log.progress("search", 3, 2) as progress:
+    with (
+        RunLog(folder, is_first=True, console=console, clock=clock) as log,
+        log.progress("search", 3, 2) as progress,
+    ):
         clock.now += 2
         progress.step(1000)
         progress.step(1000)

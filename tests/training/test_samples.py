@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from ham_dist.config.load import load_run
-from ham_dist.data.manifest import Manifest
-from ham_dist.data.synthetic import generate
+from ham_dist.data.format.manifest import Manifest
+from ham_dist.data.synthetic.write import generate
 from ham_dist.errors import DataError
 from ham_dist.training.samples import Samples
 
@@ -20,7 +20,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def with_split(name: str, **changes: int) -> Callable[[Manifest], Manifest]:
     def change(manifest: Manifest) -> Manifest:
-        return manifest.model_copy(update={"splits": manifest.splits | {name: manifest.splits[name].model_copy(update=changes)}})
+        return manifest.model_copy(
+            update={"splits": manifest.splits | {name: manifest.splits[name].model_copy(update=changes)}}
+        )
 
     return change
 
@@ -30,8 +32,16 @@ def with_split(name: str, **changes: int) -> Callable[[Manifest], Manifest]:
     [
         (with_split("validation", rows=0, positives=0), [], r": its validation split has no samples"),
         (with_split("test", rows=0, positives=0), [], r": its test split has no samples"),
-        (with_split("validation", positives=0), [], r": all samples of its validation split have label 0, so that no AUC"),
-        (with_split("validation", positives=100), [], r": all samples of its validation split have label 1, so that no AUC"),
+        (
+            with_split("validation", positives=0),
+            [],
+            r": all samples of its validation split have label 0, so that no AUC",
+        ),
+        (
+            with_split("validation", positives=100),
+            [],
+            r": all samples of its validation split have label 1, so that no AUC",
+        ),
         (
             with_split("train"),
             ["data.batch_size=801"],

@@ -1,0 +1,180 @@
+"""What a folder holds, as tables to print: prepared data, a run, or a bundle."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+
+from ham_dist.config.load import load_run
+from ham_dist.data.format.manifest import SPLITS, Manifest
+from ham_dist.data.statistics import HEADS, DataLook
+from ham_dist.errors import DataError
+from ham_dist.export.manifest import FORMAT as BUNDLE_FORMAT
+from ham_dist.export.manifest import BundleManifest, read_manifest
+from ham_dist.training.run_folder import RunFolder, read_json
+
+MANIFEST = "manifest.json"
+
+
+def holds_data(path: Path) -> bool:
+    """Whether `path` is a folder of prepared data: not a run, not a bundle, and not nothing."""
+    return (
+        not RunFolder(path).settings.exists()
+        and (path / MANIFEST).exists()
+        and not _is_bundle(path / MANIFEST)
+    )
+
+
+def describe(path: Path) -> Iterator[RenderableType]:
+    """What `path` holds, to be printed part by part; of data no more than its manifest says.
+
+    raises: DataError if it is no folder of ours; DataError, BundleError or ConfigError if it is a damaged one.
+    """
+    if RunFolder(path).settings.exists():
+        yield from _run(RunFolder(path))
+    elif not (path / MANIFEST).exists():
+        what = (
+            "holds neither a manifest.json (prepared data, a bundle) nor a run.toml (a run)"
+            if path.exists()
+            else "there is no such folder"
+        )
+        raise DataError(f"{path}: {what}")
+    elif _is_bundle(path / MANIFEST):
+        yield from _bundle(path, read_manifest(path))
+    else:
+        yield from _data(path, Manifest.load(path))
+
+
+def _is_bundle(manifest: Path) -> bool:
+    try:
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{manifest}: is damaged: {error}. Copy the folder again from where it came"
+        ) from error
+    return isinstance(content, dict) and content.get("format") == BUNDLE_FORMAT
+
+
+def _data(path: Path, manifest: Manifest) -> Iterator[RenderableType]:
+    yield f"{path}: prepared data, {manifest.name}, seed {manifest.seed}"
+    yield _table(
+        ("split", "rows", "positive", "shards"),
+        (
+            (
+                name,
+                f"{split.rows:,}",
+                f"{split.positives / split.rows:.1%}" if split.rows else "",
+                str(len(split.shards)),
+            )
+            for name, split in manifest.splits.items()
+        ),
+    )
+    planted = manifest.truth.planted_ranks if manifest.truth else None
+    names = ("field", "table rows", "values a sample", *(["planted columns"] if planted else []))
+    yield _table(
+        names,
+        (
+            (
+                field.name,
+                f"{field.rows:,}",
+                "several" if field.multi_valued else "one",
+                *([str(planted[field.name])] if planted else []),
+            )
+            for field in manifest.fields
+        ),
+    )
+
+
+def describe_look(look: DataLook) -> Iterator[RenderableType]:
+    """What a look at prepared data found, to be printed part by part."""
+    rejected = sum(look.rejected.values())
+    yield f"raw rows {look.rows_in:,}, dropped {look.rows_dropped:,}, rejected lines {rejected:,}"
+    if look.rejected:
+        yield _table(
+            ("reason", "rejected lines"), ((reason, f"{count:,}") for reason, count in look.rejected.items())
+        )
+    yield f"tables of width {look.width} as {look.precision}: {look.bytes / 1e6:,.2f} MB."
+    yield "Ids that training has, and the share of its values in the most frequent:"
+    yield _table(
+        ("field", "table rows", "MB", "ids seen", "seen once", *(f"top {share}" for share in HEADS)),
+        (
+            (
+                field.name,
+                f"{field.rows:,}",
+                f"{field.bytes / 1e6:,.2f}",
+                f"{field.ids_seen:,}",
+                f"{field.ids_seen_once:,}",
+                *(f"{field.head[share]:.1%}" for share in HEADS),
+            )
+            for field in look.fields
+        ),
+    )
+    yield "Of the values of each split, the share that is unknown (id 0), and the share whose ids training lacks (unseen):"
+    yield _table(
+        ("field", *(f"id 0, {split}" for split in SPLITS), *(f"unseen, {split}" for split in SPLITS[1:])),
+        (
+            (
+                field.name,
+                *(f"{field.zero[split]:.1%}" for split in SPLITS),
+                *(f"{field.unseen[split]:.1%}" for split in SPLITS[1:]),
+            )
+            for field in look.fields
+        ),
+    )
+    yield from (f"warning: {alarm}" for alarm in look.alarms)
+
+
+def _run(folder: RunFolder) -> Iterator[RenderableType]:
+    settings = load_run(str(folder.settings))
+    dataset = settings.data.path or "generated data"
+    yield f"{folder.path}: a run, {settings.model.name} on {dataset}, seed {settings.seed}, {settings.search.method}"
+    targets = {
+        target.label: folder.of_target(target, settings.search.targets) for target in settings.search.targets
+    }
+    yield _table(
+        ("target", "state", "test AUC", "test log loss", "embedding bytes", "dense parameters"),
+        ((label, *_result(target)) for label, target in targets.items()),
+    )
+
+
+def _result(folder: RunFolder) -> tuple[str, ...]:
+    if not folder.result.exists():
+        return ("not done", "", "", "", "")
+    result: dict[str, Any] = read_json(folder.result)
+    numbers = (
+        f"{result['test_auc']:.4f}",
+        f"{result['test_logloss']:.4f}",
+        f"{result['embedding_bytes']:,}",
+        f"{result['dense_parameters']:,}",
+    )
+    return ("done", *numbers)
+
+
+def _bundle(path: Path, manifest: BundleManifest) -> Iterator[RenderableType]:
+    model = manifest.model.name if manifest.model else "tables for a model of your own"
+    size = sum(file.size for file in manifest.files.values())
+    yield f"{path}: a bundle, {model}, {manifest.precision}, {size:,} bytes in {len(manifest.files)} files"
+    pieces = {table.field: len(table.files) for table in manifest.tables}
+    yield _table(
+        ("field", "table rows", "columns", "files"),
+        (
+            (field.name, f"{field.rows:,}", str(field.width), str(pieces.get(field.name, 0)))
+            for field in manifest.fields
+        ),
+    )
+    if manifest.run:
+        yield "from the run " + ", ".join(f"{name} {value}" for name, value in manifest.run.items())
+
+
+def _table(names: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+    """A table whose first column is text and whose others are numbers."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for number, name in enumerate(names):
+        table.add_column(name, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table

@@ -1,0 +1,265 @@
+"""`ham-dist train --plan-only`: where a run would put its tables and what that costs, before anything is allocated."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table as Grid
+
+from ham_dist.config.schema import RunSettings, Target
+from ham_dist.config.units import size_text
+from ham_dist.data.format.manifest import Manifest
+from ham_dist.data.reader.pooling_factor import ids_per_row
+from ham_dist.distributed.planning import topology
+from ham_dist.distributed.planning.placement import Plan
+from ham_dist.distributed.planning.planner import Planner
+from ham_dist.distributed.planning.table_optimizers import BytesHeld, Memory, TableRule, table_rule
+from ham_dist.distributed.planning.traffic import RankCost, costs_by_rank
+from ham_dist.distributed.ranks import process_group
+from ham_dist.distributed.sharding.model import FIRST_ORDER, TABLES
+from ham_dist.embedding.tables import KERNEL_WIDTH, Table
+from ham_dist.errors import DataError
+from ham_dist.training.state import plan_for, table_groups, warning_of_caches
+
+MOST_RANKS = 16
+"""Ranks with a line each; of more, those that hold least and most."""
+
+
+def describe_plan(settings: RunSettings, topology_name: str | None) -> Iterator[RenderableType]:
+    """The plan of a run, to be printed part by part: tables, ranks, and what the search will leave at most.
+
+    topology_name: ranks that need not be there, as topology.parse takes them; None for those of this run.
+    raises:        what making the plan raises; ConfigError and DataError for settings and data that cannot be used.
+    """
+    cardinalities, ids = _fields(settings)
+    if topology_name is not None:
+        yield from _parts(settings, topology.parse(topology_name), topology_name, cardinalities, ids)
+        return
+    with process_group.process_group() as device:
+        here = topology.here(device)
+        described = process_group.on_first_rank(
+            lambda: list(_parts(settings, here, "the ranks at hand", cardinalities, ids))
+        )
+        if process_group.rank() == 0:
+            yield from described
+
+
+def _fields(settings: RunSettings) -> tuple[dict[str, int], dict[str, float]]:
+    """C_j and mean ids a row, by field."""
+    if settings.data.path is None:
+        rows = settings.data.synthetic.cardinalities
+        return {f"field_{number}": count for number, count in enumerate(rows)}, {}
+    manifest = Manifest.load(settings.data.path)
+    if not manifest.fields:
+        raise DataError(f"{settings.data.path}: has no fields")
+    return manifest.cardinalities(), ids_per_row(settings.data.path, manifest)
+
+
+def _parts(
+    settings: RunSettings,
+    ranks: topology.Topology,
+    name: str,
+    cardinalities: Mapping[str, int],
+    ids: Mapping[str, float],
+) -> Iterator[RenderableType]:
+    groups, rule = table_groups(settings, cardinalities), table_rule(settings.optimizer)
+    plan = plan_for(settings, groups, ranks, fields=list(cardinalities))
+    costs = costs_by_rank(plan, rule, ranks, settings.data.batch_size, ids)
+    hosts = f"{ranks.hosts} host{'s' if ranks.hosts > 1 else ''}"
+    yield (
+        f"{name}: {ranks.ranks} x {ranks.device} on {hosts}, {size_text(ranks.memory)} each, {settings.sharding.memory_share:.0%} of it for tables; "
+        f'optimizer.tables = "{rule.name}", tables in {settings.precision.tables}, {settings.data.batch_size:,} rows a step'
+    )
+    yield _tables(plan)
+    yield _ranks(costs)
+    if plan.uses_host_memory:
+        yield _hosts(costs)
+    yield _kinds(plan, rule, ranks, settings.data.batch_size, ids)
+    yield _narrow(settings, groups, rule, plan, ranks, costs)
+    if warning := warning_of_caches(settings, plan):
+        yield warning
+    yield "A step on the weights moves this much; a step of the search looks up a validation batch besides: its ids and vectors, no gradients."
+
+
+def _tables(plan: Plan) -> Grid:
+    grid = _grid("table", "rows", "stored width", "kind", "kernel", "ranks")
+    for path, group in plan.groups.items():
+        for field, placement in group.items():
+            ranks = sorted({part.rank for part in placement.parts})
+            where = (
+                ", ".join(map(str, ranks)) if len(ranks) <= 4 else f"{ranks[0]} to {ranks[-1]} ({len(ranks)})"
+            )
+            name = field if path == TABLES else f"{field} (first order)"
+            kernel = "fused" if placement.fused else "dense"
+            if placement.memory.place != "device":
+                kernel = f"{kernel}, {placement.memory.place}"
+            grid.add_row(
+                name,
+                f"{placement.table.rows:,}",
+                str(placement.table.stored_width),
+                placement.kind,
+                kernel,
+                where,
+            )
+    return grid
+
+
+def _ranks(costs: Sequence[RankCost]) -> Grid:
+    grid = _grid(
+        "rank",
+        "tables",
+        "gradients and state",
+        "ids out / in",
+        "vectors out / in",
+        "gradients out / in",
+        "of copies",
+    )
+    for rank, cost in _shown(costs):
+        grid.add_row(
+            rank,
+            size_text(cost.tables),
+            size_text(cost.beside),
+            f"{size_text(cost.ids_out)} / {size_text(cost.ids_in)}",
+            f"{size_text(cost.vectors_out)} / {size_text(cost.vectors_in)}",
+            f"{size_text(cost.vectors_in)} / {size_text(cost.vectors_out)}",
+            size_text(cost.copies_out),
+        )
+    return grid
+
+
+def _hosts(costs: Sequence[RankCost]) -> Grid:
+    grid = _grid("rank", "in host memory", "read from it, were nothing cached", "written to it")
+    for rank, cost in _shown(costs):
+        grid.add_row(rank, size_text(cost.host), size_text(cost.from_host), size_text(cost.to_host))
+    return grid
+
+
+def _shown(costs: Sequence[RankCost]) -> list[tuple[str, RankCost]]:
+    named = [(str(rank), cost) for rank, cost in enumerate(costs)]
+    if len(costs) <= MOST_RANKS:
+        return named
+    by_size = sorted(named, key=lambda entry: entry[1].tables + entry[1].beside + entry[1].host)
+    ends = (by_size[0], by_size[len(by_size) // 2], by_size[-1])
+    return [
+        (f"{rank} ({word})", cost)
+        for word, (rank, cost) in zip(("least", "median", "most"), ends, strict=True)
+    ]
+
+
+def _kinds(
+    plan: Plan, rule: TableRule, ranks: topology.Topology, batch_size: int, ids: Mapping[str, float]
+) -> Grid:
+    grid = _grid("kind", "tables", "bytes of tables", "bytes between ranks a step")
+    counts = Counter(placement.kind for placement in plan.placements)
+    for kind, count in counts.items():
+        of_kind = Plan(
+            {
+                path: {field: entry for field, entry in group.items() if entry.kind == kind}
+                for path, group in plan.groups.items()
+            }
+        )
+        costs = costs_by_rank(of_kind, rule, ranks, batch_size, ids)
+        size = sum(placement.bytes for placement in of_kind.placements)
+        grid.add_row(kind, str(count), size_text(size), size_text(sum(cost.out for cost in costs)))
+    return grid
+
+
+def _narrow(
+    settings: RunSettings,
+    groups: Mapping[str, Sequence[Table]],
+    rule: TableRule,
+    plan: Plan,
+    ranks: topology.Topology,
+    costs: Sequence[RankCost],
+) -> Grid:
+    """What the narrow model's tables and their state take at most, whichever columns the search keeps."""
+    planner = Planner(settings.sharding, rule, ranks)
+    fused = rule.fused is not None and not any(placement.replicated for placement in plan.placements)
+    held = {target: narrow_held(planner, groups, target, fused=fused) for target in settings.search.targets}
+    device, host = max(cost.tables + cost.beside for cost in costs), max(cost.host for cost in costs)
+    hosted = host or any(of_target.host for of_target in held.values())
+    names = ("tables at most", "with gradients and state", "on one rank at most, the supernet besides")
+    grid = _grid("after the search", *names, *(("in its host memory at most",) if hosted else ()))
+    number_bytes = groups[TABLES][0].number_bytes
+    for target, of_target in held.items():
+        rows, numbers = _most(groups, target, rule)
+        whole = rule.bytes_of(rows, numbers, fused=fused, number_bytes=number_bytes)
+        on_host = (size_text(of_target.host + host),) if hosted else ()
+        grid.add_row(
+            target.label,
+            size_text(numbers * number_bytes),
+            size_text(whole.device),
+            size_text(of_target.device + device),
+            *on_host,
+        )
+    return grid
+
+
+def narrow_held(
+    planner: Planner, groups: Mapping[str, Sequence[Table]], target: Target, *, fused: bool
+) -> BytesHeld:
+    """The most that a narrow model within `target` takes of devices and of hosts, were all of it to lie on one rank.
+
+    groups: the supernet's tables. Those that `auto` may cache or not are counted in both places.
+    fused:  whether no table has a gradient.
+    """
+    rule, number_bytes = planner.rule, groups[TABLES][0].number_bytes
+    movable = set(planner.movable(table for group in groups.values() for table in group))
+
+    def place(table: Table) -> tuple[Memory, bool]:
+        return planner.memory_of(table), table.field in movable
+
+    held = BytesHeld(0, 0, 0)
+    for memory, moves in {place(table) for table in groups[TABLES]}:
+        of_place = {
+            path: [table for table in group if place(table) == (memory, moves)]
+            for path, group in groups.items()
+        }
+        rows, numbers = _most(of_place, target, rule)
+        found = rule.bytes_of(rows, numbers, fused=fused, number_bytes=number_bytes, memory=memory)
+        if moves:
+            cached = Memory("cached", planner.settings.cache_share)
+            lists = rule.bytes_of(rows, 0, fused=True, number_bytes=number_bytes, memory=cached).tables
+            host = rule.bytes_of(rows, numbers, fused=True, number_bytes=number_bytes, memory=cached).host
+            found = BytesHeld(found.tables + lists, found.beside, host)
+        held = held.plus(found)
+    return held
+
+
+def _most(groups: Mapping[str, Sequence[Table]], target: Target, rule: TableRule) -> tuple[int, int]:
+    """Rows of all tables, and the most numbers in them once those under search are within `target`; first-order tables stay as they are."""
+    unit = KERNEL_WIDTH if rule.fused is not None else 1
+    first_order = sum(table.rows * table.stored_width for table in groups.get(FIRST_ORDER, ()))
+    return sum(table.rows for group in groups.values() for table in group), most_numbers(
+        groups[TABLES], target, unit
+    ) + first_order
+
+
+def most_numbers(tables: Sequence[Table], target: Target, unit: int) -> int:
+    """The most numbers that tables within `target` can hold, each stored at a multiple of `unit` columns.
+
+    The first column of a table stores `unit` columns, and w columns at most unit + w - 1. Taken in the order of what they store for what they cost,
+    the last in part, columns give a bound that no choice goes beyond (the relaxed knapsack problem).
+    """
+    pieces = []
+    for table in tables:
+        cost = 1 if target.columns is not None else table.rows * table.number_bytes
+        pieces += [(unit * table.rows, cost), ((table.width - 1) * table.rows, cost * (table.width - 1))]
+    left: float = target.columns if target.columns is not None else target.bytes or 0
+    numbers = 0.0
+    for stored, cost in sorted(
+        (piece for piece in pieces if piece[1]), key=lambda piece: -piece[0] / piece[1]
+    ):
+        share = min(1.0, left / cost)
+        numbers += share * stored
+        left -= share * cost
+    return min(round(numbers), sum(table.rows * table.stored_width for table in tables))
+
+
+def _grid(*names: str) -> Grid:
+    """A table whose first column is text and whose others are numbers."""
+    grid = Grid(box=box.SIMPLE_HEAD)
+    for number, name in enumerate(names):
+        grid.add_column(name, justify="right" if number else "left")
+    return grid

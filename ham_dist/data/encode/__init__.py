@@ -1,0 +1,1 @@
+"""Raw values to ids, for preparing training data and for serving."""

@@ -1,0 +1,1 @@
+"""The query engines that encode data: DuckDB on one machine, Spark on many."""

@@ -1,0 +1,200 @@
+"""What runs the expressions: DuckDB within this process, or Spark for those who outgrow one machine."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import duckdb
+import ibis
+import pyarrow as pa
+
+from ham_dist.errors import DataError
+
+ROWS_PER_BATCH = 65_536
+# Of the memory that the user gives, DuckDB gets this share: it counts its own buffers only, and Python, pyarrow and the rows under way need room.
+_ENGINE_SHARE = 0.5
+# Python, pyarrow and one block under way take about half of this.
+LEAST_MEMORY = 10**9
+
+_UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the work may use, and what does it. Nothing here changes what is written."""
+
+    memory: int = 4 * 10**9
+    """Bytes that the whole process may take."""
+    threads: int | None = None
+    """None for as many as cores."""
+    spill: Path | None = None
+    """Folder for what does not fit in memory; None for a place beside the output."""
+    engine: Literal["duckdb", "spark"] = "duckdb"
+    master: str | None = None
+    """Spark's master address; None for this machine."""
+
+    def __post_init__(self) -> None:
+        if self.memory < LEAST_MEMORY:
+            raise DataError(
+                f"--memory: {self.memory / 1e9:g}GB is too little\n  Give at least {LEAST_MEMORY / 1e9:g}GB."
+            )
+        if self.master is not None and self.engine != "spark":
+            raise DataError(
+                f"--master {self.master}: is for Spark\n  Add --engine spark, or leave --master out."
+            )
+
+    @property
+    def engine_memory(self) -> int:
+        """Bytes that the engine may take."""
+        return int(self.memory * _ENGINE_SHARE)
+
+
+class Engine(Protocol):
+    """What preparing asks of an engine."""
+
+    long_queries: bool
+    """Whether a query costs so much to start that it should be about as many rows as possible."""
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of the programs that decide what is written, the engine first."""
+
+    def keep(self, expression: ibis.Table) -> ibis.Table:
+        """The rows of `expression`, worked out once."""
+
+    def read_parquet(self, paths: Sequence[Path]) -> ibis.Table:
+        """The rows of Parquet files of one schema.
+
+        raises: DataError if one of them is none.
+        """
+
+    def batches(self, expression: ibis.Table) -> Iterator[pa.RecordBatch]:
+        """The rows of `expression` piece by piece, so that they need not fit in memory."""
+
+    def show(self, name: str, expression: ibis.Table) -> ibis.Table:
+        """A view called `name` of the rows of `expression`, in place of the one that was called so before."""
+
+    def query(self, expression: ibis.Table) -> Callable[[], pa.Table]:
+        """Gives the rows of `expression`, which are few, as its views are then; translated once, as that takes longer than many a query."""
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as 4GB, 1.5 GiB or 800MB.
+
+    raises: DataError if it is none.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Z]+)", text.strip().upper())
+    if match is None or match[2] not in _UNITS:
+        raise DataError(f"--memory {text}: not a size\n  Write it as 4GB, 1.5GiB or 800MB.")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def open_engine(machine: Machine, spill: Path) -> AbstractContextManager[Engine]:
+    """The engine that `machine` names, with the folder `spill` for what it cannot hold.
+
+    raises: DataError if it is Spark and there is none.
+    """
+    if machine.engine == "duckdb":
+        return DuckDB(machine, spill)
+    from ham_dist.data.engines.spark import Spark
+
+    return Spark(machine, spill)
+
+
+class DuckDB:
+    """One DuckDB database in memory."""
+
+    long_queries = False
+
+    def __init__(self, machine: Machine, spill: Path | None = None) -> None:
+        options: dict[str, Any] = {
+            "memory_limit": f"{machine.engine_memory // 1000}KB",
+            "preserve_insertion_order": True,
+        }
+        if machine.threads is not None:
+            options["threads"] = machine.threads
+        if spill is not None:
+            options["temp_directory"] = str(spill)
+        self._connection = ibis.duckdb.connect(**options)
+        # Its own, which would stand on standard output among what commands print there.
+        self._connection.raw_sql("SET enable_progress_bar = false")
+        self._memory, self._spill = machine.memory, spill
+        self._tables = 0
+
+    def __enter__(self) -> "DuckDB":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.disconnect()
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return {"duckdb": duckdb.__version__, "ibis": ibis.__version__}
+
+    def keep(self, expression: ibis.Table) -> ibis.Table:
+        self._tables += 1
+        try:
+            return self._connection.create_table(f"kept_{self._tables}", expression, temp=True)
+        except duckdb.Error as error:
+            raise self._told(error) from error
+
+    def show_arrow(self, name: str, table: pa.Table) -> ibis.Table:
+        """A view called `name` of a table that is in memory, in place of the one that was called so before."""
+        self._connection.con.register(name, table)
+        return self._connection.table(name)
+
+    def read_parquet(self, paths: Sequence[Path]) -> ibis.Table:
+        try:
+            return self._connection.read_parquet([literal(path) for path in paths])
+        except duckdb.Error as error:
+            raise DataError(
+                f"{paths[0]}: not a Parquet file that can be read ({_first_line(error)})"
+            ) from None
+
+    def batches(self, expression: ibis.Table) -> Iterator[pa.RecordBatch]:
+        # Ibis's own to_pyarrow_batches calls fetch_record_batch, which DuckDB deprecates with a warning.
+        try:
+            yield from self._connection.raw_sql(self._connection.compile(expression)).to_arrow_reader(
+                ROWS_PER_BATCH
+            )
+        except duckdb.Error as error:
+            raise self._told(error) from error
+
+    def show(self, name: str, expression: ibis.Table) -> ibis.Table:
+        return self._connection.create_view(name, expression, overwrite=True)
+
+    def query(self, expression: ibis.Table) -> Callable[[], pa.Table]:
+        sql = self._connection.compile(expression)
+
+        def fetch() -> pa.Table:
+            try:
+                return self._connection.raw_sql(sql).to_arrow_table()
+            except duckdb.Error as error:
+                raise self._told(error) from error
+
+        return fetch
+
+    def _told(self, error: duckdb.Error) -> Exception:
+        """A mistake that is the user's to mend, as ours."""
+        if isinstance(error, duckdb.OutOfMemoryException):
+            return DataError(
+                f"--memory {self._memory / 1e9:g}GB is not enough ({_first_line(error)})\n  Give more memory, or --spill on a bigger disk."
+            )
+        if isinstance(error, duckdb.IOException):
+            where = self._spill or "temporary folder"
+            return DataError(
+                f"{where}: cannot be used ({_first_line(error)})\n  Make room there, or give --spill on another disk."
+            )
+        return error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def literal(path: Path, signs: str = "*?[", quoted: str = "[{}]") -> str:
+    """A path for a reader that takes `signs` in it for a pattern, and a sign that is written as `quoted` for itself; by default for DuckDB."""
+    return "".join(quoted.format(letter) if letter in signs else letter for letter in str(path))

@@ -1,0 +1,1 @@
+"""The prepared data on disk: manifest, Parquet shards and their folder."""

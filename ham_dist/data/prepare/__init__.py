@@ -1,0 +1,1 @@
+"""Preparing data: raw files to Parquet shards and a manifest."""

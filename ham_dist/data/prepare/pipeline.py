@@ -1,0 +1,366 @@
+"""Raw files -> Parquet shards, vocabularies and manifest.json, as a recipe says: staging, then a pass that counts and a pass that encodes."""
+
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import ibis
+import pyarrow as pa
+
+from ham_dist.data.encode.encoder import Encoder
+from ham_dist.data.encode.expressions import Sides, cells_of, vocabulary_of
+from ham_dist.data.engines.base import Engine, Machine, open_engine
+from ham_dist.data.format.folder import already_there
+from ham_dist.data.format.manifest import (
+    FORMAT_VERSION,
+    SPLITS,
+    FieldEntry,
+    Manifest,
+    RawFile,
+    Rejected,
+    SplitEntry,
+    StoredFile,
+)
+from ham_dist.data.format.shards import (
+    LABEL,
+    ROW_GROUP,
+    VOCABULARY_SCHEMA,
+    shard_name,
+    split_schema,
+    write_shard,
+)
+from ham_dist.data.prepare.progress import progress
+from ham_dist.data.prepare.stage import STAGED_LABEL, Segment, StagedSplit, Staging, rejected_lines
+from ham_dist.data.prepare.workdir import Work, clear_leftovers, key_of, work_on
+from ham_dist.data.raw.blocks import text_size
+from ham_dist.data.raw.files import Rejections, find_raw, read_side, stamp
+from ham_dist.data.raw.parse import REJECTED_SCHEMA, rejected_table
+from ham_dist.data.recipe.fields import Categorical, Join
+from ham_dist.data.recipe.load import Recipe
+from ham_dist.errors import DataError
+from ham_dist.io.huge_pages import keep_freed_memory
+
+log = logging.getLogger(__name__)
+
+# Raised whenever the same recipe and raw files give other bytes than before, so that pieces of before are not mixed in.
+_VERSION = 2
+# Rows of a query where the vocabularies are small: enough for its fixed cost (some milliseconds a field) not to matter.
+_ROWS_TOGETHER = 1_000_000
+# Ids of one query under way, as a share of the memory.
+_IDS_SHARE = 0.1
+# Bytes of staged rows for each byte of text; measured on Criteo's format (perf/bench_prepare.py), rounded up.
+_STAGED_SHARE = 0.5
+
+
+def prepare(
+    recipe: Recipe,
+    raw: str | Path,
+    out: str | Path,
+    *,
+    seed: int = 0,
+    rows_per_shard: int = 250_000,
+    machine: Machine | None = None,
+) -> Manifest:
+    """Write the raw files in the folder `raw` as prepared data into the new folder `out`, and give its manifest.
+
+    The same recipe, raw files, seed and rows_per_shard give the same shards and vocabularies, whatever the machine. Where `out` holds that already it
+    is left alone. `out` is there whole or not at all; what is finished when the work stops is kept beside it, and the same call goes on from there.
+    raises: DataError naming file and line of what cannot be read, the folder that is in the way, or the room on disk that is missing.
+    """
+    if rows_per_shard < 1:
+        raise DataError(f"rows_per_shard = {rows_per_shard}: must be at least 1")
+    keep_freed_memory()
+    out, machine = Path(out), machine or Machine()
+    files = find_raw(recipe, raw)
+    # What may be rejected decides whether the work goes on, not what it writes: a user who allows more loses nothing.
+    made_by = recipe.model_dump(mode="json", exclude={"max_rejected"})
+    planned = {
+        "name": recipe.name,
+        "recipe": made_by,
+        "settings": None,
+        "seed": seed,
+        "rows_per_shard": rows_per_shard,
+    }
+    if (
+        out.exists()
+        and (there := already_there(out, planned | {"raw": tuple(map(stamp, files.values()))})) is not None
+    ):
+        clear_leftovers(out)
+        return there
+    plan = [_VERSION, pa.__version__, planned, {name: path.name for name, path in files.items()}]
+    with work_on(out, plan, machine.spill) as work:
+        sizes = _sizes(recipe, files)
+        _require_room(work, recipe, sizes)
+        with open_engine(machine, work.spill) as engine:
+            manifest = _Preparation(recipe, files, work, engine, machine, seed, rows_per_shard).run(
+                sizes, planned
+            )
+        work.keep_only(stored.file for stored in manifest.files())
+        manifest.save(work.data)
+    for reason, count in manifest.rejected.reasons.items():
+        log.info("%s: %s lines rejected: %s; they stand in %s", out, f"{count:,}", reason, out / "rejected")
+    return manifest
+
+
+def _sizes(recipe: Recipe, files: dict[str, Path]) -> dict[str, tuple[float, float]]:
+    """About how many bytes of text and lines each file of the samples has."""
+    found = {name: text_size(files[name], recipe.format) for name in recipe.samples.files}
+    return {name: (text, text / max(line, 1)) for name, (text, line) in found.items()}
+
+
+def _require_room(work: Work, recipe: Recipe, sizes: dict[str, tuple[float, float]]) -> None:
+    """raises: DataError if the disk has too little room for staged rows and shards."""
+    text, lines = (sum(column) for column in zip(*sizes.values(), strict=True))
+    need = text * _STAGED_SHARE + lines * 4 * len(recipe.fields)
+    used = sum(path.stat().st_size for path in work.folder.rglob("*") if path.is_file())
+    free = shutil.disk_usage(work.folder).free
+    log.info(
+        "%s: about %s lines; takes up to %.2f GB while it works (%.2f GB free)",
+        recipe.name,
+        f"{lines:,.0f}",
+        need / 1e9,
+        (free + used) / 1e9,
+    )
+    if need > free + used:
+        raise DataError(
+            f"{work.folder.parent}: preparing {recipe.name} takes about {need / 1e9:.2f} GB, and {(free + used) / 1e9:.2f} GB are free\n"
+            "  Make room, or give --out on another disk."
+        )
+
+
+@dataclass
+class _Preparation:
+    """One run from raw files to all but the manifest's file; each step leaves alone what is finished."""
+
+    recipe: Recipe
+    files: dict[str, Path]
+    work: Work
+    engine: Engine
+    machine: Machine
+    seed: int
+    rows_per_shard: int
+
+    def run(self, sizes: dict[str, tuple[float, float]], planned: dict[str, Any]) -> Manifest:
+        raw = tuple(self._stamp(path) for path in self.files.values())
+        of_sides: list[Rejections] = []
+        sides = list(self._sides(of_sides))
+        segments = self._stage(raw, sizes)
+        rows_in = sum(segment.lines for segment in segments)
+        rejected = sum((Counter(segment.rejected) for segment in segments), Counter())
+        splits = {split: StagedSplit.of(self.work.stage, segments, split) for split in SPLITS}
+        if empty := sorted(split for split in SPLITS if not splits[split].rows):
+            where = f"{self.files[self.recipe.samples.files[0]]}: of its {rows_in:,} samples none that has a label"
+            raise DataError(f"{where} falls into {', '.join(empty)}\n  Give more samples.")
+        whole = key_of([one.model_dump() for one in raw])
+        self.work.require("vocabulary", whole)
+        self.work.require("shards", whole)
+        entries = self._count(splits["train"], sides)
+        entry = self._encode(splits, sides, entries)
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            fields=tuple(entries),
+            splits=entry,
+            rows_in=rows_in,
+            rows_dropped=sum(segment.dropped for segment in segments),
+            engine=self.engine.versions | {"pyarrow": pa.__version__},
+            truth=None,
+            rejected=self._rejected(segments, rejected, of_sides),
+            row_group_rows=ROW_GROUP,
+            raw=raw,
+            **planned,
+        )
+        rows_out = sum(split.rows for split in manifest.splits.values())
+        if rows_in != rows_out + manifest.rows_dropped + manifest.rejected.samples:
+            raise RuntimeError(
+                f"{rows_in} rows in, {rows_out} out, {manifest.rows_dropped} dropped, {manifest.rejected.samples} rejected"
+            )
+        return manifest
+
+    def _stamp(self, path: Path) -> RawFile:
+        """Of a raw file, worked out once for as long as its size and time of change stay."""
+        state = path.stat()
+        seen = [state.st_size, state.st_mtime_ns]
+        record = self.work.record(f"raw/{path.name}")
+        if record is None or record["seen"] != seen:
+            record = {"seen": seen, "stamp": stamp(path).model_dump()}
+            self.work.done(f"raw/{path.name}", record)
+        return RawFile(**record["stamp"])
+
+    def _sides(self, rejections: list[Rejections]) -> Iterator[tuple[Join, ibis.Table]]:
+        columns = self.recipe.columns_of(self.recipe.fields)
+        for number, join in enumerate(self.recipe.joins):
+            path, store = self.files[join.file], self.work.stage / f"side-{number}.parquet"
+            wanted = [column for column in join.columns if column in columns]
+            rejections.append(Rejections(path, self.recipe.max_rejected))
+            yield join, read_side(self.engine, path, join, wanted, self.recipe.format, store, rejections[-1])
+
+    def _stage(self, raw: Sequence[RawFile], sizes: dict[str, tuple[float, float]]) -> list[Segment]:
+        staging = Staging(self.work, self.recipe, self.seed, self.machine.threads, self.machine.memory)
+        segments: list[Segment] = []
+        rows_before = 0
+        with progress("reading", sum(text for text, _ in sizes.values())) as step:
+            for number, name in enumerate(self.recipe.samples.files):
+                self.work.require(f"stage/{number:05d}", [raw[number].model_dump(), rows_before])
+                rejections = Rejections(self.files[name], self.recipe.max_rejected)
+                done = staging.stage(number, self.files[name], name, rows_before, rejections, step)
+                rows_before += done[-1].end.lines if done else 0
+                segments += done
+        return segments
+
+    def _count(self, train: StagedSplit, sides: Sides) -> list[FieldEntry]:
+        """The vocabulary of each field, written.
+
+        Only training samples are counted: a value that training never saw has no trained row, so it is unknown (id 0) wherever it comes later, and
+        nothing of the validation and test samples leaks into the model.
+        """
+        entries = []
+        samples = self.engine.read_parquet(train.paths)
+        with progress("counting", len(self.recipe.fields) * train.rows) as step:
+            for name, field in self.recipe.fields.items():
+                record = self.work.record(f"vocabulary/{name}")
+                fresh = record is None
+                if fresh:
+                    batches = (
+                        []
+                        if _is_hashed(field)
+                        else self.engine.batches(self._vocabulary(samples, sides, name))
+                    )
+                    stored, _ = write_shard(
+                        self.work.data, f"vocabulary/{name}.parquet", batches, VOCABULARY_SCHEMA
+                    )
+                    self.work.done(f"vocabulary/{name}", record := stored.model_dump())
+                entries.append(self._entry(name, StoredFile(**record)))
+                step(train.rows, train.rows if fresh else 0)
+        return entries
+
+    def _vocabulary(self, samples: ibis.Table, sides: Sides, name: str) -> ibis.Table:
+        cells = cells_of(samples, sides, self.recipe.column(name))
+        return vocabulary_of(
+            cells, self.recipe.fields[name], self.recipe.min_count_of(name), self.recipe.max_rows_of(name)
+        )
+
+    def _entry(self, name: str, stored: StoredFile) -> FieldEntry:
+        hashed = _is_hashed(self.recipe.fields[name])
+        if stored.rows == 0 and not hashed:
+            raise DataError(
+                f"field {name}: none of its values is there {self.recipe.min_count_of(name)} times or more in the training split, so all would be"
+                " unknown\n  Check that the side files have the samples' keys, and the recipe's min_count."
+            )
+        rows = self.recipe.max_rows_of(name) if hashed else stored.rows + 1
+        return FieldEntry(
+            name=name, rows=rows, multi_valued=self.recipe.separators()[name] is not None, vocabulary=stored
+        )
+
+    def _encode(
+        self, splits: dict[str, StagedSplit], sides: Sides, entries: Sequence[FieldEntry]
+    ) -> dict[str, SplitEntry]:
+        """Every shard, written."""
+        parts = [
+            (split, number)
+            for split in SPLITS
+            for number in range(-(-splits[split].rows // self.rows_per_shard))
+        ]
+        encoder = self._encoder({e.name: self.work.data / e.vocabulary.file for e in entries}, sides)
+        schema = split_schema({entry.name: entry.multi_valued for entry in entries})
+        together = self._shards_together(entries)
+        with (
+            progress("encoding", sum(staged.rows for staged in splits.values())) as step,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            writing: Future[None] | None = None
+            for split, numbers in _groups(
+                parts, together, lambda part: self.work.record(_shard_record(*part)) is not None
+            ):
+                first, last = (
+                    numbers[0] * self.rows_per_shard,
+                    min((numbers[-1] + 1) * self.rows_per_shard, splits[split].rows),
+                )
+                staged = splits[split].part(self.engine, first, last)
+                table = pa.table({LABEL: staged.cells(STAGED_LABEL), **encoder.encode(staged)}).cast(schema)
+                if writing is not None:
+                    writing.result()
+                writing = pool.submit(self._write_shards, split, numbers, table, schema)
+                step(last - first, last - first)
+            if writing is not None:
+                writing.result()
+        entry = {}
+        for split in SPLITS:
+            records = [
+                self.work.record(_shard_record(split, number)) for owner, number in parts if owner == split
+            ]
+            shards = tuple(StoredFile(**record["stored"]) for record in records)
+            entry[split] = SplitEntry(
+                rows=splits[split].rows,
+                positives=sum(record["positives"] for record in records),
+                shards=shards,
+            )
+        return entry
+
+    def _encoder(self, vocabularies: dict[str, Path], sides: Sides) -> Encoder:
+        fields = {
+            name: (self.recipe.column(name), field, self.recipe.max_rows_of(name))
+            for name, field in self.recipe.fields.items()
+        }
+        kept = {
+            name: self.engine.keep(self.engine.read_parquet([vocabularies[name]]))
+            for name, (_, field, _) in fields.items()
+            if not _is_hashed(field)
+        }
+        return Encoder(self.engine, fields, kept, sides, self.machine.threads or os.cpu_count() or 1)
+
+    def _write_shards(self, split: str, numbers: Sequence[int], table: pa.Table, schema: pa.Schema) -> None:
+        for place, number in enumerate(numbers):
+            rows = table.slice(place * self.rows_per_shard, self.rows_per_shard)
+            stored, positives = write_shard(self.work.data, shard_name(split, number), [rows], schema)
+            self.work.done(
+                _shard_record(split, number), {"stored": stored.model_dump(), "positives": positives}
+            )
+
+    def _shards_together(self, entries: Sequence[FieldEntry]) -> int:
+        """How many shards one query is about: a query builds the lookup of a whole vocabulary, which should not cost more than the lookups."""
+        most = int(self.machine.memory * _IDS_SHARE / (4 * len(entries)) / self.rows_per_shard)
+        wanted = max(_ROWS_TOGETHER, *(entry.rows for entry in entries)) // self.rows_per_shard
+        return max(1, most if self.engine.long_queries else min(wanted, most))
+
+    def _rejected(
+        self, segments: Sequence[Segment], rejected: Counter[str], of_sides: Sequence[Rejections]
+    ) -> Rejected:
+        reasons = sum((one.counts for one in of_sides), rejected)
+        stored = None
+        if reasons:
+            sides = (rejected_table(one.path.name, one.kept) for one in of_sides)
+            lines = chain(sides, rejected_lines(self.work.stage, segments))
+            stored, _ = write_shard(self.work.data, "rejected/lines.parquet", lines, REJECTED_SCHEMA)
+        return Rejected(samples=rejected.total(), reasons=dict(sorted(reasons.items())), stored=stored)
+
+
+def _is_hashed(field: Any) -> bool:
+    return isinstance(field, Categorical) and field.hash
+
+
+def _shard_record(split: str, number: int) -> str:
+    return f"shards/{split}-{number:05d}"
+
+
+def _groups(
+    parts: Sequence[tuple[str, int]], together: int, finished: Any
+) -> Iterator[tuple[str, list[int]]]:
+    """The parts that are not finished, in runs of neighbours of one split."""
+    run: list[int] = []
+    owner = ""
+    for split, number in parts:
+        if run and (split != owner or number != run[-1] + 1 or len(run) == together):
+            yield owner, run
+            run = []
+        if not finished((split, number)):
+            owner = split
+            run.append(number)
+    if run:
+        yield owner, run

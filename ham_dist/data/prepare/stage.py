@@ -1,0 +1,290 @@
+"""Raw samples -> Parquet by file, segment and split, with the label and ROW: what the passes over the data read.
+
+A segment is one block of a raw file. It is parsed, cut into splits and written by one thread, and is the unit of what an interrupted run keeps.
+"""
+
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ibis
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ham_dist.data.encode.encoder import Encoder
+from ham_dist.data.encode.expressions import ROW, tenth_of
+from ham_dist.data.engines.base import Engine
+from ham_dist.data.format.manifest import SPLITS
+from ham_dist.data.prepare.progress import Step
+from ham_dist.data.prepare.workdir import Work
+from ham_dist.data.raw.blocks import BLOCK_BYTES, Block, Position, count_lines
+from ham_dist.data.raw.files import SHOWN, Rejections, sample_blocks
+from ham_dist.data.raw.parse import Rejected, parse, rejected_table
+from ham_dist.data.recipe.fields import FileSplit
+from ham_dist.data.recipe.load import Recipe
+
+# The label of a staged row. No recipe can name a column so.
+STAGED_LABEL = "_label"
+# Text, columns and Parquet of one block under way, in sizes of a block.
+_MEMORY_OF_A_BLOCK = 12
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What is known of a finished segment.
+
+    file, number: which raw file, and which segment of it, from 0.
+    end:          where it ends in the raw file.
+    share:        of the raw file's bytes, about how many lie before its end; see Block.
+    rows:         staged rows of each split.
+    dropped:      rows whose label the rule does not take.
+    rejected:     how many lines are bad, by reason.
+    worst:        the first of them.
+    """
+
+    file: int
+    number: int
+    end: Position
+    share: float
+    rows: dict[str, int]
+    dropped: int
+    rejected: dict[str, int]
+    worst: list[Rejected]
+
+    def path(self, stage: Path, what: str) -> Path:
+        """Its rows of one split, or its rejected lines."""
+        return stage / f"{self.file:05d}" / f"{self.number:06d}-{what}.parquet"
+
+    @property
+    def lines(self) -> int:
+        """Its lines that are not blank."""
+        return sum(self.rows.values()) + self.dropped + sum(self.rejected.values())
+
+    @staticmethod
+    def of(record: dict[str, Any]) -> "Segment":
+        """From what was kept of it."""
+        return Segment(
+            **record
+            | {"end": Position(**record["end"]), "worst": [Rejected(**one) for one in record["worst"]]}
+        )
+
+
+class Staging:
+    """Stages the files of a recipe's samples into `work`."""
+
+    def __init__(self, work: Work, recipe: Recipe, seed: int, threads: int | None, memory: int) -> None:
+        self._work, self._recipe, self._seed = work, recipe, seed
+        columns = recipe.columns_of(recipe.fields) | {recipe.label.column: "float64"}
+        self._wanted = {name: columns[name] for name in recipe.samples.columns if name in columns}
+        self._threads = max(
+            1, min(threads or os.cpu_count() or 1, memory // (2 * _MEMORY_OF_A_BLOCK * BLOCK_BYTES))
+        )
+
+    def stage(
+        self, number: int, path: Path, name: str, rows_before: int, rejections: Rejections, step: Step
+    ) -> list[Segment]:
+        """Stage file `number`, called `name` in the recipe, whose first line has ROW `rows_before`; what is finished of it already is kept.
+
+        step:   told of bytes of text and of rows.
+        raises: DataError if too many of its lines are rejected.
+        """
+        segments = list(self._finished(number))
+        for segment in segments:
+            rejections.add(segment.lines, segment.rejected, segment.worst)
+        if segments:
+            step(segments[-1].end.offset, 0)
+        start = segments[-1].end if segments else Position()
+        split = self._split_rule(path, name)
+        (self._work.stage / f"{number:05d}").mkdir(parents=True, exist_ok=True)
+
+        def write(place: int, block: Block) -> Segment:
+            return self._write(path, number, place, block, rows_before, split)
+
+        blocks = sample_blocks(path, self._recipe.samples.columns, self._recipe.format, start)
+        for segment in _in_order(self._threads, write, enumerate(blocks, len(segments))):
+            rejections.add(segment.lines, segment.rejected, segment.worst)
+            rejections.check_early(segment.share)
+            self._work.done(f"stage/{number:05d}/{segment.number:06d}", asdict(segment))
+            step(segment.end.offset - (segments[-1].end.offset if segments else 0), segment.lines)
+            segments.append(segment)
+        rejections.check()
+        return segments
+
+    def _finished(self, number: int) -> Iterator[Segment]:
+        place = 0
+        while (record := self._work.record(f"stage/{number:05d}/{place:06d}")) is not None:
+            yield Segment.of(record)
+            place += 1
+
+    def _split_rule(self, path: Path, name: str) -> tuple[str, str, int] | None:
+        """Split of the lines before a line, split of those from it on, and that line; None where each line has its own."""
+        split = self._recipe.split
+        if not isinstance(split, FileSplit):
+            return None
+        if name in split.train:
+            return "train", "train", 0
+        if name not in split.test:
+            return "validation", "validation", 0
+        if name not in split.validation:
+            return "test", "test", 0
+        header = int(self._recipe.format.header)
+        return "validation", "test", header + (count_lines(path, self._recipe.format) - header) // 2
+
+    def _write(
+        self,
+        path: Path,
+        number: int,
+        place: int,
+        block: Block,
+        rows_before: int,
+        split: tuple[str, str, int] | None,
+    ) -> Segment:
+        label = self._recipe.label
+        rows = parse(
+            block, self._recipe.samples.columns, self._wanted, self._recipe.format, required=[label.column]
+        )
+        numbers = rows.table[label.column].to_numpy()
+        positive = numbers > label.positive_above
+        known = positive | (numbers < label.negative_below)
+        positions = rows_before + rows.lines
+        part = self._splits(rows.lines, positions, split)
+        table = rows.table.drop_columns(label.column)
+        table = table.append_column(STAGED_LABEL, pa.array(positive.astype(np.int8))).append_column(
+            ROW, pa.array(positions)
+        )
+        counts: dict[str, int] = {}
+        segment = Segment(
+            number,
+            place,
+            block.end,
+            block.share,
+            counts,
+            int(len(known) - known.sum()),
+            rows.reasons(),
+            rows.rejected[:SHOWN],
+        )
+        if rows.rejected:
+            _write_parquet(
+                rejected_table(path.name, rows.rejected), segment.path(self._work.stage, "rejected")
+            )
+        for code, name in enumerate(SPLITS):
+            mask = known & (part == code)
+            counts[name] = int(mask.sum())
+            if counts[name]:
+                _write_parquet(table.filter(pa.array(mask)), segment.path(self._work.stage, name))
+        return segment
+
+    def _splits(
+        self, lines: np.ndarray[Any, Any], positions: np.ndarray[Any, Any], split: tuple[str, str, int] | None
+    ) -> np.ndarray[Any, Any]:
+        """The place in SPLITS of the split of each row."""
+        if split is None:
+            return np.maximum(tenth_of(positions, self._seed) - 7, 0)
+        before, after, middle = split
+        return np.where(lines < middle, SPLITS.index(before), SPLITS.index(after))
+
+
+def _in_order(
+    threads: int, function: Callable[[int, Block], Segment], items: Iterator[tuple[int, Block]]
+) -> Iterator[Segment]:
+    """function(*item) of each item, `threads` at a time, in the order of the items."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: list[Future[Segment]] = []
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item[0], item[1]))
+                if len(waiting) > threads:
+                    yield waiting.pop(0).result()
+            while waiting:
+                yield waiting.pop(0).result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _write_parquet(table: pa.Table, path: Path) -> None:
+    beside = path.with_suffix(".partial")
+    # A dictionary of positions, which are all different, would cost time for nothing.
+    repeating = [name for name in table.column_names if name != ROW]
+    pq.write_table(
+        table,
+        beside,
+        compression="lz4",
+        use_dictionary=repeating,
+        dictionary_pagesize_limit=BLOCK_BYTES,
+        write_statistics=[ROW],
+    )
+    os.replace(beside, path)
+
+
+@dataclass(frozen=True)
+class StagedSplit:
+    """The staged rows of one split, in order of ROW: paths with the rows of each."""
+
+    paths: list[Path]
+    counts: list[int]
+
+    @staticmethod
+    def of(stage: Path, segments: Sequence[Segment], split: str) -> "StagedSplit":
+        """Those of `segments`."""
+        there = [segment for segment in segments if segment.rows[split]]
+        return StagedSplit(
+            [segment.path(stage, split) for segment in there], [segment.rows[split] for segment in there]
+        )
+
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+        return sum(self.counts)
+
+    def part(self, engine: Engine, first: int, last: int) -> "StagedPart":
+        """Rows `first` to `last` (not included) of the split."""
+        ends = np.cumsum(self.counts)
+        low, high = (
+            int(np.searchsorted(ends, first, side="right")),
+            int(np.searchsorted(ends, last, side="left")),
+        )
+        skipped = first - int(ends[low] - self.counts[low])
+        return StagedPart(engine, self.paths[low : high + 1], skipped, last - first)
+
+
+class StagedPart:
+    """Neighbouring rows of a split, as the Samples of an encoder.
+
+    skipped, count: they are so many rows of the files `paths` together, after the first ones.
+    """
+
+    def __init__(self, engine: Engine, paths: Sequence[Path], skipped: int, count: int) -> None:
+        self._engine, self._paths, self._skipped, self._count = engine, paths, skipped, count
+        self._metadata = [pq.read_metadata(path) for path in paths]
+        self.columns: Collection[str] = [
+            name for name in self._metadata[0].schema.names if name not in (ROW, STAGED_LABEL)
+        ]
+        self.rows = self.cells(ROW).to_numpy()
+
+    def cells(self, column: str) -> pa.Array:
+        """A column of the staged rows: numbers as they are, text as a dictionary."""
+        pieces = []
+        for path, metadata in zip(self._paths, self._metadata, strict=True):
+            with pq.ParquetFile(path, metadata=metadata, read_dictionary=[column]) as file:
+                pieces += file.read([column], use_threads=False).column(0).chunks
+        cells = pa.chunked_array(pieces).slice(self._skipped, self._count)
+        return cells.unify_dictionaries().combine_chunks()
+
+    def view(self) -> ibis.Table:
+        """All of them, by the engine's own reading."""
+        staged = self._engine.read_parquet(self._paths)
+        return self._engine.show(
+            Encoder.VIEW, staged.filter(staged[ROW].between(int(self.rows[0]), int(self.rows[-1])))
+        )
+
+
+def rejected_lines(stage: Path, segments: Sequence[Segment]) -> Iterator[pa.Table]:
+    """The bad lines of `segments`, as tables of REJECTED_SCHEMA."""
+    for segment in segments:
+        if segment.rejected:
+            yield pq.read_table(segment.path(stage, "rejected"), partitioning=None)

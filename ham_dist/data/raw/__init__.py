@@ -1,0 +1,1 @@
+"""Raw input: files, blocks of lines, and how lines are parsed."""

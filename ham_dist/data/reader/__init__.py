@@ -1,0 +1,1 @@
+"""Reading prepared data: each rank's part of the global batches."""

@@ -1,0 +1,214 @@
+"""The row groups of a split's shards, read one at a time and checked: nothing wrong in a file goes further than here."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ham_dist.data.format.manifest import REDO, FieldEntry, Manifest
+from ham_dist.data.format.shards import LABEL, split_schema
+from ham_dist.data.reader.order import Piece
+from ham_dist.data.reader.rows import ID_TYPE, Array, Ragged, Rows, offsets_of
+from ham_dist.errors import DataError
+from ham_dist.io.paths import is_local, open_file
+
+# Of parsed footers that are kept; they take some three times as much in memory. It is the footers of 250 million rows of 40 columns.
+FOOTER_BYTES = 64 << 20
+
+
+class RowGroups:
+    """The row groups of one split, numbered from 0 in the order of the shards. Opening it reads and checks every footer, and no row.
+
+    raises: DataError for a shard that is missing, damaged, or has other columns or another number of rows than the manifest says.
+    """
+
+    def __init__(self, folder: str | Path, manifest: Manifest, split: str) -> None:
+        self.fields = manifest.fields
+        self._schema = split_schema({field.name: field.multi_valued for field in manifest.fields})
+        self._footers: OrderedDict[str, pq.FileMetaData] = OrderedDict()
+        self._lock = Lock()
+        self._paths: list[str] = []
+        sizes: list[Array] = []
+        for shard in manifest.splits[split].shards:
+            path = f"{folder}/{shard.file}"
+            with _told(path), self._open(path) as file:
+                footer = file.metadata
+                self._check_columns(path, file.schema_arrow)
+            if footer.num_rows != shard.rows:
+                raise DataError(f"{path}: has {footer.num_rows:,} rows; the manifest says {shard.rows:,}")
+            self._paths.append(path)
+            sizes.append(
+                np.array(
+                    [footer.row_group(number).num_rows for number in range(footer.num_row_groups)],
+                    dtype=np.int64,
+                )
+            )
+        self.sizes = np.concatenate([np.empty(0, dtype=np.int64), *sizes])
+        """(row groups,) int64: rows of each."""
+        self._first_groups = np.cumsum([0, *map(len, sizes)])[:-1]  # of each shard
+        self._first_rows = np.concatenate(
+            [np.empty(0, dtype=np.int64), *(np.cumsum(of_shard) - of_shard for of_shard in sizes)]
+        )  # in its shard
+
+    @property
+    def rows(self) -> int:
+        """Of the split."""
+        return int(self.sizes.sum())
+
+    def all(self) -> list[Piece]:
+        """The whole split, for `read`."""
+        return [Piece(group, 0, size) for group, size in enumerate(self.sizes.tolist())]
+
+    def read(self, pieces: Sequence[Piece]) -> Rows:
+        """The rows of `pieces`, one after the other. Row groups are read whole, one at a time.
+
+        raises: DataError for a shard that is gone or damaged, an id outside [0, C_j), or a label that is neither 0 nor 1; it names shard, row, field
+                and value.
+        """
+        filling = _Filling(self.fields, sum(piece.last - piece.first for piece in pieces))
+        for piece in pieces:
+            shard = int(np.searchsorted(self._first_groups, piece.group, side="right")) - 1
+            table = self._read_group(self._paths[shard], piece.group - int(self._first_groups[shard]))
+            filling.add(
+                table.slice(piece.first, piece.last - piece.first),
+                self._paths[shard],
+                int(self._first_rows[piece.group]) + piece.first,
+            )
+        return filling.rows()
+
+    def _read_group(self, path: str, number: int) -> pa.Table:
+        with _told(path), self._open(path) as file:
+            # The caller's thread is enough for a million rows a second, and other threads would take the cores of the training.
+            return file.read_row_group(number, columns=self._schema.names, use_threads=False).select(
+                self._schema.names
+            )
+
+    def _open(self, path: str) -> pq.ParquetFile:
+        # A local file is opened by name: Arrow then reads it without holding back Python's other threads.
+        source: Any = path if is_local(path) else open_file(path, "rb")
+        file = pq.ParquetFile(
+            source,
+            metadata=self._footers.get(path),
+            pre_buffer=not is_local(path),
+            page_checksum_verification=True,
+        )
+        self._keep_footer(path, file.metadata)
+        return file
+
+    def _keep_footer(self, path: str, footer: pq.FileMetaData) -> None:
+        """The footers used last are kept: parsing one can take as long as reading a row group."""
+        with self._lock:  # several passes over one split can run at a time
+            self._footers[path] = footer
+            self._footers.move_to_end(path)
+            while (
+                len(self._footers) > 1
+                and sum(kept.serialized_size for kept in self._footers.values()) > FOOTER_BYTES
+            ):
+                self._footers.popitem(last=False)
+
+    def _check_columns(self, path: str, found: pa.Schema) -> None:
+        for column in self._schema:
+            if column.name not in found.names:
+                raise DataError(f"{path}: has no column {column.name}; it has {', '.join(found.names)}")
+            type = found.field(column.name).type
+            if type != column.type:
+                raise DataError(f"{path}: column {column.name} is {type}; the manifest says {column.type}")
+
+
+class _Filling:
+    """Rows of a known number that are put in table after table."""
+
+    def __init__(self, fields: Sequence[FieldEntry], rows: int) -> None:
+        self._fields = fields
+        self._ids = np.empty((rows, sum(not field.multi_valued for field in fields)), dtype=ID_TYPE)
+        self._labels = np.empty(rows, dtype=np.float32)
+        nothing = np.empty(0, dtype=ID_TYPE)
+        self._ragged = {field.name: [(nothing, nothing)] for field in fields if field.multi_valued}
+        self._filled = 0
+
+    def add(self, table: pa.Table, path: str, first_row: int) -> None:
+        """The rows of `table`, which begin at row `first_row` of the file `path`."""
+        for name, column in zip(table.column_names, table.columns, strict=True):
+            if column.null_count:
+                raise DataError(f"{path}: column {name} lacks {column.null_count:,} values")
+        filled = slice(self._filled, self._filled + table.num_rows)
+        labels = _numbers(table[LABEL].combine_chunks())
+        wrong = (labels != 0) & (labels != 1)
+        if wrong.any():
+            raise DataError(
+                f"{path}: label {labels[wrong][0]} in row {first_row + wrong.argmax():,}; a label is 0 or 1\n  {REDO}"
+            )
+        self._labels[filled] = labels
+        single = 0
+        for field in self._fields:
+            if field.multi_valued:
+                ids, lengths = _lists(path, field.name, table[field.name])
+                self._ragged[field.name].append((ids, lengths))
+            else:
+                ids, lengths = _numbers(table[field.name].combine_chunks()), None
+                self._ids[filled, single] = ids
+                single += 1
+            place = _outside(ids, field.rows)
+            if place is not None:
+                row = first_row + (
+                    place if lengths is None else int(np.searchsorted(np.cumsum(lengths), place, "right"))
+                )
+                raise DataError(
+                    f"{path}: field {field.name} has id {ids[place]} in row {row:,}; its ids go from 0 to {field.rows - 1}\n  {REDO}"
+                )
+        self._filled = filled.stop
+
+    def rows(self) -> Rows:
+        """What was put in."""
+        ragged = (
+            Ragged(
+                np.concatenate([values for values, _ in parts]),
+                offsets_of(np.concatenate([lengths for _, lengths in parts])),
+            )
+            for parts in self._ragged.values()
+        )
+        return Rows(self._ids, tuple(ragged), self._labels)
+
+
+def _lists(path: str, name: str, column: pa.ChunkedArray) -> tuple[Array, Array]:
+    """Values of all lists one after the other, and the length of each."""
+    lists = column.combine_chunks()
+    # flatten() and the lengths, not .values and .offsets: those show the whole buffer of a sliced array.
+    flat = lists.flatten()
+    if flat.null_count:
+        raise DataError(f"{path}: column {name} lacks {flat.null_count:,} values within its lists")
+    return _numbers(flat), _numbers(lists.value_lengths())
+
+
+def _numbers(column: pa.Array) -> Array:
+    """The numbers of a column without nulls, not copied. Its to_numpy() would load pandas, which takes a quarter of a second on each rank."""
+    return np.from_dlpack(column)
+
+
+def _outside(ids: Array, rows: int) -> int | None:
+    """Place of the first id that is not in [0, rows)."""
+    # As unsigned numbers negative ids are greater than any table, so that one pass finds both kinds.
+    unsigned = ids.view(np.uint32)
+    return int((unsigned >= rows).argmax()) if len(ids) and unsigned.max() >= rows else None
+
+
+@contextmanager
+def _told(path: str) -> Iterator[None]:
+    """Errors of a file as DataError with its name."""
+    try:
+        yield
+    except pa.ArrowException as error:
+        raise DataError(f"{path}: is damaged ({str(error).splitlines()[0]})\n  {REDO}") from None
+    except OSError as error:
+        if error.errno is None:  # Arrow's word for what does not decode
+            raise DataError(f"{path}: is damaged ({str(error).splitlines()[0]})\n  {REDO}") from None
+        # Arrow's own text repeats the path.
+        reason = os.strerror(error.errno) if is_local(path) else error.strerror
+        raise DataError(f"{path}: cannot be read ({reason})\n  {REDO}") from None

@@ -1,0 +1,1 @@
+"""Generated data: planted truth, Zipf-distributed ids, Criteo text."""

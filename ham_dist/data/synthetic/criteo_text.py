@@ -1,0 +1,196 @@
+"""Text in the format of Criteo's click logs: label, 13 integers, 26 hexadecimal values; tab-separated, no header, empty where a value is missing.
+
+It stands in for the licensed logs where preparation is measured at size: as many values a field, as many bytes a row, as often missing. What the
+values say of the label is made up, so nothing about models can be learned from it.
+"""
+
+import gzip
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+
+from ham_dist.data.encode.expressions import mix
+from ham_dist.data.prepare.workdir import beside, work_on
+from ham_dist.data.synthetic.zipf import Zipf
+from ham_dist.errors import DataError
+
+log = logging.getLogger(__name__)
+
+Array = np.ndarray[Any, Any]
+
+# Rows drawn at once; each chunk has a random stream of its own, so that any can be made without those before it.
+CHUNK = 50_000
+# Of Criteo's Kaggle training file: 25.6 % of 45,840,617 rows.
+CLICKS = 0.256
+
+# Of each integer column: shares that are missing and (of the rest) zero, mean and standard deviation of ln(1 + z) over positive z.
+# Measured on 8,000 rows from the head of Criteo's Kaggle training file, rounded.
+_INTEGERS = (
+    (0.45, 0.48, 1.5, 0.9), (0.00, 0.20, 2.9, 2.0), (0.20, 0.01, 2.3, 1.3), (0.20, 0.07, 1.9, 0.9), (0.05, 0.02, 7.4, 2.7), (0.25, 0.06, 3.8, 1.6),
+    (0.05, 0.25, 2.0, 1.2), (0.00, 0.12, 2.3, 1.0), (0.05, 0.03, 3.7, 1.6), (0.45, 0.51, 0.8, 0.2), (0.05, 0.27, 1.2, 0.6), (0.78, 0.74, 1.2, 0.7),
+    (0.20, 0.06, 2.0, 1.0),
+)  # fmt: skip
+# The second integer column is the one with negative numbers: a tenth of its rows.
+_NEGATIVE_COLUMN, _NEGATIVE = 1, 0.1
+
+# Distinct values of each categorical column in Criteo's Kaggle training file, as DLRM's preprocessing counts them (facebookresearch/dlrm).
+CARDINALITIES = (
+    1460, 583, 10_131_227, 2_202_608, 305, 24, 12_517, 633, 3, 93_145, 5683, 8_351_593, 3194,
+    27, 14_992, 5_461_306, 10, 5652, 2173, 4, 7_046_547, 18, 15, 286_181, 105, 142_572,
+)  # fmt: skip
+# Shares that are missing, measured like those of the integers.
+_MISSING = (
+    0,
+    0,
+    0.03,
+    0.03,
+    0,
+    0.13,
+    0,
+    0,
+    0,
+    0,
+    0,
+    0.03,
+    0,
+    0,
+    0,
+    0.03,
+    0,
+    0,
+    0.45,
+    0.45,
+    0.03,
+    0.82,
+    0,
+    0.03,
+    0.45,
+    0.45,
+)
+# Made up: with it the most frequent of 10 million values takes 8 % of the rows, where Criteo's takes 5 %.
+_EXPONENT = 1.05
+# Made up: each of the first columns moves the logit by up to this much, by a bit pattern of the value.
+_TELLING, _EFFECT = 8, 0.8
+
+# Bytes of 0 .. 255 as two lower-case digits each, as one 16-bit number.
+_DIGITS = np.frombuffer("".join(f"{byte:02x}" for byte in range(256)).encode(), dtype=np.uint16)
+# A fast compressor: text that is written once and read a few times.
+_GZIP_LEVEL = 1
+
+
+def criteo_chunk(seed: int, day: int, number: int, rows: int) -> pa.Table:
+    """The rows (at most CHUNK) of chunk `number` of one day: label int8, I1 .. I13 int64 and C1 .. C26 strings, null where missing.
+
+    Exactly CLICKS of them, but for rounding, are clicks: those with the highest sum of a logit and logistic noise.
+    """
+    random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, day, number])))
+    columns: dict[str, pa.Array] = {}
+    for place, (missing, zero, mean, deviation) in enumerate(_INTEGERS):
+        columns[f"I{place + 1}"] = _integers(
+            random, rows, missing, zero, mean, deviation, _NEGATIVE if place == _NEGATIVE_COLUMN else 0
+        )
+    score = random.logistic(size=rows)
+    for place, missing in enumerate(_MISSING):
+        values = _zipf(place).draw(lambda places: random.random(len(places)), rows)
+        # The columns' values differ, as hashed ones do: the same number stands for another value in each.
+        hashed = mix(values.astype(np.int64) + (place << 25))
+        absent = random.random(rows) < missing
+        columns[f"C{place + 1}"] = _hexadecimal(hashed, absent)
+        if place < _TELLING:
+            score += np.where(absent, 0, ((hashed & 0xFF) / 127.5 - 1) * _EFFECT)
+    clicks = np.zeros(rows, dtype=np.int8)
+    clicks[np.argsort(score, kind="stable")[rows - round(rows * CLICKS) :]] = 1
+    return pa.table({"label": clicks} | columns)
+
+
+def write_criteo_file(path: Path, rows: int, *, seed: int = 0, day: int = 0) -> None:
+    """Write `rows` rows as one file; gzipped where its name ends in .gz. The same arguments give the same bytes, in the same memory for any `rows`.
+
+    raises: DataError if something of that name exists, or its folder cannot be made.
+    """
+    if path.exists():
+        raise DataError(
+            f"{path}: is there already; nothing was written\n  Give a name that does not exist yet, or delete it."
+        )
+    options = pa.csv.WriteOptions(include_header=False, delimiter="\t", quoting_style="none")
+    with beside(path) as hidden, _open(hidden, gzipped=path.suffix == ".gz") as file:
+        for number, first in enumerate(range(0, rows, CHUNK)):
+            pa.csv.write_csv(criteo_chunk(seed, day, number, min(CHUNK, rows - first)), file, options)
+
+
+def write_criteo_days(folder: Path, rows: int, days: int, *, seed: int = 0, gzipped: bool = False) -> None:
+    """Write `rows` rows as the day files day_0, day_1, ... (with .gz where `gzipped`) of the new folder `folder`, as even as they go.
+
+    Where an earlier call with the same arguments was stopped, the days that it finished are kept.
+    raises: DataError if `folder` holds something, cannot be made, or there are more days than rows.
+    """
+    if days > rows:
+        raise DataError(f"{days} days of {rows} rows: each day needs at least one row")
+    plan = {
+        "what": "criteo-text",
+        "rows": rows,
+        "days": days,
+        "seed": seed,
+        "gzipped": gzipped,
+        "numpy": np.__version__,
+        "pyarrow": pa.__version__,
+    }
+    with work_on(folder, plan) as work:
+        for day in range(days):
+            path = work.data / f"day_{day}{'.gz' if gzipped else ''}"
+            if not path.exists():
+                write_criteo_file(path, rows * (day + 1) // days - rows * day // days, seed=seed, day=day)
+                log.info("%s: day %d of %d", folder, day + 1, days)
+
+
+@cache
+def _zipf(column: int) -> Zipf:
+    return Zipf.over(CARDINALITIES[column], _EXPONENT)
+
+
+def _integers(
+    random: np.random.Generator,
+    rows: int,
+    missing: float,
+    zero: float,
+    mean: float,
+    deviation: float,
+    negative: float,
+) -> pa.Array:
+    """Log-normal counts with a bump at zero, and -1 or, a tenth as often, -2 in a share `negative`."""
+    kind = random.random(rows)
+    values = np.maximum(np.expm1(np.minimum(random.normal(mean, deviation, rows), 21.0)), 1.0).astype(
+        np.int64
+    )
+    values[kind < negative + zero] = 0
+    values[kind < negative] = -1
+    values[kind < negative / 11] = -2
+    return pa.array(values, mask=random.random(rows) < missing)
+
+
+def _hexadecimal(values: Array, absent: Array) -> pa.Array:
+    """Eight digits a value, without a Python object for each: all digits lie in one buffer, at every eighth byte."""
+    digits = _DIGITS[values.astype(">u4").view(np.uint8)]
+    offsets = np.arange(0, 8 * len(values) + 1, 8, dtype=np.int32)
+    there = pa.array(~absent).buffers()[1]
+    return pa.StringArray.from_buffers(len(values), pa.py_buffer(offsets), pa.py_buffer(digits), there)
+
+
+@contextmanager
+def _open(path: Path, gzipped: bool) -> Iterator[Any]:
+    with path.open("wb") as file:
+        if not gzipped:
+            yield file
+            return
+        # Neither time nor name in the header: the same rows give the same bytes.
+        with gzip.GzipFile(
+            filename="", mode="wb", compresslevel=_GZIP_LEVEL, fileobj=file, mtime=0
+        ) as packed:
+            yield packed

@@ -1,0 +1,202 @@
+"""The truth planted in generated data: which fields matter, and how many columns each of them needs.
+
+Field j has a latent matrix U_j with r_j columns, r_j the planted rank, and the true logit of a sample is
+    sum over pairs j < k of <P_j u_j, P_k u_k>,    u_j the row of U_j of the sample's value, P_j (L x r_j) with orthonormal columns.
+The columns of U_j have mean 0, variance 1 and no correlation over the values' distribution, so all r_j of them are needed.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from ham_dist.config.schema import SyntheticSettings
+from ham_dist.data.format.manifest import SPLITS
+from ham_dist.data.synthetic.zipf import Zipf
+from ham_dist.errors import DataError
+
+Array = np.ndarray[Any, Any]
+
+# Rows drawn at once; each chunk has a random stream of its own, so that any can be generated without those before it.
+CHUNK = 50_000
+# Rows of U_j at most. In a field of more values, those that are LATENTS apart share a row, so that the truth of 40 million values fits in memory;
+# such a field is drawn by rejection, and one of fewer from a table of probabilities.
+LATENTS = 4096
+# Taken off the true logit, so that clicks are the rarer label.
+OFFSET = 1.0
+# Draws of the P_j, of which the most even one is taken.
+_DRAWS = 200
+_LEAST_ROWS = 1000
+# First number of a random stream, apart from the split's number.
+_PLANTED, _MISSING = 1000, 1001
+
+
+@dataclass(frozen=True)
+class Planted:
+    """The truth behind a generated set; made from the settings alone."""
+
+    settings: SyntheticSettings
+
+    @cached_property
+    def names(self) -> list[str]:
+        """field_0, field_1, ... in order."""
+        return [f"field_{number}" for number in range(len(self.settings.planted_ranks))]
+
+    @cached_property
+    def zipfs(self) -> list[Zipf]:
+        """How the values 1 .. C_j - 1 of each field are spread: most frequent first, as ids of prepared data are."""
+        return [Zipf.over(rows - 1, self.settings.skew) for rows in self.settings.cardinalities]
+
+    @cached_property
+    def distributions(self) -> list[Array]:
+        """Probability of each row of U_j: of the values 1 .. C_j - 1, or of those that share a row together."""
+        known: dict[int, Array] = {}  # A preset has five fields of 40 million values.
+        for zipf in self.zipfs:
+            if int(zipf.counts) not in known:
+                known[int(zipf.counts)] = zipf.chances(LATENTS)
+        return [known[int(zipf.counts)] for zipf in self.zipfs]
+
+    @cached_property
+    def vectors(self) -> list[Array]:
+        """V_j (1 + rows of U_j, L) = U_j P_j' of each field, row 0 zero, scaled so that the true logit has the standard deviation `signal` where no
+        value is missing; L = max r_j."""
+        random = _random(self.settings.seed, _PLANTED)
+        latents = [
+            _latent(random, chance, rank)
+            for chance, rank in zip(self.distributions, self.settings.planted_ranks, strict=True)
+        ]
+        frames = _frames(random, self.settings.planted_ranks)
+        # u_j and u_k are independent with unit covariance, so <P_j u_j, P_k u_k> has variance |P_j' P_k|^2, and no two pairs correlate.
+        variance = sum(float(((a.T @ b) ** 2).sum()) for a, b in combinations(frames, 2))
+        scale = (self.settings.signal**2 / variance) ** 0.25
+        return [
+            np.vstack([np.zeros((1, frame.shape[0])), scale * latent @ frame.T])
+            for latent, frame in zip(latents, frames, strict=True)
+        ]
+
+    def true_logits(self, ids: Array) -> Array:
+        """Log odds (n,) of a click for samples with `ids` (F, n)."""
+        total = np.zeros((ids.shape[1], self.vectors[0].shape[1]))
+        squares = np.zeros(ids.shape[1])
+        for rank, vectors, norms, of_field in zip(
+            self.settings.planted_ranks, self.vectors, self._square_norms, ids, strict=True
+        ):
+            if rank == 0:
+                continue
+            rows = _latent_rows(of_field) if len(vectors) > LATENTS else of_field
+            total += vectors[rows]
+            squares += norms[rows]
+        # The sum over pairs is half of: square of the sum less sum of the squares.
+        return ((total**2).sum(1) - squares) / 2 - OFFSET
+
+    def chunk(self, split: str, number: int, rows: int) -> tuple[Array, Array, Array]:
+        """ids (F, rows) int32, labels (rows,) int8 and true logits (rows,) of chunk `number` of `split`."""
+        stream = self.settings.seed, SPLITS.index(split), number
+        random = _random(*stream)
+        ids = np.stack([self._draw(random, field, rows) for field in range(len(self.zipfs))]).astype(np.int32)
+        if self.settings.missing:
+            ids[_random(*stream, _MISSING).random(ids.shape) < self.settings.missing] = 0
+        logits = self.true_logits(ids)
+        labels = random.random(rows) < 1 / (1 + np.exp(-logits))
+        return ids, labels.astype(np.int8), logits
+
+    def chunks(self, split: str, rows: int) -> Iterator[tuple[Array, Array, Array]]:
+        """The chunks of `split`, `rows` rows in all."""
+        for number, first in enumerate(range(0, rows, CHUNK)):
+            yield self.chunk(split, number, min(CHUNK, rows - first))
+
+    def check(self) -> None:
+        """raises: DataError if the settings plant ranks that no sample could show."""
+        ranks, rows = self.settings.planted_ranks, self.settings.cardinalities
+        mistakes = []
+        if self.settings.rows < _LEAST_ROWS:
+            mistakes.append(
+                f"rows = {self.settings.rows}: give at least {_LEAST_ROWS}, so that each split holds both labels"
+            )
+        if sum(rank > 0 for rank in ranks) < 2:
+            mistakes.append(
+                "planted_ranks: fewer than two fields have a rank above 0, and the logit is made of pairs of fields; give at least two"
+            )
+        else:
+            for name, rank, count in zip(self.names, ranks, rows, strict=True):
+                if rank > sum(ranks) - rank:
+                    mistakes.append(
+                        f"planted_ranks: {name} has {rank}, and the others only {sum(ranks) - rank} together, which cannot show so many"
+                    )
+                if rank > count - 2:
+                    mistakes.append(
+                        f"cardinalities: {name} has {count}; {rank} centred columns need at least {rank + 2}"
+                    )
+        if mistakes:
+            raise DataError("\n".join(f"synthetic.{mistake}" for mistake in mistakes))
+
+    @cached_property
+    def _square_norms(self) -> list[Array]:
+        return [(vectors**2).sum(1) for vectors in self.vectors]
+
+    @cached_property
+    def _edges(self) -> list[Array | None]:
+        """Cumulated probabilities of the values of a field, None where it has too many of them."""
+        pairs = zip(self.zipfs, self.distributions, strict=True)
+        return [np.cumsum(chance) if zipf.counts <= LATENTS else None for zipf, chance in pairs]
+
+    def _draw(self, random: np.random.Generator, field: int, rows: int) -> Array:
+        """(rows,) values of `field`."""
+        edges = self._edges[field]
+        if edges is None:
+            return self.zipfs[field].draw(lambda places: random.random(len(places)), rows)
+        return 1 + np.minimum(np.searchsorted(edges, random.random(rows), side="right"), len(edges) - 1)
+
+
+def auc(labels: Array, scores: Array) -> float:
+    """Chance that a random positive scores above a random negative, a tie being half; nan where one of the two is absent."""
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    # Ranks from 1, the mean rank for ties.
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    positives = int(labels.sum())
+    negatives = len(labels) - positives
+    if positives == 0 or negatives == 0:
+        return float("nan")
+    return float((ranks[labels == 1].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def _random(seed: int, *stream: int) -> np.random.Generator:
+    """Counter-based, so that streams of other numbers are independent; negative seeds wrap."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed % 2**64, *stream])))
+
+
+def _latent_rows(ids: Array) -> Array:
+    return np.where(ids > 0, (ids - 1) % LATENTS + 1, 0)
+
+
+def _latent(random: np.random.Generator, chance: Array, rank: int) -> Array:
+    """(values, rank): columns of mean 0, variance 1 and no correlation where value i comes with probability chance[i]."""
+    latent = random.standard_normal((len(chance), rank))
+    latent -= chance @ latent
+    covariance = latent.T @ (chance[:, None] * latent)
+    return latent @ np.linalg.inv(np.linalg.cholesky(covariance)).T if rank else latent
+
+
+def _frames(random: np.random.Generator, ranks: tuple[int, ...]) -> list[Array]:
+    """The P_j (L, r_j): of many random draws the one in which the weakest direction of any field still has the greatest share of its field's part."""
+    length = max(ranks)
+    draws = (
+        [np.linalg.qr(random.standard_normal((length, length)))[0][:, :rank] for rank in ranks]
+        for _ in range(_DRAWS)
+    )
+    return max(draws, key=evenness)
+
+
+def evenness(frames: list[Array]) -> float:
+    """The least ratio, over the fields, of the variance that the weakest direction of the field gives the logit to the mean over its directions."""
+    least = 1.0
+    everything = sum(frame @ frame.T for frame in frames)
+    for frame in frames:
+        if frame.shape[1]:
+            # sum over k != j of (P_j' P_k)(P_j' P_k)'
+            shares = np.linalg.eigvalsh(frame.T @ (everything - frame @ frame.T) @ frame)
+            least = min(least, float(shares[0] / shares.mean()))
+    return least

@@ -1,0 +1,151 @@
+"""Generated batches straight into memory, for measuring training without a disk: every id is a function of (seed, row, field) alone."""
+
+from collections.abc import Iterator
+from itertools import count
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from ham_dist.config.schema import SyntheticSettings
+from ham_dist.data.reader.batch import Batch
+from ham_dist.data.reader.order import rows_of_rank
+from ham_dist.data.synthetic.planted import Planted
+from ham_dist.data.synthetic.zipf import Zipf
+from ham_dist.errors import DataError
+
+Array = np.ndarray[Any, Any]
+
+# Rows worked on at once: what they need stays in a core's cache.
+_BLOCK = 2048
+# Of the numbers that come from `seed`; no split of generated data has it.
+_STREAM = 2000
+# One step of splitmix64's counter, and a start far from those of an element's first draws.
+_STEP, _MISSING = np.uint64(0x9E37_79B9_7F4A_7C15), np.uint64(0x5851_F42D_4C95_7F2D)
+
+
+def generated_batches(
+    settings: SyntheticSettings,
+    batch_size: int,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    steps: int | None = None,
+    start: int = 0,
+    labels: Literal["planted", "rule"] = "planted",
+) -> Iterator[Batch]:
+    """This rank's part of each global batch of endless generated data; `settings.rows` does not count here.
+
+    Ids have the distributions of the settings, but are other rows than `prepare synthetic` writes. Global batches do not depend on the world size: a
+    rank makes its own rows alone, as split in `Split.batches`.
+    batch_size: rows of a global batch.
+    steps:      batches to give; None goes on for ever.
+    start:      batches to skip, at no cost.
+    labels:     `planted`: drawn from the planted truth, as in data on disk. `rule`: 1 where the first field's id is a multiple of 4; costs nothing
+                and has no Bayes AUC below 1, so it is for throughput only.
+    raises:     DataError if the settings fit no data, or the rank or world size make no sense.
+    """
+    if not 0 <= rank < world_size <= batch_size:
+        raise DataError(
+            f"rank {rank} of {world_size} ranks sharing {batch_size} rows: wanted is rank < ranks <= rows"
+        )
+    planted = Planted(settings)
+    planted.check()
+    return _generate(
+        planted,
+        batch_size,
+        rank,
+        world_size,
+        count(start) if steps is None else range(start, start + steps),
+        labels,
+    )
+
+
+def _generate(
+    planted: Planted,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    steps: Iterator[int] | range,
+    labels: Literal["planted", "rule"],
+) -> Iterator[Batch]:
+    rows = _Rows(planted)
+    low, high = rows_of_rank(batch_size, rank, world_size)
+    lengths = torch.ones(len(planted.names) * (high - low), dtype=torch.int32)
+    for step in steps:
+        first = step * batch_size + low
+        ids = rows.ids(first, high - low)
+        clicks = ids[0] % 4 == 0 if labels == "rule" else rows.clicks(first, ids)
+        features = KeyedJaggedTensor(
+            planted.names, torch.from_numpy(ids.reshape(-1)), lengths=lengths, stride=high - low
+        )
+        yield Batch(features, torch.from_numpy(clicks.astype(np.float32)), batch_size)
+
+
+class _Rows:
+    """The endless rows of one data set. Element (row, field) has a splitmix64 stream of its own, whose numbers it draws from until one is kept.
+
+    source: Steele, Lea and Flood, Fast splittable pseudorandom number generators, OOPSLA 2014.
+    """
+
+    def __init__(self, planted: Planted) -> None:
+        self._planted = planted
+        settings = planted.settings
+        self._missing = settings.missing
+        self._fields = len(settings.cardinalities)
+        self._zipf = Zipf.over(np.array(settings.cardinalities)[:, None] - 1, settings.skew)
+        self._key = np.random.SeedSequence([settings.seed, _STREAM]).generate_state(1, np.uint64)
+
+    def ids(self, first: int, rows: int) -> Array:
+        """(F, rows) int32 of the rows from `first` on."""
+        ids = np.empty((self._fields, rows), dtype=np.int32)
+        for begin in range(0, rows, _BLOCK):
+            end = min(begin + _BLOCK, rows)
+            ids[:, begin:end] = self._block(
+                self._streams(first + begin, end - begin, np.arange(self._fields)[:, None])
+            )
+        return ids
+
+    def clicks(self, first: int, ids: Array) -> Array:
+        """(rows,) bool by the planted truth, for the `ids` of the rows from `first` on."""
+        chance = 1 / (1 + np.exp(-self._planted.true_logits(ids)))
+        return _uniform(self._streams(first, ids.shape[1], np.array(self._fields))) < chance
+
+    def _streams(self, first: int, rows: int, fields: Array) -> Array:
+        """Where the stream of each element begins, (fields, rows) uint64; the number after the last field is the label's."""
+        places = np.arange(first, first + rows, dtype=np.uint64) * np.uint64(
+            self._fields + 1
+        ) + fields.astype(np.uint64)
+        return _mixed(places * _STEP + self._key)
+
+    def _block(self, streams: Array) -> Array:
+        values, kept = self._zipf.invert(_uniform(streams))
+        fields, columns = np.nonzero(~kept)
+        draw = _STEP
+        while len(fields):
+            again, kept = self._zipf.take((fields, 0)).invert(
+                _uniform(_mixed(streams[fields, columns] + draw))
+            )
+            values[fields[kept], columns[kept]] = again[kept]
+            fields, columns = fields[~kept], columns[~kept]
+            with np.errstate(over="ignore"):
+                draw = draw + _STEP
+        if self._missing:
+            values[_uniform(_mixed(streams + _MISSING)) < self._missing] = 0
+        return values
+
+
+def _mixed(number: Array) -> Array:
+    """splitmix64's output for a state, in place."""
+    number ^= number >> np.uint64(30)
+    number *= np.uint64(0xBF58_476D_1CE4_E5B9)
+    number ^= number >> np.uint64(27)
+    number *= np.uint64(0x94D0_49BB_1331_11EB)
+    number ^= number >> np.uint64(31)
+    return number
+
+
+def _uniform(number: Array) -> Array:
+    """[0, 1) from the upper 53 bits."""
+    return (number >> np.uint64(11)) * 2.0**-53

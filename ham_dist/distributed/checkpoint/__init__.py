@@ -1,0 +1,1 @@
+"""Sharded checkpoints that load on any number of ranks and under any plan."""

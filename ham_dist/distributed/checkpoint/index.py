@@ -1,0 +1,116 @@
+"""How torch.distributed.checkpoint lays a checkpoint out on disk, with its index as JSON.
+
+torch's own index is a pickle, and opening a pickle runs whatever it says. Here the index names tensors alone: a file's bytes are read by torch.load
+with `weights_only=True`, and no entry can claim to be another object, which torch would unpickle without that.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, Metadata
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from ham_dist.errors import CheckpointError
+
+INDEX = "index.json"
+"""Tensors by name: type, size, and of each chunk the place in the whole tensor, the file, and where in it."""
+
+PICKLE = ".metadata"
+"""torch's own index."""
+
+
+class IndexedWriter(FileSystemWriter):
+    """torch's FileSystemWriter, but for the index."""
+
+    def finish(self, metadata: Metadata, results: list[list[Any]]) -> None:
+        """Write the index; called on the first rank with what all ranks have written."""
+        places = {written.index: written.storage_data for of_rank in results for written in of_rank}
+        tensors = {
+            name: _entry(name, tensor, places) for name, tensor in metadata.state_dict_metadata.items()
+        }
+        with open(Path(self.path) / INDEX, "w", encoding="utf-8") as file:
+            json.dump({"tensors": tensors}, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+class IndexedReader(FileSystemReader):
+    """torch's FileSystemReader, but for the index."""
+
+    def read_metadata(self, *arguments: Any, **options: Any) -> Metadata:
+        """The index, checked: whatever its text, it becomes names, numbers and types.
+
+        raises: CheckpointError if it is missing or is no such index.
+        """
+        path = Path(self.path) / INDEX
+        if not path.exists() and path.with_name(PICKLE).exists():
+            raise CheckpointError(
+                f"{path.with_name(PICKLE)}: is a pickle, which can run code as it is opened; {INDEX} is wanted in its place"
+            )
+        try:
+            entries = json.loads(path.read_text(encoding="utf-8"))["tensors"]
+            tensors: dict[str, Any] = {}
+            places: dict[MetadataIndex, _StorageInfo] = {}
+            for name, entry in entries.items():
+                tensors[name] = _tensor(entry)
+                places |= {
+                    MetadataIndex(name, torch.Size(chunk["offsets"])): _place(chunk)
+                    for chunk in entry["chunks"]
+                }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{path}: is no index of a checkpoint: {type(error).__name__}: {error}"
+            ) from error
+        return Metadata(tensors, storage_data=places, storage_meta=StorageMeta(load_id=self.load_id))
+
+
+def _entry(name: str, tensor: Any, places: dict[MetadataIndex, _StorageInfo]) -> dict[str, Any]:
+    assert isinstance(tensor, TensorStorageMetadata), f"{name}: a checkpoint holds tensors alone"
+    chunks = []
+    for chunk in tensor.chunks:
+        place = places[MetadataIndex(name, chunk.offsets)]
+        chunks.append(
+            {
+                "offsets": list(chunk.offsets),
+                "sizes": list(chunk.sizes),
+                "file": place.relative_path,
+                "start": place.offset,
+                "bytes": place.length,
+            }
+        )
+    return {
+        "type": str(tensor.properties.dtype).removeprefix("torch."),
+        "size": list(tensor.size),
+        "chunks": chunks,
+    }
+
+
+def _tensor(entry: Any) -> TensorStorageMetadata:
+    dtype = getattr(torch, entry["type"])
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"{entry['type']} is no type of numbers")
+    chunks = [
+        ChunkStorageMetadata(torch.Size(chunk["offsets"]), torch.Size(chunk["sizes"]))
+        for chunk in entry["chunks"]
+    ]
+    return TensorStorageMetadata(TensorProperties(dtype), torch.Size(entry["size"]), chunks)
+
+
+def _place(chunk: Any) -> _StorageInfo:
+    file, start, length = chunk["file"], chunk["start"], chunk["bytes"]
+    if (
+        not (isinstance(file, str) and isinstance(start, int) and isinstance(length, int))
+        or Path(file).name != file
+    ):
+        raise ValueError(f"{file!r} at {start!r}, {length!r} bytes, is no place in a file of the checkpoint")
+    return _StorageInfo(file, start, length)

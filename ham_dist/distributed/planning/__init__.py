@@ -1,0 +1,1 @@
+"""Where tables are placed: sharding types, compute kernels, memory and traffic."""

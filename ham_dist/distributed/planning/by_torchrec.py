@@ -1,0 +1,189 @@
+"""Plans by TorchRec's EmbeddingShardingPlanner: the kinds that it takes to be fastest on GPUs, among those that fit."""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import nn
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.distributed.planner.types import ParameterConstraints, PlannerError
+from torchrec.distributed.types import ParameterSharding
+
+from ham_dist.config.units import size_text
+from ham_dist.distributed.planning.errors import ShortMemory, ways_out
+from ham_dist.distributed.planning.placement import (
+    FUSED_KERNEL,
+    TORCHREC_KIND,
+    Part,
+    Placement,
+    Plan,
+    cache_params,
+)
+from ham_dist.distributed.planning.planner import Planner
+from ham_dist.distributed.planning.table_optimizers import TableRule
+from ham_dist.embedding.tables import BYTES_PER_NUMBER, KERNEL_WIDTH, Table, embedding_bags
+from ham_dist.errors import ShardingError
+
+UNBOUNDED = 1 << 60
+"""Bytes of host memory, where it is not known how much there is."""
+
+KIND = {torchrec.value: kind for kind, torchrec in TORCHREC_KIND.items()}
+
+
+def plan_by_torchrec(planner: Planner, groups: Mapping[str, Sequence[Table]], batch_size: int) -> Plan:
+    """TorchRec's plan for `groups` on planner.topology, tables of a kind that the settings name being held to it.
+
+    batch_size: rows of a global batch.
+    raises:     ShardingError with ways out where it finds none.
+    """
+    topology, rule = planner.topology, planner.rule
+    tables = {path: list(group) for path, group in groups.items()}
+    model = nn.ModuleDict({_name(path): embedding_bags(group) for path, group in tables.items()})
+    optimizer = rule.fused[0] if rule.fused is not None else torch.optim.Adam
+    for parameter in model.parameters():
+        parameter._optimizer_classes = [optimizer]  # type: ignore[attr-defined]
+    memory = max(0, int(topology.memory * planner.settings.memory_share) - max(planner.load))
+    counted = _counted_share(rule, next(iter(tables.values()))[0])
+    host = (
+        UNBOUNDED
+        if planner.host_room is None
+        else max(0, int((planner.host_room - max(planner.host_load)) * counted))
+    )
+    sharder: Any = EmbeddingBagCollectionSharder()
+    try:
+        with _quiet():
+            made = EmbeddingShardingPlanner(
+                topology=Topology(
+                    topology.ranks,
+                    "cuda",
+                    hbm_cap=int(memory * counted),
+                    ddr_cap=host,
+                    local_world_size=topology.ranks_of_host,
+                ),
+                batch_size=-(-batch_size // topology.ranks),
+                storage_reservation=FixedPercentageStorageReservation(0.0),
+                constraints={
+                    table.field: _constraints(planner, table) for group in tables.values() for table in group
+                },
+                stats=[],
+                debug=False,
+            )
+            plan = made.plan(model, [sharder])
+    except PlannerError as error:
+        raise _no_place(planner, [table for group in tables.values() for table in group]) from error
+    return Plan(
+        {
+            path: {
+                table.field: _placement(planner, table, plan.plan[_name(path)][table.field])
+                for table in group
+            }
+            for path, group in tables.items()
+        }
+    )
+
+
+def _no_place(planner: Planner, tables: Sequence[Table]) -> ShardingError:
+    """The planner does not say which memory was short: the host's, if all tables together take more than all hosts have; else the device's."""
+    topology, held = planner.topology, [planner.bytes_of(table, "table_wise") for table in tables]
+    device, host = sum(bytes_held.device for bytes_held in held), sum(bytes_held.host for bytes_held in held)
+    short: ShortMemory = (
+        "host" if planner.host_room is not None and host > planner.host_room * topology.ranks else "device"
+    )
+    largest = max(zip(tables, held, strict=True), key=lambda entry: getattr(entry[1], short))[0]
+    return ShardingError(
+        f"sharding: TorchRec's planner finds no place for the tables, {size_text(device)} with what training keeps beside them"
+        + (f" and {size_text(host)} in host memory" if host else "")
+        + f", on {topology.ranks} ranks of {size_text(topology.memory)}"
+        + ("" if topology.host_memory is None else f" and {size_text(topology.host_memory)} of host memory")
+        + f", of which {planner.settings.memory_share:.0%} may be taken.\n"
+        + ways_out(planner, short, largest, device if short == "device" else host)
+    )
+
+
+def _counted_share(rule: TableRule, table: Table) -> float:
+    """What the planner counts of the bytes that a number of a table takes with all beside it; it is asked for ranks with so much less memory.
+
+    It takes what a rule remembers to be as precise as the table, and knows the dense kernel for data-parallel tables alone: it is asked for fused
+    ones, which have no gradient.
+    """
+    remembered = sum(not of_row for of_row in rule.states.values())
+    gradient = table.number_bytes if rule.fused is None else 0
+    return (
+        (1 + remembered)
+        * table.number_bytes
+        / (table.number_bytes + remembered * BYTES_PER_NUMBER + gradient)
+    )
+
+
+def _constraints(planner: Planner, table: Table) -> ParameterConstraints:
+    kind = planner.kind_of(table)
+    rowless = {"column_wise", "grid"} if planner.rule.whole_rows else set()
+    memory = planner.memory_of(table)
+    has_copies = planner.rule.dense is not None and table.precision == "float32" and memory.place == "device"
+    copyless = set() if has_copies else {"data_parallel"}
+    kinds: Iterable[str] = (
+        [kind] if kind != "auto" else [kind for kind in TORCHREC_KIND if kind not in rowless | copyless]
+    )
+    return ParameterConstraints(
+        sharding_types=[TORCHREC_KIND[kind].value for kind in kinds],
+        # Data-parallel tables have the dense kernel only, all others are asked for as fused.
+        compute_kernels=[FUSED_KERNEL[memory.place].value, EmbeddingComputeKernel.DENSE.value],
+        min_partition=KERNEL_WIDTH,
+        cache_params=cache_params(memory),
+    )
+
+
+def _placement(planner: Planner, table: Table, sharding: ParameterSharding) -> Placement:
+    kind = KIND[sharding.sharding_type]
+    if kind == "data_parallel":
+        parts = [Part(rank, 0, table.rows, 0, table.stored_width) for rank in range(planner.topology.ranks)]
+    else:
+        shards = sharding.sharding_spec.shards
+        parts = [
+            Part(shard.placement.rank(), *_interleaved(shard.shard_offsets, shard.shard_sizes))
+            for shard in shards
+        ]
+    joined = _one_a_rank(parts) if kind == "column_wise" else parts
+    return Placement(table, kind, planner.is_fused(kind), tuple(joined), planner.memory_of(table))  # type: ignore[arg-type]
+
+
+def _interleaved(offsets: Sequence[int], sizes: Sequence[int]) -> tuple[int, int, int, int]:
+    return offsets[0], sizes[0], offsets[1], sizes[1]
+
+
+def _one_a_rank(parts: Sequence[Part]) -> list[Part]:
+    """Column blocks of one rank put side by side and joined: as blocks of one width cost the same, which of them a rank has makes no difference."""
+    blocks = sorted(parts, key=lambda part: part.first_column)
+    ranks = sorted(part.rank for part in parts)
+    owned = [(rank, block) for rank, block in zip(ranks, blocks, strict=True)]
+    joined = []
+    for rank, group in groupby(owned, key=lambda entry: entry[0]):
+        of_rank = [block for _, block in group]
+        joined.append(
+            Part(rank, 0, of_rank[0].rows, of_rank[0].first_column, sum(block.columns for block in of_rank))
+        )
+    return joined
+
+
+def _name(path: str) -> str:
+    return path.replace(".", "-")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The planner warns of each table that it could place in one way only, which is what a kind in the settings asks of it.
+
+    And of a topology that was not made by a factory of its own, which TorchRec 1.6 does not have.
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,188 @@
+"""What is said of plans that cannot be made: why, and the ways out."""
+
+from typing import TYPE_CHECKING, Literal
+
+from ham_dist.config.units import size_text
+from ham_dist.distributed.planning.placement import Placement, Plan
+from ham_dist.embedding.tables import Table
+from ham_dist.errors import BackendError, ShardingError
+
+if TYPE_CHECKING:
+    from ham_dist.distributed.planning.planner import Planner
+
+ShortMemory = Literal["device", "host"]
+"""The memory that has no room, by its name in BytesHeld."""
+
+
+def require_possible(planner: "Planner", table: Table) -> None:
+    """Refuse a kind or a memory that cannot take a table at all.
+
+    raises: ShardingError with ways out, BackendError with the nearest that exists.
+    """
+    _require_memory(planner, table)
+    kind = planner.kind_of(table)
+    if kind in ("column_wise", "grid") and planner.rule.whole_rows:
+        raise ShardingError(
+            f'sharding: table {table.field!r} is {kind}, and optimizer.tables = "{planner.rule.name}" makes one number of all columns of a row: '
+            "ranks with some of the columns each would make another, and the table would move by another rule than on one rank.\n"
+            '  1. A kind that keeps rows whole: "row_wise" or "table_wise".\n'
+            '  2. A rule that moves each number by itself: optimizer.tables = "adagrad", "sgd" or "adam".'
+        )
+    if kind == "data_parallel" and table.precision != "float32":
+        raise ShardingError(
+            f'sharding: table {table.field!r} is data_parallel, and precision.tables = "{table.precision}" exists in the fused kernels alone: '
+            f"a copy on each rank would have gradients, and what its rule remembers, in {table.precision} too.\n"
+            '  1. Another kind: "table_wise" or "row_wise".\n'
+            '  2. precision.tables = "float32".'
+        )
+    if kind == "data_parallel" and planner.rule.dense is None:
+        raise ShardingError(
+            f'sharding: table {table.field!r} is data_parallel, and optimizer.tables = "{planner.rule.name}" exists inside the fused kernels alone, '
+            "which data-parallel tables do not have.\n"
+            '  1. Another kind: "table_wise" or "row_wise".\n'
+            '  2. Another rule: optimizer.tables = "adam", "adagrad" or "rowwise_adagrad".'
+        )
+
+
+def _require_memory(planner: "Planner", table: Table) -> None:
+    place = planner.memory_of(table).place
+    if place == "device":
+        return
+    if planner.topology.device == "cpu":
+        raise BackendError(
+            f'sharding.memory = "{place}", of table {table.field!r}: exists on cuda only; a rank on cpu has its tables in host memory anyway.\n'
+            "  Leave sharding.memory and sharding.memories out."
+        )
+    if planner.rule.fused is None:
+        raise BackendError(
+            f'sharding.memory = "{place}", of table {table.field!r}: exists in the fused kernels alone, and optimizer.tables = "{planner.rule.name}" '
+            "goes through every row at every step.\n"
+            '  Set optimizer.tables = "fused_adam", or "rowwise_adagrad", which keeps least.'
+        )
+    if planner.kind_of(table) == "data_parallel":
+        raise ShardingError(
+            f'sharding: table {table.field!r} is data_parallel, and sharding.memory = "{place}" exists in the fused kernels alone, which copies '
+            "do not have.\n"
+            '  1. Another kind: "table_wise" or "row_wise".\n'
+            f'  2. On the device: sharding.memories = {{ {table.field} = "device" }}.'
+        )
+    if place == "cached" and table.precision == "bfloat16":
+        raise BackendError(
+            f'sharding.memory = "cached", of table {table.field!r}: the cache has no bfloat16.\n'
+            '  Set precision.tables = "float16", or sharding.memory = "host".'
+        )
+
+
+def too_much_for_device(planner: "Planner", plan: Plan, rank: int) -> ShardingError:
+    """More on a rank than its device may take; `rank` is the fullest."""
+    copied = sum(
+        planner.bytes_of(placement.table, placement.kind).device
+        for placement in plan.placements
+        if placement.replicated
+    )
+    return ShardingError(
+        f"sharding: {size_text(planner.load[rank])} of tables, their gradients and their optimizer's state would lie on rank {rank} of "
+        f"{planner.topology.ranks}, and {size_text(planner.room)} may: sharding.memory_share = {planner.settings.memory_share} of the rank's "
+        f"{size_text(planner.topology.memory)}.\n"
+        + ways_out(planner, "device", _largest(planner, plan, rank, "device"), sum(planner.load), copied)
+    )
+
+
+def too_much_for_host(planner: "Planner", plan: Plan, rank: int) -> ShardingError:
+    """More of a rank in its machine's memory than its share of that may take; `rank` is the fullest."""
+    assert planner.host_room is not None
+    assert planner.topology.host_memory is not None
+    return ShardingError(
+        f"sharding: {size_text(planner.host_load[rank])} of tables and their optimizer's state would lie in host memory for rank {rank} of "
+        f"{planner.topology.ranks}, and {size_text(planner.host_room)} may: sharding.memory_share = {planner.settings.memory_share} of the "
+        f"{size_text(planner.topology.host_memory)} that a rank has of its host.\n"
+        + ways_out(planner, "host", _largest(planner, plan, rank, "host"), sum(planner.host_load))
+    )
+
+
+def _largest(planner: "Planner", plan: Plan, rank: int, memory: ShortMemory) -> Table:
+    """The table that takes most of that memory of a rank."""
+
+    def taken(placement: Placement) -> int:
+        part = placement.part_of(rank)
+        return getattr(planner.bytes_of(placement.table, placement.kind, part), memory) if part else 0
+
+    return max(plan.placements, key=taken).table
+
+
+def ways_out(planner: "Planner", memory: ShortMemory, largest: Table, total: int, copied: int = 0) -> str:
+    """What to do about tables that do not fit, numbered.
+
+    memory:  the one that is short.
+    largest: the table that takes most of it.
+    total:   bytes of it on all ranks together.
+    copied:  bytes of it that every rank has the same of, however many they are.
+    """
+    ranks, rule = planner.topology.ranks, planner.rule
+    room = planner.room if memory == "device" else planner.host_room or 0
+    ways = ["Fewer columns: a lower model.base_width."]
+    if ranks > 1 and planner.kind_of(largest) not in ("auto", "row_wise"):  # `auto` has tried it
+        ways.append(
+            f'Another kind: sharding.tables = {{ {largest.field} = "row_wise" }} spreads table {largest.field!r} over all ranks.'
+        )
+    if copied < room or not copied:
+        enough = max(-(-(total - ranks * copied) // max(1, room - copied)), ranks + 1)
+        more = f"More ranks: {enough}" if memory == "device" else f"More hosts: of {enough} ranks together"
+        ways.append(f"{more} or more, the tables spread evenly.")
+    kept = sum(not of_row for of_row in rule.states.values()) + (rule.fused is None)
+    if kept:
+        ways.append(
+            f'A rule that keeps less: optimizer.tables = "rowwise_adagrad" keeps a number a row, "{rule.name}" {kept} for each of the table\'s.'
+        )
+    if rule.fused is not None and largest.precision == "float32":
+        ways.append('Half the bytes of each number: precision.tables = "float16".')
+    if memory == "host":
+        ways += _of_device(planner, largest)
+    elif planner.topology.device == "cuda":
+        ways += [
+            *_of_host_memory(planner, largest),
+            "The same run on CPU processes, whose tables lie in the machines' memory.",
+        ]
+    return "\n".join(f"  {number}. {way}" for number, way in enumerate(ways, start=1))
+
+
+def _of_host_memory(planner: "Planner", largest: Table) -> list[str]:
+    """Where else the largest table of a device could be, and what of it lies there that need not."""
+    place = planner.memory_of(largest).place
+    if place == "cached":
+        return [
+            f'A smaller cache: a lower sharding.cache_share, or none: sharding.memories = {{ {largest.field} = "host" }}.'
+        ]
+    if place == "host":
+        on_device = any(planner.rule.states.values())
+        return (
+            [
+                'State in host memory too: optimizer.tables = "adagrad"; what a rule keeps once a row lies on the GPU.'
+            ]
+            if on_device
+            else []
+        )
+    changes = [] if planner.rule.fused is not None else ['optimizer.tables = "rowwise_adagrad"']
+    if planner.kind_of(largest) == "data_parallel":
+        changes.append(f'sharding.tables = {{ {largest.field} = "table_wise" }}')
+    puts = "puts it there, with a cache on the GPU"
+    if largest.precision == "bfloat16":  # which has no cache, so that `auto` leaves it where it is
+        changes.append(f'sharding.memories = {{ {largest.field} = "host" }}')
+        puts = "puts it there"
+    elif largest.field in planner.asked.memories:
+        changes.append(f'sharding.memories = {{ {largest.field} = "cached" }}')
+    else:
+        changes.append('sharding.memory = "auto"')
+        puts = "puts the largest tables there, with a cache on the GPU"
+    return [f"Host memory: {' and '.join(changes)} {puts}."]
+
+
+def _of_device(planner: "Planner", largest: Table) -> list[str]:
+    """Back from host memory; what `auto` put there has no room on the device."""
+    asked = planner.asked
+    if largest.field not in asked.memories and asked.memory == "auto":
+        return []
+    or_open = (
+        "" if asked.memory == "auto" or largest.field in asked.memories else ', or sharding.memory = "auto"'
+    )
+    return [f'On the device: sharding.memories = {{ {largest.field} = "device" }}{or_open}.']

@@ -1,0 +1,232 @@
+"""Which rank holds which rectangle of which table: the one description that sharding, Gram matrices, slicing, export and checkpoints read.
+
+    C rows, d stored columns of one table
+
+A kind of sharding is a way to cut a table into parts; once it is cut, only the rectangles matter.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch.distributed._shard.metadata import ShardMetadata
+from torch.distributed._shard.sharding_spec import EnumerableShardingSpec
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+from torchrec.distributed.types import CacheParams, ParameterSharding, ShardingType
+
+from ham_dist.config.schema import ShardingKind
+from ham_dist.distributed.planning.table_optimizers import DEVICE, Memory
+from ham_dist.embedding.tables import BYTES_PER_NUMBER, Table
+
+TORCHREC_KIND = {
+    "table_wise": ShardingType.TABLE_WISE,
+    "row_wise": ShardingType.ROW_WISE,
+    "column_wise": ShardingType.COLUMN_WISE,
+    "table_row_wise": ShardingType.TABLE_ROW_WISE,
+    "grid": ShardingType.GRID_SHARD,
+    "data_parallel": ShardingType.DATA_PARALLEL,
+}
+"""TorchRec's name of each kind."""
+
+FUSED_KERNEL = {
+    "device": EmbeddingComputeKernel.FUSED,
+    "host": EmbeddingComputeKernel.FUSED_UVM,
+    "cached": EmbeddingComputeKernel.FUSED_UVM_CACHING,
+}
+"""TorchRec's name of the fused kernel over each memory."""
+
+PIECE_BYTES = 1 << 27
+"""Bytes of a table that a checkpoint writes or reads at a time: torch holds a second copy of what is under way."""
+
+ROWS_SPREAD = frozenset({"row_wise", "table_row_wise", "grid"})
+"""Kinds under which the ids of one bag can lie on several ranks. Every rank then adds up what it has, and a reduce-scatter adds up the ranks."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A rectangle of a table on one rank: rows [first_row, first_row + rows) of columns [first_column, first_column + columns)."""
+
+    rank: int
+    first_row: int
+    rows: int
+    first_column: int
+    columns: int
+
+    def within(self, start: int, stop: int) -> "Part":
+        """What of it lies in the rows [start, stop) of the table; maybe no row."""
+        first = min(max(self.first_row, start), stop)
+        last = max(min(self.first_row + self.rows, stop), first)
+        return Part(self.rank, first, last - first, self.first_column, self.columns)
+
+    def of_turn(self, phase: int, stride: int) -> "Part":
+        """What of it lies in the table of the rows phase, phase + stride, phase + 2 stride ...; maybe no row."""
+        first, last = (-((phase - row) // stride) for row in (self.first_row, self.first_row + self.rows))
+        return Part(self.rank, max(0, first), max(0, last) - max(0, first), self.first_column, self.columns)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where one table lies.
+
+    kind:  how it was cut.
+    fused: whether its kernel steps inside the backward pass; else its parts are parameters with a gradient.
+    parts: cover the table without overlap, at most one a rank; under data_parallel one whole copy for each rank.
+    memory: where each rank keeps its part.
+    """
+
+    table: Table
+    kind: ShardingKind
+    fused: bool
+    parts: tuple[Part, ...]
+    memory: Memory = DEVICE
+
+    @property
+    def replicated(self) -> bool:
+        """Whether every rank holds all of it."""
+        return self.kind == "data_parallel"
+
+    @property
+    def spreads_rows(self) -> bool:
+        """Whether TorchRec adds up partial sums of a bag over ranks."""
+        return self.kind in ROWS_SPREAD
+
+    @cached_property
+    def splits_columns(self) -> bool:
+        """Whether a rank may hold only some of the columns of its rows."""
+        return any(part.columns != self.table.stored_width for part in self.parts)
+
+    @cached_property
+    def shares_rows(self) -> bool:
+        """Whether the rows lie on several ranks, each row with all its columns on one."""
+        return not self.replicated and not self.splits_columns and len(self.parts) > 1
+
+    def part_of(self, rank: int) -> Part | None:
+        """What of it lies on `rank`."""
+        return next((part for part in self.parts if part.rank == rank), None)
+
+    def numbers_of(self, rank: int) -> int:
+        """How many of its numbers lie on `rank`."""
+        part = self.part_of(rank)
+        return part.rows * part.columns if part else 0
+
+    @property
+    def bytes(self) -> int:
+        """Of its numbers on all ranks, copies among them; of nothing that training keeps beside them."""
+        return sum(part.rows * part.columns for part in self.parts) * self.table.number_bytes
+
+    def rows_alone(self) -> tuple[Part, ...]:
+        """The parts of a vector with one number for each row, where no rank holds a part of a row: row-wise optimizer state lies so."""
+        return tuple(Part(part.rank, part.first_row, part.rows, 0, 1) for part in self.parts)
+
+    def sharding(self, device: torch.device, ranks_of_host: int) -> ParameterSharding:
+        """The same for TorchRec. Its planner refuses the dense kernel outside data-parallel and lists no row-wise on CPU, though both work.
+
+        ranks_of_host: how many of the ranks share a machine, which decides on which of its devices a part lies.
+        """
+        kernel = FUSED_KERNEL[self.memory.place] if self.fused else EmbeddingComputeKernel.DENSE
+        shards = self.shard_metadata(device, ranks_of_host)
+        return ParameterSharding(
+            sharding_type=TORCHREC_KIND[self.kind].value,
+            compute_kernel=kernel.value,
+            ranks=[part.rank for part in self.parts],
+            sharding_spec=None if self.replicated else EnumerableShardingSpec(shards),
+            cache_params=cache_params(self.memory),
+        )
+
+    def shard_metadata(
+        self, device: torch.device, ranks_of_host: int, *, of_row: bool = False
+    ) -> list[ShardMetadata]:
+        """The parts in torch's words, of the table or (`of_row`) of a vector with one number a row."""
+        return [
+            _metadata(part, _device_of(part.rank, device, ranks_of_host), of_row=of_row)
+            for part in self.parts
+        ]
+
+    def piece_metadata(
+        self, device: torch.device, ranks_of_host: int, *, of_row: bool = False
+    ) -> list[tuple[int, ShardMetadata]]:
+        """The same cut into pieces of at most PIECE_BYTES, each with the rank that holds it; the pieces of a part in the order of their rows."""
+        pieces = []
+        for part in self.parts:
+            rows = max(1, PIECE_BYTES // (BYTES_PER_NUMBER * (1 if of_row else max(1, part.columns))))
+            edges = [*range(part.first_row, part.first_row + part.rows, rows), part.first_row + part.rows]
+            device_of_rank = _device_of(part.rank, device, ranks_of_host)
+            for start, stop in itertools.pairwise(edges):
+                pieces.append((part.rank, _metadata(part.within(start, stop), device_of_rank, of_row=of_row)))
+        return pieces
+
+    def describe(self) -> dict[str, Any]:
+        """As plain data, for the run folder's plan.json; rows and columns of a part as [first, last + 1]."""
+        return {
+            "table": self.table.field,
+            "kind": self.kind,
+            "kernel": "fused" if self.fused else "dense",
+            "memory": self.memory.place,
+            "rows": self.table.rows,
+            "stored_width": self.table.stored_width,
+            "precision": self.table.precision,
+            "bytes": self.bytes,
+            "parts": [
+                {
+                    "rank": part.rank,
+                    "rows": [part.first_row, part.first_row + part.rows],
+                    "columns": [part.first_column, part.first_column + part.columns],
+                }
+                for part in self.parts
+            ],
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where all tables of a model lie.
+
+    groups: placements by place in the model (of an EmbeddingBagCollection) and table name, in the order of the tables.
+    """
+
+    groups: Mapping[str, Mapping[str, Placement]]
+
+    @property
+    def placements(self) -> Sequence[Placement]:
+        """All of them, group by group."""
+        return [placement for group in self.groups.values() for placement in group.values()]
+
+    @property
+    def needs_equal_parts(self) -> bool:
+        """Whether every rank must hold as many rows of a batch: the reduce-scatter of spread rows wants pieces of one size."""
+        return any(placement.spreads_rows for placement in self.placements)
+
+    @property
+    def uses_host_memory(self) -> bool:
+        """Whether a GPU has some of its tables in its machine's memory."""
+        return any(placement.memory.place != "device" for placement in self.placements)
+
+    @property
+    def caches(self) -> bool:
+        """Whether the last word on some rows may lie in a cache, and not where the table does."""
+        return any(placement.memory.place == "cached" for placement in self.placements)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """As plain data, for the run folder's plan.json."""
+        return [placement.describe() for placement in self.placements]
+
+
+def cache_params(memory: Memory) -> CacheParams | None:
+    """For TorchRec: how much of a cached table the device has room for."""
+    return CacheParams(load_factor=memory.cache_share) if memory.place == "cached" else None
+
+
+def _metadata(part: Part, device: str, *, of_row: bool) -> ShardMetadata:
+    offsets, sizes = [part.first_row, part.first_column], [part.rows, part.columns]
+    return ShardMetadata(offsets[:1], sizes[:1], device) if of_row else ShardMetadata(offsets, sizes, device)
+
+
+def _device_of(rank: int, device: torch.device, ranks_of_host: int) -> str:
+    return (
+        f"rank:{rank}/{device.type}:{rank % ranks_of_host}"
+        if device.type == "cuda"
+        else f"rank:{rank}/{device.type}"
+    )

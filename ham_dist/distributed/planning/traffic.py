@@ -1,0 +1,122 @@
+"""What a plan costs: bytes on each rank, and bytes that go between ranks in a step; from sizes alone.
+
+    B rows of a global batch, W ranks, b = B / W rows a rank, L ids a row of one field, d stored columns of a part
+
+Of one part of a table on rank q, every other rank r and q exchange in a plain training step (torchrec/distributed/sharding: input and output dist):
+
+    ids, r to q            b L (rows of the part / rows of the table) + b    numbers of 4 bytes: ids, and how many there are in each row
+    vectors, q to r        b d                                               float32: looked up, or partial sums of what q has (reduce-scatter)
+    gradients, r to q      b d                                               float32: the same way back
+
+Of a part in host memory the GPU reads each row for the lookup and again where the backward kernel moves it (twice under LAMB), with the state that it
+keeps for each number, and writes both once: no row being in the cache, and each id another row. A row that comes twice is moved once and a cached one
+comes once, so that is less; what the bus adds to short rows, and the turns of the decoupled regularizer, are not counted.
+
+A data-parallel table has nothing looked up elsewhere, and its whole gradient is added up over ranks: 2 (W - 1) / W C d numbers out of each rank
+and as many in, around a ring. (Between CPU processes a gradient of at most 1 MiB / W goes to every rank at once instead: (W - 1) C d.) Row shares are
+those of ids that come alike often; a few numbers that announce sizes are left out. Under table_row_wise and grid the same totals go in two hops,
+within a host and then between hosts.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from ham_dist.distributed.planning.placement import Placement, Plan
+from ham_dist.distributed.planning.table_optimizers import TableRule
+from ham_dist.distributed.planning.topology import Topology
+from ham_dist.embedding.tables import BYTES_PER_NUMBER
+
+ID_BYTES = 4
+"""Of an id and of a length: the reader gives int32."""
+
+
+@dataclass
+class RankCost:
+    """Bytes of one rank.
+
+    tables, beside:           held on the device: the tables' parts; their gradients and the optimizer's state.
+    host:                     held in the machine's memory beside a GPU: tables and state.
+    from_host, to_host:       a step: rows of such tables and their state that the GPU reads and writes there.
+    ids_out, ids_in:          a step: ids of this rank's rows to those that hold the tables; other ranks' ids.
+    vectors_out, vectors_in:  a step: what was looked up here for others; for this rank's rows elsewhere. Gradients go the same ways back.
+    copies_out, copies_in:    a step: gradients of data-parallel tables.
+    """
+
+    tables: int = 0
+    beside: int = 0
+    host: int = 0
+    from_host: int = 0
+    to_host: int = 0
+    ids_out: int = 0
+    ids_in: int = 0
+    vectors_out: int = 0
+    vectors_in: int = 0
+    copies_out: int = 0
+    copies_in: int = 0
+
+    @property
+    def out(self) -> int:
+        """All that leaves it in a step; the gradients of `vectors_in` among it."""
+        return self.ids_out + self.vectors_out + self.vectors_in + self.copies_out
+
+    @property
+    def into(self) -> int:
+        """All that comes in a step."""
+        return self.ids_in + self.vectors_in + self.vectors_out + self.copies_in
+
+    def __iadd__(self, other: "RankCost") -> "RankCost":
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+        return self
+
+
+def costs_by_rank(
+    plan: Plan, rule: TableRule, topology: Topology, batch_size: int, ids_per_row: Mapping[str, float]
+) -> list[RankCost]:
+    """What each rank holds and exchanges in a training step of `batch_size` rows over all ranks.
+
+    ids_per_row: mean number of ids of a row, by field; 1 for those not named. Each group of tables (first-order ones too) is looked up by itself.
+    """
+    costs = [RankCost() for _ in range(topology.ranks)]
+    for placement in plan.placements:
+        for rank, cost in enumerate(
+            _of_table(
+                placement, rule, topology.ranks, batch_size, ids_per_row.get(placement.table.field, 1.0)
+            )
+        ):
+            costs[rank] += cost
+    return costs
+
+
+def _of_table(
+    placement: Placement, rule: TableRule, ranks: int, batch_size: int, ids: float
+) -> list[RankCost]:
+    costs = [RankCost() for _ in range(ranks)]
+    rows = -(-batch_size // ranks)
+    for part in placement.parts:
+        table, memory = placement.table, placement.memory
+        held = rule.bytes_of(
+            part.rows,
+            part.rows * part.columns,
+            fused=placement.fused,
+            number_bytes=table.number_bytes,
+            memory=memory,
+        )
+        costs[part.rank] += RankCost(tables=held.tables, beside=held.beside, host=held.host)
+        if memory.place != "device":
+            numbers = round(batch_size * ids * part.rows / table.rows) * part.columns
+            read = table.number_bytes + rule.passes * (table.number_bytes + rule.bytes_beside)
+            costs[part.rank] += RankCost(
+                from_host=numbers * read, to_host=numbers * (table.number_bytes + rule.bytes_beside)
+            )
+        if placement.replicated:
+            copies = 2 * (ranks - 1) * part.rows * part.columns * BYTES_PER_NUMBER // ranks
+            costs[part.rank] += RankCost(copies_out=copies, copies_in=copies)
+            continue
+        of_ids = round(rows * (ids * part.rows / placement.table.rows + 1) * ID_BYTES)
+        of_vectors = rows * part.columns * BYTES_PER_NUMBER
+        for rank in range(ranks):
+            if rank != part.rank:
+                costs[rank] += RankCost(ids_out=of_ids, vectors_in=of_vectors)
+                costs[part.rank] += RankCost(ids_in=of_ids, vectors_out=of_vectors)
+    return costs

@@ -1,0 +1,1 @@
+"""The model spread over ranks: lookups, exchanges, and sums over ranks."""

@@ -1,0 +1,1 @@
+"""Files and bytes: paths, remote storage, downloads, huge pages."""

@@ -1,0 +1,242 @@
+import errno
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from ham_dist import __version__, cli, train
+from ham_dist.cli import app, failures
+from ham_dist.config.load import DEMO, dump_run, load_run
+from ham_dist.config.schema import ModelSettings, PrecisionSettings, RunSettings, SyntheticSettings
+from ham_dist.errors import DataError
+
+COMMANDS = ("fetch", "prepare", "generate", "train", "export", "score", "report", "inspect", "doctor")
+
+runner = CliRunner()
+
+
+def _fail(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def run(settings: RunSettings, run_dir: Path | None, resume: bool) -> None:
+        raise error
+
+    monkeypatch.setattr(train, "run", run)
+
+
+def _calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunSettings, Path | None, bool]]:
+    calls: list[tuple[RunSettings, Path | None, bool]] = []
+    monkeypatch.setattr(train, "run", lambda *arguments: calls.append(arguments))
+    return calls
+
+
+def test_version() -> None:
+    assert runner.invoke(app, ["--version"]).stdout == f"ham-dist {__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_has_an_example(command: str) -> None:
+    result = runner.invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert f"Example:\n    ham-dist {command}" in result.stdout
+
+
+def test_train_without_arguments_is_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = _calls(monkeypatch)
+    assert runner.invoke(app, ["train"]).exit_code == 0
+    assert calls == [(RunSettings(precision=PrecisionSettings(dense="float64")), None, False)]
+
+
+def test_train_takes_file_settings_and_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls = _calls(monkeypatch)
+    (tmp_path / "a.toml").write_text("seed = 1\n")
+    arguments = [
+        "train",
+        str(tmp_path / "a.toml"),
+        "--set",
+        "search.epochs=2",
+        "--set=model.name=fm",
+        "--run-dir",
+        "x",
+        "--resume",
+    ]
+    assert runner.invoke(app, arguments).exit_code == 0
+    assert calls == [(load_run(None, ["seed=1", "search.epochs=2", "model.name=fm"]), Path("x"), True)]
+
+
+def test_resume_takes_the_settings_of_the_run_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls = _calls(monkeypatch)
+    settings = load_run(None, ["seed=7"])
+    (tmp_path / "run.toml").write_text(dump_run(settings))
+    assert runner.invoke(app, ["train", "--run-dir", str(tmp_path), "--resume"]).exit_code == 0
+    assert calls == [(settings, tmp_path, True)]
+
+
+def test_scripts_take_the_same_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = _calls(monkeypatch)
+    with pytest.raises(SystemExit) as ended:
+        cli.train_command(["--set=seed=3"])
+    assert ended.value.code == 0
+    assert calls == [(load_run(DEMO, ["seed=3"]), None, False)]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (DataError("data/x: is damaged"), "ham-dist: data/x: is damaged\n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "runs/x"),
+            "ham-dist: runs/x: No space left on device. Make room",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/x"),
+            "ham-dist: /x: Permission denied. Give another place",
+        ),
+        (MemoryError(), "ham-dist: out of memory\n  Lower data.batch_size"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB"),
+            "ham-dist: out of memory (CUDA out of memory. Tried 2 GiB)\n",
+        ),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes\nmore"),
+            "ham-dist: out of memory (DefaultCPU",
+        ),
+    ],
+)
+def test_what_a_user_can_mend_is_told_in_short(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    _fail(monkeypatch, error)
+    result = runner.invoke(app, ["train"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith(message)
+    assert "Traceback" not in result.stderr
+
+
+def test_debug_shows_the_traceback_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    _fail(monkeypatch, DataError("is damaged"))
+    result = runner.invoke(app, ["--debug", "train"])
+    assert result.exit_code == 2
+    assert "Traceback" in result.stderr
+    assert result.stderr.endswith("ham-dist: is damaged\n")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [KeyError("x"), RuntimeError("shapes differ"), FileNotFoundError(errno.ENOENT, "No such file", "x")],
+)
+def test_our_own_bugs_are_not_caught(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    _fail(monkeypatch, error)
+    result = runner.invoke(app, ["train"])
+    assert result.exit_code == 1
+    assert result.exception is error
+
+
+def test_interrupted_training_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    _fail(monkeypatch, KeyboardInterrupt())
+    result = runner.invoke(app, ["train"])
+    assert result.exit_code == 130
+    assert "--resume goes on" in result.stderr
+
+
+def test_usage_mistakes_exit_with_2() -> None:
+    assert runner.invoke(app, ["train", "--no-such-option"]).exit_code == 2
+    assert runner.invoke(app, ["train", "--resume"]).stderr.endswith("Give --run-dir FOLDER\n")
+    assert "Give --raw FOLDER" in runner.invoke(app, ["prepare", "movielens-1m", "--out", "x"]).stderr
+
+
+def test_other_ranks_put_their_number_before_the_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    _fail(monkeypatch, DataError("is damaged"))
+    monkeypatch.setattr(failures, "GRACE_SECONDS", 0)
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert runner.invoke(app, ["train"]).stderr == "[rank 3] ham-dist: is damaged\n"
+
+
+def test_a_mistake_of_all_ranks_is_told_once() -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "ham_dist.train"]
+    done = subprocess.run(
+        [*torchrun, "--set=modle.name=fm"], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode != 0
+    assert done.stderr.count("ham-dist: --set: modle: no such key. Did you mean model?") == 1
+
+
+def test_generated_data_can_be_prepared_and_inspected(tmp_path: Path) -> None:
+    arguments = ["prepare", "synthetic", "--out", str(tmp_path / "data"), "--set", "data.synthetic.rows=2000"]
+    prepared = runner.invoke(app, arguments)
+    assert prepared.exit_code == 0, prepared.stderr
+    assert "prepared data, synthetic" in prepared.stdout
+    inspected = runner.invoke(app, ["inspect", str(tmp_path / "data"), "--width", "4"]).stdout
+    assert inspected.startswith(prepared.stdout)
+    assert "tables of width 4 as float32: 0.04 MB" in inspected
+    figures = json.loads(runner.invoke(app, ["inspect", str(tmp_path / "data"), "--json"]).stdout)
+    assert figures["width"] == ModelSettings().base_width
+    assert [field["rows"] for field in figures["fields"]] == list(SyntheticSettings().cardinalities)
+
+
+def test_only_data_has_figures(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("")
+    for option in (["--json"], ["--width", "4"]):
+        refused = runner.invoke(app, ["inspect", str(tmp_path), *option])
+        assert refused.exit_code == 2
+        assert "is no prepared data, and --width and --json are for that" in refused.stderr
+
+
+def test_criteo_text_is_one_file_or_a_folder_of_days(tmp_path: Path) -> None:
+    def generate(*arguments: str) -> str:
+        result = runner.invoke(app, ["generate", "criteo-text", "--rows", "30", *arguments])
+        return result.stdout if result.exit_code == 0 else f"exit {result.exit_code}: {result.stderr}"
+
+    file, folder = tmp_path / "train.txt", tmp_path / "days"
+    assert generate("--out", str(file)) == f"30 rows in {file}\n"
+    assert len(file.read_text().splitlines()) == 30
+    assert generate("--out", str(folder), "--days", "2", "--gzip", "--seed", "1") == f"30 rows in {folder}\n"
+    assert sorted(path.name for path in folder.iterdir()) == ["day_0.gz", "day_1.gz"]
+    assert generate("--out", str(file)).startswith(
+        f"exit 2: ham-dist: {file}: is there already; nothing was written\n"
+    )
+    assert "--gzip is for --days" in generate("--out", str(tmp_path / "x"), "--gzip")
+
+
+def test_plan_only_prints_what_each_rank_would_hold_and_makes_no_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    calls = _calls(monkeypatch)
+    arguments = [
+        "train",
+        "--plan-only",
+        "--topology",
+        "4x8xA100-80GB",
+        "--set",
+        "sharding.tables.field_1=row_wise",
+    ]
+    told = runner.invoke(app, arguments)
+    assert told.exit_code == 0, told.stderr
+    assert "4x8xA100-80GB: 32 x cuda on 4 hosts, 80 GB each" in told.stdout
+    assert re.search(r"field_1 +400 +16 +row_wise +dense +0 to 31 \(32\)", told.stdout)
+    assert "columns-16" in told.stdout
+    assert calls == []
+    assert list(tmp_path.iterdir()) == []
+    hosted = [
+        "optimizer.tables=rowwise_adagrad",
+        "orthogonality.application=decoupled",
+        "sharding.memories.field_0=cached",
+        "precision.tables=float16",
+    ]
+    sets = [word for text in hosted for word in ("--set", text)]
+    printed = runner.invoke(app, ["train", "--plan-only", "--topology", "4xV100-16GB+256GB", *sets]).stdout
+    assert "tables in float16" in printed
+    assert "fused, cached" in printed
+    assert "in host memory" in printed
+    here = runner.invoke(app, ["train", "--plan-only"])
+    assert "the ranks at hand: 1 x cpu" in here.stdout
+    assert runner.invoke(app, ["train", "--topology", "2x1GB"]).stderr.endswith("Give --plan-only with it\n")
+    assert (
+        "is not [HOSTSx]RANKSx[CARD-]MEMORY"
+        in runner.invoke(app, ["train", "--plan-only", "--topology", "8"]).stderr
+    )

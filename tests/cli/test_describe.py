@@ -1,0 +1,84 @@
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ham_dist.cli.describe import describe, describe_look
+from ham_dist.config.load import load_run
+from ham_dist.data.statistics import DataLook, FieldLook
+from ham_dist.errors import BundleError, DataError
+from ham_dist.training.run_folder import RunFolder, write_json
+
+
+def _described(path: Path) -> list[list[str]]:
+    stream = io.StringIO()
+    console = Console(file=stream, width=120)
+    for part in describe(path):
+        console.print(part, soft_wrap=True)
+    return [line.split() for line in stream.getvalue().splitlines()]
+
+
+def test_run_of_several_targets(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.start(
+        load_run(None, ["search.targets=[{columns = 14}, {bytes = 99}]"]),
+        resume=False,
+        world_size=1,
+        device="cpu",
+    )
+    done = RunFolder(tmp_path / "columns-14")
+    done.path.mkdir()
+    write_json(
+        done.result,
+        {"test_auc": 0.8916, "test_logloss": 0.35, "embedding_bytes": 1234, "dense_parameters": 3281},
+    )
+    lines = _described(tmp_path)
+    assert ["columns-14", "done", "0.8916", "0.3500", "1,234", "3,281"] in lines
+    assert ["bytes-99", "not", "done"] in lines
+
+
+def test_what_is_not_ours_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no such folder"):
+        _described(tmp_path / "none")
+    with pytest.raises(DataError, match=r"holds neither a manifest\.json"):
+        _described(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [("{", DataError), ("[]", DataError), (json.dumps({"format": "ham_dist bundle"}), BundleError)],
+)
+def test_damaged_manifest_is_refused(tmp_path: Path, content: str, error: type[Exception]) -> None:
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(error, match=r"manifest\.json"):
+        _described(tmp_path)
+
+
+def test_look_names_rejected_lines_by_reason_and_warns() -> None:
+    field = FieldLook(
+        name="city",
+        rows=50_000,
+        multi_valued=False,
+        bytes=3_200_000,
+        head={"0.1%": 0.25, "1%": 0.5, "10%": 0.75, "50%": 1.0},
+        ids_seen=41_234,
+        ids_seen_once=77,
+        zero={"train": 0.01, "validation": 0.02, "test": 0.03},
+        unseen={"validation": 0.2, "test": 0.04},
+    )
+    look = DataLook(
+        name="x", seed=0, width=16, precision="float32", splits={}, rows_in=1_005, rows_dropped=2,
+        rejected={"too few columns": 3, "not a number": 1}, fields=[field], alarms=["field city: much"],
+    )  # fmt: skip
+    stream = io.StringIO()
+    console = Console(file=stream, width=120)
+    for part in describe_look(look):
+        console.print(part, soft_wrap=True)
+    lines = [line.split() for line in stream.getvalue().splitlines()]
+    assert ["raw", "rows", "1,005,", "dropped", "2,", "rejected", "lines", "4"] in lines
+    assert ["too", "few", "columns", "3"] in lines
+    assert ["city", "50,000", "3.20", "41,234", "77", "25.0%", "50.0%", "75.0%", "100.0%"] in lines
+    assert ["city", "1.0%", "2.0%", "3.0%", "20.0%", "4.0%"] in lines
+    assert lines[-1] == ["warning:", "field", "city:", "much"]

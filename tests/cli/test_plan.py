@@ -1,0 +1,115 @@
+"""What --plan-only says of a narrow model that is not there yet, and of memory beside a GPU."""
+
+import io
+import itertools
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from ham_dist.cli.plan import describe_plan, narrow_held
+from ham_dist.config.load import load_run
+from ham_dist.config.schema import OptimizerSettings, ShardingSettings, Target
+from ham_dist.distributed.planning.planner import Planner
+from ham_dist.distributed.planning.table_optimizers import Memory, table_rule
+from ham_dist.distributed.planning.topology import parse
+from ham_dist.distributed.sharding.model import FIRST_ORDER, TABLES
+from ham_dist.embedding.tables import Table, stored_width
+
+ON_HOST = (
+    "optimizer.tables=sgd",
+    "orthogonality.application=decoupled",
+    "sharding.kind=table_wise",
+    "sharding.memory=host",
+)
+
+
+def printed(*sets: str, topology: str = "1xV100-16GB+256GB") -> str:
+    stream = io.StringIO()
+    console = Console(file=stream, width=200)
+    for part in describe_plan(load_run(None, list(sets)), topology):
+        console.print(part, soft_wrap=isinstance(part, str))
+    return stream.getvalue()
+
+
+def test_a_narrow_model_on_the_host_takes_nothing_of_the_device() -> None:
+    text = printed(*ON_HOST)
+    (tables,) = re.findall(r"^ +table_wise +\d+ +([\d.]+ kB)", text, re.MULTILINE)
+    assert re.search(rf"^ +0 +{re.escape(tables)} +[\d.]+ [kM]B +[\d.]+ [kM]B *$", text, re.MULTILINE), (
+        "the one rank has all tables in its host's memory"
+    )
+    assert re.search(r"^ +0 +0 bytes +0 bytes ", text, re.MULTILINE)
+    device, on_host = re.findall(
+        r"^ +columns-16 .* {2}(\d[\d.]* (?:bytes|kB)) +(\d[\d.]* kB) *$", text, re.MULTILINE
+    )[0]
+    assert device == "0 bytes"
+    assert float(on_host.split()[0]) > float(tables.split()[0]), "the supernet's and its own"
+
+
+def test_a_kind_has_the_bytes_of_its_tables_whatever_lies_beside_them() -> None:
+    def of_kind(*sets: str) -> list[str]:
+        return re.findall(r"^ +table_wise +\d+ +([\d.]+ kB)", printed(*sets), re.MULTILINE)
+
+    wide = of_kind(*ON_HOST)
+    assert len(wide) == 1
+    assert (
+        of_kind(*ON_HOST, "sharding.memory=cached") == of_kind(*ON_HOST, "optimizer.tables=adagrad") == wide
+    )
+
+
+def test_emptied_caches_are_told_before_a_run() -> None:
+    cached = (*ON_HOST, "sharding.memory=cached")
+    assert "every orthogonality.every = 20 steps" in printed(*cached, "orthogonality.every=20")
+    assert "warning" not in printed(*ON_HOST)
+    assert "warning" not in printed(*cached, "orthogonality.form=none")
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 50), st.integers(1, 6)), min_size=1, max_size=3),
+    rule=st.sampled_from(["sgd", "adagrad", "rowwise_adagrad"]),
+    memory=st.sampled_from(["device", "host", "auto"]),
+    second=st.sampled_from([None, "device", "host"]),
+    columns=st.integers(1, 18),
+)
+def test_no_choice_takes_more_of_either_memory_than_is_said(
+    sizes: list[tuple[int, int]], rule: str, memory: Any, second: Any, columns: int
+) -> None:
+    """Whichever columns the search keeps, and whichever tables `auto` caches."""
+    settings = ShardingSettings(
+        memory=memory, memories={} if second is None else {"t1": second}, cache_share=1.0
+    )
+    planner = Planner(settings, table_rule(OptimizerSettings(tables=rule)), parse("1xV100-16GB"))
+    tables = [
+        Table(f"t{number}", rows, width, stored_width(width, fused=True), width)
+        for number, (rows, width) in enumerate(sizes)
+    ]
+    groups = {TABLES: tables, FIRST_ORDER: [Table(table.field, table.rows, 1, 4, 1) for table in tables]}
+    most = narrow_held(planner, groups, Target(columns=columns), fused=True)
+    movable = planner.movable(tables)
+    places = [
+        [planner.memory_of(table), *([Memory("cached", 1.0)] if table.field in movable else [])]
+        for table in tables
+    ]
+    for widths in itertools.product(*(range(table.width + 1) for table in tables)):
+        if sum(widths) <= columns:
+            stored = [stored_width(width, fused=True) for width in widths]
+            for chosen in itertools.product(*places):
+                held = [
+                    planner.rule.bytes_of(
+                        table.rows, table.rows * columns_of, fused=True, number_bytes=4, memory=place
+                    )
+                    for table, wide, place in zip(tables, stored, chosen, strict=True)
+                    for columns_of in (wide, 4)
+                    if columns_of
+                ]
+                assert sum(of_table.device for of_table in held) <= most.device
+                assert sum(of_table.host for of_table in held) <= most.host
+
+
+@pytest.mark.parametrize("memory", ["host", "auto"])
+def test_what_may_lie_on_the_host_is_counted_there(memory: str) -> None:
+    assert "in its host memory at most" in printed(*ON_HOST, f"sharding.memory={memory}")
+    assert "in its host memory at most" not in printed(*ON_HOST, "sharding.memory=device")

@@ -1,0 +1,416 @@
+"""Tables in host memory beside a GPU: planned for GPUs that are not there. What kernels do with it has not been run; who empties caches when, has."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
+from torchrec.distributed.types import ParameterSharding
+
+from ham_dist.config.schema import OptimizerSettings, RunSettings, ShardingSettings, TablePrecision
+from ham_dist.distributed.planning.placement import Plan
+from ham_dist.distributed.planning.planner import Planner
+from ham_dist.distributed.planning.table_optimizers import (
+    INDEX_BYTES,
+    SLOT_BYTES,
+    BytesHeld,
+    Memory,
+    table_rule,
+)
+from ham_dist.distributed.planning.topology import Topology, parse
+from ham_dist.distributed.planning.traffic import costs_by_rank
+from ham_dist.errors import BackendError, ConfigError, HamError, ShardingError
+from ham_dist.training.loop import weight_step
+from ham_dist.training.state import open_supernet
+from tests.distributed.planning.test_planner import cpu, tables
+from tests.distributed.sharding.test_model import local_batch, settings
+from tests.support.plain_model import FIELDS
+from tests.support.ranks import run_on_ranks
+
+V100 = parse("4xV100-16GB+256GB")
+SIZES = [100_000_000, 1000, 60_000_000, 10, 1_000_000]
+"""Rows of width 64: 25.6 and 15.4 GB, and small ones; 14 GB of each of 4 cards may be taken."""
+
+
+def planned(
+    topology: Topology, rule: str = "rowwise_adagrad", precision: TablePrecision = "float32", **sharding: Any
+) -> tuple[Planner, Plan]:
+    planner = Planner(ShardingSettings(**sharding), table_rule(OptimizerSettings(tables=rule)), topology)
+    return planner, planner.plan({"tables.ebc": tables(SIZES, width=64, precision=precision)}, 2048)
+
+
+def cached(plan: Plan) -> list[str]:
+    return [placement.table.field for placement in plan.placements if placement.memory.place == "cached"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "topology", "expected"),
+    [
+        ("table_wise", "4xV100-16GB", ["t0", "t2"]),
+        ("table_wise", "4xV100-32GB", []),
+        ("auto", "4xV100-16GB", []),  # TorchRec's planner cuts the largest
+        ("auto", "2xV100-16GB", ["t0"]),
+        ("row_wise", "4xV100-16GB", []),
+    ],
+)
+def test_auto_caches_the_largest_tables_and_only_where_not_all_fit(
+    kind: str, topology: str, expected: list[str]
+) -> None:
+    small = {"t1": "table_wise", "t3": "table_wise"}
+    planner, plan = planned(parse(topology), kind=kind, tables=small, memory="auto")
+    assert cached(plan) == expected
+    assert max(planner.load) <= planner.room
+    assert bool(sum(planner.host_load)) == bool(expected)
+
+
+def test_what_auto_may_not_move_stays_on_the_device() -> None:
+    _, plan = planned(
+        parse("4xV100-16GB"),
+        kind="table_wise",
+        memory="auto",
+        memories={"t2": "host", "t4": "device"},
+        tables={"t3": "data_parallel"},
+    )
+    assert {placement.table.field: placement.memory.place for placement in plan.placements} == {
+        "t0": "cached", "t1": "device", "t2": "host", "t3": "device", "t4": "device",
+    }  # fmt: skip
+    assert not cached(planned(cpu(2), memory="auto")[1]), "on CPU all lies in host memory anyway"
+
+
+def test_torchrec_is_told_of_memory_and_cache() -> None:
+    _, plan = planned(V100, kind="table_wise", memories={"t0": "cached", "t2": "host"}, cache_share=0.1)
+    found: dict[str, ParameterSharding] = {
+        placement.table.field: placement.sharding(torch.device("cuda"), 4) for placement in plan.placements
+    }
+    assert {field: sharding.compute_kernel for field, sharding in found.items()} == {
+        "t0": EmbeddingComputeKernel.FUSED_UVM_CACHING.value,
+        "t2": EmbeddingComputeKernel.FUSED_UVM.value,
+        **dict.fromkeys(("t1", "t3", "t4"), EmbeddingComputeKernel.FUSED.value),
+    }
+    assert found["t0"].cache_params is not None
+    assert found["t0"].cache_params.load_factor == 0.1
+    assert found["t2"].cache_params is None
+
+
+def test_bytes_on_the_device_and_on_the_host() -> None:
+    """State of one number a row stays on the device; a cache has room for a share of the rows, and a number for each row of the table."""
+    rule = {name: table_rule(OptimizerSettings(tables=name)) for name in ("adagrad", "rowwise_adagrad")}
+    cache = Memory("cached", 0.25)
+    assert rule["adagrad"].bytes_of(1000, 8000, fused=True, number_bytes=4) == BytesHeld(32_000, 32_000, 0)
+    assert rule["adagrad"].bytes_of(
+        1000, 8000, fused=True, number_bytes=4, memory=Memory("host")
+    ) == BytesHeld(0, 0, 64_000)
+    assert rule["rowwise_adagrad"].bytes_of(
+        1000, 8000, fused=True, number_bytes=4, memory=Memory("host")
+    ) == BytesHeld(0, 4_000, 32_000)
+    assert rule["rowwise_adagrad"].bytes_of(
+        1000, 8000, fused=True, number_bytes=2, memory=cache
+    ) == BytesHeld(250 * (16 + SLOT_BYTES) + 1000 * INDEX_BYTES, 4_000, 16_000)
+    planner, plan = planned(V100, kind="table_wise", memory="host")
+    costs = costs_by_rank(plan, planner.rule, V100, 2048, {"t0": 3.0})
+    assert [cost.host for cost in costs] == planner.host_load
+    assert [cost.tables + cost.beside for cost in costs] == planner.load
+    assert sum(cost.host for cost in costs) == sum(SIZES) * 64 * 4
+
+
+@pytest.mark.parametrize(
+    ("rule", "precision", "read", "written"),
+    [
+        ("sgd", "float32", 4 + 4, 4),
+        ("rowwise_adagrad", "float16", 2 + 2, 2),  # its number a row lies on the device
+        ("adagrad", "float16", 2 + (2 + 4), 2 + 4),
+        ("fused_adam", "float32", 4 + (4 + 8), 4 + 8),
+        ("lamb", "float32", 4 + 2 * (4 + 8), 4 + 8),
+        ("partial_rowwise_adam", "float32", 4 + (4 + 4), 4 + 4),
+    ],
+)
+def test_rows_and_their_state_come_from_the_host_and_go_back(
+    rule: str, precision: TablePrecision, read: int, written: int
+) -> None:
+    planner, plan = planned(parse("4xV100-16GB"), rule, precision, kind="table_wise", memory="host")
+    costs = costs_by_rank(plan, planner.rule, V100, 2048, {"t0": 3.0})
+    numbers = 2048 * (3 + 4) * 64  # three ids a row of t0, one of the four others
+    assert sum(cost.from_host for cost in costs) == numbers * read
+    assert sum(cost.to_host for cost in costs) == numbers * written
+    on_device = costs_by_rank(
+        planned(parse("4xV100-80GB"), "sgd", kind="table_wise")[1], planner.rule, V100, 2048, {}
+    )
+    assert not any(cost.from_host or cost.to_host for cost in on_device)
+
+
+MISTAKES: list[tuple[str, TablePrecision, dict[str, Any], Topology, type[HamError], str]] = [
+    (
+        "adagrad",
+        "float32",
+        {"memory": "host"},
+        cpu(2),
+        BackendError,
+        r"sharding.memory = \"host\".*exists on cuda only.*\n  Leave",
+    ),
+    (
+        "adam",
+        "float32",
+        {"memories": {"t0": "cached"}},
+        V100,
+        BackendError,
+        r"'t0': exists in the fused kernels.*\n.*\"rowwise_adagrad\"",
+    ),
+    (
+        "sgd",
+        "float32",
+        {"memory": "host", "kind": "data_parallel"},
+        V100,
+        ShardingError,
+        r"'t0' is data_parallel.*\n  1\. .*\n  2\. On the device",
+    ),
+    ("sgd", "bfloat16", {"memory": "cached"}, V100, BackendError, r"no bfloat16.*\n.*\"float16\".*\"host\""),
+    (
+        "sgd",
+        "float32",
+        {"kind": "table_wise"},
+        V100,
+        ShardingError,
+        r"\n  \d\. Host memory: sharding.memory = \"auto\"",
+    ),
+    (
+        "adam",
+        "float32",
+        {"kind": "table_wise"},
+        V100,
+        ShardingError,
+        r"Host memory: optimizer.tables = \"rowwise_adagrad\" and sharding.memory",
+    ),
+    (
+        "sgd",
+        "float32",
+        {},
+        parse("1xV100-16GB"),
+        ShardingError,
+        r"planner finds no place(.*\n)*  \d\. Host memory: sharding.memory = \"auto\"",
+    ),
+    (
+        "sgd",
+        "float32",
+        {"kind": "table_wise", "memory": "host"},
+        parse("4xV100-16GB+64GB"),
+        ShardingError,
+        r"in host memory .*\n  1.*\n  2.*\n  3",
+    ),
+]
+
+
+@pytest.mark.parametrize(("rule", "precision", "sharding", "topology", "kind", "message"), MISTAKES)
+def test_what_does_not_exist_or_fit_is_refused_with_the_ways_out(
+    rule: str,
+    precision: TablePrecision,
+    sharding: dict[str, Any],
+    topology: Topology,
+    kind: type,
+    message: str,
+) -> None:
+    with pytest.raises(kind, match=message):
+        planned(topology, rule, precision, **sharding)
+
+
+HOSTED: list[tuple[str, TablePrecision, dict[str, Any], str, list[str], list[str]]] = [
+    # The largest table lies on the host, and it is t2 that a device cannot take.
+    (
+        "sgd",
+        "float32",
+        {"memories": {"t0": "host"}},
+        "4xV100-16GB",
+        ['t2 = "row_wise"', 'sharding.memory = "auto"'],
+        ["t0"],
+    ),
+    (
+        "sgd",
+        "float32",
+        {"memories": {"t0": "host", "t2": "device"}},
+        "4xV100-16GB",
+        ['{ t2 = "cached" }'],
+        ['= "auto"'],
+    ),
+    # What `auto` may not move: a pinned table, copies, half the bytes without a cache.
+    (
+        "sgd",
+        "float32",
+        {"memory": "auto", "memories": {"t0": "device"}},
+        "4xV100-16GB",
+        ['{ t0 = "cached" }'],
+        ['= "auto"'],
+    ),
+    (
+        "sgd",
+        "float32",
+        {"memory": "auto", "tables": {"t0": "data_parallel"}},
+        "1xV100-16GB",
+        ['t0 = "table_wise" } and sharding.memory = "auto"'],
+        [],
+    ),
+    ("sgd", "bfloat16", {"memory": "auto"}, "1xV100-16GB", ['{ t0 = "host" } puts'], ['= "auto"', "cached"]),
+    # A cache, and state of one number a row, that do not fit by themselves.
+    (
+        "sgd",
+        "float32",
+        {"memory": "auto", "cache_share": 1.0},
+        "1xV100-16GB",
+        ["lower sharding.cache_share", '{ t0 = "host" }'],
+        ['= "auto"'],
+    ),
+    (
+        "rowwise_adagrad",
+        "float32",
+        {"memory": "host"},
+        "1xV100-0.4GB",
+        ['optimizer.tables = "adagrad"'],
+        ['= "auto"', "cached"],
+    ),
+    # Host memory is short: `auto` has no room on devices, and CPU processes have no other memory.
+    (
+        "sgd",
+        "float32",
+        {"memory": "auto"},
+        "2xV100-16GB+32GB",
+        ["in host memory", "More hosts"],
+        ['= "auto"', '= "device"', "CPU"],
+    ),
+    (
+        "sgd",
+        "float32",
+        {"memory": "host"},
+        "2xV100-16GB+32GB",
+        ["in host memory", '{ t0 = "device" }, or sharding.memory = "auto"'],
+        ["CPU"],
+    ),
+    (
+        "adagrad",
+        "float32",
+        {"memory": "host"},
+        "2xV100-16GB+64GB",
+        ['"rowwise_adagrad" keeps a number a row, "adagrad" 1 for each'],
+        [],
+    ),
+]
+
+
+@pytest.mark.parametrize(("rule", "precision", "sharding", "topology", "said", "unsaid"), HOSTED)
+def test_ways_out_name_the_table_in_the_way_and_nothing_that_was_tried(
+    rule: str,
+    precision: TablePrecision,
+    sharding: dict[str, Any],
+    topology: str,
+    said: list[str],
+    unsaid: list[str],
+) -> None:
+    with pytest.raises(ShardingError) as error:
+        planned(parse(topology), rule, precision, **{"kind": "table_wise"} | sharding)
+    message = str(error.value)
+    assert all(text in message for text in said), message
+    assert not any(text in message for text in unsaid), message
+
+
+def test_torchrecs_planner_is_not_told_to_use_host_memory_where_that_is_short() -> None:
+    with pytest.raises(
+        ShardingError,
+        match=r"0 bytes with .* and 41.\d\d GB in host memory, on 2 ranks(.*\n)*  \d\. More hosts",
+    ) as error:
+        planned(parse("2xV100-16GB+32GB"), "sgd", memory="host")
+    assert "CPU" not in str(error.value)
+
+
+@pytest.mark.parametrize("rule", ["sgd", "adagrad", "rowwise_adagrad"])
+@pytest.mark.parametrize("memory", ["host", "cached"])
+def test_tables_in_host_memory_are_spread_over_ranks(rule: str, memory: str) -> None:
+    """Under sgd and adagrad a table on the host takes nothing of the device, which is then no measure of where it should go."""
+    topology = parse("4xV100-32GB+256GB")
+    planner, _ = planned(topology, rule, kind="table_wise", memory=memory)
+    of_largest = planner.rule.bytes_of(
+        SIZES[0],
+        SIZES[0] * 64,
+        fused=True,
+        number_bytes=4,
+        memory=planner.memory_of(tables(SIZES, width=64)[0]),
+    ).host
+    assert max(planner.host_load) == of_largest, "the others share the other ranks"
+    hosts = parse("2x2xV100-32GB+256GB")
+    planner, plan = planned(hosts, rule, kind="table_row_wise", memory=memory, tables={"t3": "table_wise"})
+    assert {part.rank // 2 for part in plan.groups["tables.ebc"]["t0"].parts} != {
+        part.rank // 2 for part in plan.groups["tables.ebc"]["t2"].parts
+    }
+
+
+def test_auto_fills_hosts_no_more_than_devices_ask() -> None:
+    """One cached table is enough for the device, and two would be too much for the host."""
+    planner, plan = planned(parse("1xV100-32GB+40GB"), "sgd", kind="table_wise", memory="auto")
+    assert cached(plan) == ["t0"]
+    assert max(planner.host_load) <= (planner.host_room or 0)
+
+
+def test_topologies_with_host_memory_by_name() -> None:
+    assert parse("2x8xA100-80GB+1TB") == Topology("cuda", 16, 8, 80 * 10**9, 125 * 10**9)
+    assert parse("8xA100-80GB").host_memory is None
+    with pytest.raises(ShardingError, match=r"Leave out \+1TB"):
+        parse("4x24GB+1TB")
+
+
+def test_a_memory_of_an_unknown_field_names_the_nearest() -> None:
+    from ham_dist.distributed.planning.planner import require_known_fields
+
+    with pytest.raises(
+        ConfigError, match=r"sharding.memories.usr: the data has no such field. Did you mean user\?"
+    ):
+        require_known_fields(ShardingSettings(memories={"usr": "host"}), ["user", "movie"])
+
+
+def told(events: list[str], name: str, call: Callable[[], None]) -> Callable[[], None]:
+    def calls() -> None:
+        events.append(name)
+        call()
+
+    return calls
+
+
+def emptied(run: RunSettings) -> list[str]:
+    """What happens to the caches of a model that takes its tables for cached, as it is trained and read. On CPU there are none to flush."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Plan, "caches", True)
+        state = open_supernet(run, FIELDS, torch.device("cpu"))
+    events: list[str] = []
+    (tables,) = (
+        module
+        for module in state.sharded.parallel.modules()
+        if isinstance(module, ShardedEmbeddingBagCollection)
+    )
+    for lookup in tables._lookups:
+        for name in ("flush", "purge"):
+            setattr(lookup, name, told(events, name, getattr(lookup, name)))
+    weight_step(state, local_batch(0))
+    events.append("step")
+    state.weights()
+    state.weights()
+    events.append("read")
+    weight_step(state, local_batch(1))
+    weight_step(state, local_batch(2))
+    events.append("steps")
+    assert state.sharded.local
+    return events
+
+
+def test_caches_are_written_back_and_emptied_before_tables_are_read_or_written() -> None:
+    run = settings(
+        "fm", optimizer={"tables": "adagrad"}, orthogonality={"form": "none"}, sharding={"kind": "table_wise"}
+    )
+    for events in run_on_ranks(2, emptied, run):
+        assert events == ["step", "flush", "purge", "read", "steps", "flush", "purge"]
+    decoupled = settings(
+        "fm",
+        optimizer={"tables": "adagrad"},
+        orthogonality={"application": "decoupled", "every": 1},
+        sharding={"kind": "table_wise"},
+    )
+    for events in run_on_ranks(2, emptied, decoupled):
+        assert events == ["flush", "purge", "step", "read", "flush", "purge", "flush", "purge", "steps"], (
+            "the regularizer writes after each step"
+        )

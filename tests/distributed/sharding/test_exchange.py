@@ -1,0 +1,258 @@
+"""Numbers of tables that go from rank to rank: into narrow tables, into a bundle's chunks, and through a checkpoint under another plan. All exact."""
+
+import json
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from ham_dist.config.schema import RunSettings
+from ham_dist.distributed.checkpoint import save as checkpoint
+from ham_dist.distributed.planning.placement import Part
+from ham_dist.distributed.ranks import process_group
+from ham_dist.distributed.sharding import exchange
+from ham_dist.distributed.sharding.exchange import even_blocks, move
+from ham_dist.distributed.sharding.model import TABLES
+from ham_dist.training.loop import weight_step
+from ham_dist.training.state import TrainingState, narrow, open_supernet
+from tests.distributed.sharding.test_model import local_batch, settings, whole_tables
+from tests.distributed.sharding.test_sharding_types import KINDS, MIXED, TURNED
+from tests.support.plain_model import FIELDS
+from tests.support.ranks import run_on_ranks
+
+OPEN = {"user": [0, 3, 5, 7], "gender": [], "movie": [1, 2, 4, 6, 7], "genres": [2]}
+MODEL = {"name": "fm", "first_order": "table", "table_start": 0.3, "base_width": 8}
+
+
+def whole(state: TrainingState) -> dict[str, torch.Tensor]:
+    """Every table and all that its rule remembers, put together from all ranks, on every rank; by the names that a checkpoint has."""
+    state.optimizers.open_state()
+    states = state.optimizers.table_states()
+    found: dict[str, torch.Tensor] = {}
+    for key, placement in state.sharded.placements():
+        local = state.sharded.part(key)
+        here = (
+            {}
+            if local is None
+            else {key: local.values, **{f"{name}/{key}": values for name, values in states[key].items()}}
+        )
+        for rank, parts in enumerate(
+            process_group.gather_objects({name: values.detach() for name, values in here.items()})
+        ):
+            part = placement.part_of(rank)
+            for name, values in parts.items():
+                assert part is not None
+                size = (
+                    (placement.table.rows,)
+                    if values.dim() == 1
+                    else (placement.table.rows, placement.table.stored_width)
+                )
+                table = found.setdefault(name, torch.full(size, torch.nan))
+                table[
+                    part.first_row : part.first_row + part.rows,
+                    *([slice(part.first_column, part.first_column + part.columns)] * (values.dim() - 1)),
+                ] = values
+    return found
+
+
+def trained(run: RunSettings) -> TrainingState:
+    state = open_supernet(run, FIELDS, torch.device("cpu"))
+    for seed in (0, 1):
+        weight_step(state, local_batch(seed))
+    return state
+
+
+def cut_and_chunk(cases: dict[str, RunSettings]) -> dict[str, Any]:
+    results = {}
+    for name, run in cases.items():
+        state = trained(run)
+        wide = whole(state)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(exchange, "CHUNK_NUMBERS", 64)  # a few rows at a time
+            sliced = narrow(
+                state, {field: torch.tensor(kept, dtype=torch.int64) for field, kept in OPEN.items()}
+            )
+            chunks = [(chunk.field, chunk.first_row, chunk.values) for chunk in sliced.sharded.chunks(TABLES)]
+        results[name] = {
+            "wide": wide,
+            "narrow": whole(sliced),
+            "tables": whole_tables(sliced),
+            "chunks": chunks,
+            "plan": sliced.sharded.plan,
+        }
+    return results
+
+
+def cut_cases() -> dict[str, RunSettings]:
+    cases = {
+        name: RunSettings.model_validate({"model": MODEL, "sharding": sharding})
+        for name, sharding in KINDS.items()
+    }
+    base = {"orthogonality": {"form": "none"}}
+    cases["adagrad mixed"] = settings(
+        "dcnv2", sharding={"tables": MIXED}, optimizer={"tables": "adagrad"}, **base
+    )
+    cases["adagrad turned"] = settings(
+        "dcnv2", sharding={"tables": TURNED}, optimizer={"tables": "adagrad"}, **base
+    )
+    rows = {"user": "row_wise", "gender": "data_parallel", "movie": "data_parallel"}
+    cases["rowwise_adagrad"] = settings(
+        "dcnv2", sharding={"tables": rows}, optimizer={"tables": "rowwise_adagrad"}, **base
+    )
+    apart = {"sharding": {"tables": MIXED | {"gender": "table_wise"}}, "precision": {"tables": "float16"}}
+    cases["float16"] = settings("dcnv2", optimizer={"tables": "adagrad"}, **apart, **base)
+    return cases
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_cut_tables_and_state_are_the_kept_columns(ranks: int) -> None:
+    results = run_on_ranks(ranks, cut_and_chunk, cut_cases())
+    for name, found in results[0].items():
+        for key, after in found["narrow"].items():
+            before, kept = found["wide"][key], torch.tensor(OPEN[key.rsplit("/", 1)[1]], dtype=torch.int64)
+            assert not after.isnan().any(), (name, key)
+            if after.dim() == 1 or "first_order" in key:
+                assert torch.equal(after, before), (name, key)
+            else:
+                assert torch.equal(after[:, : len(kept)], before[:, kept]), (name, key)
+                assert not after[:, len(kept) :].any(), (name, key)
+        assert any(
+            part.rank == ranks - 1 for placement in found["plan"].placements for part in placement.parts
+        )
+        rows: dict[str, list[torch.Tensor]] = {}
+        for field, first, values in sorted(
+            (chunk for result in results for chunk in result[name]["chunks"]), key=lambda chunk: chunk[:2]
+        ):
+            assert first == sum(len(piece) for piece in rows.setdefault(field, [])), (name, field)
+            assert (
+                values.dtype == (torch.float16 if name == "float16" else torch.float32)
+                or found["plan"].groups[TABLES][field].splits_columns
+            ), name
+            rows[field].append(values.float())
+        assert rows.keys() == {"user", "movie", "genres"}
+        assert all(
+            torch.equal(torch.cat(pieces), found["tables"][field]) for field, pieces in rows.items()
+        ), name
+
+
+def saved(path: Path, cases: dict[str, RunSettings]) -> dict[str, dict[str, torch.Tensor]]:
+    results = {}
+    for name, run in cases.items():
+        state = trained(run)
+        checkpoint.save(path / name, state.tensors(), {"steps": state.optimizers.steps})
+        results[name] = whole(state)
+    return results
+
+
+def loaded(path: Path, cases: dict[str, RunSettings]) -> dict[str, dict[str, torch.Tensor]]:
+    results = {}
+    for name, run in cases.items():
+        state = open_supernet(run, FIELDS, torch.device("cpu"))
+        state.optimizers.steps = checkpoint.load(path / name, state.tensors())["steps"]
+        results[name] = whole(state)
+    return results
+
+
+def checkpoint_cases(tables: dict[str, str], without_columns: dict[str, str]) -> dict[str, RunSettings]:
+    without_copies = {
+        field: "row_wise" if kind == "data_parallel" and FIELDS[field] > 9 else kind
+        for field, kind in tables.items()
+    }
+    halves = {
+        "sharding": {"tables": without_copies | {"gender": "table_wise"}},
+        "precision": {"tables": "float16"},
+    }
+    decoupled = {"application": "decoupled", "every": 2, "rows": 16}
+    return {
+        "adam": settings("dcnv2", sharding={"tables": tables}),
+        "adagrad": settings(
+            "dcnv2", sharding={"tables": tables}, optimizer={"tables": "adagrad"}, orthogonality=decoupled
+        ),
+        "float16": settings("dcnv2", optimizer={"tables": "adagrad"}, orthogonality=decoupled, **halves),
+        "rowwise_adagrad": settings(
+            "dcnv2",
+            sharding={"tables": without_columns},
+            optimizer={"tables": "rowwise_adagrad"},
+            orthogonality=decoupled,
+        ),
+    }
+
+
+def test_a_checkpoint_loads_under_another_plan_on_other_ranks(tmp_path: Path) -> None:
+    """Every kind to every other, data-parallel to sharded and back among them: written on 2 ranks, read on 3 and on 1."""
+    before = run_on_ranks(
+        2, saved, tmp_path, checkpoint_cases(MIXED, {"user": "row_wise", "gender": "data_parallel"})
+    )[0]
+    types = {
+        name: entry["type"]
+        for name, entry in json.loads((tmp_path / "float16" / "index.json").read_text())["tensors"].items()
+    }
+    assert (types["tables.ebc/user"], types["sum/tables.ebc/user"]) == ("float16", "float32")
+    for ranks in (3, 1):
+        after = run_on_ranks(
+            ranks,
+            loaded,
+            tmp_path,
+            checkpoint_cases(TURNED, {"movie": "data_parallel", "genres": "row_wise"}),
+        )[0]
+        for name, tensors in before.items():
+            assert tensors.keys() == after[name].keys()
+            assert all(torch.equal(values, after[name][key]) for key, values in tensors.items()), name
+
+
+def round_trips(rows: int, width: int, chunk_numbers: int) -> bool:
+    """From blocks of columns to blocks of rows in another order of ranks, and back with columns turned round."""
+    ranks, rank = process_group.world_size(), process_group.rank()
+    table = torch.arange(rows * width, dtype=torch.float32).view(rows, width)
+    edges = [width * number // ranks for number in range(ranks + 1)]
+    by_column = tuple(
+        Part(number, 0, rows, edges[number], edges[number + 1] - edges[number]) for number in range(ranks)
+    )
+    by_row = even_blocks(0, rows, width, ranks)
+    here, block = table[:, edges[rank] : edges[rank + 1]], by_row[rank]
+    lying, back = torch.full((block.rows, width), torch.nan), torch.full_like(here, torch.nan)
+    turned = torch.arange(width).flip(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exchange, "CHUNK_NUMBERS", chunk_numbers)
+        move(by_column, here, by_row, lying, turned, replicated=False, device=table.device)
+        move(by_row, lying, by_column, back, turned, replicated=False, device=table.device)
+    return torch.equal(lying, table[block.first_row :][: block.rows].flip(1)) and torch.equal(back, here)
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "chunk_numbers"), [(1, 1, 1), (7, 5, 3), (40, 2, 16), (13, 9, 1000)]
+)
+def test_what_is_moved_there_and_back_is_the_same(rows: int, width: int, chunk_numbers: int) -> None:
+    assert all(run_on_ranks(3, round_trips, rows, width, chunk_numbers))
+
+
+def saved_in_pieces(path: Path, run: RunSettings) -> tuple[int, dict[str, torch.Tensor]]:
+    with patch("ham_dist.distributed.planning.placement.PIECE_BYTES", 100):
+        tensors = trained(run).tensors()
+        state = trained(run)
+        checkpoint.save(path, state.tensors(), {"steps": state.optimizers.steps})
+    pieces = [len(values.local_shards()) for values in tensors.values() if hasattr(values, "local_shards")]
+    return sum(pieces), whole(state)
+
+
+def loaded_in_pieces(path: Path, run: RunSettings) -> dict[str, torch.Tensor]:
+    state = open_supernet(run, FIELDS, torch.device("cpu"))
+    with patch("ham_dist.distributed.planning.placement.PIECE_BYTES", 260):
+        checkpoint.load(path, state.tensors())
+    return whole(state)
+
+
+def test_a_table_is_written_in_pieces_and_read_in_others(tmp_path: Path) -> None:
+    """Of 3 rows or so, on 2 ranks; and of 8 under another plan on 3."""
+    options = {"optimizer": {"tables": "adagrad"}, "orthogonality": {"form": "none"}}
+    found = run_on_ranks(
+        2, saved_in_pieces, tmp_path / "saved", settings("dcnv2", sharding={"tables": MIXED}, **options)
+    )
+    assert sum(pieces for pieces, _ in found) > 60
+    for after in run_on_ranks(
+        3, loaded_in_pieces, tmp_path / "saved", settings("dcnv2", sharding={"tables": TURNED}, **options)
+    ):
+        assert after.keys() == found[0][1].keys()
+        assert all(torch.equal(values, after[key]) for key, values in found[0][1].items())

@@ -1,0 +1,153 @@
+"""Ids sent ahead: the same numbers, and no lookup that has to wait for an exchange of its own."""
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
+
+from ham_dist.config.schema import RunSettings
+from ham_dist.data.reader.batch import Batch
+from ham_dist.data.reader.order import rows_of_rank
+from ham_dist.distributed.ranks import process_group
+from ham_dist.training.evaluation import predict
+from ham_dist.training.loop import mask_gradient, weight_step
+from ham_dist.training.state import TrainingState, open_supernet
+from tests.distributed.sharding.test_model import dense_weights, part_of_batch, whole_tables
+from tests.support.plain_model import FIELDS
+from tests.support.ranks import run_on_ranks
+
+PLANS: dict[str, dict[str, Any]] = {
+    "auto": {},
+    "row_wise": {"kind": "row_wise"},
+    "mixed": {
+        "tables": {
+            "user": "row_wise",
+            "gender": "data_parallel",
+            "movie": "column_wise",
+            "genres": "table_wise",
+        }
+    },
+}
+ROWS = 50
+STEPS = 5
+
+
+def stream(first: int, *, last_rows: int = ROWS) -> Iterator[Batch]:
+    """This rank's parts of global batches; the ranks' parts differ in size."""
+    for seed in range(first, first + STEPS):
+        rows = ROWS if seed < first + STEPS - 1 else last_rows
+        yield part_of_batch(seed, rows, *rows_of_rank(rows, process_group.rank(), process_group.world_size()))
+
+
+def run_settings(plan: dict[str, Any], *, ids_ahead: bool) -> RunSettings:
+    """DeepFM with first-order tables: two collections of tables."""
+    model = {"name": "deepfm", "first_order": "table", "table_start": 0.3, "base_width": 8}
+    return RunSettings.model_validate({"model": model, "sharding": plan, "ranks": {"ids_ahead": ids_ahead}})
+
+
+def alternating_steps(run: RunSettings) -> dict[str, Any]:
+    """Two streams in turn, as a search takes them, then an evaluation whose last batch is small."""
+    state = open_supernet(run, FIELDS, torch.device("cpu"))
+    mask = (torch.arange(state.sharded.mask.layout.size) % 3 > 0).float()
+    validation, gradients = state.batches(stream(100)), []
+    for batch in state.batches(stream(0)):
+        gradients.append(mask_gradient(state, next(validation), mask))
+        weight_step(state, batch)
+    logits, _ = predict(state, stream(200, last_rows=3))
+    return {
+        "gradients": torch.stack(gradients),
+        "tables": whole_tables(state),
+        "dense": dense_weights(state),
+        "logits": logits,
+    }
+
+
+def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_no_number_depends_on_it(ranks: int, plan: str) -> None:
+    ahead = run_on_ranks(ranks, alternating_steps, run_settings(PLANS[plan], ids_ahead=True))
+    at_once = run_on_ranks(ranks, alternating_steps, run_settings(PLANS[plan], ids_ahead=False))
+    for one, other in zip(ahead, at_once, strict=True):
+        assert_same(one, other)
+
+
+def exchanges_inside_steps(run: RunSettings) -> tuple[int, int]:
+    """How many exchanges of ids began within a step, and how many there were in all."""
+    inside, everywhere, in_step = 0, 0, False
+    original = ShardedEmbeddingBagCollection.input_dist
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal inside, everywhere
+        inside, everywhere = inside + in_step, everywhere + 1
+        return original(*args, **kwargs)
+
+    ShardedEmbeddingBagCollection.input_dist = counted
+    try:
+        state = open_supernet(run, FIELDS, torch.device("cpu"))
+        for batch in state.batches(stream(0)):
+            in_step = True
+            weight_step(state, batch)
+            in_step = False
+    finally:
+        ShardedEmbeddingBagCollection.input_dist = original
+    return inside, everywhere
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_step_begins_no_exchange(plan: str) -> None:
+    collections = 2
+    assert (
+        run_on_ranks(2, exchanges_inside_steps, run_settings(PLANS[plan], ids_ahead=True))
+        == [(0, collections * STEPS)] * 2
+    )
+    assert (
+        run_on_ranks(2, exchanges_inside_steps, run_settings(PLANS[plan], ids_ahead=False))
+        == [(collections * STEPS,) * 2] * 2
+    )
+
+
+def steps_with_breaks(run: RunSettings) -> dict[str, Any]:
+    """A batch looked up again after its step, and streams that are left in the middle, as a stopped epoch leaves them."""
+    state = open_supernet(run, FIELDS, torch.device("cpu"))
+    again = _gradient_of_last(state, state.batches(stream(0)))
+    _gradient_of_last(state, state.batches(islice(stream(50), 2)))
+    kept = sum(len(lookup._under_way) for lookup in state.sharded._exchange._lookups) + len(
+        state.sharded._sent
+    )
+    return {"again": again, "kept": kept, "tables": whole_tables(state), "dense": dense_weights(state)}
+
+
+def _gradient_of_last(state: TrainingState, batches: Iterator[Batch]) -> torch.Tensor:
+    batch = next(batches)
+    weight_step(state, batch)
+    return mask_gradient(state, batch, torch.ones(state.sharded.mask.layout.size))
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_what_was_sent_may_be_left_or_asked_for_again(plan: str) -> None:
+    ahead, at_once = (
+        run_on_ranks(2, steps_with_breaks, run_settings(PLANS[plan], ids_ahead=value))
+        for value in (True, False)
+    )
+    for one, other in zip(ahead, at_once, strict=True):
+        assert one["kept"] == 0
+        assert_same(one, other)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 3])
+def test_short_streams_come_whole(steps: int) -> None:
+    assert run_on_ranks(2, labels_of, run_settings({}, ids_ahead=True), steps) == run_on_ranks(
+        2, labels_of, run_settings({}, ids_ahead=False), steps
+    )
+
+
+def labels_of(run: RunSettings, steps: int) -> list[list[float]]:
+    state = open_supernet(run, FIELDS, torch.device("cpu"))
+    return [batch.labels.tolist() for batch in state.batches(islice(stream(0), steps))]

@@ -1,0 +1,244 @@
+"""A model spread over ranks against the same model in plain torch on one: losses, gradients, weights, and what an alpha step leaves alone."""
+
+from typing import Any
+
+import pytest
+import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from ham_dist.config.schema import RunSettings
+from ham_dist.data.reader.batch import Batch
+from ham_dist.distributed.ranks import process_group
+from ham_dist.distributed.sharding import gram
+from ham_dist.embedding.orthogonality import penalty
+from ham_dist.training.loop import mask_gradient, weight_step
+from ham_dist.training.state import TrainingState, open_supernet
+from tests.support.plain_model import FIELDS, SINGLE_VALUED, PlainModel, global_batch
+from tests.support.ranks import run_on_ranks
+
+MODELS = ["fm", "deepfm", "autoint", "dcnv2"]
+ROWS = 31  # not a multiple of the ranks, so that they hold batches of different sizes
+
+
+def settings(model: str, **sections: Any) -> RunSettings:
+    return RunSettings.model_validate(
+        {"model": {"name": model, "table_start": 0.3, "base_width": 8}, **sections}
+    )
+
+
+def local_batch(seed: int) -> Batch:
+    """This rank's part of a global batch, of nearly equal parts."""
+    rank, ranks = process_group.rank(), process_group.world_size()
+    return part_of_batch(seed, ROWS, ROWS * rank // ranks, ROWS * (rank + 1) // ranks)
+
+
+def part_of_batch(seed: int, rows: int, low: int, high: int) -> Batch:
+    """Rows from `low` to below `high` of a global batch."""
+    ids, labels = global_batch(rows, seed)
+    values, lengths = [], []
+    for field_values, field_lengths in ids:
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), field_lengths.cumsum(0)])
+        values.append(field_values[offsets[low] : offsets[high]])
+        lengths.append(field_lengths[low:high])
+    features = KeyedJaggedTensor(
+        list(FIELDS), torch.cat(values), lengths=torch.cat(lengths), stride=high - low
+    )
+    return Batch(features, labels[low:high], rows)
+
+
+def plain_batch(seed: int) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
+    ids, labels = global_batch(ROWS, seed)
+    return [(values, lengths.cumsum(0) - lengths) for values, lengths in ids], labels
+
+
+def whole_tables(state: TrainingState) -> dict[str, torch.Tensor]:
+    """Every table under search, its parts put together from all ranks, on every rank."""
+    tables = {table.field: torch.full((table.rows, table.width), torch.nan) for table in state.sharded.tables}
+    for of_rank in process_group.gather_objects(
+        {
+            field: (local.part, local.in_use, local.columns.detach())
+            for field, local in state.sharded.local.items()
+        }
+    ):
+        for field, (part, in_use, columns) in of_rank.items():
+            tables[field][part.first_row : part.first_row + part.rows, in_use] = columns
+    return tables
+
+
+def dense_weights(state: TrainingState) -> dict[str, torch.Tensor]:
+    return {name: values.detach().clone() for name, values in state.interaction.state_dict().items()}
+
+
+def three_steps(run: RunSettings) -> dict[str, Any]:
+    """On each rank: the start, three weight steps, one gradient of the mask, and everything at the end."""
+    state = open_supernet(run, FIELDS, torch.device("cpu"))
+    start = whole_tables(state)
+    losses = [float(process_group.sum_over_ranks(weight_step(state, local_batch(seed)))) for seed in range(3)]
+    size = state.sharded.mask.layout.size
+    mask = (torch.arange(size) % 3 > 0).float()
+    gradient = mask_gradient(state, local_batch(7), mask)
+    regularizer = gram.sum_over_tables(state.sharded, lambda matrix, width: penalty(matrix, "gram", width))
+    return {
+        "start": start, "losses": losses, "gradient": gradient, "tables": whole_tables(state), "dense": dense_weights(state),
+        "regularizer": regularizer, "norms": gram.column_norms(state.sharded), "plan": state.sharded.plan,
+    }  # fmt: skip
+
+
+def plain_three_steps(run: RunSettings, start: dict[str, torch.Tensor]) -> dict[str, Any]:
+    model = PlainModel(run, start)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    losses = []
+    for seed in range(3):
+        optimizer.zero_grad()
+        loss = model.loss(*plain_batch(seed))
+        (loss + run.orthogonality.weight * model.regularizer()).backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    mask = (torch.arange(sum(table.shape[1] for table in start.values())) % 3 > 0).float().requires_grad_()
+    model.eval()
+    (gradient,) = torch.autograd.grad(model.loss(*plain_batch(7), mask), mask)
+    return {"losses": losses, "gradient": gradient, "model": model}
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("model", MODELS)
+def test_steps_equal_plain_torch(model: str, ranks: int) -> None:
+    """To 1e-5: the sums over a batch run in another order, and Adam divides small gradients by their own size."""
+    run = settings(model)
+    results = run_on_ranks(ranks, three_steps, run)
+    first = results[0]
+    plain = plain_three_steps(run, first["start"])
+    assert {part.rank for placement in first["plan"].placements for part in placement.parts} == set(
+        range(ranks)
+    )
+    torch.testing.assert_close(
+        torch.tensor(first["losses"]), torch.tensor(plain["losses"]), rtol=0, atol=1e-6
+    )
+    torch.testing.assert_close(first["gradient"], plain["gradient"], rtol=1e-4, atol=1e-6)
+    for (field, table), module in zip(first["tables"].items(), plain["model"].bags, strict=True):
+        torch.testing.assert_close(table, module.weight.detach(), rtol=0, atol=1e-5)
+        assert not torch.equal(table, first["start"][field])
+    for name, values in plain["model"].interaction.state_dict().items():
+        torch.testing.assert_close(first["dense"][name], values, rtol=0, atol=1e-5)
+    assert first["regularizer"] == pytest.approx(float(plain["model"].regularizer().detach()), rel=1e-5)
+    torch.testing.assert_close(
+        first["norms"], torch.cat([module.weight.detach().norm(dim=0) for module in plain["model"].bags])
+    )
+    for other in results[1:]:
+        assert other["losses"] == first["losses"]
+        assert torch.equal(other["gradient"], first["gradient"])
+        assert all(torch.equal(other["dense"][name], values) for name, values in first["dense"].items())
+
+
+def test_a_table_starts_alike_on_any_number_of_ranks() -> None:
+    starts = [run_on_ranks(ranks, three_steps, settings("fm"))[0]["start"] for ranks in (1, 3)]
+    assert all(torch.equal(starts[0][field], starts[1][field]) for field in FIELDS)
+
+
+def everything(state: TrainingState) -> dict[str, torch.Tensor]:
+    """All numbers that a step on the weights would move, as they lie on this rank."""
+    found = {}
+    for name, values in state.tensors().items():
+        parts = values.local_shards() if hasattr(values, "local_shards") else None
+        for number, part in enumerate([values] if parts is None else [shard.tensor for shard in parts]):
+            found[f"{name}/{number}"] = part.detach().clone()
+    return found
+
+
+def alpha_steps(run: RunSettings) -> list[str]:
+    """Names of what five gradients of the mask have changed."""
+    state = open_supernet(run, FIELDS, torch.device("cpu"))
+    weight_step(state, local_batch(0))
+    before, steps = everything(state), state.optimizers.steps
+    for seed in range(5):
+        mask_gradient(state, local_batch(seed), torch.ones(state.sharded.mask.layout.size))
+    after = everything(state)
+    assert state.optimizers.steps == steps
+    weight_step(state, local_batch(1))  # A step after it goes as ever: DDP has not counted alpha's lookups.
+    return [name for name, values in before.items() if not torch.equal(values, after[name])]
+
+
+SPREAD = {"user": "row_wise", "gender": "data_parallel", "genres": "data_parallel"}
+
+
+@pytest.mark.parametrize("tables", ["adam", "rowwise_adagrad"])
+@pytest.mark.parametrize(
+    ("model", "sharding"), [("dcnv2", {}), ("autoint", {}), ("dcnv2", {"tables": SPREAD})]
+)
+def test_an_alpha_step_leaves_every_bit_as_it_was(model: str, tables: str, sharding: dict[str, Any]) -> None:
+    run = settings(
+        model, optimizer={"tables": tables}, orthogonality={"application": "decoupled"}, sharding=sharding
+    )
+    assert run_on_ranks(2, alpha_steps, run) == [[], []]
+
+
+def after_three_steps(run: RunSettings, single_valued: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    state = open_supernet(run, FIELDS, torch.device("cpu"), single_valued)
+    for seed in range(3):
+        weight_step(state, local_batch(seed))
+    return everything(state)
+
+
+@pytest.mark.parametrize("sharding", [{}, {"tables": SPREAD}])
+def test_a_field_of_one_value_a_row_is_its_own_mean_bit_for_bit(sharding: dict[str, Any]) -> None:
+    run = RunSettings.model_validate(
+        {
+            "model": {"name": "deepfm", "first_order": "table"},
+            "optimizer": {"tables": "rowwise_adagrad"},
+            "orthogonality": {"application": "decoupled", "every": 1},
+            "sharding": sharding,
+        }
+    )
+    averaged, spared, wrong = (
+        run_on_ranks(2, after_three_steps, run, fields) for fields in ((), SINGLE_VALUED, tuple(FIELDS))
+    )
+    for before, after in zip(averaged, spared, strict=True):
+        assert len(before) > len(FIELDS)
+        assert before.keys() == after.keys()
+        assert [name for name, values in before.items() if not torch.equal(values, after[name])] == []
+    assert any(not torch.equal(values, wrong[0][name]) for name, values in averaged[0].items()), (
+        "genres has several: its mean was to be left out"
+    )
+
+
+def fused_steps(run: RunSettings) -> dict[str, Any]:
+    state = open_supernet(run, FIELDS, torch.device("cpu"))
+    start = whole_tables(state)
+    losses = [float(process_group.sum_over_ranks(weight_step(state, local_batch(seed)))) for seed in range(3)]
+    padding = [local.values[:, local.table.width :].abs().sum() for local in state.sharded.local.values()]
+    return {"start": start, "losses": losses, "tables": whole_tables(state), "padding": padding}
+
+
+def test_fused_rowwise_adagrad_equals_its_formula_and_leaves_padding_at_zero() -> None:
+    """Each row's step is lr / sqrt(mean over the stored width of squared gradients, summed over steps)."""
+    run = settings(
+        "dcnv2",
+        optimizer={"tables": "rowwise_adagrad", "tables_learning_rate": 0.05},
+        orthogonality={"form": "none"},
+    )
+    results = {ranks: run_on_ranks(ranks, fused_steps, run) for ranks in (1, 2)}
+    first = results[1][0]
+    model = PlainModel(run, first["start"])
+    dense = torch.optim.Adam(model.interaction.parameters(), lr=1e-3)
+    history = [torch.zeros(table.weight.shape[0]) for table in model.bags]
+    losses = []
+    for seed in range(3):
+        model.zero_grad()
+        loss = model.loss(*plain_batch(seed))
+        loss.backward()
+        dense.step()
+        for table, sums in zip(model.bags, history, strict=True):
+            gradient = table.weight.grad
+            assert gradient is not None
+            stored = -(-gradient.shape[1] // 4) * 4
+            sums += gradient.square().sum(dim=1) / stored
+            with torch.no_grad():
+                table.weight -= 0.05 * gradient / (sums.sqrt() + 1e-8)[:, None]
+        losses.append(float(loss.detach()))
+    for ranks_results in results.values():
+        torch.testing.assert_close(
+            torch.tensor(ranks_results[0]["losses"]), torch.tensor(losses), rtol=0, atol=2e-6
+        )
+        for table, module in zip(ranks_results[0]["tables"].values(), model.bags, strict=True):
+            torch.testing.assert_close(table, module.weight.detach(), rtol=0, atol=2e-5)
+        assert all(float(padding) == 0.0 for result in ranks_results for padding in result["padding"])

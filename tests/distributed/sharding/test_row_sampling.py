@@ -1,0 +1,172 @@
+"""Decoupled orthogonality: rows in turn, under every kind of sharding, against its formula on whole tables."""
+
+import pytest
+import torch
+
+from ham_dist.config.schema import RunSettings
+from ham_dist.distributed.sharding import gram, row_sampling
+from ham_dist.distributed.sharding.model import TABLES
+from ham_dist.embedding.orthogonality import gradient_matrix
+from ham_dist.training.loop import weight_step
+from ham_dist.training.state import open_supernet
+from tests.distributed.sharding.test_exchange import whole
+from tests.distributed.sharding.test_model import local_batch, settings
+from tests.distributed.sharding.test_sharding_types import KINDS
+from tests.support.plain_model import FIELDS
+from tests.support.ranks import run_on_ranks
+
+EVERY, ROWS, WEIGHT, RATE = 2, 8, 0.5, 0.02
+STEPS = 2 * EVERY
+"""The last one is the second turn."""
+
+
+def after_steps(
+    cases: dict[str, RunSettings], block_numbers: int = gram.BLOCK_NUMBERS
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Tables and states after all steps, of which the last is taken without the regularizer and then with it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(row_sampling, "BLOCK_NUMBERS", block_numbers)
+        return _after_steps(cases)
+
+
+def _after_steps(cases: dict[str, RunSettings]) -> dict[str, dict[str, torch.Tensor]]:
+    results = {}
+    for name, run in cases.items():
+        state = open_supernet(run, FIELDS, torch.device("cpu"))
+        after_step = state.regularizer.after_step
+        state.regularizer.after_step = lambda *_: None  # type: ignore[method-assign]
+        for step in range(STEPS):
+            weight_step(state, local_batch(step))
+        before = whole(state)
+        after_step(state.sharded, state.optimizers)
+        results[f"{name} before"], results[f"{name} after"] = before, whole(state)
+    return results
+
+
+def moved(table: torch.Tensor, states: dict[str, torch.Tensor]) -> torch.Tensor:
+    """By the formula, with R's gradient by autograd on the whole table that the rows stand for; padding stays."""
+    width = min(len(table), 8)
+    stride = -(-len(table) // ROWS)
+    chosen = slice((STEPS // EVERY) % stride, None, stride)
+    rows = table[chosen, :width].clone().requires_grad_()
+    share = len(table) / len(rows)
+    gram_matrix = rows.T @ rows * share
+    penalty = (gram_matrix - torch.eye(width)).square().sum() / width**2
+    (gradient,) = torch.autograd.grad(WEIGHT / share * penalty, rows)
+    square = gradient.square()
+    if "exp_avg_sq" in states:
+        divisor = (states["exp_avg_sq"][chosen, :width] / (1 - 0.999**STEPS) + square).sqrt()
+    elif "sum" in states:
+        rowwise = states["sum"].dim() == 1 or states["sum"].shape[1] == 1
+        square = square.mean(dim=1, keepdim=True) if rowwise else square
+        divisor = (states["sum"].view(len(table), -1)[chosen, :width] + STEPS * square).sqrt()
+    else:
+        divisor = torch.ones(())
+    rate = RATE * EVERY * stride / (divisor + (1e-8 if states else 0.0))
+    matrix = WEIGHT * gradient_matrix(gram_matrix.detach(), "gram", width)
+    result = table.clone()
+    result[chosen, :width] -= gradient * rate / (1 + rate * matrix.abs().sum(dim=0))
+    return result
+
+
+CASES = (
+    [("adam", kind) for kind in KINDS]
+    + [("adagrad", kind) for kind in ("grid", "mixed")]
+    + [("sgd", "mixed"), ("rowwise_adagrad", "row_wise")]
+)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_tables_that_do_not_fit_into_one_stack_move_alike(ranks: int) -> None:
+    """To 1e-6: products of fewer tables at a time may be rounded otherwise."""
+    orthogonality = {"application": "decoupled", "every": EVERY, "rows": ROWS, "weight": WEIGHT}
+    cases = {
+        kind: settings("dcnv2", orthogonality=orthogonality, sharding=KINDS[kind])
+        for kind in ("row_wise", "mixed")
+    }
+    together = run_on_ranks(ranks, after_steps, cases)[0]
+    one_by_one = run_on_ranks(ranks, after_steps, cases, 1)[0]
+    for name, tensors in together.items():
+        for key, values in tensors.items():
+            torch.testing.assert_close(
+                one_by_one[name][key], values, rtol=1e-6, atol=1e-6, msg=f"{name}: {key}"
+            )
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_rows_that_have_their_turn_move_as_the_rule_would_have_moved_them(ranks: int) -> None:
+    cases = {
+        f"{rule} {kind}": settings(
+            "dcnv2",
+            optimizer={"tables": rule, "tables_learning_rate": RATE},
+            orthogonality={"application": "decoupled", "every": EVERY, "rows": ROWS, "weight": WEIGHT},
+            sharding=KINDS[kind],
+        )
+        for rule, kind in CASES
+    }
+    results = run_on_ranks(ranks, after_steps, cases)[0]
+    for name in cases:
+        before, after = results[f"{name} before"], results[f"{name} after"]
+        for field, count in FIELDS.items():
+            key = f"{TABLES}/{field}"
+            states = {
+                state.split("/")[0]: values
+                for state, values in before.items()
+                if state.endswith(key) and not state.startswith(TABLES)
+            }
+            expected = moved(before[key], states)
+            torch.testing.assert_close(after[key], expected, rtol=1e-5, atol=1e-6, msg=f"{name}: {field}")
+            still = torch.ones(count, dtype=torch.bool)
+            stride = -(-count // ROWS)
+            still[(STEPS // EVERY) % stride :: stride] = False
+            assert torch.equal(after[key][still], before[key][still]), "the others wait"
+            assert not torch.equal(after[key][~still], before[key][~still])
+
+
+def copies_after_steps(run: RunSettings, cardinalities: dict[str, int]) -> dict[str, torch.Tensor]:
+    state = open_supernet(run, cardinalities, torch.device("cpu"))
+    state.optimizers.open_state()
+    for step in range(1, 4):
+        state.optimizers.steps = step
+        state.regularizer.after_step(state.sharded, state.optimizers)
+    return {field: local.values.clone() for field, local in state.sharded.local.items()}
+
+
+def test_copies_stay_the_same_bits_beside_tables_that_differ_by_rank() -> None:
+    """Two copies go through the same sums on every rank, whatever else of their width and about their size a rank has."""
+    cardinalities = {"copied": 300, "here": 310, "there": 400, "small copy": 100}
+    copies = {"copied": "data_parallel", "small copy": "data_parallel"}
+    run = settings(
+        "dcnv2", sharding={"kind": "table_wise", "tables": copies}, optimizer={"tables": "adam", "tables_learning_rate": RATE},
+        orthogonality={"application": "decoupled", "every": 1, "weight": WEIGHT},
+    )  # fmt: skip
+    run = run.model_copy(update={"model": run.model.model_copy(update={"base_width": 16})})
+    first, second = run_on_ranks(2, copies_after_steps, run, cardinalities)
+    assert first.keys() != second.keys()
+    assert all(torch.equal(first[field], second[field]) for field in copies)
+
+
+def grams_of_all_turns(run: RunSettings, rows: int) -> dict[str, list[torch.Tensor]]:
+    state = open_supernet(run, FIELDS, torch.device("cpu"))
+    found: dict[str, list[torch.Tensor]] = {}
+    for number in range(max(FIELDS.values()) // rows):
+        for product in row_sampling.products(
+            state.sharded, lambda matrix, _: matrix, row_sampling.Turn(number, rows)
+        ):
+            for key, matrix in zip(product.at.keys, product.matrix, strict=True):
+                found.setdefault(key.removeprefix(f"{TABLES}/"), []).append(matrix)
+    of_tables = gram.grams(state.sharded)
+    return {field: [*of_turns, of_tables[field]] for field, of_turns in found.items()}
+
+
+@pytest.mark.parametrize("kind", ["row_wise", "mixed"])
+def test_the_gram_matrix_of_the_rows_in_turn_is_unbiased(kind: str) -> None:
+    """Over a whole rotation (of `user`: 6 turns; `movie`: 4, so that 4 of its 6 are one) the mean is the table's own."""
+    for of_rank in run_on_ranks(2, grams_of_all_turns, settings("dcnv2", sharding=KINDS[kind]), 10):
+        for field, (*in_turn, whole_gram) in of_rank.items():
+            rotation = in_turn[: -(-FIELDS[field] // 10)]
+            torch.testing.assert_close(torch.stack(rotation).mean(dim=0), whole_gram, rtol=1e-5, atol=1e-5)
+            if len(rotation) > 1:
+                assert all(not torch.allclose(one, whole_gram, rtol=1e-3) for one in rotation), (
+                    "each tells of its own rows only"
+                )

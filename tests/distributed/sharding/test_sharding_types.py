@@ -1,0 +1,228 @@
+"""Every kind of sharding, and kinds mixed, against plain torch without any: losses, gradients, and three steps under every rule."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torchrec.distributed import comm
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+
+from ham_dist.config.schema import RunSettings
+from ham_dist.data.reader.order import rows_of_rank
+from ham_dist.distributed.ranks import process_group
+from ham_dist.training.evaluation import predict
+from ham_dist.training.state import open_supernet
+from tests.distributed.sharding.test_model import (
+    MODELS,
+    part_of_batch,
+    plain_batch,
+    plain_three_steps,
+    settings,
+    three_steps,
+)
+from tests.support.plain_model import FIELDS, SINGLE_VALUED, PlainModel
+from tests.support.ranks import run_on_ranks
+
+MIXED = {"user": "row_wise", "gender": "data_parallel", "movie": "column_wise", "genres": "table_wise"}
+TURNED = {"user": "column_wise", "gender": "table_wise", "movie": "data_parallel", "genres": "row_wise"}
+KINDS: dict[str, dict[str, Any]] = {
+    "row_wise": {"kind": "row_wise"},
+    "column_wise": {"kind": "column_wise"},
+    "data_parallel": {"kind": "data_parallel"},
+    "grid": {"kind": "grid"},
+    "table_row_wise": {"kind": "table_row_wise"},
+    "mixed": {"tables": MIXED},
+    "turned": {"tables": TURNED},
+}
+RATE = 0.05
+WHOLE = {"gender": "table_wise", "genres": "table_wise"}
+"""On 4 ranks their 3 and 9 rows cannot be spread."""
+
+
+def all_cases(cases: dict[str, RunSettings]) -> dict[str, dict[str, Any]]:
+    return {name: three_steps(run) for name, run in cases.items()}
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_every_kind_equals_plain_torch(ranks: int, model: str) -> None:
+    """To 1e-5, as table_wise: sums run in another order, and Adam divides small gradients by their own size."""
+    kinds = (
+        KINDS
+        if ranks < 4
+        else {name: kind | {"tables": kind.get("tables", {}) | WHOLE} for name, kind in KINDS.items()}
+    )
+    cases = {name: settings(model, sharding=sharding) for name, sharding in kinds.items()}
+    results = run_on_ranks(ranks, all_cases, cases)
+    plain = plain_three_steps(cases["mixed"], results[0]["mixed"]["start"])
+    for name in cases:
+        first = results[0][name]
+        placed = {placement.table.field: placement.kind for placement in first["plan"].placements}
+        assert placed == dict.fromkeys(FIELDS, kinds[name].get("kind")) | kinds[name].get("tables", {})
+        torch.testing.assert_close(
+            torch.tensor(first["losses"]), torch.tensor(plain["losses"]), rtol=0, atol=1e-6
+        )
+        torch.testing.assert_close(first["gradient"], plain["gradient"], rtol=1e-4, atol=1e-6)
+        for (field, table), module in zip(first["tables"].items(), plain["model"].bags, strict=True):
+            torch.testing.assert_close(
+                table, module.weight.detach(), rtol=0, atol=1e-5, msg=f"{name}: {field}"
+            )
+            assert torch.equal(first["start"][field], results[0]["mixed"]["start"][field])
+        assert first["regularizer"] == pytest.approx(float(plain["model"].regularizer().detach()), rel=1e-5)
+        torch.testing.assert_close(
+            first["norms"], torch.cat([module.weight.detach().norm(dim=0) for module in plain["model"].bags])
+        )
+        for other in results[1:]:
+            assert other[name]["losses"] == first["losses"]
+            assert torch.equal(other[name]["gradient"], first["gradient"])
+            assert all(
+                torch.equal(other[name]["dense"][key], values) for key, values in first["dense"].items()
+            )
+
+
+RULES: dict[str, Any] = {
+    "sgd": torch.optim.SGD,
+    "adagrad": torch.optim.Adagrad,
+    "rowwise_adagrad": RowWiseAdagrad,
+}
+
+
+def plain_tables(run: RunSettings, start: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """The tables after three steps of plain torch under a rule that the fused kernels have; row-wise Adagrad sees the width that is stored.
+
+    Rounded to the tables' precision after each step, as the kernels do; that of Adagrad on CPU rounds the step besides.
+    """
+    rule, dtype = RULES[run.optimizer.tables], getattr(torch, run.precision.tables)
+    stored = {field: nn.functional.pad(table, (0, -table.shape[1] % 4)) for field, table in start.items()}
+    model = PlainModel(run, start)
+    tables = [nn.Parameter(table) for table in stored.values()]
+    for bag, table, values in zip(model.bags, tables, start.values(), strict=True):
+        bag.weight.data = table.data[:, : values.shape[1]]
+    options = {} if run.optimizer.tables == "sgd" else {"eps": 1e-8}
+    of_tables, of_dense = (
+        rule(tables, lr=RATE, **options),
+        torch.optim.Adam(model.interaction.parameters(), lr=1e-3),
+    )
+    for seed in range(3):
+        model.zero_grad()
+        model.loss(*plain_batch(seed)).backward()
+        for bag, table in zip(model.bags, tables, strict=True):
+            assert bag.weight.grad is not None
+            table.grad = nn.functional.pad(bag.weight.grad, (0, table.shape[1] - bag.weight.shape[1]))
+        before = [table.detach().clone() for table in tables]
+        of_tables.step()
+        for table, values in zip(tables, before, strict=True):
+            step = (values - table.detach()).to(dtype if run.optimizer.tables == "adagrad" else torch.float32)
+            table.data.copy_((values - step).to(dtype))
+        of_dense.step()
+    return [bag.weight.detach() for bag in model.bags]
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_every_table_moves_alike_under_every_rule_and_kind(ranks: int) -> None:
+    """A data-parallel table has no fused kernel, where TorchRec would leave it as it is without a word."""
+    cases = {}
+    for rule in RULES:
+        for name, sharding in KINDS.items():
+            apart = name in ("column_wise", "grid", "mixed", "turned")
+            if rule == "rowwise_adagrad" and apart:
+                if name in ("column_wise", "grid"):
+                    continue
+                sharding = {
+                    "tables": {
+                        field: "row_wise" if kind == "column_wise" else kind
+                        for field, kind in sharding["tables"].items()
+                    }
+                }
+            options = {"tables": rule, "tables_learning_rate": RATE}
+            cases[f"{rule} {name}"] = settings(
+                "dcnv2", optimizer=options, sharding=sharding, orthogonality={"form": "none"}
+            )
+    results = run_on_ranks(ranks, all_cases, cases)[0]
+    for rule in RULES:
+        plain = plain_tables(cases[f"{rule} row_wise"], results[f"{rule} row_wise"]["start"])
+        for name, found in results.items():
+            if name.startswith(f"{rule} "):
+                for (field, table), expected in zip(found["tables"].items(), plain, strict=True):
+                    torch.testing.assert_close(table, expected, rtol=0, atol=2e-5, msg=f"{name}: {field}")
+                    assert not torch.equal(table, found["start"][field]), (name, field)
+
+
+def on_two_hosts(cases: dict[str, RunSettings]) -> dict[str, dict[str, Any]]:
+    """Four ranks that take themselves for two hosts of two: TorchRec and ham_dist ask the environment that torchrun sets."""
+    rank = process_group.rank()
+    before = comm._INTRA_PG, comm._CROSS_PG
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "RANK": rank,
+            "WORLD_SIZE": 4,
+            "LOCAL_RANK": rank % 2,
+            "LOCAL_WORLD_SIZE": 2,
+        }.items():
+            patch.setenv(name, str(value))
+        # Made once for a process, which in tests outlives its group.
+        patch.setattr(comm, "_INTRA_PG", None)
+        patch.setattr(comm, "_CROSS_PG", None)
+        results = all_cases(cases)
+    comm._INTRA_PG, comm._CROSS_PG = before
+    return results
+
+
+def test_kinds_of_several_hosts_equal_plain_torch() -> None:
+    """As above, to 1e-5. table_row_wise and grid are others than row_wise and column_wise from two hosts on."""
+    kinds: dict[str, dict[str, Any]] = {
+        "table_row_wise": {"kind": "table_row_wise", "tables": WHOLE},
+        "grid": {"kind": "grid", "tables": WHOLE},
+        "both": {
+            "tables": {
+                "user": "grid",
+                "gender": "data_parallel",
+                "movie": "table_row_wise",
+                "genres": "column_wise",
+            }
+        },
+    }
+    cases = {name: settings("dcnv2", sharding=sharding) for name, sharding in kinds.items()}
+    results = run_on_ranks(4, on_two_hosts, cases)[0]
+    plain = plain_three_steps(cases["grid"], results["grid"]["start"])
+    placed = results["both"]["plan"].groups["tables.ebc"]
+    assert [(part.rank // 2, part.first_column) for part in placed["user"].parts] == [
+        (0, 0),
+        (0, 0),
+        (1, 4),
+        (1, 4),
+    ]
+    assert len({part.rank // 2 for part in placed["movie"].parts}) == 1
+    for name, found in results.items():
+        torch.testing.assert_close(
+            torch.tensor(found["losses"]), torch.tensor(plain["losses"]), rtol=0, atol=1e-6, msg=name
+        )
+        torch.testing.assert_close(found["gradient"], plain["gradient"], rtol=1e-4, atol=1e-6)
+        for (field, table), module in zip(found["tables"].items(), plain["model"].bags, strict=True):
+            torch.testing.assert_close(
+                table, module.weight.detach(), rtol=0, atol=1e-5, msg=f"{name}: {field}"
+            )
+
+
+def few_rows(cases: dict[str, RunSettings]) -> dict[str, list[torch.Tensor]]:
+    """Logits of global batches that leave some ranks with fewer rows than others, or with none."""
+    results = {}
+    for name, run in cases.items():
+        state = open_supernet(run, FIELDS, torch.device("cpu"), SINGLE_VALUED)
+        parts = (
+            (rows, *rows_of_rank(rows, process_group.rank(), process_group.world_size()))
+            for rows in (1, 2, 7, 33, 50)
+        )
+        batches = [part_of_batch(rows, rows, low, high) for rows, low, high in parts]
+        results[name] = [predict(state, [batch])[0] for batch in batches]
+    return results
+
+
+def test_any_number_of_rows_is_looked_up_under_every_kind() -> None:
+    """To 1e-6: sums over ranks and means run in another order."""
+    cases = {name: settings("dcnv2", sharding=sharding) for name, sharding in KINDS.items()}
+    plain = run_on_ranks(1, few_rows, {"plain": settings("dcnv2")})[0]["plain"]
+    for name, found in run_on_ranks(3, few_rows, cases)[0].items():
+        for ours, theirs in zip(found, plain, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6, msg=name)

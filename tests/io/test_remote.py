@@ -1,0 +1,121 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
+
+from ham_dist.config.load import load_run
+from ham_dist.errors import DataError
+from ham_dist.io import remote
+from ham_dist.io.paths import absolute, exists, is_local, local_path, open_file
+from tests.support.file_server import FileServer, served
+
+CONTENT = bytes(range(256)) * 40
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    monkeypatch.setattr(remote, "_FIRST_WAIT", 0.0)
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "file.bin").write_bytes(CONTENT)
+    (tmp_path / "served" / "run.toml").write_text('[model]\nname = "fm"\n# Größe\n', encoding="utf-8")
+    with served(tmp_path / "served") as server:
+        yield server
+
+
+def test_only_what_is_read_is_fetched(server: FileServer) -> None:
+    with open_file(f"{server.url}/file.bin", "rb") as file:
+        assert file.seek(-100, 2) == len(CONTENT) - 100
+        assert file.read(30) == CONTENT[-100:-70]
+        assert file.read() == CONTENT[-70:]
+        assert file.read() == file.read(5) == b""
+        assert file.seek(7) == file.tell() == 7
+        assert file.read(2) == CONTENT[7:9]
+    size = len(CONTENT)
+    ranges = [
+        f"bytes={first}-{last}"
+        for first, last in [(0, 0), (size - 100, size - 71), (size - 70, size - 1), (7, 8)]
+    ]
+    assert server.asked == [("/file.bin", wanted) for wanted in ranges]
+
+
+def test_text_and_settings(server: FileServer) -> None:
+    with open_file(f"{server.url}/run.toml") as file:
+        assert file.readlines()[2] == "# Größe\n"
+    assert load_run(f"{server.url}/run.toml").model.name == "fm"
+
+
+def test_a_server_without_ranges(server: FileServer) -> None:
+    server.ranges = False
+    with open_file(f"{server.url}/file.bin", "rb") as file:
+        assert file.read() == CONTENT
+
+
+def test_what_is_not_there(server: FileServer) -> None:
+    assert exists(f"{server.url}/file.bin")
+    assert not exists(f"{server.url}/none.bin")
+    with pytest.raises(FileNotFoundError, match="the server says 404"):
+        open_file(f"{server.url}/none.bin", "rb")
+    with pytest.raises(DataError, match=r"none\.bin: cannot be fetched \(.*404"):
+        local_path(f"{server.url}/none.bin")
+
+
+def test_a_server_that_fails_for_a_moment_is_asked_again(server: FileServer) -> None:
+    with open_file(f"{server.url}/file.bin", "rb") as file:
+        server.failures = 3
+        assert file.read(4) == CONTENT[:4]
+        server.failures = 4
+        with pytest.raises(OSError, match="the server says 503 Service Unavailable"):
+            file.read(4)
+
+
+def test_a_server_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "_FIRST_WAIT", 0.0)
+    with served(tmp_path) as server:
+        pass
+    with pytest.raises(OSError, match="the server does not answer"):
+        open_file(f"{server.url}/file.bin", "rb")
+    with pytest.raises(
+        DataError,
+        match=r"file\.bin: cannot be looked for \(the server does not answer .*\n  Check the address",
+    ):
+        exists(f"{server.url}/file.bin")
+
+
+def test_arrows_file_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder stands in for the bucket: all but the talk with S3 itself, which is Arrow's."""
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        remote, "_file_system", lambda scheme, netloc: SubTreeFileSystem(str(tmp_path), LocalFileSystem())
+    )
+    (tmp_path / "bucket" / "data").mkdir(parents=True)
+    (tmp_path / "bucket" / "data" / "file.txt").write_text("Größe\n", encoding="utf-8")
+    url = "s3://bucket/data/file.txt"
+    with open_file(url, "rb") as file:
+        file.seek(2)
+        assert file.read(3) == "Größe".encode()[2:5]
+    with open_file(url) as text:
+        assert text.read() == "Größe\n"
+    assert exists(url)
+    assert exists("s3://bucket/data")
+    assert not exists(f"{url}.none")
+    assert local_path(url) == tmp_path / "cache" / "s3" / "bucket" / "data" / "file.txt"
+    assert local_path(url).read_text(encoding="utf-8") == "Größe\n"
+    with pytest.raises(
+        DataError,
+        match=r"s3://bucket/data: cannot be fetched \(.*\)\n  A folder never can be: copy it to this machine",
+    ):
+        local_path("s3://bucket/data")
+    with pytest.raises(OSError, match="is opened for reading only"):
+        open_file(url, "w")
+    with pytest.raises(FileNotFoundError):
+        open_file(f"{url}.none", "rb")
+
+
+def test_local_and_remote_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert is_local("data/x")
+    assert absolute("data/x") == str(tmp_path / "data" / "x")
+    assert not is_local("s3://bucket/x")
+    assert absolute("s3://bucket/x") == "s3://bucket/x"

@@ -1,0 +1,70 @@
+"""A web server on this machine that misbehaves as told."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+
+@dataclass
+class Server:
+    """Serves `content` under any path."""
+
+    content: bytes
+    ranges: bool = True
+    """Whether it can give the rest of a file."""
+    cut_after: list[int] = field(default_factory=list)
+    """Bytes that each of the first answers gives before the connection breaks."""
+    statuses: list[int] = field(default_factory=list)
+    """What the first answers say instead of giving anything."""
+    asked: list[str | None] = field(default_factory=list)
+    """The Range header of each request so far."""
+    url: str = ""
+
+
+@contextmanager
+def serving(server: Server) -> Iterator[Server]:
+    """`server` with its url, answering while the block runs."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked = self.headers.get("Range")
+            server.asked.append(asked)
+            if server.statuses:
+                self.send_error(server.statuses.pop(0))
+                return
+            start = (
+                int(found[1])
+                if server.ranges and (found := re.fullmatch(r"bytes=(\d+)-", asked or ""))
+                else 0
+            )
+            size = len(server.content)
+            if start >= size:
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{size}")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            self.send_response(206 if start else 200)
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
+            self.send_header("Content-Length", str(size - start))
+            self.end_headers()
+            end = start + server.cut_after.pop(0) if server.cut_after else size
+            self.wfile.write(server.content[start:end])
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Says nothing."""
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    server.url = f"http://127.0.0.1:{http.server_port}/ml-1m.zip"
+    try:
+        yield server
+    finally:
+        http.shutdown()
+        thread.join()
+        http.server_close()

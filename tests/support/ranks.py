@@ -1,0 +1,178 @@
+"""Runs a function on several gloo ranks. The ranks stay alive from one test to the next, because importing torch is what takes long."""
+
+import atexit
+import faulthandler
+import multiprocessing
+import os
+import pickle
+import signal
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_pools: dict[int, "_Pool"] = {}
+
+
+def run_on_ranks(world_size: int, function: Callable[..., T], *args: Any, timeout: float = 120) -> list[T]:
+    """Call `function(*args)` on `world_size` ranks that are joined in a gloo process group, and give each rank's result, by rank.
+
+    function: at the top level of a module, so that the ranks can import it; torch's seed is 0 when it starts.
+    args:     picklable, as is what the function returns.
+    timeout:  seconds until the ranks are given up.
+    raises:   what the first failing rank raised, with its number and traceback as a note; TimeoutError with the ranks that were still at it and
+              where they stood. The ranks are replaced after either, so that the next call finds none that waits for a peer.
+    """
+    pool = _pools.pop(world_size, None) or _Pool(world_size)
+    try:
+        results = pool.run(function, args, timeout)
+    except BaseException:
+        pool.close()
+        raise
+    _pools[world_size] = pool
+    return results
+
+
+@atexit.register
+def _close_pools() -> None:
+    while _pools:
+        _pools.popitem()[1].close()
+
+
+class _Pool:
+    """Processes that wait for jobs, one a rank, each at one end of a pipe."""
+
+    def __init__(self, world_size: int) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="ranks-")
+        self.jobs = 0
+        self.processes = []
+        self.pipes: list[Connection] = []
+        spawn = multiprocessing.get_context("spawn")
+        for rank in range(world_size):
+            ours, theirs = spawn.Pipe()
+            process = spawn.Process(
+                target=_rank,
+                args=(rank, world_size, theirs, self.folder.name),
+                name=f"rank-{rank}",
+                daemon=True,
+            )
+            process.start()
+            theirs.close()
+            self.processes.append(process)
+            self.pipes.append(ours)
+
+    def run(self, function: Callable[..., Any], args: tuple[Any, ...], timeout: float) -> list[Any]:
+        self.jobs += 1
+        job = pickle.dumps((function, args, f"{self.folder.name}/group-{self.jobs}", timeout))
+        for rank, pipe in enumerate(self.pipes):
+            try:
+                pipe.send_bytes(job)
+            except BrokenPipeError:
+                raise self._died(rank) from None
+        results: dict[int, Any] = {}
+        deadline = time.monotonic() + timeout
+        while len(results) < len(self.pipes):
+            busy = {pipe: rank for rank, pipe in enumerate(self.pipes) if rank not in results}
+            ready = wait(list(busy), timeout=max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise self._timed_out(function, timeout, sorted(busy.values()))
+            answers = [(self._receive(busy[pipe]), busy[pipe]) for pipe in ready]  # type: ignore[index]
+            failures = sorted((finished, rank) for (finished, failed, _), rank in answers if failed)
+            if failures:
+                first = failures[0][1]
+                raise next(outcome for (_, _, outcome), rank in answers if rank == first)
+            results |= {rank: outcome for (_, _, outcome), rank in answers}
+        return [results[rank] for rank in range(len(self.pipes))]
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.join()
+        for pipe in self.pipes:
+            pipe.close()
+        self.folder.cleanup()
+
+    def _receive(self, rank: int) -> tuple[float, bool, Any]:
+        try:
+            return pickle.loads(self.pipes[rank].recv_bytes())
+        except EOFError:
+            raise self._died(rank) from None
+
+    def _died(self, rank: int) -> RuntimeError:
+        self.processes[rank].join()
+        return RuntimeError(
+            f"rank {rank} of {len(self.pipes)} died with exit code {self.processes[rank].exitcode}"
+        )
+
+    def _timed_out(self, function: Callable[..., Any], timeout: float, busy: list[int]) -> TimeoutError:
+        for rank in busy:
+            os.kill(self.processes[rank].pid or 0, signal.SIGUSR1)
+        time.sleep(0.2)  # faulthandler writes as soon as the signal arrives; there is nothing to wait for.
+        error = TimeoutError(
+            f"after {timeout:g} s still busy with {function.__qualname__}: rank {', '.join(map(str, busy))} of {len(self.pipes)}"
+        )
+        for rank in busy:
+            error.add_note(f"rank {rank} stands at:\n{_stacks(self.folder.name, rank).read_text()}")
+        return error
+
+
+def _stacks(folder: str, rank: int) -> Path:
+    return Path(folder) / f"stacks-{rank}.txt"
+
+
+def _rank(rank: int, world_size: int, pipe: Connection, folder: str) -> None:
+    """Life of one rank: take a job, join a fresh group, do it, answer (when it ended, whether it failed, the result or the exception)."""
+    # One thread a rank; torch reads this when it is imported, which nothing above does.
+    os.environ |= {"OMP_NUM_THREADS": "1", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world_size)}
+    with open(_stacks(folder, rank), "w") as stacks:
+        faulthandler.register(signal.SIGUSR1, stacks)
+        while True:
+            try:
+                job = pipe.recv_bytes()
+            except EOFError:
+                return  # The tests are over.
+            try:
+                answer = pickle.dumps((time.monotonic(), False, _work(rank, world_size, job)))
+            except BaseException as error:
+                # The group is not left: that would make peers fail too, with errors that hide this one. The parent ends all ranks.
+                answer = _failure(rank, world_size, error)
+            pipe.send_bytes(answer)
+
+
+def _work(rank: int, world_size: int, job: bytes) -> Any:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    function, args, store, timeout = pickle.loads(job)
+    torch.manual_seed(0)
+    dist.init_process_group(
+        "gloo",
+        store=dist.FileStore(store, world_size),
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=timeout),
+    )
+    dist.barrier()  # A rank whose function is short would otherwise leave, and close its connections, while a slow one still joins.
+    result = function(*args)
+    dist.destroy_process_group()
+    return result
+
+
+def _failure(rank: int, world_size: int, error: BaseException) -> bytes:
+    finished = time.monotonic()
+    note = f"on rank {rank} of {world_size}:\n{''.join(traceback.format_exception(error))}"
+    error.add_note(note)
+    try:
+        answer = pickle.dumps((finished, True, error))
+        pickle.loads(answer)
+    except Exception:
+        # An exception that does not survive pickling comes back as its text.
+        answer = pickle.dumps((finished, True, RuntimeError(note)))
+    return answer

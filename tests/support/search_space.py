@@ -1,0 +1,34 @@
+"""A search space of three tables, for tests of methods."""
+
+from typing import Any
+
+import torch
+
+from ham_dist.config.schema import SearchSettings, Target
+from ham_dist.embedding.mask import ColumnLayout
+from ham_dist.embedding.tables import BYTES_PER_NUMBER
+from ham_dist.methods.budget import Budget
+from ham_dist.methods.method import Method, SearchSpace
+from ham_dist.methods.registry import METHODS
+
+WIDTHS = {"user": 4, "gender": 2, "movie": 4}
+ROWS = {"user": 100, "gender": 3, "movie": 50}
+LAYOUT = ColumnLayout(WIDTHS, ROWS)
+
+
+def space(target: Target, *, norms: torch.Tensor | None = None, seed: int = 0) -> SearchSpace:
+    """Ten columns; `norms` of them, ones by default."""
+    return SearchSpace(
+        LAYOUT,
+        Budget(target, LAYOUT, BYTES_PER_NUMBER),
+        lambda: torch.ones(LAYOUT.size) if norms is None else norms,
+        seed,
+        torch.device("cpu"),
+    )
+
+
+def method(
+    name: str, target: Target, *, norms: torch.Tensor | None = None, seed: int = 0, **settings: Any
+) -> Method:
+    """A method on that space."""
+    return METHODS[name](space(target, norms=norms, seed=seed), SearchSettings(**settings))

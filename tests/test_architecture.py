@@ -1,0 +1,94 @@
+"""Imports point down only: what is below can be read, tested and used without what is above."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+# Packages from the top down; those in one group may import one another, but for `APART`.
+ORDER = (
+    {"__main__", "train"},
+    {"cli"},
+    {"run", "library"},
+    {"stages", "export", "report"},
+    {"methods"},
+    {"training"},
+    {"models", "distributed"},
+    {"embedding"},
+    {"data"},
+    {"config"},
+    {"io"},
+    {"errors", "backend", "__init__"},
+)
+LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
+APART = ({"models", "distributed"},)
+DISTRIBUTED_MODULES = ("torch.distributed", "torchrec.distributed")
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """Full names of the modules that a file imports, wherever in it the import stands."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _sources() -> list[tuple[str, Path]]:
+    """Every file of the package with its room."""
+    package = ROOT / "ham_dist"
+    return [
+        (path.relative_to(package).parts[0].removesuffix(".py"), path)
+        for path in sorted(package.rglob("*.py"))
+    ]
+
+
+def test_every_file_has_a_room() -> None:
+    assert {room for room, _ in _sources()} <= LEVEL.keys()
+
+
+def test_imports_point_down() -> None:
+    wrong = []
+    for room, path in _sources():
+        for name in _imports(path):
+            target = name.removeprefix("ham_dist.").split(".")[0]
+            if not name.startswith("ham_dist.") or target not in LEVEL:
+                continue
+            if LEVEL[target] < LEVEL[room] or any(
+                room != target and {room, target} <= pair for pair in APART
+            ):
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert wrong == []
+
+
+def test_only_one_room_knows_of_torch_distributed() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for room, path in _sources()
+        for name in _imports(path)
+        if room != "distributed"
+        and any(name == module or name.startswith(module + ".") for module in DISTRIBUTED_MODULES)
+    ]
+    assert wrong == []
+
+
+def test_nothing_but_tests_imports_tests() -> None:
+    sources = [path for folder in ("ham_dist", "launch", "perf") for path in (ROOT / folder).rglob("*.py")]
+    assert [path for path in sources if any(name.split(".")[0] == "tests" for name in _imports(path))] == []
+
+
+def test_no_file_beside_train_py_hides_a_module_of_python() -> None:
+    """A script's own folder comes first on sys.path: `ham_dist/train.py` would import ham_dist/inspect.py for `inspect`.
+
+    Modules that the interpreter itself loads before it looks at sys.path, such as `io`, cannot be hidden.
+    """
+    names = {path.name.removesuffix(".py") for path in (ROOT / "ham_dist").iterdir()}
+    script = "import sys; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", script], capture_output=True, text=True, check=True
+    )
+    assert names & (sys.stdlib_module_names - set(done.stdout.split())) == set()
