@@ -9,7 +9,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ham_dist import __version__, cli, train
+from ham_dist import __version__, cli
+from ham_dist import run as run_module
 from ham_dist.cli import app, failures
 from ham_dist.config.load import DEMO, dump_run, load_run
 from ham_dist.config.schema import ModelSettings, PrecisionSettings, RunSettings, SyntheticSettings
@@ -21,15 +22,19 @@ runner = CliRunner()
 
 
 def _fail(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    def run(settings: RunSettings, run_dir: Path | None, resume: bool) -> None:
+    def run(settings: RunSettings, run_dir: Path | None, *, resume: bool) -> None:
         raise error
 
-    monkeypatch.setattr(train, "run", run)
+    monkeypatch.setattr(run_module, "run_stages", run)
 
 
 def _calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunSettings, Path | None, bool]]:
     calls: list[tuple[RunSettings, Path | None, bool]] = []
-    monkeypatch.setattr(train, "run", lambda *arguments: calls.append(arguments))
+
+    def run(settings: RunSettings, run_dir: Path | None, *, resume: bool) -> None:
+        calls.append((settings, run_dir, resume))
+
+    monkeypatch.setattr(run_module, "run_stages", run)
     return calls
 
 

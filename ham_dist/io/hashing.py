@@ -1,0 +1,29 @@
+"""sha256 of files and of JSON values."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import IO, Any
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return sha256_of_stream(file)
+
+
+def sha256_of_stream(file: IO[bytes]) -> str:
+    """sha256 of all that is left to read in `file`, in hexadecimal."""
+    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+def sha256_of_json(value: Any, *, ensure_ascii: bool = True) -> str:
+    """sha256 of a JSON value in canonical form (sorted keys, no spaces), in hexadecimal.
+
+    Raises:
+        ValueError: The value holds NaN or infinity.
+    """
+    text = json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=ensure_ascii, allow_nan=False
+    )
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
