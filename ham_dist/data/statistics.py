@@ -87,9 +87,10 @@ def look_at(folder: Path, manifest: Manifest, width: int, precision: TablePrecis
     """Read the prepared data in `folder` once through, a field at a time, in bounded memory (MEMORY, then disk; time grows with rows and fields).
 
     width, precision: of the tables whose bytes are counted.
-    raises:           DataError if a shard is missing, is not of the size that the manifest says, or cannot be read.
+    raises:           DataError if a file is missing or its bytes are not those that the manifest vouches for, or if it cannot be read.
     """
-    manifest.check(folder, deep=False)
+    # By sha256, since DuckDB does not verify the checksums of Parquet pages: a flipped bit would be another id.
+    manifest.check(folder, deep=True)
     with tempfile.TemporaryDirectory(prefix="ham-dist-") as spill:
         connection = ibis.duckdb.connect(memory_limit=MEMORY, temp_directory=spill)
         try:

@@ -51,6 +51,7 @@ def export_state(
             for name, values in state.interaction.state_dict().items()
         },
         vocabulary=f"{samples.folder}/vocabulary" if manifest.recipe is not None else None,
+        vocabulary_sha256={field.name: field.vocabulary.sha256 for field in manifest.fields},
         verify=lambda partial: verify_bundle(
             partial, [held], live, state.sharded.device, copied=precision == own_precision(state.settings)
         ),

@@ -112,7 +112,7 @@ def _is_list(type: pa.DataType) -> bool:
 
 def _opened(path: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: no Parquet file: {str(error).splitlines()[0]}") from None
 

@@ -19,7 +19,7 @@ from ham_dist.config.schema import ModelSettings
 from ham_dist.distributed.ranks.process_group import gather_objects, on_first_rank, rank, together
 from ham_dist.errors import BundleError
 from ham_dist.export.bundle import VALUES, open_bundle
-from ham_dist.export.files import sha256_of, writing
+from ham_dist.export.files import writing
 from ham_dist.export.manifest import (
     DENSE,
     BundleManifest,
@@ -41,7 +41,17 @@ if TYPE_CHECKING:  # `tables` imports TorchRec, which writing does not need.
 PIECE_NUMBERS = 1 << 24
 """Most numbers in one file of a table (64 MiB of fp32), which bounds what a rank holds besides its shards."""
 
+_COPY_BYTES = 1 << 20
+"""Bytes of a vocabulary that are copied at a time."""
+
 _TYPES = {"fp32": ("float32", torch.float32), "fp16": ("float16", torch.float16)}
+
+
+class _Vocabulary(NamedTuple):
+    """The folder with `<field>.parquet`, or None; and the sha256 of each file by field, where one is known."""
+
+    folder: str | Path | None
+    sha256: Mapping[str, str] | None
 
 
 class _Written(NamedTuple):
@@ -80,6 +90,7 @@ def write_bundle(
     dense: Mapping[str, torch.Tensor],
     first_order_chunks: Iterable["TableChunk"] = (),
     vocabulary: str | Path | None = None,
+    vocabulary_sha256: Mapping[str, str] | None = None,
     verify: Callable[[Path], Mapping[str, Any]] | None = None,
     piece_numbers: int = PIECE_NUMBERS,
 ) -> dict[str, Any]:
@@ -91,6 +102,7 @@ def write_bundle(
     dense:         state dict of the model above the tables; rank 0's is written.
     first_order_chunks: the same for the first-order tables of width 1.
     vocabulary:    folder with <field>.parquet of each field that the model reads; None where values are ids already. Read on rank 0.
+    vocabulary_sha256: sha256 of each of these files, by field, as the data's manifest has it; a copy with another one is refused.
     verify:        called on rank 0 with the finished folder, before it gets its name; it opens the bundle, raises if that is not the live model,
                    and what it returns (JSON) goes into the manifest. It must hold no collective. None: the bundle is opened, which checks its files.
     piece_numbers: most numbers in one file.
@@ -106,7 +118,11 @@ def write_bundle(
             lambda: list(_write_tables(partial, description, chunks, first_order_chunks, piece_numbers))
         )
         pieces = [piece for of_rank in gather_objects(written) for piece in of_rank]
-        return on_first_rank(lambda: _finish(partial, out, description, pieces, dense, vocabulary, verify))
+        return on_first_rank(
+            lambda: _finish(
+                partial, out, description, pieces, dense, _Vocabulary(vocabulary, vocabulary_sha256), verify
+            )
+        )
     except BaseException:
         # All ranks come here together, so none still writes into what goes away.
         if rank() == 0:
@@ -204,7 +220,7 @@ def _finish(
     description: Description,
     written: Sequence[_Written],
     dense: Mapping[str, torch.Tensor],
-    vocabulary: str | Path | None,
+    vocabulary: _Vocabulary,
     verify: Callable[[Path], Mapping[str, Any]] | None,
 ) -> dict[str, Any]:
     """What rank 0 does when all tables are there: dense weights, vocabulary, manifest, the check, and the name."""
@@ -220,7 +236,7 @@ def _finish(
             _entries("first_order", description, written),
         )
         read = dict.fromkeys(table.field for table in (*tables, *first_order))
-        vocabularies = _copy_vocabulary(partial, read, vocabulary, files) if vocabulary else {}
+        vocabularies = _copy_vocabulary(partial, read, vocabulary, files)
         manifest = BundleManifest(
             kind="custom" if description.model is None else "ctr",
             model=description.model,
@@ -281,20 +297,45 @@ def _entries(folder: str, description: Description, written: Sequence[_Written])
 
 
 def _copy_vocabulary(
-    partial: Path, fields: Iterable[str], folder: str | Path, files: dict[str, FileEntry]
+    partial: Path, fields: Iterable[str], vocabulary: _Vocabulary, files: dict[str, FileEntry]
 ) -> dict[str, str]:
-    """Copy <field>.parquet of each field that the model reads; adds to `files`, and gives the copies' paths by field."""
-    copies = {}
+    """Copy the vocabulary of each field that the model reads.
+
+    Args:
+        files: The bundle's files; the copies are added.
+    Returns:
+        Paths of the copies in the bundle, by field.
+    Raises:
+        BundleError: A file is missing, or its content is not what the data's manifest vouches for.
+    """
+    copies: dict[str, str] = {}
+    if vocabulary.folder is None:
+        return copies
     for field in fields:
-        source, path = f"{folder}/{field}.parquet", inside(f"vocabulary/{field}.parquet")
+        source, path = f"{vocabulary.folder}/{field}.parquet", inside(f"vocabulary/{field}.parquet")
         if not exists(source):
             raise BundleError(
                 f"{source}: missing: the vocabulary of {field!r}. Give the folder `vocabulary` that `ham-dist prepare` wrote."
             )
         with writing(partial / path):
             (partial / path).parent.mkdir(parents=True, exist_ok=True)
-            with open_file(source, "rb") as read, (partial / path).open("wb") as written:
-                shutil.copyfileobj(read, written)
-        files[path] = FileEntry(size=(partial / path).stat().st_size, sha256=sha256_of(partial / path))
+            files[path] = _copy(source, partial / path)
+        wanted = files[path].sha256 if vocabulary.sha256 is None else vocabulary.sha256[field]
+        if files[path].sha256 != wanted:
+            raise BundleError(
+                f"{source}: has sha256 {files[path].sha256[:12]}..., and the data's manifest has {wanted[:12]}...: the file was changed.\n"
+                "  Copy the data again from where it was prepared, or prepare it again."
+            )
         copies[field] = path
     return copies
+
+
+def _copy(source: str, target: Path) -> FileEntry:
+    """Copy a file, hashing the bytes that are written: what the hash vouches for is the copy itself."""
+    digest, size = hashlib.sha256(), 0
+    with open_file(source, "rb") as read, target.open("wb") as written:
+        while block := read.read(_COPY_BYTES):
+            written.write(block)
+            digest.update(block)
+            size += len(block)
+    return FileEntry(size=size, sha256=digest.hexdigest())

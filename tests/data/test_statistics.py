@@ -1,3 +1,4 @@
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -21,6 +22,16 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("look") / "a[1]*"  # DuckDB takes such a path for a pattern
     generate(SETTINGS, out)
     return out
+
+
+def test_a_flipped_bit_is_refused(generated: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(generated, tmp_path / "data"))
+    shard = next((folder / "test").iterdir())
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(DataError, match=rf"{shard.name}: its bytes are not those that were written"):
+        look_at(folder, Manifest.load(folder), 16)
 
 
 def _counts(folder: Path, manifest: Manifest, field: str) -> dict[str, Counter[int]]:
@@ -118,7 +129,7 @@ def test_shards_that_are_missing_or_damaged(tmp_path: Path) -> None:
     path = tmp_path / "data" / manifest.splits["train"].shards[0].file
     content = path.read_bytes()
     path.write_bytes(b"\0" * len(content))
-    with pytest.raises(DataError, match="data: cannot be read: "):
+    with pytest.raises(DataError, match="its bytes are not those that were written"):
         look_at(tmp_path / "data", manifest, 16)
     path.unlink()
     with pytest.raises(DataError, match=r"part-00000\.parquet: is missing"):

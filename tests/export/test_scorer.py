@@ -155,6 +155,33 @@ def test_prepared_folder_in_the_order_of_its_parts(tmp_path: Path, raw_bundle: P
         score(raw_bundle, tmp_path / "data", tmp_path / "out.txt")
 
 
+def flip_a_bit_of_an_id(path: Path, table: pa.Table, field: str) -> None:
+    """Write `table` as plain numbers with a checksum of each page, and change the last id of `field` to another valid one."""
+    ids = table[field].combine_chunks().to_numpy().tobytes()
+    pq.write_table(table, path, compression="none", use_dictionary=False, write_page_checksum=True)
+    content = bytearray(path.read_bytes())
+    assert content.count(ids) == 1
+    content[content.find(ids) + len(ids) - 4] ^= 1
+    path.write_bytes(content)
+    assert pq.read_table(path)[field].to_pylist() != table[field].to_pylist(), "no other check finds it"
+
+
+def test_a_flipped_bit_in_prepared_ids_is_refused(tmp_path: Path, bundle: Path) -> None:
+    flip_a_bit_of_an_id(tmp_path / "in.parquet", prepared_table(some_ids(RECORDS)), "user")
+    with pytest.raises(DataError, match=r"in\.parquet: damaged: .*CRC"):
+        score(bundle, tmp_path / "in.parquet", tmp_path / "out.txt")
+    assert not (tmp_path / "out.txt").exists()
+
+
+def test_a_flipped_bit_in_raw_records_is_refused(tmp_path: Path, raw_bundle: Path) -> None:
+    ids = some_ids(RECORDS)
+    users = pa.array(range(1000, 1000 + RECORDS), pa.int32())
+    table = pa.table({**raw_values(ids, "never seen"), "user": users})
+    flip_a_bit_of_an_id(tmp_path / "in.parquet", table, "user")
+    with pytest.raises(DataError, match=r"in\.parquet: .*CRC"):
+        score(raw_bundle, tmp_path / "in.parquet", tmp_path / "out.txt")
+
+
 def raw_values(ids: dict[str, Ids], unknown: str) -> dict[str, list[Any]]:
     def value(field: str, id: int) -> str:
         return f"{field[0]}{id}" if id else unknown

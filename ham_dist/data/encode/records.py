@@ -198,7 +198,7 @@ def _csv_records(engine: DuckDB, path: Path, made: Mapping[str, Made]) -> Iterat
 
 def _parquet_records(engine: DuckDB, path: Path, made: Mapping[str, Made]) -> Iterator[Records]:
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             _require_columns(path, file.schema_arrow.names, made)
             for batch in file.iter_batches(
                 columns=list(dict.fromkeys(column for column, _, _ in made.values()))

@@ -95,7 +95,7 @@ def generate_shard(planted: Planted, split: str, number: int, folder: Path) -> t
     """
     file = shard_name(split, number)
     if (folder / file).exists():
-        labels = pq.read_table(folder / file, columns=[LABEL])[LABEL]
+        labels = pq.read_table(folder / file, columns=[LABEL], page_checksum_verification=True)[LABEL]
         return stored_file(folder, folder / file, len(labels)), pc.sum(labels).as_py()
     first = number * ROWS_PER_SHARD
     rows = min(ROWS_PER_SHARD, split_sizes(planted.settings.rows)[split] - first)
@@ -156,7 +156,7 @@ def _write_vocabularies(planted: Planted, folder: Path, train: SplitEntry) -> It
         if not all((folder / file).exists() for file in files.values()):
             counts = {name: np.zeros(sizes[name], dtype=np.int64) for name in names}
             for shard in train.shards:
-                table = pq.read_table(folder / shard.file, columns=names)
+                table = pq.read_table(folder / shard.file, columns=names, page_checksum_verification=True)
                 for name in names:
                     _add(counts[name], table[name].to_numpy())
             for name, file in files.items():
