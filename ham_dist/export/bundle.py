@@ -104,7 +104,7 @@ def open_bundle(path: str | Path) -> Bundle:
     """Open the bundle in the folder `path` (any scheme that the PathManager knows) and check all of it.
 
     raises: BundleError that names the file if one is missing, outside of the folder, of another size or content than manifest.json says, or does
-            not hold the tensors that the model needs; and whatever `read_manifest` refuses.
+            not hold the tensors that the model needs, or holds weights that are not finite; and whatever `read_manifest` refuses.
     """
     root = local_path(path)
     manifest = read_manifest(root)
@@ -123,10 +123,12 @@ def open_bundle(path: str | Path) -> Bundle:
     for table in (*manifest.tables, *manifest.first_order):
         for piece in table.files:
             _check_tensors(root / piece.file, {VALUES: (_TYPES[table.type][0], [piece.rows, table.width])})
+            _require_finite(root / piece.file)
     if manifest.model is None:
         _tensors_of(root / DENSE)
     else:
         _check_model(root, manifest)
+    _require_finite(root / DENSE)
     return Bundle(root, manifest)
 
 
@@ -175,6 +177,18 @@ def _check_tensors(path: Path, wanted: Mapping[str, tuple[str, list[int]]]) -> N
             raise BundleError(
                 f"{path}: {name} is {found[name][0]} {found[name][1]}, wanted {expected[0]} {expected[1]}. {MEND}"
             )
+
+
+def _require_finite(path: Path) -> None:
+    """Refuse weights that are NaN or infinite, of which probabilities would be NaN."""
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118  (safe_open is no mapping)
+            values = file.get_tensor(name)
+            if values.is_floating_point() and not values.isfinite().all():
+                raise BundleError(
+                    f"{path}: {name} holds numbers that are not finite "
+                    f"({int((~values.isfinite()).sum()):,} of {values.numel():,}). Train the model again, with a lower learning rate."
+                )
 
 
 def _same_names(path: Path, what: str, found: Iterable[str], wanted: Iterable[str]) -> None:

@@ -226,3 +226,23 @@ def test_folder_that_is_no_bundle(tmp_path: Path) -> None:
         open_bundle(tmp_path)
     with pytest.raises(BundleError, match="no such file"):
         open_bundle(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused(whole: Path, number: float) -> None:
+    """One number in a table's last row or in a dense weight makes probabilities nan, of some records alone."""
+    whole_manifest = read_manifest(whole)
+    table, first_order = whole_manifest.tables[0], whole_manifest.first_order[0]
+    for file in (table.files[-1].file, first_order.files[-1].file, "dense.safetensors"):
+        tensors = load_file(whole / file)
+        name = next(name for name, values in tensors.items() if values.is_floating_point())
+        tensors[name].view(-1)[-1] = number
+        content = (whole / file).read_bytes()
+        replaced(whole, file, tensors)
+        with pytest.raises(
+            BundleError, match=f"{Path(file).name}: {name} holds numbers that are not finite .1 of"
+        ):
+            open_bundle(whole)
+        (whole / file).write_bytes(content)
+        write_manifest(whole, whole_manifest)
+    open_bundle(whole)

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from ham_dist.data.encode.expressions import CELL, ID, ROW, Sides, cells_of, hashed_ids, ids_of
-from ham_dist.data.engines.base import DuckDB, Engine
+from ham_dist.data.engines.base import Engine
 from ham_dist.data.recipe.fields import AnyField, Categorical
 
 # Beyond this many positions a row, the table from positions to places costs more than searching.
@@ -71,7 +71,8 @@ class Encoder:
 
     def encode(self, samples: Samples) -> dict[str, pa.Array]:
         """A column of ids for each field, in the order of the samples: int32, or lists of int32."""
-        found = self._by_cells(self._engine, samples) if isinstance(self._engine, DuckDB) else {}
+        # Looking up distinct cells takes a query for each field and each call.
+        found = {} if self._engine.long_queries else self._by_cells(samples)
         if rest := self._fields.keys() - found.keys():
             view, places = samples.view(), _Places(samples.rows)
             for name in rest:
@@ -79,8 +80,8 @@ class Encoder:
                 found[name] = places.sort(query())
         return {name: found[name] for name in self._fields}
 
-    def _by_cells(self, engine: DuckDB, samples: Samples) -> dict[str, pa.Array]:
-        """Of the fields whose column the samples have: cells repeat, and each distinct one of them is looked up once."""
+    def _by_cells(self, samples: Samples) -> dict[str, pa.Array]:
+        """Ids of the fields whose column the samples have. Cells repeat; each distinct one is looked up once."""
         alone = threading.Lock()
 
         def ids(name: str) -> pa.Array:
@@ -92,7 +93,7 @@ class Encoder:
                 places = cells.indices.fill_null(len(distinct) - 1)
             rows = np.arange(len(distinct))
             with alone:
-                shown = engine.show_arrow(f"cells_{name}", pa.table({ROW: rows, CELL: distinct}))
+                shown = self._engine.show_arrow(f"cells_{name}", pa.table({ROW: rows, CELL: distinct}))
                 found = self._query(name, shown)()
             in_order = _Places(rows).sort(found)
             return in_order if places is None else in_order.take(places)

@@ -77,6 +77,9 @@ class Engine(Protocol):
     def show(self, name: str, expression: ibis.Table) -> ibis.Table:
         """A view called `name` of the rows of `expression`, in place of the one that was called so before."""
 
+    def show_arrow(self, name: str, table: pa.Table) -> ibis.Table:
+        """A view called `name` of a table in memory; it replaces an earlier view of that name."""
+
     def query(self, expression: ibis.Table) -> Callable[[], pa.Table]:
         """Gives the rows of `expression`, which are few, as its views are then; translated once, as that takes longer than many a query."""
 
@@ -142,7 +145,6 @@ class DuckDB:
             raise self._told(error) from error
 
     def show_arrow(self, name: str, table: pa.Table) -> ibis.Table:
-        """A view called `name` of a table that is in memory, in place of the one that was called so before."""
         self._connection.con.register(name, table)
         return self._connection.table(name)
 

@@ -95,6 +95,11 @@ class Spark:
         self._frame(expression).createOrReplaceTempView(name)
         return self._connection.table(name)
 
+    @told
+    def show_arrow(self, name: str, table: pa.Table) -> ibis.Table:
+        self._session.createDataFrame(table).createOrReplaceTempView(name)
+        return self._connection.table(name)
+
     def query(self, expression: ibis.Table) -> Callable[[], pa.Table]:
         sql = self._connection.compile(expression)
         return told(lambda: self._session.sql(sql).toArrow())
