@@ -9,8 +9,8 @@ from safetensors import SafetensorError, safe_open
 
 from ham_dist.errors import BundleError
 from ham_dist.export.compact import CompactModel
-from ham_dist.export.files import sha256_of
 from ham_dist.export.manifest import DENSE, MEND, BundleManifest, TableEntry, read_manifest
+from ham_dist.io.hashing import sha256_of
 from ham_dist.io.paths import local_path
 from ham_dist.models.interaction import Interaction
 from ham_dist.models.registry import INTERACTIONS, build_interaction

@@ -1,17 +1,10 @@
-"""What all that write or check a bundle's files share."""
+"""Errors of writing a bundle's files."""
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ham_dist.errors import BundleError
-
-
-def sha256_of(path: Path) -> str:
-    """sha256 of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """What a bundle says of itself: manifest.json, its fields, and reading and writing it. Needs no torch."""
 
-import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, Va
 
 from ham_dist.config.schema import ModelSettings
 from ham_dist.errors import BundleError
+from ham_dist.io.hashing import sha256_of_json
 
 FORMAT = "ham_dist bundle"
 FORMAT_VERSION = 1
@@ -172,9 +172,7 @@ def piece_path(folder: str, field: str, first_row: int) -> str:
 
 def _checksum(content: dict[str, Any]) -> str:
     """sha256 over the parsed content, so that white space does not matter."""
-    return hashlib.sha256(
-        json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-    ).hexdigest()
+    return sha256_of_json(content)
 
 
 def _no_number(name: str) -> None:

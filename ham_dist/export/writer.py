@@ -4,8 +4,6 @@ C_j rows of table j, d_j columns
 """
 
 import dataclasses
-import hashlib
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +31,8 @@ from ham_dist.export.manifest import (
     piece_path,
     write_manifest,
 )
+from ham_dist.io.atomic import publish_folder, temporary_path
+from ham_dist.io.hashing import sha256_of, sha256_of_bytes
 from ham_dist.io.paths import exists, open_file
 
 if TYPE_CHECKING:  # `tables` imports TorchRec, which writing does not need.
@@ -94,7 +94,7 @@ def write_bundle(
     verify: Callable[[Path], Mapping[str, Any]] | None = None,
     piece_numbers: int = PIECE_NUMBERS,
 ) -> dict[str, Any]:
-    """Write the bundle `out`; every rank calls it. The folder is called `<out>.partial` until all is written and `verify` has passed.
+    """Write the bundle `out`; every rank calls it. The folder has a temporary name until all is written and `verify` has passed.
 
     out:           a folder that does not exist yet, on storage that all ranks see.
     chunks:        table rows of this rank, each row on one rank only; only the chunk at hand is in use. Going through them may be a collective:
@@ -110,8 +110,7 @@ def write_bundle(
     raises:        BundleError on the failing rank and HamError on the others, if `out` exists, a rank cannot write, a value does not fit `precision`
                    or is not finite, or the ranks' rows do not make the tables. Nothing is left on the disk then.
     """
-    partial = out.with_name(out.name + ".partial")
-    on_first_rank(lambda: _open_folder(out, partial))
+    partial = on_first_rank(lambda: _open_folder(out))
     try:
         together(lambda: _require_seen(partial))
         written = together(
@@ -130,14 +129,16 @@ def write_bundle(
         raise
 
 
-def _open_folder(out: Path, partial: Path) -> None:
-    if out.exists():
+def _open_folder(out: Path) -> Path:
+    """Make the temporary folder of the bundle `out`."""
+    if out.exists() or out.is_symlink():
         raise BundleError(
             f"{out}: is there already; a bundle is never written over. Delete it, or give another folder."
         )
-    shutil.rmtree(partial, ignore_errors=True)  # left by a writer that was killed
+    partial = temporary_path(out)
     with writing(partial):
         partial.mkdir(parents=True)
+    return partial
 
 
 def _require_seen(partial: Path) -> None:
@@ -211,7 +212,7 @@ def _write_file(partial: Path, path: str, content: bytes) -> FileEntry:
     with writing(partial / path):
         (partial / path).parent.mkdir(parents=True, exist_ok=True)
         (partial / path).write_bytes(content)
-    return FileEntry(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+    return FileEntry(size=len(content), sha256=sha256_of_bytes(content))
 
 
 def _finish(
@@ -260,11 +261,12 @@ def _finish(
         report = dict(verify(partial))
     with writing(out):
         write_manifest(partial, manifest.model_copy(update={"verified": report or None}))
-        if out.exists():
+        try:
+            publish_folder(partial, out)
+        except FileExistsError:
             raise BundleError(
-                f"{out}: came up while the bundle was written. Delete it, or give another folder."
-            )
-        os.replace(partial, out)
+                f"{out}: another program made it while the bundle was written. Delete it, or give another folder."
+            ) from None
     return report
 
 

@@ -56,13 +56,23 @@ def new_file(path: Path, *, replace: bool = True) -> Iterator[Path]:
     temporary = temporary_path(path)
     try:
         yield temporary
-        sync(temporary)
-        if not replace:
-            _require_free(path)
-        os.replace(temporary, path)
-        sync(path.parent)
+        publish_file(temporary, path, replace=replace)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def publish_file(temporary: Path, path: Path, *, replace: bool = True) -> None:
+    """Rename the file `temporary` to `path`, after its content has reached the disk.
+
+    Raises:
+        FileExistsError: `path` exists and `replace` is false.
+        OSError: The disk refuses.
+    """
+    sync(temporary)
+    if not replace:
+        _require_free(path)
+    os.replace(temporary, path)
+    sync(path.parent)
 
 
 @contextmanager

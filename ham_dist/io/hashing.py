@@ -1,4 +1,4 @@
-"""sha256 of files and of JSON values."""
+"""Hashes of files and of JSON values."""
 
 import hashlib
 import json
@@ -15,6 +15,17 @@ def sha256_of(path: Path) -> str:
 def sha256_of_stream(file: IO[bytes]) -> str:
     """sha256 of all that is left to read in `file`, in hexadecimal."""
     return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+def sha256_of_bytes(content: bytes) -> str:
+    """sha256 of `content`, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def md5_of(path: Path) -> str:
+    """md5 of a file's content, in hexadecimal: what owners of public data sets publish, and no protection from tampering."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def sha256_of_json(value: Any, *, ensure_ascii: bool = True) -> str:

@@ -1,12 +1,12 @@
 """Which data a run began with: kept in its folder, and held against the data that it goes on with."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
 from ham_dist.data.format.manifest import Manifest
+from ham_dist.io.hashing import sha256_of_json
 
 # Differences that a message shows.
 _SHOWN = 8
@@ -19,8 +19,7 @@ def record_of(manifest: Manifest) -> dict[str, Any]:
 
 def digest_of(manifest: Manifest) -> str:
     """sha256 of the record as canonical JSON (keys in order, no spaces), in hexadecimal; every shard's and vocabulary's own sha256 is in it."""
-    text = json.dumps(record_of(manifest), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256_of_json(record_of(manifest), ensure_ascii=False)
 
 
 def differences(old: dict[str, Any], manifest: Manifest) -> list[str]:

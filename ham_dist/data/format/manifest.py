@@ -1,6 +1,5 @@
 """manifest.json: what a prepared data folder holds, and whether it still holds it."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,6 +7,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ham_dist.errors import DataError
+from ham_dist.io.atomic import write_text
+from ham_dist.io.hashing import sha256_of_stream
 from ham_dist.io.paths import exists, open_file
 
 # Raised whenever a folder written by this version cannot be read by the version before.
@@ -151,7 +152,7 @@ class Manifest(_Part):
     def save(self, folder: Path) -> None:
         """Write manifest.json into `folder`; the same manifest gives the same bytes."""
         text = json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False)
-        (folder / FILE_NAME).write_text(text + "\n", encoding="utf-8")
+        write_text(folder / FILE_NAME, text + "\n")
 
     def files(self) -> list[StoredFile]:
         """Every file of the folder but the manifest."""
@@ -194,7 +195,7 @@ def _difference(folder: str | Path, stored: StoredFile, deep: bool) -> str | Non
             return f"{path}: has {size:,} bytes, the manifest says {stored.bytes:,}"
         if deep:
             file.seek(0)
-            found = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+            found = sha256_of_stream(file)
             if found != stored.sha256:
                 return f"{path}: its bytes are not those that were written (sha256 {found[:12]}..., the manifest says {stored.sha256[:12]}...)"
     return None

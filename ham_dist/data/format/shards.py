@@ -1,7 +1,5 @@
 """Writing Parquet: shards of a fixed number of rows, and vocabularies; the same rows give the same bytes, however they come."""
 
-import hashlib
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ham_dist.data.format.manifest import StoredFile
+from ham_dist.io.atomic import new_file
+from ham_dist.io.hashing import sha256_of
 
 # What a reader takes at once: a shuffle in bounded memory is the better the more row groups it holds (perf/results/reader_cpu_2026-11.md).
 ROW_GROUP = 16_384
@@ -43,15 +43,13 @@ def write_shard(
     """
     path = folder / file
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
     rows = positives = 0
-    with pq.ParquetWriter(beside, schema, **PARQUET) as writer:
+    with new_file(path) as temporary, pq.ParquetWriter(temporary, schema, **PARQUET) as writer:
         for table in _row_groups(batches, schema):
             writer.write_table(table, row_group_size=ROW_GROUP)
             rows += table.num_rows
             if LABEL in schema.names:
                 positives += pc.sum(table[LABEL]).as_py()
-    os.replace(beside, path)
     return stored_file(folder, path, rows), positives
 
 
@@ -80,8 +78,9 @@ def _row_groups(batches: Iterable[pa.RecordBatch | pa.Table], schema: pa.Schema)
 
 def stored_file(folder: Path, path: Path, rows: int) -> StoredFile:
     """The manifest's entry of `path`."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     return StoredFile(
-        file=path.relative_to(folder).as_posix(), rows=rows, bytes=path.stat().st_size, sha256=digest
+        file=path.relative_to(folder).as_posix(),
+        rows=rows,
+        bytes=path.stat().st_size,
+        sha256=sha256_of(path),
     )

@@ -38,13 +38,14 @@ from ham_dist.data.format.shards import (
 )
 from ham_dist.data.prepare.progress import progress
 from ham_dist.data.prepare.stage import STAGED_LABEL, Segment, StagedSplit, Staging, rejected_lines
-from ham_dist.data.prepare.workdir import Work, clear_leftovers, key_of, work_on
+from ham_dist.data.prepare.workdir import Work, clear_leftovers, work_on
 from ham_dist.data.raw.blocks import text_size
 from ham_dist.data.raw.files import Rejections, find_raw, read_side, stamp
 from ham_dist.data.raw.parse import REJECTED_SCHEMA, rejected_table
 from ham_dist.data.recipe.fields import Categorical, Join
 from ham_dist.data.recipe.load import Recipe
 from ham_dist.errors import DataError
+from ham_dist.io.hashing import sha256_of_json
 from ham_dist.io.huge_pages import keep_freed_memory
 
 log = logging.getLogger(__name__)
@@ -158,7 +159,7 @@ class _Preparation:
         if empty := sorted(split for split in SPLITS if not splits[split].rows):
             where = f"{self.files[self.recipe.samples.files[0]]}: of its {rows_in:,} samples none that has a label"
             raise DataError(f"{where} falls into {', '.join(empty)}\n  Give more samples.")
-        whole = key_of([one.model_dump() for one in raw])
+        whole = sha256_of_json([one.model_dump() for one in raw])
         self.work.require("vocabulary", whole)
         self.work.require("shards", whole)
         entries = self._count(splits["train"], sides)

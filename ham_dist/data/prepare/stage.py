@@ -26,6 +26,7 @@ from ham_dist.data.raw.files import SHOWN, Rejections, sample_blocks
 from ham_dist.data.raw.parse import Rejected, parse, rejected_table
 from ham_dist.data.recipe.fields import FileSplit
 from ham_dist.data.recipe.load import Recipe
+from ham_dist.io.atomic import new_file
 
 # The label of a staged row. No recipe can name a column so.
 STAGED_LABEL = "_label"
@@ -207,18 +208,17 @@ def _in_order(
 
 
 def _write_parquet(table: pa.Table, path: Path) -> None:
-    beside = path.with_suffix(".partial")
     # A dictionary of positions, which are all different, would cost time for nothing.
     repeating = [name for name in table.column_names if name != ROW]
-    pq.write_table(
-        table,
-        beside,
-        compression="lz4",
-        use_dictionary=repeating,
-        dictionary_pagesize_limit=BLOCK_BYTES,
-        write_statistics=[ROW],
-    )
-    os.replace(beside, path)
+    with new_file(path) as temporary:
+        pq.write_table(
+            table,
+            temporary,
+            compression="lz4",
+            use_dictionary=repeating,
+            dictionary_pagesize_limit=BLOCK_BYTES,
+            write_statistics=[ROW],
+        )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Getting raw data: downloads what may be downloaded, and says of the rest where a person must accept the licence and what to put where."""
 
-import hashlib
 import logging
 import stat
 import tomllib
@@ -13,7 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ham_dist.data.prepare.workdir import clear_leftovers, work_on
 from ham_dist.data.recipe.load import dataset_folders
 from ham_dist.errors import DataError
+from ham_dist.io.atomic import publish_file
 from ham_dist.io.download import download
+from ham_dist.io.hashing import md5_of
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ def fetch(name: str, source: Source, out: Path, licence_accepted: bool) -> None:
                 mend=f"Or get it by hand from {source.page}, and unpack it to {out}.",
             )
             _check(part, source.archive)
-            part.rename(path)
+            publish_file(part, path)
         try:
             _unpack(path, source.archive, work.data)
         except DataError:
@@ -118,8 +119,7 @@ def prepare_command(name: str, out: Path) -> str:
 
 
 def _check(path: Path, archive: Archive) -> None:
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "md5").hexdigest()
+    found = md5_of(path)
     if found != archive.md5:
         path.unlink()
         raise DataError(

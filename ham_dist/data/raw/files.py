@@ -1,6 +1,5 @@
 """The raw files that a recipe names: found, stamped, and read a block at a time."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from ham_dist.data.raw.parse import Rejected, parse
 from ham_dist.data.recipe.fields import Format, Join
 from ham_dist.data.recipe.load import Recipe
 from ham_dist.errors import DataError
+from ham_dist.io.hashing import sha256_of_stream
 from ham_dist.io.paths import is_local
 
 # Rejected lines that a message shows.
@@ -62,7 +62,7 @@ def stamp(path: Path) -> RawFile:
             return RawFile(
                 file=path.name,
                 bytes=path.stat().st_size,
-                sha256=hashlib.file_digest(file, "sha256").hexdigest(),
+                sha256=sha256_of_stream(file),
             )
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None

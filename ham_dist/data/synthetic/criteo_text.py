@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.csv
 
 from ham_dist.data.encode.expressions import mix
-from ham_dist.data.prepare.workdir import beside, work_on
+from ham_dist.data.prepare.workdir import make_folder, work_on
 from ham_dist.data.synthetic.zipf import Zipf
 from ham_dist.errors import DataError
+from ham_dist.io.atomic import new_file
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +121,8 @@ def write_criteo_file(path: Path, rows: int, *, seed: int = 0, day: int = 0) -> 
             f"{path}: is there already; nothing was written\n  Give a name that does not exist yet, or delete it."
         )
     options = pa.csv.WriteOptions(include_header=False, delimiter="\t", quoting_style="none")
-    with beside(path) as hidden, _open(hidden, gzipped=path.suffix == ".gz") as file:
+    make_folder(path.parent)
+    with new_file(path) as hidden, _open(hidden, gzipped=path.suffix == ".gz") as file:
         for number, first in enumerate(range(0, rows, CHUNK)):
             pa.csv.write_csv(criteo_chunk(seed, day, number, min(CHUNK, rows - first)), file, options)
 

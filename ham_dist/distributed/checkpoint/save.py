@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from ham_dist.distributed.checkpoint.index import IndexedReader, IndexedWriter
 from ham_dist.distributed.ranks import process_group
 from ham_dist.errors import CheckpointError
+from ham_dist.io.hashing import sha256_of
 from ham_dist.io.huge_pages import give_back_freed_memory
 
 VALUES = "values.json"
@@ -134,8 +135,7 @@ def _described_files(folder: Path) -> dict[str, Any]:
 
 
 def _description(path: Path) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def _sha256_of(files: Mapping[str, Any], values: Mapping[str, Any]) -> str:

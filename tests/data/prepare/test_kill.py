@@ -36,7 +36,7 @@ def files_of(folder: Path) -> int:
 
 def test_killed_at_random_moments_and_started_again(tmp_path: Path) -> None:
     raw = write_everything(tmp_path / "raw")
-    out, work = tmp_path / "out", tmp_path / ".out.partial"
+    out, work = tmp_path / "out", tmp_path / ".out.ham-work"
     prepare(everything(), raw, tmp_path / "whole", rows_per_shard=60)
     moments = random.Random(0)
     seen = 0

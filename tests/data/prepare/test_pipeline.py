@@ -203,7 +203,7 @@ def test_what_failed_goes_on_where_it_stopped(
             prepare(recipe, raw, tmp_path / "out", rows_per_shard=700)
             break
         except KeyboardInterrupt:
-            assert [path.name for path in tmp_path.iterdir()] == [".out.partial"]
+            assert [path.name for path in tmp_path.iterdir()] == [".out.ham-work"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert folder_bytes(tmp_path / "out") == folder_bytes(prepared)
 
@@ -237,7 +237,7 @@ def test_a_raw_file_replaced_by_a_shorter_one_leaves_nothing_of_the_longer(
         patched.setattr("ham_dist.data.prepare.pipeline.Manifest", _interrupt)
         with pytest.raises(KeyboardInterrupt):
             prepare(recipe, tmp_path / "raw", tmp_path / "out", rows_per_shard=50)
-    left = len(list((tmp_path / ".out.partial" / "data" / "train").iterdir()))
+    left = len(list((tmp_path / ".out.ham-work" / "data" / "train").iterdir()))
     write_raw_movielens(tmp_path / "raw", ratings=1500)
     prepare(recipe, tmp_path / "raw", tmp_path / "out", rows_per_shard=50)
     files = {stored.file for stored in Manifest.load(tmp_path / "out").files()} | {"manifest.json"}
@@ -262,14 +262,14 @@ def test_a_finished_folder_is_left_alone_and_rid_of_what_a_kill_left(
     raw: Path, prepared: Path, recipe: Recipe, tmp_path: Path
 ) -> None:
     out = Path(shutil.copytree(prepared, tmp_path / "out"))
-    (tmp_path / ".out.partial" / "stage").mkdir(parents=True)
+    (tmp_path / ".out.ham-work").mkdir()
     prepare(
         recipe.model_copy(update={"max_rejected": 0.5}),
         raw,
         out,
         rows_per_shard=Manifest.load(prepared).rows_per_shard,
     )
-    assert not (tmp_path / ".out.partial").exists()
+    assert not (tmp_path / ".out.ham-work").exists()
     assert folder_bytes(out) == folder_bytes(prepared)
 
 

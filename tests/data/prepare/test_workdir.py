@@ -1,16 +1,18 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from ham_dist.data.prepare.workdir import beside, clear_leftovers, work_on
+from ham_dist.data.prepare.workdir import clear_leftovers, work_folder, work_on
 from ham_dist.errors import DataError
+from ham_dist.io.atomic import temporary_path
 
 
 def _stop_after(out: Path, plan: dict[str, int], name: str) -> None:
     def work() -> None:
         with work_on(out, plan) as work:
             (work.data / name).write_text(name)
-            (work.data / f".{name}.123").write_text("cut short")
+            temporary_path(work.data / name).write_text("cut short")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -61,25 +63,10 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     ):
         pass
     with (
-        pytest.raises(DataError, match=r"out\.partial: cannot be made \(Not a directory\)"),
+        pytest.raises(DataError, match=r"first: cannot be made \(Not a directory|first: cannot be made \(File exists"),
         work_on(tmp_path / "out" / "first" / "out", {}),
     ):
         pass
-
-
-def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
-    def stop_half_way() -> None:
-        with beside(tmp_path / "file") as hidden:
-            hidden.write_text("half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        stop_half_way()
-    assert list(tmp_path.iterdir()) == []
-    with beside(tmp_path / "file") as hidden:
-        hidden.write_text("whole")
-        assert not (tmp_path / "file").exists()
-    assert (tmp_path / "file").read_text() == "whole"
 
 
 def test_the_folder_that_one_stands_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,12 +80,12 @@ def test_the_folder_that_one_stands_in(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_process_that_was_killed_in_its_last_moment_leaves_nothing_for_long(tmp_path: Path) -> None:
     with work_on(tmp_path / "out", {}) as work:
         (work.data / "first").write_text("first")
-    (tmp_path / ".out.partial" / "stage").mkdir(parents=True)
+    work_folder(tmp_path / "out").mkdir()
     clear_leftovers(tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     with work_on(tmp_path / "other", {}):
         clear_leftovers(tmp_path / "other")
-        assert (tmp_path / ".other.partial").exists(), "somebody works there"
+        assert work_folder(tmp_path / "other").exists(), "somebody works there"
 
 
 def test_a_place_that_is_not_on_this_machine_is_no_local_folder_of_that_name(
@@ -111,3 +98,45 @@ def test_a_place_that_is_not_on_this_machine_is_no_local_folder_of_that_name(
     ):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def _users_folder(tmp_path: Path) -> Path:
+    folder = work_folder(tmp_path / "out")
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    return folder
+
+
+def _link_to_users_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "precious"
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "notes.txt").write_text("mine")
+    work_folder(tmp_path / "out").symlink_to(folder)
+    return folder / "data"
+
+
+@pytest.mark.parametrize("make", [_users_folder, _link_to_users_folder])
+def test_a_folder_of_the_user_under_the_work_folders_name_is_left_alone(
+    tmp_path: Path, make: Callable[[Path], Path]
+) -> None:
+    folder = make(tmp_path)
+    with pytest.raises(DataError, match="holds files of something else"), work_on(tmp_path / "out", {}):
+        pass
+    clear_leftovers(tmp_path / "out")
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+
+
+def test_a_users_file_in_the_work_folder_stays(tmp_path: Path) -> None:
+    with work_on(tmp_path / "out", {}) as work:
+        (work.folder / "notes.txt").write_text("mine")
+    assert (work_folder(tmp_path / "out") / "notes.txt").read_text() == "mine"
+
+
+def test_a_damaged_record_is_a_piece_to_do_again(tmp_path: Path) -> None:
+    """A power failure can leave a file of the right name without its content."""
+    with work_on(tmp_path / "out", {}) as work:
+        for content in (b"", b"{", b"\0" * 20, b"[" * 100_000, b"1" * 5000):
+            work.done("piece", [1])
+            assert work.record("piece") == [1]
+            (work.folder / "records" / "piece.json").write_bytes(content)
+            assert work.record("piece") is None

@@ -23,7 +23,7 @@ def refuse(recipe: Recipe, raw: Path, tmp_path: Path) -> Callable[[], str]:
     """Prepares, and gives the message of the DataError."""
 
     def attempt() -> str:
-        before = {path.name for path in tmp_path.iterdir()} | {".out.partial"}
+        before = {path.name for path in tmp_path.iterdir()} | {".out.ham-work"}
         with pytest.raises(DataError) as caught:
             prepare(recipe, raw, tmp_path / "out")
         assert {path.name for path in tmp_path.iterdir()} <= before, (
