@@ -23,6 +23,7 @@ from ham_dist.embedding.sizes import table_sizes
 from ham_dist.embedding.table_size import read_sizes
 from ham_dist.errors import CheckpointError
 from ham_dist.export.package import export_state, origin, own_precision
+from ham_dist.io.atomic import write_json
 from ham_dist.io.paths import absolute
 from ham_dist.methods.budget import Budget
 from ham_dist.methods.method import Method, SearchSpace
@@ -38,7 +39,7 @@ from ham_dist.training.checkpoints import Saving, StageCheckpoints
 from ham_dist.training.evaluation import evaluate
 from ham_dist.training.preemption import Preemption
 from ham_dist.training.progress import StageProgress
-from ham_dist.training.run_folder import RunFolder, default_run_dir, write_json
+from ham_dist.training.run_folder import RunFolder, default_run_dir
 from ham_dist.training.run_log import RunLog
 from ham_dist.training.samples import Samples, StageName
 from ham_dist.training.state import TrainingState, open_supernet, warning_of_caches

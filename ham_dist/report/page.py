@@ -8,6 +8,7 @@ import ham_dist
 from ham_dist.config.units import size_text
 from ham_dist.data.format.manifest import Truth
 from ham_dist.errors import ReportError
+from ham_dist.io.atomic import write_text
 from ham_dist.io.paths import is_local
 from ham_dist.report import figures, grids
 from ham_dist.report.dataset import Dataset, data_grids, datasets_of, look_at_dataset
@@ -15,7 +16,6 @@ from ham_dist.report.figures import Figure, Point
 from ham_dist.report.grids import Grid
 from ham_dist.report.record import RunRecord, TargetRecord, read_runs
 from ham_dist.report.text import quality_text
-from ham_dist.training.run_folder import write_text
 
 TEMPLATE = "page.html"
 ROWS_UNASKED = 50_000_000

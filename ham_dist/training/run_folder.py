@@ -1,6 +1,5 @@
 """A run folder is the whole truth of a run: what is in it, under which names, and who may write to it."""
 
-import json
 import os
 import platform
 import shutil
@@ -19,6 +18,8 @@ from ham_dist.config.load import differences, dump_run, load_run
 from ham_dist.config.schema import RunSettings, Target
 from ham_dist.data.format.manifest import Manifest
 from ham_dist.errors import CheckpointError
+from ham_dist.io import untrusted
+from ham_dist.io.atomic import write_json, write_text
 from ham_dist.training.data_record import differences as data_differences
 from ham_dist.training.data_record import digest_of, record_of
 
@@ -245,26 +246,11 @@ def read_json(path: Path) -> Any:
     raises: CheckpointError if it is damaged.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return untrusted.read_json(path)
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path}: is damaged: {error}. Remove it, and `ham-dist train --resume --run-dir {path.parent}` goes on without it"
         ) from None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` so that a reader, or a run that was killed half-way, sees the old file or the whole new one."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """As `write_json`, for text."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _version(package: str) -> str | None:

@@ -13,8 +13,9 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ham_dist.io.atomic import write_text
 from ham_dist.training.appender import FULL, Appender
-from ham_dist.training.run_folder import RunFolder, write_text
+from ham_dist.training.run_folder import RunFolder
 
 SECONDS_BETWEEN_LINES = 10.0
 """Where there is no terminal to draw a bar on: how often a line says how far an epoch is."""

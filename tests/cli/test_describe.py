@@ -9,7 +9,8 @@ from ham_dist.cli.describe import describe, describe_look
 from ham_dist.config.load import load_run
 from ham_dist.data.statistics import DataLook, FieldLook
 from ham_dist.errors import BundleError, DataError
-from ham_dist.training.run_folder import RunFolder, write_json
+from ham_dist.io.atomic import write_json
+from ham_dist.training.run_folder import RunFolder
 
 
 def _described(path: Path) -> list[list[str]]:

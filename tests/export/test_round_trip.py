@@ -37,7 +37,7 @@ def test_bundle_gives_the_live_models_probabilities(
         verify=lambda path: verify_bundle(path, [ids], expected),
     )
     assert report["max_difference"] <= TOLERANCE[precision]
-    assert not (tmp_path / "bundle.partial").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
     bundle = open_bundle(tmp_path / "bundle")
     assert bundle.manifest.verified == report
@@ -201,12 +201,19 @@ def test_never_writes_over_something(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="never written over"):
         export(live_model(), out, chunks=None)
     out.rmdir()
-    leftover = tmp_path / "bundle.partial"
-    leftover.mkdir()
-    (leftover / "junk").touch()
-    export(live_model(), out)
-    assert not (out / "junk").exists()
-    assert not leftover.exists()
+    out.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(BundleError, match="never written over"):
+        export(live_model(), out)
+    assert out.is_symlink()
+
+
+def test_a_users_file_of_a_similar_name_stays(tmp_path: Path) -> None:
+    mine = tmp_path / "bundle.partial"
+    mine.mkdir()
+    (mine / "junk").write_text("mine")
+    export(live_model(), tmp_path / "bundle")
+    assert (mine / "junk").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "bundle.partial"]
 
 
 def test_says_what_the_disk_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,12 +20,13 @@ from ham_dist.data.format.manifest import Manifest
 from ham_dist.data.statistics import look_at
 from ham_dist.data.synthetic.write import generate
 from ham_dist.errors import ConfigError, ReportError
+from ham_dist.io.atomic import write_json
 from ham_dist.report.dataset import datasets_of
 from ham_dist.report.figures import FIELDS_SHOWN, STYLES, Point, comparison, heads
 from ham_dist.report.page import results, write_report
 from ham_dist.report.record import read_runs
 from ham_dist.run import run_stages
-from ham_dist.training.run_folder import RunFolder, read_json, write_json
+from ham_dist.training.run_folder import RunFolder, read_json
 from tests.support.html_page import Page
 from tests.support.small_run import tiny_run
 

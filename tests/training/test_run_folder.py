@@ -9,7 +9,8 @@ import pytest
 from ham_dist.config.load import load_run
 from ham_dist.config.schema import RunSettings, Target
 from ham_dist.errors import CheckpointError
-from ham_dist.training.run_folder import RunFolder, default_run_dir, write_json
+from ham_dist.io.atomic import write_json
+from ham_dist.training.run_folder import RunFolder, default_run_dir
 
 
 def _start(folder: RunFolder, *overrides: str, resume: bool = False) -> bool:

@@ -63,7 +63,9 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     ):
         pass
     with (
-        pytest.raises(DataError, match=r"first: cannot be made \(Not a directory|first: cannot be made \(File exists"),
+        pytest.raises(
+            DataError, match=r"first: cannot be made \(Not a directory|first: cannot be made \(File exists"
+        ),
         work_on(tmp_path / "out" / "first" / "out", {}),
     ):
         pass
