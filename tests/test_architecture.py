@@ -76,6 +76,20 @@ def test_only_one_room_knows_of_torch_distributed() -> None:
     assert wrong == []
 
 
+def test_no_import_circle_between_files() -> None:
+    """Imports under TYPE_CHECKING and within functions count too."""
+    modules = {_module(path): path for path in (ROOT / "ham_dist").rglob("*.py")}
+    below = {name: modules.keys() & set(_imports(path)) - {name} for name, path in modules.items()}
+    while leaves := {name for name, imported in below.items() if not imported}:
+        below = {name: imported - leaves for name, imported in below.items() if name not in leaves}
+    assert below == {}, "each of these imports a file that imports it again, or one that stands in a circle"
+
+
+def _module(path: Path) -> str:
+    """Full name of the module in `path`."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
 def test_nothing_but_tests_imports_tests() -> None:
     sources = [path for folder in ("ham_dist", "launch", "perf") for path in (ROOT / folder).rglob("*.py")]
     assert [path for path in sources if any(name.split(".")[0] == "tests" for name in _imports(path))] == []

@@ -13,7 +13,7 @@ from ham_dist.data.format.manifest import Manifest
 from ham_dist.data.reader.pooling_factor import ids_per_row
 from ham_dist.distributed.planning import topology
 from ham_dist.distributed.planning.placement import Plan
-from ham_dist.distributed.planning.planner import Planner
+from ham_dist.distributed.planning.request import PlanRequest
 from ham_dist.distributed.planning.table_optimizers import BytesHeld, Memory, TableRule, table_rule
 from ham_dist.distributed.planning.traffic import RankCost, costs_by_rank
 from ham_dist.distributed.ranks import process_group
@@ -174,9 +174,9 @@ def _narrow(
     costs: Sequence[RankCost],
 ) -> Grid:
     """What the narrow model's tables and their state take at most, whichever columns the search keeps."""
-    planner = Planner(settings.sharding, rule, ranks)
+    request = PlanRequest(settings.sharding, rule, ranks, groups, settings.data.batch_size)
     fused = rule.fused is not None and not any(placement.replicated for placement in plan.placements)
-    held = {target: narrow_held(planner, groups, target, fused=fused) for target in settings.search.targets}
+    held = {target: narrow_held(request, target, fused=fused) for target in settings.search.targets}
     device, host = max(cost.tables + cost.beside for cost in costs), max(cost.host for cost in costs)
     hosted = host or any(of_target.host for of_target in held.values())
     names = ("tables at most", "with gradients and state", "on one rank at most, the supernet besides")
@@ -196,19 +196,19 @@ def _narrow(
     return grid
 
 
-def narrow_held(
-    planner: Planner, groups: Mapping[str, Sequence[Table]], target: Target, *, fused: bool
-) -> BytesHeld:
-    """The most that a narrow model within `target` takes of devices and of hosts, were all of it to lie on one rank.
+def narrow_held(request: PlanRequest, target: Target, *, fused: bool) -> BytesHeld:
+    """The most that a narrow model within `target` takes of devices and of hosts, if all of it lies on one rank.
 
-    groups: the supernet's tables. Those that `auto` may cache or not are counted in both places.
-    fused:  whether no table has a gradient.
+    Args:
+        request: For the supernet. Tables that `auto` may cache or not are counted in both places.
+        fused: True if no table has a gradient.
     """
-    rule, number_bytes = planner.rule, groups[TABLES][0].number_bytes
-    movable = set(planner.movable(table for group in groups.values() for table in group))
+    rule, groups = request.rule, request.groups
+    number_bytes = groups[TABLES][0].number_bytes
+    movable = set(request.movable())
 
     def place(table: Table) -> tuple[Memory, bool]:
-        return planner.memory_of(table), table.field in movable
+        return request.memory_of(table), table.field in movable
 
     held = BytesHeld(0, 0, 0)
     for memory, moves in {place(table) for table in groups[TABLES]}:
@@ -219,7 +219,7 @@ def narrow_held(
         rows, numbers = _most(of_place, target, rule)
         found = rule.bytes_of(rows, numbers, fused=fused, number_bytes=number_bytes, memory=memory)
         if moves:
-            cached = Memory("cached", planner.settings.cache_share)
+            cached = Memory("cached", request.settings.cache_share)
             lists = rule.bytes_of(rows, 0, fused=True, number_bytes=number_bytes, memory=cached).tables
             host = rule.bytes_of(rows, numbers, fused=True, number_bytes=number_bytes, memory=cached).host
             found = BytesHeld(found.tables + lists, found.beside, host)

@@ -10,7 +10,8 @@ from ham_dist.config.schema import RunSettings
 from ham_dist.data.reader.batch import Batch
 from ham_dist.distributed.planning import topology
 from ham_dist.distributed.planning.placement import Placement, Plan
-from ham_dist.distributed.planning.planner import Planner, bytes_held, require_known_fields
+from ham_dist.distributed.planning.planner import bytes_held, make_plan, require_known_fields
+from ham_dist.distributed.planning.request import PlanRequest
 from ham_dist.distributed.planning.table_optimizers import BytesHeld, table_rule
 from ham_dist.distributed.ranks import process_group
 from ham_dist.distributed.sharding.exchange import move
@@ -98,13 +99,12 @@ def plan_for(
 
     taken:  what other tables hold of each rank.
     fields: of the data, where the settings are to be held against them.
-    raises: ConfigError for a kind of a field that is not there; ShardingError and BackendError as Planner.plan.
+    raises: ConfigError for a kind of a field that is not there; ShardingError and BackendError as make_plan.
     """
     if fields:
         require_known_fields(settings.sharding, fields)
-    return Planner(settings.sharding, table_rule(settings.optimizer), ranks, taken).plan(
-        groups, settings.data.batch_size
-    )
+    rule = table_rule(settings.optimizer)
+    return make_plan(PlanRequest(settings.sharding, rule, ranks, groups, settings.data.batch_size, taken))
 
 
 def warning_of_caches(settings: RunSettings, plan: Plan) -> str | None:

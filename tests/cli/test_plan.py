@@ -13,7 +13,7 @@ from rich.console import Console
 from ham_dist.cli.plan import describe_plan, narrow_held
 from ham_dist.config.load import load_run
 from ham_dist.config.schema import OptimizerSettings, ShardingSettings, Target
-from ham_dist.distributed.planning.planner import Planner
+from ham_dist.distributed.planning.request import PlanRequest
 from ham_dist.distributed.planning.table_optimizers import Memory, table_rule
 from ham_dist.distributed.planning.topology import parse
 from ham_dist.distributed.sharding.model import FIRST_ORDER, TABLES
@@ -81,16 +81,18 @@ def test_no_choice_takes_more_of_either_memory_than_is_said(
     settings = ShardingSettings(
         memory=memory, memories={} if second is None else {"t1": second}, cache_share=1.0
     )
-    planner = Planner(settings, table_rule(OptimizerSettings(tables=rule)), parse("1xV100-16GB"))
     tables = [
         Table(f"t{number}", rows, width, stored_width(width, fused=True), width)
         for number, (rows, width) in enumerate(sizes)
     ]
     groups = {TABLES: tables, FIRST_ORDER: [Table(table.field, table.rows, 1, 4, 1) for table in tables]}
-    most = narrow_held(planner, groups, Target(columns=columns), fused=True)
-    movable = planner.movable(tables)
+    request = PlanRequest(
+        settings, table_rule(OptimizerSettings(tables=rule)), parse("1xV100-16GB"), groups, batch_size=2048
+    )
+    most = narrow_held(request, Target(columns=columns), fused=True)
+    movable = request.movable()
     places = [
-        [planner.memory_of(table), *([Memory("cached", 1.0)] if table.field in movable else [])]
+        [request.memory_of(table), *([Memory("cached", 1.0)] if table.field in movable else [])]
         for table in tables
     ]
     for widths in itertools.product(*(range(table.width + 1) for table in tables)):
@@ -98,7 +100,7 @@ def test_no_choice_takes_more_of_either_memory_than_is_said(
             stored = [stored_width(width, fused=True) for width in widths]
             for chosen in itertools.product(*places):
                 held = [
-                    planner.rule.bytes_of(
+                    request.rule.bytes_of(
                         table.rows, table.rows * columns_of, fused=True, number_bytes=4, memory=place
                     )
                     for table, wide, place in zip(tables, stored, chosen, strict=True)

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from ham_dist.data.encode.encoder import Encoder, Made
 from ham_dist.data.encode.expressions import ROW, Sides
-from ham_dist.data.engines.base import DuckDB, Machine
+from ham_dist.data.engines.base import Machine
+from ham_dist.data.engines.duckdb import DuckDB
 from ham_dist.data.format.shards import VOCABULARY_SCHEMA, id_columns
 from ham_dist.data.raw.blocks import COMPRESSED, read_blocks
 from ham_dist.data.raw.files import Rejections, find_raw, read_side, sample_blocks

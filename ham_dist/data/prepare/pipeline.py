@@ -16,7 +16,8 @@ import pyarrow as pa
 
 from ham_dist.data.encode.encoder import Encoder
 from ham_dist.data.encode.expressions import Sides, cells_of, vocabulary_of
-from ham_dist.data.engines.base import Engine, Machine, open_engine
+from ham_dist.data.engines.base import Engine, Machine
+from ham_dist.data.engines.open import open_engine
 from ham_dist.data.format.folder import already_there
 from ham_dist.data.format.manifest import (
     FORMAT_VERSION,

@@ -1,7 +1,7 @@
 """Plans by TorchRec's EmbeddingShardingPlanner: the kinds that it takes to be fastest on GPUs, among those that fit."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
@@ -25,7 +25,7 @@ from ham_dist.distributed.planning.placement import (
     Plan,
     cache_params,
 )
-from ham_dist.distributed.planning.planner import Planner
+from ham_dist.distributed.planning.request import PlanRequest
 from ham_dist.distributed.planning.table_optimizers import TableRule
 from ham_dist.embedding.tables import BYTES_PER_NUMBER, KERNEL_WIDTH, Table, embedding_bags
 from ham_dist.errors import ShardingError
@@ -36,24 +36,28 @@ UNBOUNDED = 1 << 60
 KIND = {torchrec.value: kind for kind, torchrec in TORCHREC_KIND.items()}
 
 
-def plan_by_torchrec(planner: Planner, groups: Mapping[str, Sequence[Table]], batch_size: int) -> Plan:
-    """TorchRec's plan for `groups` on planner.topology, tables of a kind that the settings name being held to it.
+def plan_by_torchrec(request: PlanRequest) -> Plan:
+    """TorchRec's plan for `request`; tables whose sharding type the settings name keep to it.
 
-    batch_size: rows of a global batch.
-    raises:     ShardingError with ways out where it finds none.
+    Raises:
+        ShardingError: TorchRec finds none; with ways out.
     """
-    topology, rule = planner.topology, planner.rule
-    tables = {path: list(group) for path, group in groups.items()}
+    topology, rule = request.topology, request.rule
+    tables = {path: list(group) for path, group in request.groups.items()}
     model = nn.ModuleDict({_name(path): embedding_bags(group) for path, group in tables.items()})
     optimizer = rule.fused[0] if rule.fused is not None else torch.optim.Adam
     for parameter in model.parameters():
         parameter._optimizer_classes = [optimizer]  # type: ignore[attr-defined]
-    memory = max(0, int(topology.memory * planner.settings.memory_share) - max(planner.load))
+    memory = max(
+        0,
+        int(topology.memory * request.settings.memory_share)
+        - max(held.device for held in request.taken_by_rank),
+    )
     counted = _counted_share(rule, next(iter(tables.values()))[0])
     host = (
         UNBOUNDED
-        if planner.host_room is None
-        else max(0, int((planner.host_room - max(planner.host_load)) * counted))
+        if request.host_room is None
+        else max(0, int((request.host_room - max(held.host for held in request.taken_by_rank)) * counted))
     )
     sharder: Any = EmbeddingBagCollectionSharder()
     try:
@@ -66,21 +70,21 @@ def plan_by_torchrec(planner: Planner, groups: Mapping[str, Sequence[Table]], ba
                     ddr_cap=host,
                     local_world_size=topology.ranks_of_host,
                 ),
-                batch_size=-(-batch_size // topology.ranks),
+                batch_size=-(-request.batch_size // topology.ranks),
                 storage_reservation=FixedPercentageStorageReservation(0.0),
                 constraints={
-                    table.field: _constraints(planner, table) for group in tables.values() for table in group
+                    table.field: _constraints(request, table) for group in tables.values() for table in group
                 },
                 stats=[],
                 debug=False,
             )
             plan = made.plan(model, [sharder])
     except PlannerError as error:
-        raise _no_place(planner, [table for group in tables.values() for table in group]) from error
+        raise _no_place(request, request.tables) from error
     return Plan(
         {
             path: {
-                table.field: _placement(planner, table, plan.plan[_name(path)][table.field])
+                table.field: _placement(request, table, plan.plan[_name(path)][table.field])
                 for table in group
             }
             for path, group in tables.items()
@@ -88,12 +92,12 @@ def plan_by_torchrec(planner: Planner, groups: Mapping[str, Sequence[Table]], ba
     )
 
 
-def _no_place(planner: Planner, tables: Sequence[Table]) -> ShardingError:
+def _no_place(request: PlanRequest, tables: Sequence[Table]) -> ShardingError:
     """The planner does not say which memory was short: the host's, if all tables together take more than all hosts have; else the device's."""
-    topology, held = planner.topology, [planner.bytes_of(table, "table_wise") for table in tables]
+    topology, held = request.topology, [request.bytes_of(table, "table_wise") for table in tables]
     device, host = sum(bytes_held.device for bytes_held in held), sum(bytes_held.host for bytes_held in held)
     short: ShortMemory = (
-        "host" if planner.host_room is not None and host > planner.host_room * topology.ranks else "device"
+        "host" if request.host_room is not None and host > request.host_room * topology.ranks else "device"
     )
     largest = max(zip(tables, held, strict=True), key=lambda entry: getattr(entry[1], short))[0]
     return ShardingError(
@@ -101,8 +105,8 @@ def _no_place(planner: Planner, tables: Sequence[Table]) -> ShardingError:
         + (f" and {size_text(host)} in host memory" if host else "")
         + f", on {topology.ranks} ranks of {size_text(topology.memory)}"
         + ("" if topology.host_memory is None else f" and {size_text(topology.host_memory)} of host memory")
-        + f", of which {planner.settings.memory_share:.0%} may be taken.\n"
-        + ways_out(planner, short, largest, device if short == "device" else host)
+        + f", of which {request.settings.memory_share:.0%} may be taken.\n"
+        + ways_out(request, short, largest, device if short == "device" else host)
     )
 
 
@@ -121,11 +125,11 @@ def _counted_share(rule: TableRule, table: Table) -> float:
     )
 
 
-def _constraints(planner: Planner, table: Table) -> ParameterConstraints:
-    kind = planner.kind_of(table)
-    rowless = {"column_wise", "grid"} if planner.rule.whole_rows else set()
-    memory = planner.memory_of(table)
-    has_copies = planner.rule.dense is not None and table.precision == "float32" and memory.place == "device"
+def _constraints(request: PlanRequest, table: Table) -> ParameterConstraints:
+    kind = request.kind_of(table)
+    rowless = {"column_wise", "grid"} if request.rule.whole_rows else set()
+    memory = request.memory_of(table)
+    has_copies = request.rule.dense is not None and table.precision == "float32" and memory.place == "device"
     copyless = set() if has_copies else {"data_parallel"}
     kinds: Iterable[str] = (
         [kind] if kind != "auto" else [kind for kind in TORCHREC_KIND if kind not in rowless | copyless]
@@ -139,10 +143,10 @@ def _constraints(planner: Planner, table: Table) -> ParameterConstraints:
     )
 
 
-def _placement(planner: Planner, table: Table, sharding: ParameterSharding) -> Placement:
+def _placement(request: PlanRequest, table: Table, sharding: ParameterSharding) -> Placement:
     kind = KIND[sharding.sharding_type]
     if kind == "data_parallel":
-        parts = [Part(rank, 0, table.rows, 0, table.stored_width) for rank in range(planner.topology.ranks)]
+        parts = [Part(rank, 0, table.rows, 0, table.stored_width) for rank in range(request.topology.ranks)]
     else:
         shards = sharding.sharding_spec.shards
         parts = [
@@ -150,7 +154,7 @@ def _placement(planner: Planner, table: Table, sharding: ParameterSharding) -> P
             for shard in shards
         ]
     joined = _one_a_rank(parts) if kind == "column_wise" else parts
-    return Placement(table, kind, planner.is_fused(kind), tuple(joined), planner.memory_of(table))  # type: ignore[arg-type]
+    return Placement(table, kind, request.is_fused(kind), tuple(joined), request.memory_of(table))  # type: ignore[arg-type]
 
 
 def _interleaved(offsets: Sequence[int], sizes: Sequence[int]) -> tuple[int, int, int, int]:

@@ -1,29 +1,27 @@
-"""What is said of plans that cannot be made: why, and the ways out."""
+"""Errors of plans that cannot be made: the reason, and the ways out."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from ham_dist.config.units import size_text
 from ham_dist.distributed.planning.placement import Placement, Plan
+from ham_dist.distributed.planning.request import PlanRequest
 from ham_dist.embedding.tables import Table
 from ham_dist.errors import BackendError, ShardingError
-
-if TYPE_CHECKING:
-    from ham_dist.distributed.planning.planner import Planner
 
 ShortMemory = Literal["device", "host"]
 """The memory that has no room, by its name in BytesHeld."""
 
 
-def require_possible(planner: "Planner", table: Table) -> None:
+def require_possible(request: PlanRequest, table: Table) -> None:
     """Refuse a kind or a memory that cannot take a table at all.
 
     raises: ShardingError with ways out, BackendError with the nearest that exists.
     """
-    _require_memory(planner, table)
-    kind = planner.kind_of(table)
-    if kind in ("column_wise", "grid") and planner.rule.whole_rows:
+    _require_memory(request, table)
+    kind = request.kind_of(table)
+    if kind in ("column_wise", "grid") and request.rule.whole_rows:
         raise ShardingError(
-            f'sharding: table {table.field!r} is {kind}, and optimizer.tables = "{planner.rule.name}" makes one number of all columns of a row: '
+            f'sharding: table {table.field!r} is {kind}, and optimizer.tables = "{request.rule.name}" makes one number of all columns of a row: '
             "ranks with some of the columns each would make another, and the table would move by another rule than on one rank.\n"
             '  1. A kind that keeps rows whole: "row_wise" or "table_wise".\n'
             '  2. A rule that moves each number by itself: optimizer.tables = "adagrad", "sgd" or "adam".'
@@ -35,31 +33,31 @@ def require_possible(planner: "Planner", table: Table) -> None:
             '  1. Another kind: "table_wise" or "row_wise".\n'
             '  2. precision.tables = "float32".'
         )
-    if kind == "data_parallel" and planner.rule.dense is None:
+    if kind == "data_parallel" and request.rule.dense is None:
         raise ShardingError(
-            f'sharding: table {table.field!r} is data_parallel, and optimizer.tables = "{planner.rule.name}" exists inside the fused kernels alone, '
+            f'sharding: table {table.field!r} is data_parallel, and optimizer.tables = "{request.rule.name}" exists inside the fused kernels alone, '
             "which data-parallel tables do not have.\n"
             '  1. Another kind: "table_wise" or "row_wise".\n'
             '  2. Another rule: optimizer.tables = "adam", "adagrad" or "rowwise_adagrad".'
         )
 
 
-def _require_memory(planner: "Planner", table: Table) -> None:
-    place = planner.memory_of(table).place
+def _require_memory(request: PlanRequest, table: Table) -> None:
+    place = request.memory_of(table).place
     if place == "device":
         return
-    if planner.topology.device == "cpu":
+    if request.topology.device == "cpu":
         raise BackendError(
             f'sharding.memory = "{place}", of table {table.field!r}: exists on cuda only; a rank on cpu has its tables in host memory anyway.\n'
             "  Leave sharding.memory and sharding.memories out."
         )
-    if planner.rule.fused is None:
+    if request.rule.fused is None:
         raise BackendError(
-            f'sharding.memory = "{place}", of table {table.field!r}: exists in the fused kernels alone, and optimizer.tables = "{planner.rule.name}" '
+            f'sharding.memory = "{place}", of table {table.field!r}: exists in the fused kernels alone, and optimizer.tables = "{request.rule.name}" '
             "goes through every row at every step.\n"
             '  Set optimizer.tables = "fused_adam", or "rowwise_adagrad", which keeps least.'
         )
-    if planner.kind_of(table) == "data_parallel":
+    if request.kind_of(table) == "data_parallel":
         raise ShardingError(
             f'sharding: table {table.field!r} is data_parallel, and sharding.memory = "{place}" exists in the fused kernels alone, which copies '
             "do not have.\n"
@@ -73,44 +71,54 @@ def _require_memory(planner: "Planner", table: Table) -> None:
         )
 
 
-def too_much_for_device(planner: "Planner", plan: Plan, rank: int) -> ShardingError:
+def too_much_for_device(request: PlanRequest, plan: Plan, rank: int) -> ShardingError:
     """More on a rank than its device may take; `rank` is the fullest."""
+    held = request.held(plan)
     copied = sum(
-        planner.bytes_of(placement.table, placement.kind).device
+        request.bytes_of(placement.table, placement.kind).device
         for placement in plan.placements
         if placement.replicated
     )
     return ShardingError(
-        f"sharding: {size_text(planner.load[rank])} of tables, their gradients and their optimizer's state would lie on rank {rank} of "
-        f"{planner.topology.ranks}, and {size_text(planner.room)} may: sharding.memory_share = {planner.settings.memory_share} of the rank's "
-        f"{size_text(planner.topology.memory)}.\n"
-        + ways_out(planner, "device", _largest(planner, plan, rank, "device"), sum(planner.load), copied)
+        f"sharding: {size_text(held[rank].device)} of tables, their gradients and their optimizer's state would lie on rank {rank} of "
+        f"{request.topology.ranks}, and {size_text(request.room)} may: sharding.memory_share = {request.settings.memory_share} of the rank's "
+        f"{size_text(request.topology.memory)}.\n"
+        + ways_out(
+            request,
+            "device",
+            _largest(request, plan, rank, "device"),
+            sum(of_rank.device for of_rank in held),
+            copied,
+        )
     )
 
 
-def too_much_for_host(planner: "Planner", plan: Plan, rank: int) -> ShardingError:
+def too_much_for_host(request: PlanRequest, plan: Plan, rank: int) -> ShardingError:
     """More of a rank in its machine's memory than its share of that may take; `rank` is the fullest."""
-    assert planner.host_room is not None
-    assert planner.topology.host_memory is not None
+    held = request.held(plan)
+    assert request.host_room is not None
+    assert request.topology.host_memory is not None
     return ShardingError(
-        f"sharding: {size_text(planner.host_load[rank])} of tables and their optimizer's state would lie in host memory for rank {rank} of "
-        f"{planner.topology.ranks}, and {size_text(planner.host_room)} may: sharding.memory_share = {planner.settings.memory_share} of the "
-        f"{size_text(planner.topology.host_memory)} that a rank has of its host.\n"
-        + ways_out(planner, "host", _largest(planner, plan, rank, "host"), sum(planner.host_load))
+        f"sharding: {size_text(held[rank].host)} of tables and their optimizer's state would lie in host memory for rank {rank} of "
+        f"{request.topology.ranks}, and {size_text(request.host_room)} may: sharding.memory_share = {request.settings.memory_share} of the "
+        f"{size_text(request.topology.host_memory)} that a rank has of its host.\n"
+        + ways_out(
+            request, "host", _largest(request, plan, rank, "host"), sum(of_rank.host for of_rank in held)
+        )
     )
 
 
-def _largest(planner: "Planner", plan: Plan, rank: int, memory: ShortMemory) -> Table:
+def _largest(request: PlanRequest, plan: Plan, rank: int, memory: ShortMemory) -> Table:
     """The table that takes most of that memory of a rank."""
 
     def taken(placement: Placement) -> int:
         part = placement.part_of(rank)
-        return getattr(planner.bytes_of(placement.table, placement.kind, part), memory) if part else 0
+        return getattr(request.bytes_of(placement.table, placement.kind, part), memory) if part else 0
 
     return max(plan.placements, key=taken).table
 
 
-def ways_out(planner: "Planner", memory: ShortMemory, largest: Table, total: int, copied: int = 0) -> str:
+def ways_out(request: PlanRequest, memory: ShortMemory, largest: Table, total: int, copied: int = 0) -> str:
     """What to do about tables that do not fit, numbered.
 
     memory:  the one that is short.
@@ -118,10 +126,10 @@ def ways_out(planner: "Planner", memory: ShortMemory, largest: Table, total: int
     total:   bytes of it on all ranks together.
     copied:  bytes of it that every rank has the same of, however many they are.
     """
-    ranks, rule = planner.topology.ranks, planner.rule
-    room = planner.room if memory == "device" else planner.host_room or 0
+    ranks, rule = request.topology.ranks, request.rule
+    room = request.room if memory == "device" else request.host_room or 0
     ways = ["Fewer columns: a lower model.base_width."]
-    if ranks > 1 and planner.kind_of(largest) not in ("auto", "row_wise"):  # `auto` has tried it
+    if ranks > 1 and request.kind_of(largest) not in ("auto", "row_wise"):  # `auto` has tried it
         ways.append(
             f'Another kind: sharding.tables = {{ {largest.field} = "row_wise" }} spreads table {largest.field!r} over all ranks.'
         )
@@ -137,24 +145,24 @@ def ways_out(planner: "Planner", memory: ShortMemory, largest: Table, total: int
     if rule.fused is not None and largest.precision == "float32":
         ways.append('Half the bytes of each number: precision.tables = "float16".')
     if memory == "host":
-        ways += _of_device(planner, largest)
-    elif planner.topology.device == "cuda":
+        ways += _of_device(request, largest)
+    elif request.topology.device == "cuda":
         ways += [
-            *_of_host_memory(planner, largest),
+            *_of_host_memory(request, largest),
             "The same run on CPU processes, whose tables lie in the machines' memory.",
         ]
     return "\n".join(f"  {number}. {way}" for number, way in enumerate(ways, start=1))
 
 
-def _of_host_memory(planner: "Planner", largest: Table) -> list[str]:
+def _of_host_memory(request: PlanRequest, largest: Table) -> list[str]:
     """Where else the largest table of a device could be, and what of it lies there that need not."""
-    place = planner.memory_of(largest).place
+    place = request.memory_of(largest).place
     if place == "cached":
         return [
             f'A smaller cache: a lower sharding.cache_share, or none: sharding.memories = {{ {largest.field} = "host" }}.'
         ]
     if place == "host":
-        on_device = any(planner.rule.states.values())
+        on_device = any(request.rule.states.values())
         return (
             [
                 'State in host memory too: optimizer.tables = "adagrad"; what a rule keeps once a row lies on the GPU.'
@@ -162,14 +170,14 @@ def _of_host_memory(planner: "Planner", largest: Table) -> list[str]:
             if on_device
             else []
         )
-    changes = [] if planner.rule.fused is not None else ['optimizer.tables = "rowwise_adagrad"']
-    if planner.kind_of(largest) == "data_parallel":
+    changes = [] if request.rule.fused is not None else ['optimizer.tables = "rowwise_adagrad"']
+    if request.kind_of(largest) == "data_parallel":
         changes.append(f'sharding.tables = {{ {largest.field} = "table_wise" }}')
     puts = "puts it there, with a cache on the GPU"
     if largest.precision == "bfloat16":  # which has no cache, so that `auto` leaves it where it is
         changes.append(f'sharding.memories = {{ {largest.field} = "host" }}')
         puts = "puts it there"
-    elif largest.field in planner.asked.memories:
+    elif largest.field in request.user_settings.memories:
         changes.append(f'sharding.memories = {{ {largest.field} = "cached" }}')
     else:
         changes.append('sharding.memory = "auto"')
@@ -177,9 +185,9 @@ def _of_host_memory(planner: "Planner", largest: Table) -> list[str]:
     return [f"Host memory: {' and '.join(changes)} {puts}."]
 
 
-def _of_device(planner: "Planner", largest: Table) -> list[str]:
+def _of_device(request: PlanRequest, largest: Table) -> list[str]:
     """Back from host memory; what `auto` put there has no room on the device."""
-    asked = planner.asked
+    asked = request.user_settings
     if largest.field not in asked.memories and asked.memory == "auto":
         return []
     or_open = (

@@ -6,7 +6,8 @@ import duckdb
 import ibis
 import pytest
 
-from ham_dist.data.engines.base import DuckDB, Machine
+from ham_dist.data.engines.base import Machine
+from ham_dist.data.engines.duckdb import DuckDB
 from ham_dist.errors import DataError
 
 

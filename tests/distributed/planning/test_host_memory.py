@@ -11,7 +11,8 @@ from torchrec.distributed.types import ParameterSharding
 
 from ham_dist.config.schema import OptimizerSettings, RunSettings, ShardingSettings, TablePrecision
 from ham_dist.distributed.planning.placement import Plan
-from ham_dist.distributed.planning.planner import Planner
+from ham_dist.distributed.planning.planner import make_plan
+from ham_dist.distributed.planning.request import PlanRequest
 from ham_dist.distributed.planning.table_optimizers import (
     INDEX_BYTES,
     SLOT_BYTES,
@@ -36,9 +37,23 @@ SIZES = [100_000_000, 1000, 60_000_000, 10, 1_000_000]
 
 def planned(
     topology: Topology, rule: str = "rowwise_adagrad", precision: TablePrecision = "float32", **sharding: Any
-) -> tuple[Planner, Plan]:
-    planner = Planner(ShardingSettings(**sharding), table_rule(OptimizerSettings(tables=rule)), topology)
-    return planner, planner.plan({"tables.ebc": tables(SIZES, width=64, precision=precision)}, 2048)
+) -> tuple[PlanRequest, Plan]:
+    request = PlanRequest(
+        ShardingSettings(**sharding),
+        table_rule(OptimizerSettings(tables=rule)),
+        topology,
+        {"tables.ebc": tables(SIZES, width=64, precision=precision)},
+        batch_size=2048,
+    )
+    return request, make_plan(request)
+
+
+def device_load(request: PlanRequest, plan: Plan) -> list[int]:
+    return [held.device for held in request.held(plan)]
+
+
+def host_load(request: PlanRequest, plan: Plan) -> list[int]:
+    return [held.host for held in request.held(plan)]
 
 
 def cached(plan: Plan) -> list[str]:
@@ -59,10 +74,10 @@ def test_auto_caches_the_largest_tables_and_only_where_not_all_fit(
     kind: str, topology: str, expected: list[str]
 ) -> None:
     small = {"t1": "table_wise", "t3": "table_wise"}
-    planner, plan = planned(parse(topology), kind=kind, tables=small, memory="auto")
+    request, plan = planned(parse(topology), kind=kind, tables=small, memory="auto")
     assert cached(plan) == expected
-    assert max(planner.load) <= planner.room
-    assert bool(sum(planner.host_load)) == bool(expected)
+    assert max(device_load(request, plan)) <= request.room
+    assert bool(sum(host_load(request, plan))) == bool(expected)
 
 
 def test_what_auto_may_not_move_stays_on_the_device() -> None:
@@ -108,10 +123,10 @@ def test_bytes_on_the_device_and_on_the_host() -> None:
     assert rule["rowwise_adagrad"].bytes_of(
         1000, 8000, fused=True, number_bytes=2, memory=cache
     ) == BytesHeld(250 * (16 + SLOT_BYTES) + 1000 * INDEX_BYTES, 4_000, 16_000)
-    planner, plan = planned(V100, kind="table_wise", memory="host")
-    costs = costs_by_rank(plan, planner.rule, V100, 2048, {"t0": 3.0})
-    assert [cost.host for cost in costs] == planner.host_load
-    assert [cost.tables + cost.beside for cost in costs] == planner.load
+    request, plan = planned(V100, kind="table_wise", memory="host")
+    costs = costs_by_rank(plan, request.rule, V100, 2048, {"t0": 3.0})
+    assert [cost.host for cost in costs] == host_load(request, plan)
+    assert [cost.tables + cost.beside for cost in costs] == device_load(request, plan)
     assert sum(cost.host for cost in costs) == sum(SIZES) * 64 * 4
 
 
@@ -129,13 +144,13 @@ def test_bytes_on_the_device_and_on_the_host() -> None:
 def test_rows_and_their_state_come_from_the_host_and_go_back(
     rule: str, precision: TablePrecision, read: int, written: int
 ) -> None:
-    planner, plan = planned(parse("4xV100-16GB"), rule, precision, kind="table_wise", memory="host")
-    costs = costs_by_rank(plan, planner.rule, V100, 2048, {"t0": 3.0})
+    request, plan = planned(parse("4xV100-16GB"), rule, precision, kind="table_wise", memory="host")
+    costs = costs_by_rank(plan, request.rule, V100, 2048, {"t0": 3.0})
     numbers = 2048 * (3 + 4) * 64  # three ids a row of t0, one of the four others
     assert sum(cost.from_host for cost in costs) == numbers * read
     assert sum(cost.to_host for cost in costs) == numbers * written
     on_device = costs_by_rank(
-        planned(parse("4xV100-80GB"), "sgd", kind="table_wise")[1], planner.rule, V100, 2048, {}
+        planned(parse("4xV100-80GB"), "sgd", kind="table_wise")[1], request.rule, V100, 2048, {}
     )
     assert not any(cost.from_host or cost.to_host for cost in on_device)
 
@@ -325,17 +340,17 @@ def test_torchrecs_planner_is_not_told_to_use_host_memory_where_that_is_short() 
 def test_tables_in_host_memory_are_spread_over_ranks(rule: str, memory: str) -> None:
     """Under sgd and adagrad a table on the host takes nothing of the device, which is then no measure of where it should go."""
     topology = parse("4xV100-32GB+256GB")
-    planner, _ = planned(topology, rule, kind="table_wise", memory=memory)
-    of_largest = planner.rule.bytes_of(
+    request, plan = planned(topology, rule, kind="table_wise", memory=memory)
+    of_largest = request.rule.bytes_of(
         SIZES[0],
         SIZES[0] * 64,
         fused=True,
         number_bytes=4,
-        memory=planner.memory_of(tables(SIZES, width=64)[0]),
+        memory=request.memory_of(tables(SIZES, width=64)[0]),
     ).host
-    assert max(planner.host_load) == of_largest, "the others share the other ranks"
+    assert max(host_load(request, plan)) == of_largest, "the others share the other ranks"
     hosts = parse("2x2xV100-32GB+256GB")
-    planner, plan = planned(hosts, rule, kind="table_row_wise", memory=memory, tables={"t3": "table_wise"})
+    request, plan = planned(hosts, rule, kind="table_row_wise", memory=memory, tables={"t3": "table_wise"})
     assert {part.rank // 2 for part in plan.groups["tables.ebc"]["t0"].parts} != {
         part.rank // 2 for part in plan.groups["tables.ebc"]["t2"].parts
     }
@@ -343,9 +358,9 @@ def test_tables_in_host_memory_are_spread_over_ranks(rule: str, memory: str) -> 
 
 def test_auto_fills_hosts_no_more_than_devices_ask() -> None:
     """One cached table is enough for the device, and two would be too much for the host."""
-    planner, plan = planned(parse("1xV100-32GB+40GB"), "sgd", kind="table_wise", memory="auto")
+    request, plan = planned(parse("1xV100-32GB+40GB"), "sgd", kind="table_wise", memory="auto")
     assert cached(plan) == ["t0"]
-    assert max(planner.host_load) <= (planner.host_room or 0)
+    assert max(host_load(request, plan)) <= (request.host_room or 0)
 
 
 def test_topologies_with_host_memory_by_name() -> None:

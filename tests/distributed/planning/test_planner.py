@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ham_dist.config.schema import OptimizerSettings, ShardingSettings, TablePrecision
+from ham_dist.distributed.planning.by_size import LARGE_BYTES
 from ham_dist.distributed.planning.placement import Plan
-from ham_dist.distributed.planning.planner import LARGE_BYTES, Planner, bytes_held, require_known_fields
+from ham_dist.distributed.planning.planner import bytes_held, make_plan, require_known_fields
+from ham_dist.distributed.planning.request import PlanRequest
 from ham_dist.distributed.planning.table_optimizers import table_rule
 from ham_dist.distributed.planning.topology import Topology, parse
 from ham_dist.embedding.tables import Table, stored_width
@@ -33,7 +35,7 @@ def tables(
 
 def plan(groups: dict[str, list[Table]], topology: Topology, rule: str = "adam", **sharding: Any) -> Plan:
     settings = OptimizerSettings(tables=rule)
-    return Planner(ShardingSettings(**sharding), table_rule(settings), topology).plan(groups, 2048)
+    return make_plan(PlanRequest(ShardingSettings(**sharding), table_rule(settings), topology, groups, 2048))
 
 
 def cpu(ranks: int, ranks_of_host: int | None = None, memory: int = PLENTY) -> Topology:
@@ -302,7 +304,7 @@ def test_topologies_by_name() -> None:
 
 
 def test_the_sample_in_the_docs_is_what_a_run_has_by_default() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "sharding.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[3] / "docs" / "sharding.md").read_text(encoding="utf-8")
     sample = tomllib.loads(text.split("```toml\n")[1].split("```")[0])["sharding"]
     assert ShardingSettings.model_validate(sample | {"tables": {}, "memories": {}}) == ShardingSettings()
     assert set(sample) == set(ShardingSettings.model_fields)

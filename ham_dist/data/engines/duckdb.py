@@ -1,0 +1,102 @@
+"""DuckDB as the engine: the expressions run within this process."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import ibis
+import pyarrow as pa
+
+from ham_dist.data.engines.base import ROWS_PER_BATCH, Machine, literal
+from ham_dist.errors import DataError
+
+
+class DuckDB:
+    """One DuckDB database in memory."""
+
+    long_queries = False
+
+    def __init__(self, machine: Machine, spill: Path | None = None) -> None:
+        options: dict[str, Any] = {
+            "memory_limit": f"{machine.engine_memory // 1000}KB",
+            "preserve_insertion_order": True,
+        }
+        if machine.threads is not None:
+            options["threads"] = machine.threads
+        if spill is not None:
+            options["temp_directory"] = str(spill)
+        self._connection = ibis.duckdb.connect(**options)
+        # Its own, which would stand on standard output among what commands print there.
+        self._connection.raw_sql("SET enable_progress_bar = false")
+        self._memory, self._spill = machine.memory, spill
+        self._tables = 0
+
+    def __enter__(self) -> "DuckDB":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.disconnect()
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return {"duckdb": duckdb.__version__, "ibis": ibis.__version__}
+
+    def keep(self, expression: ibis.Table) -> ibis.Table:
+        self._tables += 1
+        try:
+            return self._connection.create_table(f"kept_{self._tables}", expression, temp=True)
+        except duckdb.Error as error:
+            raise self._told(error) from error
+
+    def show_arrow(self, name: str, table: pa.Table) -> ibis.Table:
+        self._connection.con.register(name, table)
+        return self._connection.table(name)
+
+    def read_parquet(self, paths: Sequence[Path]) -> ibis.Table:
+        try:
+            return self._connection.read_parquet([literal(path) for path in paths])
+        except duckdb.Error as error:
+            raise DataError(
+                f"{paths[0]}: not a Parquet file that can be read ({_first_line(error)})"
+            ) from None
+
+    def batches(self, expression: ibis.Table) -> Iterator[pa.RecordBatch]:
+        # Ibis's own to_pyarrow_batches calls fetch_record_batch, which DuckDB deprecates with a warning.
+        try:
+            yield from self._connection.raw_sql(self._connection.compile(expression)).to_arrow_reader(
+                ROWS_PER_BATCH
+            )
+        except duckdb.Error as error:
+            raise self._told(error) from error
+
+    def show(self, name: str, expression: ibis.Table) -> ibis.Table:
+        return self._connection.create_view(name, expression, overwrite=True)
+
+    def query(self, expression: ibis.Table) -> Callable[[], pa.Table]:
+        sql = self._connection.compile(expression)
+
+        def fetch() -> pa.Table:
+            try:
+                return self._connection.raw_sql(sql).to_arrow_table()
+            except duckdb.Error as error:
+                raise self._told(error) from error
+
+        return fetch
+
+    def _told(self, error: duckdb.Error) -> Exception:
+        """A mistake that is the user's to mend, as ours."""
+        if isinstance(error, duckdb.OutOfMemoryException):
+            return DataError(
+                f"--memory {self._memory / 1e9:g}GB is not enough ({_first_line(error)})\n  Give more memory, or --spill on a bigger disk."
+            )
+        if isinstance(error, duckdb.IOException):
+            where = self._spill or "temporary folder"
+            return DataError(
+                f"{where}: cannot be used ({_first_line(error)})\n  Make room there, or give --spill on another disk."
+            )
+        return error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

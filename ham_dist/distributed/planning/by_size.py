@@ -1,0 +1,146 @@
+"""Plans by size alone: tables are placed one after the other, largest first, each where most room is left.
+
+C rows, d stored columns of one table, W ranks
+"""
+
+from collections.abc import Iterable
+from itertools import pairwise
+
+from ham_dist.config.schema import ShardingKind
+from ham_dist.distributed.planning.placement import Part, Placement, Plan
+from ham_dist.distributed.planning.request import PlanRequest
+from ham_dist.embedding.tables import KERNEL_WIDTH, Table
+from ham_dist.errors import ShardingError
+
+LARGE_BYTES = 1 << 30
+"""Under `auto` on CPU, a table (with its gradient and optimizer state) of more bytes than this, and more than a rank's fair share of all tables, goes
+row-wise. Below, one rank looks it up faster than all ranks can exchange partial sums."""
+
+
+def plan_by_size(request: PlanRequest) -> Plan:
+    """The plan for `request`.
+
+    Raises:
+        ShardingError: A sharding type cannot take a table on so many ranks.
+    """
+    return _BySize(request).plan()
+
+
+class _BySize:
+    """Bytes on each rank's device and in its host's memory, counted up while tables are placed."""
+
+    def __init__(self, request: PlanRequest) -> None:
+        self.request = request
+        self.rule, self.topology = request.rule, request.topology
+        self.load = [held.device for held in request.taken_by_rank]
+        self.host_load = [held.host for held in request.taken_by_rank]
+
+    def plan(self) -> Plan:
+        """Places all tables."""
+        tables = [(table, path) for path, group in self.request.groups.items() for table in group]
+        total = sum(self.request.bytes_of(table, "table_wise").device for table, _ in tables)
+        placed: dict[tuple[str, str], Placement] = {}
+        for table, path in sorted(
+            tables, key=lambda entry: (-entry[0].rows * entry[0].stored_width, entry[1], entry[0].field)
+        ):
+            kind = self.request.kind_of(table)
+            placement = self._place(table, self._kind_by_size(table, total) if kind == "auto" else kind)  # type: ignore[arg-type]
+            self._add(placement)
+            placed[path, table.field] = placement
+        return Plan(
+            {
+                path: {table.field: placed[path, table.field] for table in group}
+                for path, group in self.request.groups.items()
+            }
+        )
+
+    def _kind_by_size(self, table: Table, total: int) -> ShardingKind:
+        size = self.request.bytes_of(table, "table_wise").device
+        spreads = -(-table.rows // self.topology.ranks) * (self.topology.ranks - 1) < table.rows
+        too_large = size > self.request.room - min(self.load)
+        more_than_its_share = size > LARGE_BYTES and size * self.topology.ranks > total
+        return (
+            "row_wise"
+            if self.topology.ranks > 1 and spreads and (too_large or more_than_its_share)
+            else "table_wise"
+        )
+
+    def _place(self, table: Table, kind: ShardingKind) -> Placement:
+        unit = KERNEL_WIDTH if self.rule.fused is not None else 1
+        ranks = range(self.topology.ranks)
+        hosts = [
+            range(host * self.topology.ranks_of_host, (host + 1) * self.topology.ranks_of_host)
+            for host in range(self.topology.hosts)
+        ]
+        width = table.stored_width
+        if kind == "table_wise":
+            parts = [Part(self._emptiest(table, ranks, 1)[0], 0, table.rows, 0, width)]
+        elif kind == "row_wise":
+            parts = self._rows(table, ranks, 0, width)
+        elif kind == "column_wise":
+            blocks = _column_blocks(width, unit, len(ranks))
+            parts = [
+                Part(rank, 0, table.rows, *block)
+                for rank, block in zip(self._emptiest(table, ranks, len(blocks)), blocks, strict=True)
+            ]
+        elif kind == "table_row_wise":
+            host = min(hosts, key=lambda host: (*self._fullness(table, host), host.start))
+            parts = self._rows(table, host, 0, width)
+        elif kind == "grid":
+            blocks = _column_blocks(width, unit, len(hosts))
+            emptiest = sorted(hosts, key=lambda host: (*self._fullness(table, host), host.start))[
+                : len(blocks)
+            ]
+            in_order = sorted(emptiest, key=lambda host: host.start)
+            parts = [
+                part
+                for host, block in zip(in_order, blocks, strict=True)
+                for part in self._rows(table, host, *block)
+            ]
+        else:
+            parts = [Part(rank, 0, table.rows, 0, width) for rank in ranks]
+        return Placement(
+            table, kind, self.request.is_fused(kind), tuple(parts), self.request.memory_of(table)
+        )
+
+    def _rows(self, table: Table, ranks: range, first_column: int, columns: int) -> list[Part]:
+        """Blocks of rows: TorchRec's id distribution takes the rank of row i to be i // ceil(C / ranks), so that the last block may be smaller."""
+        block = -(-table.rows // len(ranks))
+        if not _has_rows_for(table.rows, len(ranks)):
+            enough = next(count for count in range(1, len(ranks)) if not _has_rows_for(table.rows, count + 1))
+            raise ShardingError(
+                f"sharding: table {table.field!r} has {table.rows} rows, and {len(ranks)} ranks are to get {block} each: the last would get none.\n"
+                f'  1. Another kind for it: sharding.tables = {{ {table.field} = "table_wise" }}, or "data_parallel".\n'
+                f"  2. Fewer ranks: {enough} or less."
+            )
+        return [
+            Part(rank, number * block, min(block, table.rows - number * block), first_column, columns)
+            for number, rank in enumerate(ranks)
+        ]
+
+    def _emptiest(self, table: Table, ranks: range, count: int) -> list[int]:
+        return sorted(sorted(ranks, key=lambda rank: (*self._fullness(table, [rank]), rank))[:count])
+
+    def _fullness(self, table: Table, ranks: Iterable[int]) -> tuple[int, int]:
+        """Bytes of `ranks`, first in the memory that `table` fills: the host's under `host`, else the device's, of which a cache takes most."""
+        device, host = (sum(load[rank] for rank in ranks) for load in (self.load, self.host_load))
+        return (host, device) if self.request.memory_of(table).place == "host" else (device, host)
+
+    def _add(self, placement: Placement) -> None:
+        for part in placement.parts:
+            held = self.request.bytes_of(placement.table, placement.kind, part)
+            self.load[part.rank] += held.device
+            self.host_load[part.rank] += held.host
+
+
+def _has_rows_for(rows: int, ranks: int) -> bool:
+    """Whether blocks of ceil(rows / ranks) leave some for the last rank."""
+    return -(-rows // ranks) * (ranks - 1) < rows
+
+
+def _column_blocks(width: int, unit: int, most: int) -> list[tuple[int, int]]:
+    """(first column, columns) of up to `most` blocks, each a multiple of `unit` wide, as even as that allows."""
+    units = -(-width // unit)
+    count = min(most, units)
+    edges = [min(width, units * number // count * unit) for number in range(count + 1)]
+    return [(start, stop - start) for start, stop in pairwise(edges)]

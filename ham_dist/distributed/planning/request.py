@@ -1,0 +1,122 @@
+"""A request for a plan: the tables, the ranks that they are placed on, and the user's settings.
+
+C rows, d stored columns of one table, W ranks
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from ham_dist.config.schema import ShardingKind, ShardingSettings
+from ham_dist.distributed.planning.placement import Part, Plan
+from ham_dist.distributed.planning.table_optimizers import DEVICE, BytesHeld, Memory, TableRule
+from ham_dist.distributed.planning.topology import Topology
+from ham_dist.embedding.tables import Table
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """All that a plan depends on; nothing here allocates memory or asks another rank.
+
+    Attributes:
+        settings: The sharding type and the memory of each table.
+        rule: The table optimizer, which decides on the kernel and on the bytes kept for each number.
+        topology: The W ranks.
+        groups: The tables by place in the model.
+        batch_size: Rows of a global batch, by which TorchRec's planner weighs traffic.
+        taken: Bytes in use on each rank; none by default.
+        asked: The user's settings, which messages refer to, where `settings` fill in what those leave open.
+    """
+
+    settings: ShardingSettings
+    rule: TableRule
+    topology: Topology
+    groups: Mapping[str, Sequence[Table]]
+    batch_size: int
+    taken: Sequence[BytesHeld] = ()
+    asked: ShardingSettings | None = None
+
+    @property
+    def tables(self) -> list[Table]:
+        """The tables of all groups."""
+        return [table for group in self.groups.values() for table in group]
+
+    @property
+    def user_settings(self) -> ShardingSettings:
+        """The settings that messages refer to."""
+        return self.asked or self.settings
+
+    def kind_of(self, table: Table) -> str:
+        """The sharding type that the settings give a table; may be `auto`."""
+        return self.settings.tables.get(table.field, self.settings.kind)
+
+    def memory_of(self, table: Table) -> Memory:
+        """Where the settings put a table; the device where they leave that open."""
+        place = self.settings.memories.get(table.field, self.settings.memory)
+        if place == "auto":
+            return DEVICE
+        return Memory(place, self.settings.cache_share if place == "cached" else 0.0)
+
+    def is_fused(self, kind: ShardingKind) -> bool:
+        """True if a table of this sharding type steps inside the backward pass: TorchRec has no fused kernel for data-parallel tables."""
+        return self.rule.fused is not None and kind != "data_parallel"
+
+    def bytes_of(self, table: Table, kind: ShardingKind, part: Part | None = None) -> BytesHeld:
+        """Bytes of `table`, or of a part of it, with its gradient and optimizer state."""
+        rows, columns = (table.rows, table.stored_width) if part is None else (part.rows, part.columns)
+        return self.rule.bytes_of(
+            rows,
+            rows * columns,
+            fused=self.is_fused(kind),
+            number_bytes=table.number_bytes,
+            memory=self.memory_of(table),
+        )
+
+    @cached_property
+    def taken_by_rank(self) -> list[BytesHeld]:
+        """Bytes in use on each rank before the plan."""
+        return list(self.taken) or [BytesHeld(0, 0, 0)] * self.topology.ranks
+
+    def held(self, plan: Plan) -> list[BytesHeld]:
+        """Bytes in use on each rank under `plan`, those in use before included."""
+        held = list(self.taken_by_rank)
+        for placement in plan.placements:
+            for part in placement.parts:
+                of_part = self.rule.bytes_of(
+                    part.rows,
+                    part.rows * part.columns,
+                    fused=placement.fused,
+                    number_bytes=placement.table.number_bytes,
+                    memory=placement.memory,
+                )
+                held[part.rank] = held[part.rank].plus(of_part)
+        return held
+
+    @property
+    def room(self) -> int:
+        """Bytes of a rank's device that tables may take."""
+        return int(self.topology.memory * self.settings.memory_share)
+
+    @property
+    def host_room(self) -> int | None:
+        """Bytes of a rank's share of its machine that tables may take; None where that is not known."""
+        if self.topology.host_memory is None:
+            return None
+        return int(self.topology.host_memory * self.settings.memory_share)
+
+    def movable(self) -> list[str]:
+        """The tables that may be cached or not, as needed: those with most numbers first."""
+        numbers: dict[str, int] = {}
+        for table in self.tables:
+            open_to_choice = (
+                self.settings.memories.get(table.field, self.settings.memory) == "auto"
+                and self.kind_of(table) != "data_parallel"
+            )
+            if (
+                self.topology.device == "cuda"
+                and self.rule.fused is not None
+                and table.precision != "bfloat16"
+                and open_to_choice
+            ):
+                numbers[table.field] = numbers.get(table.field, 0) + table.rows * table.stored_width
+        return sorted(numbers, key=lambda field: (-numbers[field], field))
