@@ -32,7 +32,7 @@ from ham_dist.export.manifest import (
     write_manifest,
 )
 from ham_dist.io.atomic import publish_folder, temporary_path
-from ham_dist.io.hashing import sha256_of, sha256_of_bytes
+from ham_dist.io.hashing import copy_and_hash, sha256_of_bytes
 from ham_dist.io.paths import exists, open_file
 
 if TYPE_CHECKING:  # `tables` imports TorchRec, which writing does not need.
@@ -41,7 +41,6 @@ if TYPE_CHECKING:  # `tables` imports TorchRec, which writing does not need.
 PIECE_NUMBERS = 1 << 24
 """Most numbers in one file of a table (64 MiB of fp32), which bounds what a rank holds besides its shards."""
 
-_COPY_BYTES = 1 << 20
 """Bytes of a vocabulary that are copied at a time."""
 
 _TYPES = {"fp32": ("float32", torch.float32), "fp16": ("float16", torch.float16)}
@@ -334,10 +333,6 @@ def _copy_vocabulary(
 
 def _copy(source: str, target: Path) -> FileEntry:
     """Copy a file, hashing the bytes that are written: what the hash vouches for is the copy itself."""
-    digest, size = hashlib.sha256(), 0
     with open_file(source, "rb") as read, target.open("wb") as written:
-        while block := read.read(_COPY_BYTES):
-            written.write(block)
-            digest.update(block)
-            size += len(block)
-    return FileEntry(size=size, sha256=digest.hexdigest())
+        size, sha256 = copy_and_hash(read, written)
+    return FileEntry(size=size, sha256=sha256)

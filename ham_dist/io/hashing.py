@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import IO, Any
 
+_BLOCK_BYTES = 1 << 20
+
 
 def sha256_of(path: Path) -> str:
     """sha256 of a file's content, in hexadecimal."""
@@ -15,6 +17,20 @@ def sha256_of(path: Path) -> str:
 def sha256_of_stream(file: IO[bytes]) -> str:
     """sha256 of all that is left to read in `file`, in hexadecimal."""
     return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+def copy_and_hash(source: IO[bytes], target: IO[bytes]) -> tuple[int, str]:
+    """Copy all that is left to read in `source` to `target`.
+
+    Returns:
+        The number of bytes, and the sha256 of the bytes that were written, in hexadecimal.
+    """
+    digest, size = hashlib.sha256(), 0
+    while block := source.read(_BLOCK_BYTES):
+        digest.update(block)
+        size += len(block)
+        target.write(block)
+    return size, digest.hexdigest()
 
 
 def sha256_of_bytes(content: bytes) -> str:
