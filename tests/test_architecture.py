@@ -95,6 +95,16 @@ def test_nothing_but_tests_imports_tests() -> None:
     assert [path for path in sources if any(name.split(".")[0] == "tests" for name in _imports(path))] == []
 
 
+def test_test_modules_share_by_tests_support_only() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in (ROOT / "tests").rglob("*.py")
+        for name in _imports(path)
+        if name.startswith("tests.") and not name.startswith("tests.support.")
+    ]
+    assert wrong == []
+
+
 def test_no_file_beside_train_py_hides_a_module_of_python() -> None:
     """A script's own folder comes first on sys.path: `ham_dist/train.py` would import ham_dist/inspect.py for `inspect`.
 

@@ -8,13 +8,14 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from ham_dist.config.load import dump_run
 from ham_dist.run import run_stages
 from ham_dist.training.checkpoints import moments
-from tests.stages.test_run import assert_same_bits
 from tests.support.small_run import tiny_run
+from tests.support.whole_runs import assert_same_bits
 
 # Far more epochs than the test waits for.
 LONG = ["--set=data.synthetic.rows=20000", "--set=pretrain.max_epochs=1000", "--set=pretrain.patience=1000"]
@@ -22,11 +23,21 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def wait_for_checkpoint(folder: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not list(folder.glob("checkpoints/pretrain/epoch-*/values.json")):
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "no checkpoint in two minutes"
+        assert time.monotonic() < deadline, "no checkpoint in ten minutes"
         time.sleep(0.1)
+
+
+def children_of(process: int) -> list[int]:
+    """Numbers of the processes that `process` started, by /proc: the fourth field of `stat`, after a name in brackets, is the parent."""
+    children = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # It has ended.
+            if int(path.read_text().rpartition(")")[2].split()[1]) == process:
+                children.append(int(path.parent.name))
+    return children
 
 
 def interrupt(process: subprocess.Popen[str]) -> str:
@@ -35,7 +46,7 @@ def interrupt(process: subprocess.Popen[str]) -> str:
         for _ in range(8):
             process.send_signal(signal.SIGINT)
             try:
-                return process.communicate(timeout=10)[1]
+                return process.communicate(timeout=60)[1]
             except subprocess.TimeoutExpired:
                 continue
         raise AssertionError("still running after eight interrupts")
@@ -62,6 +73,7 @@ def test_a_rank_that_dies_ends_all_and_no_traceback_hides_it(tmp_path: Path) -> 
         sys.executable,
         "-m",
         "torch.distributed.run",
+        "--standalone",
         "--nproc-per-node",
         "2",
         "-m",
@@ -74,11 +86,8 @@ def test_a_rank_that_dies_ends_all_and_no_traceback_hides_it(tmp_path: Path) -> 
         command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     wait_for_checkpoint(tmp_path / "run", process)
-    ranks = subprocess.run(
-        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
-    ).stdout.split()
-    os.kill(int(ranks[-1]), signal.SIGKILL)
-    _, errors = process.communicate(timeout=90)
+    os.kill(max(children_of(process.pid)), signal.SIGKILL)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode != 0
     assert re.search(r"exitcode\s*: -9", errors), errors
     assert "ham_dist/" not in errors.replace("ham_dist.train", ""), errors
@@ -98,7 +107,7 @@ def test_sigterm_saves_and_exits_with_a_code_of_its_own(tmp_path: Path) -> None:
     process = start("ham_dist", "train", "--run-dir", str(tmp_path / "run"), *LONG)
     wait_for_checkpoint(tmp_path / "run", process)
     process.terminate()
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 75
     assert "SIGTERM" in errors
     assert "--resume" in errors
@@ -112,7 +121,7 @@ def test_a_killed_ranks_group_starts_again_and_ends_as_if_nothing_had_been(tmp_p
     (tmp_path / "settings.toml").write_text(dump_run(settings))
     run_stages(settings, tmp_path / "unbroken", resume=False)
     process = start(
-        *("torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "3"),
+        *("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "3"),
         *(
             "-m",
             "tests.support.faulty_rank",
@@ -124,7 +133,7 @@ def test_a_killed_ranks_group_starts_again_and_ends_as_if_nothing_had_been(tmp_p
             str(tmp_path / "run"),
         ),
     )
-    _, errors = process.communicate(timeout=180)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert len(json.loads((tmp_path / "run" / "environment.json").read_text())) == 2, "two starts"
     assert_same_bits(tmp_path / "run", tmp_path / "unbroken")
@@ -132,13 +141,13 @@ def test_a_killed_ranks_group_starts_again_and_ends_as_if_nothing_had_been(tmp_p
 
 def test_restarts_need_a_folder_that_they_can_find(tmp_path: Path) -> None:
     process = start("ham_dist", "train", TORCHELASTIC_MAX_RESTARTS="3")
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 2
     assert "Give --run-dir" in errors
 
 
 def test_a_hung_rank_is_named_by_those_that_waited_for_it(tmp_path: Path) -> None:
-    settings = tiny_run(ranks={"timeout_minutes": 0.15})
+    settings = tiny_run(ranks={"timeout_minutes": 0.25})
     (tmp_path / "settings.toml").write_text(dump_run(settings))
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
@@ -152,10 +161,10 @@ def test_a_hung_rank_is_named_by_those_that_waited_for_it(tmp_path: Path) -> Non
     ]  # fmt: skip
     try:
         for rank in (0, 2):
-            _, errors = ranks[rank].communicate(timeout=120)
+            _, errors = ranks[rank].communicate(timeout=600)
             assert ranks[rank].returncode == 2, errors
             assert (
-                "no word from rank 1, which was killed or has not answered for 0.15 minutes (ranks.timeout_minutes)"
+                "no word from rank 1, which was killed or has not answered for 0.25 minutes (ranks.timeout_minutes)"
                 in errors
             )
             assert "Traceback" not in errors
@@ -172,6 +181,6 @@ def test_ranks_killed_at_random_moments_end_as_if_nothing_had_been(tmp_path: Pat
     In a process of its own, since forking needs one without threads.
     """
     command = [sys.executable, "-m", "tests.support.kill_runs", "--times", "5", "--seed", "1"]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "5 kills over 2 runs, all the same to the last bit" in done.stdout
+    assert re.search(r"^5 kills over \d+ runs, all the same to the last bit$", done.stdout, re.MULTILINE)

@@ -37,7 +37,7 @@ HELP = "import sys; sys.argv = ['ham-dist', {}]\nfrom ham_dist.cli import main\n
 def test_nothing_heavy_is_loaded(code: str, allowed: set[str]) -> None:
     script = f"{code}\nimport sys\nprint('loaded', *sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=600
     )
     loaded = set(done.stdout.split("loaded ")[1].split())
     assert "ham_dist" in loaded
@@ -50,5 +50,5 @@ def test_every_measurement_finds_what_it_imports() -> None:
     names = sorted(path.stem for path in folder.glob("*.py"))
     assert names
     subprocess.run(
-        [sys.executable, "-c", f"for name in {names}: __import__(name)"], cwd=folder, check=True, timeout=300
+        [sys.executable, "-c", f"for name in {names}: __import__(name)"], cwd=folder, check=True, timeout=600
     )

@@ -162,9 +162,17 @@ def test_other_ranks_put_their_number_before_the_message(monkeypatch: pytest.Mon
 
 
 def test_a_mistake_of_all_ranks_is_told_once() -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "ham_dist.train"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "ham_dist.train",
+    ]
     done = subprocess.run(
-        [*torchrun, "--set=modle.name=fm"], capture_output=True, text=True, check=False, timeout=120
+        [*torchrun, "--set=modle.name=fm"], capture_output=True, text=True, check=False, timeout=600
     )
     assert done.returncode != 0
     assert done.stderr.count("ham-dist: --set: modle: no such key. Did you mean model?") == 1

@@ -4,16 +4,11 @@ from pathlib import Path
 
 import pytest
 
-import ham_dist
 from ham_dist.data.format.manifest import Manifest
 from ham_dist.data.prepare.pipeline import prepare
 from ham_dist.data.recipe.load import Recipe, load_recipe
 from tests.support.raw_movielens import write_raw_movielens
-
-ROOT = Path(ham_dist.__file__).parents[1]
-# The real MovieLens-1M may not be handed on: it is tested where somebody has put it, in the README's place or beside the repository.
-PLACES = (ROOT / "ml-1m", ROOT.parent / "shared" / "data" / "ml-1m")
-REAL = next((place for place in PLACES if place.exists()), PLACES[0])
+from tests.support.real_data import REAL
 
 
 @pytest.fixture(scope="session")

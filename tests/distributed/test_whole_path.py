@@ -24,10 +24,10 @@ from ham_dist.training.evaluation import predict
 from ham_dist.training.loop import mask_gradient, weight_step
 from ham_dist.training.optimizers import MOMENTS
 from ham_dist.training.state import narrow, open_supernet
-from tests.distributed.sharding.test_model import MODELS, local_batch, plain_batch, settings, whole_tables
-from tests.distributed.sharding.test_sharding_types import KINDS, WHOLE
 from tests.support.plain_model import FIELDS, SINGLE_VALUED, PlainModel
 from tests.support.ranks import run_on_ranks
+from tests.support.sharded_model import MODELS, local_batch, plain_batch, settings, whole_tables
+from tests.support.sharding_types import KINDS, WHOLE
 
 PATHS = {
     "table_wise": {"kind": "table_wise"},

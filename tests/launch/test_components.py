@@ -98,7 +98,7 @@ def test_torchx_takes_several_settings(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("arguments ['run.toml', '--set=seed=1', '--set=search.epochs=2']") == 2
@@ -125,7 +125,7 @@ def _dry_run(*arguments: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     request = done.stdout.partition("=== SCHEDULER REQUEST ===")[2]

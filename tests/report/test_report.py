@@ -175,7 +175,7 @@ def test_page_needs_nothing_else_and_no_two_things_have_one_name(page: Page) -> 
 
 def test_same_runs_give_the_same_bytes(run: Path, page: Page, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ham_dist", "report", str(run), "--out", str(tmp_path / "again.html")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     assert done.stdout == f"report of 1 run in {tmp_path / 'again.html'}\n"
     assert "--no-data leaves that out" in done.stderr
     assert (tmp_path / "again.html").read_text(encoding="utf-8") == page.html

@@ -9,10 +9,9 @@ import torch
 
 from ham_dist.export.bundle import open_bundle
 from ham_dist.export.package import export_run
-from tests.stages.test_resume import do_part
-from tests.stages.test_run import do_run, metrics, result
 from tests.support.ranks import run_on_ranks
 from tests.support.small_run import small_run, tiny_run
+from tests.support.whole_runs import do_part, do_run, metrics, result
 
 FLOAT16: dict[str, Any] = {
     "precision": {"tables": "float16"},

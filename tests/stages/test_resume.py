@@ -1,6 +1,5 @@
 """Runs that are stopped in the middle of an epoch go on to what the unbroken run gives, bit for bit."""
 
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,35 +12,19 @@ from ham_dist.errors import Preempted
 from ham_dist.methods.ham import HardAuxiliaryMask
 from ham_dist.methods.method import MaskGradient
 from ham_dist.run import run_stages
-from ham_dist.training.guard import Guard
-from tests.stages.test_run import DECOUPLED, FLOAT64, assert_same_bits, do_run, metrics, result
 from tests.support.ranks import run_on_ranks
 from tests.support.small_run import TINY_STEPS, tiny_run
-
-
-class Stopped(Exception):
-    """The end of a run that a test stops."""
-
-
-@contextmanager
-def after_steps(count: int, *, terminate: bool = False) -> Iterator[None]:
-    """Inside, the training step number `count` is the last one of the process; with `terminate`, SIGTERM arrives in it."""
-    finish_step, done = Guard.finish_step, 0
-
-    def finish_and_count(self: Guard, samples: int) -> None:
-        nonlocal done
-        done += 1
-        finish_step(self, samples)
-        if done == count - terminate and terminate:
-            signal.raise_signal(signal.SIGTERM)
-        elif done == count:
-            raise Stopped
-
-    Guard.finish_step = finish_and_count  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        Guard.finish_step = finish_step  # type: ignore[method-assign]
+from tests.support.whole_runs import (
+    DECOUPLED,
+    FLOAT64,
+    Stopped,
+    after_steps,
+    assert_same_bits,
+    do_part,
+    do_run,
+    metrics,
+    result,
+)
 
 
 @contextmanager
@@ -55,11 +38,6 @@ def counted_alpha_steps() -> Iterator[list[int]]:
 
     with patch.object(HardAuxiliaryMask, "step", counted):
         yield count
-
-
-def do_part(settings: RunSettings, folder: Path, steps: int) -> None:
-    with after_steps(steps), pytest.raises(Stopped):
-        run_stages(settings, folder, resume=True)
 
 
 @pytest.fixture(scope="module")

@@ -4,61 +4,19 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from ham_dist.config.load import load_run
-from ham_dist.config.schema import RunSettings
 from ham_dist.distributed.checkpoint.save import VALUES, _sha256_of
 from ham_dist.embedding.mask import ordered_columns
 from ham_dist.errors import CheckpointError, TargetError
 from ham_dist.export.package import export_run
-from ham_dist.run import run_stages
-from ham_dist.training.checkpoints import StageCheckpoints
-from ham_dist.training.progress import StageProgress
 from tests.support.ranks import run_on_ranks
 from tests.support.small_run import small_run
-
-TIMES = {"seconds", "samples_per_second", "peak_memory_bytes"}
-
-
-def do_run(settings: RunSettings, folder: Path, resume: bool = False, stop_after: int | None = None) -> None:
-    """A run in this process or on this rank; with `stop_after`, cut off right after that many ends of epochs."""
-    torch.set_num_threads(1)
-    saved = 0
-    save = StageCheckpoints.save
-
-    def save_and_count(self: StageCheckpoints, progress: StageProgress) -> None:
-        nonlocal saved
-        save(self, progress)
-        saved += 1
-        if saved == stop_after:
-            raise KeyboardInterrupt
-
-    StageCheckpoints.save = save_and_count  # type: ignore[method-assign]
-    try:
-        run_stages(settings, folder, resume=resume)
-    except KeyboardInterrupt:
-        if stop_after is None:
-            raise
-    finally:
-        StageCheckpoints.save = save  # type: ignore[method-assign]
-
-
-def result(folder: Path) -> dict[str, Any]:
-    """result.json without what depends on the clock."""
-    return {
-        name: value
-        for name, value in json.loads((folder / "result.json").read_text()).items()
-        if name not in TIMES
-    }
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+from tests.support.whole_runs import DECOUPLED, FLOAT64, TIMES, assert_same_bits, do_run, metrics, result
 
 
 def test_a_run_takes_no_mean_of_fields_with_one_value(
@@ -164,31 +122,11 @@ def test_other_data_is_refused_by_resume_and_export(unbroken: Path, tmp_path: Pa
     assert not (tmp_path / "bundle").exists()
 
 
-DECOUPLED = {"application": "decoupled", "every": 2, "rows": 16}
-FLOAT64 = {"dense": "float64"}
-"""Makes a run come out the same on any number of ranks."""
-
-
 @pytest.fixture(scope="module")
 def unbroken_float64(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("unbroken64") / "run"
     do_run(small_run(precision=FLOAT64), folder)
     return folder
-
-
-def assert_same_bits(folder: Path, unbroken: Path) -> None:
-    """The same model and metrics, though the number of ranks differs; only the training loss is itself a sum over ranks, of float64 numbers."""
-    assert result(folder) | {"world_size": 1} == result(unbroken)
-    for ours, theirs in zip(metrics(folder), metrics(unbroken), strict=True):
-        loose = ("train_loss", "validation_logloss", "test_logloss")
-        assert {name: ours.get(name) for name in theirs if name not in loose} == {
-            name: theirs[name] for name in theirs if name not in loose
-        }
-        assert [ours[name] for name in loose if name in theirs] == pytest.approx(
-            [theirs[name] for name in loose if name in theirs], abs=1e-12
-        )
-    bundles = [sorted((run / "bundle").rglob("*.safetensors")) for run in (folder, unbroken)]
-    assert [file.read_bytes() for file in bundles[0]] == [file.read_bytes() for file in bundles[1]]
 
 
 @pytest.mark.parametrize("ranks", [2, 3])

@@ -16,9 +16,9 @@ from ham_dist.export.manifest import FieldEntry
 from ham_dist.export.writer import Description, write_bundle
 from ham_dist.run import run_stages
 from ham_dist.training.state import open_supernet
-from tests.stages.test_run import TIMES, metrics, result
 from tests.support.ranks import run_on_ranks
 from tests.support.small_run import small_run
+from tests.support.whole_runs import TIMES, metrics, result
 
 SHORT: dict[str, dict[str, Any]] = {"pretrain": {"max_epochs": 2}, "retrain": {"max_epochs": 2}}
 EXACT = {"field_0": "row_wise", "field_1": "column_wise", "field_2": "table_wise", "field_3": "column_wise"}
@@ -86,7 +86,7 @@ def refused(settings: RunSettings, folder: Path) -> str:
 
 def test_a_plan_that_cannot_be_made_ends_all_ranks_together(tmp_path: Path) -> None:
     settings = small_run(sharding={"memory_share": 1e-9})
-    first, second = run_on_ranks(2, refused, settings, tmp_path / "run", timeout=60)
+    first, second = run_on_ranks(2, refused, settings, tmp_path / "run")
     assert first.startswith("ShardingError: sharding: ")
     assert "1. Fewer columns" in first
     assert "rank 0: sharding: " in second
@@ -117,6 +117,6 @@ def full_disk(folder: Path) -> str:
 
 
 def test_a_rank_that_cannot_write_does_not_keep_those_that_join_columns_waiting(tmp_path: Path) -> None:
-    for message in run_on_ranks(2, full_disk, tmp_path, timeout=60):
+    for message in run_on_ranks(2, full_disk, tmp_path):
         assert "No space left on device" in message
     assert not list(tmp_path.iterdir())

@@ -20,7 +20,7 @@ T = TypeVar("T")
 _pools: dict[int, "_Pool"] = {}
 
 
-def run_on_ranks(world_size: int, function: Callable[..., T], *args: Any, timeout: float = 120) -> list[T]:
+def run_on_ranks(world_size: int, function: Callable[..., T], *args: Any, timeout: float = 600) -> list[T]:
     """Call `function(*args)` on `world_size` ranks that are joined in a gloo process group, and give each rank's result, by rank.
 
     function: at the top level of a module, so that the ranks can import it; torch's seed is 0 when it starts.
@@ -113,17 +113,28 @@ class _Pool:
     def _timed_out(self, function: Callable[..., Any], timeout: float, busy: list[int]) -> TimeoutError:
         for rank in busy:
             os.kill(self.processes[rank].pid or 0, signal.SIGUSR1)
-        time.sleep(0.2)  # faulthandler writes as soon as the signal arrives; there is nothing to wait for.
+        stacks = [_stack_with(function.__name__, _stacks(self.folder.name, rank)) for rank in busy]
         error = TimeoutError(
             f"after {timeout:g} s still busy with {function.__qualname__}: rank {', '.join(map(str, busy))} of {len(self.pipes)}"
         )
-        for rank in busy:
-            error.add_note(f"rank {rank} stands at:\n{_stacks(self.folder.name, rank).read_text()}")
+        for rank, stack in zip(busy, stacks, strict=True):
+            error.add_note(f"rank {rank} stands at:\n{stack}")
         return error
 
 
 def _stacks(folder: str, rank: int) -> Path:
     return Path(folder) / f"stacks-{rank}.txt"
+
+
+def _stack_with(function: str, path: Path) -> str:
+    """The stack in `path`, as soon as it reaches `function`: faulthandler writes it frame by frame, from a process that may have to wait for a core.
+
+    A rank that is not inside the function has another stack, which is taken after some seconds.
+    """
+    deadline = time.monotonic() + 10
+    while f"in {function}" not in (text := path.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return text
 
 
 def _rank(rank: int, world_size: int, pipe: Connection, folder: str) -> None:

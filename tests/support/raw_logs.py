@@ -6,7 +6,7 @@ import numpy as np
 
 from ham_dist.data.recipe.load import load_recipe
 from ham_dist.data.synthetic.criteo_text import write_criteo_file
-from tests.data.conftest import ROOT
+from tests.support.real_data import ROOT
 
 SHARED = ROOT.parent / "shared" / "data"
 # Name of the recipe: its file here, as the recipe calls it, and how many samples the file has.

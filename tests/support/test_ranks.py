@@ -71,10 +71,19 @@ def test_failure_that_cannot_be_pickled_comes_as_text() -> None:
 
 
 def test_timeout_names_the_busy_ranks_and_where_they_stand() -> None:
-    run_on_ranks(2, _process)
-    with pytest.raises(TimeoutError, match=r"after 3 s still busy with _hang_on: rank 1 of 2") as caught:
-        run_on_ranks(2, _hang_on, 1, timeout=3)
-    assert "in _hang_on" in caught.value.__notes__[0]
+    # On a busy machine rank 0 may need longer to answer; rank 1 never does.
+    for seconds in (3, 12, 48, 192):
+        run_on_ranks(2, _process)
+        with pytest.raises(
+            TimeoutError, match=f"after {seconds} s still busy with _hang_on: rank "
+        ) as caught:
+            run_on_ranks(2, _hang_on, 1, timeout=seconds)
+        if "rank 1 of 2" in str(caught.value):
+            break
+    assert "_hang_on: rank 1 of 2" in str(caught.value)
+    (note,) = caught.value.__notes__
+    assert note.startswith("rank 1 stands at:")
+    assert "in _hang_on" in note
 
 
 def test_dead_rank_is_named() -> None:

@@ -21,8 +21,8 @@ from ham_dist.errors import CheckpointError
 from ham_dist.run import run_stages
 from ham_dist.training.checkpoints import Moment, drop_all_but_newest, moments
 from ham_dist.training.guard import Guard
-from tests.stages.test_run import assert_same_bits, metrics
 from tests.support.small_run import tiny_run
+from tests.support.whole_runs import assert_same_bits, metrics
 
 
 class Harmful:
@@ -220,7 +220,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def fill(disk: Path) -> None:
     """Leave no room, once the first checkpoint is whole."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while not moments(disk / "run" / "checkpoints" / "pretrain"):
         assert time.monotonic() < deadline
         time.sleep(0.01)

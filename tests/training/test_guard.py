@@ -20,9 +20,9 @@ from ham_dist.training.run_folder import RunFolder
 from ham_dist.training.run_log import RunLog
 from ham_dist.training.state import TrainingState, open_supernet
 from ham_dist.training.stopping import EarlyStopper
-from tests.distributed.sharding.test_model import local_batch, settings
 from tests.support.plain_model import FIELDS
 from tests.support.ranks import run_on_ranks
+from tests.support.sharded_model import local_batch, settings
 
 
 class NoCheckpoints:

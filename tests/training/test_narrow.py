@@ -11,9 +11,9 @@ from ham_dist.embedding.mask import Columns
 from ham_dist.models.slicing import cut_weight
 from ham_dist.training.loop import weight_step
 from ham_dist.training.state import TrainingState, narrow, open_supernet
-from tests.distributed.sharding.test_model import local_batch, settings, whole_tables
-from tests.distributed.sharding.test_sharding_types import MIXED
 from tests.support.plain_model import FIELDS
+from tests.support.sharded_model import local_batch, settings, whole_tables
+from tests.support.sharding_types import MIXED
 
 # `gender` loses its table, `genres` keeps one column.
 OPEN = {"user": [0, 3, 5], "gender": [], "movie": [1, 2, 4, 6, 7], "genres": [2]}

@@ -15,7 +15,7 @@ from ham_dist.data.format.manifest import SPLITS, Manifest
 from ham_dist.data.prepare.pipeline import prepare
 from ham_dist.data.raw import blocks
 from ham_dist.errors import DataError
-from tests.data.prepare.test_pipeline import folder_bytes, tenth
+from tests.support.prepared import folder_bytes, tenth
 from tests.support.raw_everything import (
     COLUMNS,
     DAYS,

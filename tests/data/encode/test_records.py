@@ -16,7 +16,7 @@ from ham_dist.data.format.manifest import Manifest
 from ham_dist.data.format.shards import VOCABULARY_SCHEMA, write_shard
 from ham_dist.data.recipe.load import Recipe
 from ham_dist.errors import DataError
-from tests.data.prepare.test_pipeline import tenth
+from tests.support.prepared import tenth
 from tests.support.raw_movielens import read_lines, write_lines, write_raw_movielens
 
 

@@ -1,4 +1,3 @@
-import hashlib
 import logging
 import shutil
 import tomllib
@@ -10,28 +9,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ham_dist.data.encode.expressions import mix, seed_key, tenth_of
+from ham_dist.data.encode.expressions import mix, tenth_of
 from ham_dist.data.engines.base import Machine
 from ham_dist.data.format.manifest import SPLITS, Manifest
 from ham_dist.data.format.shards import ROW_GROUP, write_shard
 from ham_dist.data.prepare.pipeline import prepare
 from ham_dist.data.recipe.load import Recipe, load_recipe, parse_recipe
 from ham_dist.errors import DataError
-from tests.data.conftest import ROOT
+from tests.support.prepared import folder_bytes, tenth
 from tests.support.raw_movielens import read_lines, write_lines, write_raw_movielens
-
-
-def folder_bytes(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def tenth(row: int, seed: int) -> int:
-    """What tenth_of does, for one row, in plain Python."""
-    return mix((row & 0xFFFFFFFF) ^ seed_key(seed)) % 10
+from tests.support.real_data import ROOT
 
 
 def plain_python(

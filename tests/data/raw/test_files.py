@@ -15,7 +15,7 @@ from ham_dist.data.raw.blocks import Block, Position, read_blocks
 from ham_dist.data.raw.parse import parse
 from ham_dist.data.recipe.fields import Format
 from ham_dist.errors import DataError
-from tests.data.raw.test_parse import recipe_of, write_log
+from tests.support.small_log import recipe_of, write_log
 
 WHOLE = b"".join(b"%d\t%d\ts%d\n" % (row % 2, row % 7, row % 5) for row in range(400))
 PACKED = gzip.compress(WHOLE, mtime=0)

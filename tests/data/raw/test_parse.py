@@ -1,7 +1,6 @@
 """More than fifty kinds of damaged input: each bad line is kept aside with its line and reason, its neighbours stay, nothing is lost silently."""
 
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +16,11 @@ from ham_dist.data.raw import blocks
 from ham_dist.data.raw.blocks import read_blocks
 from ham_dist.data.raw.parse import COLUMNS, CONTROL, NOT_TEXT, NUMBER, QUOTE, TOO_LONG, parse
 from ham_dist.data.recipe.fields import Format
-from ham_dist.data.recipe.load import Recipe, parse_recipe
+from ham_dist.data.recipe.load import Recipe
 from ham_dist.errors import DataError
 from tests.support.raw_everything import everything, write_everything
+from tests.support.small_log import NAMES, recipe_of, write_log
 
-NAMES = ("click", "price", "site")
 GOOD = b"1\t2.5\tshop"
 TAB, CSV, LONG = (
     Format(separator="\t", null=("NULL",), max_line_bytes=200),
@@ -238,29 +237,6 @@ def test_the_command_says_where_what_and_how_to_mend_it(tmp_path: Path) -> None:
 @pytest.fixture
 def recipe() -> Recipe:
     return recipe_of(max_rejected=0.05)
-
-
-def recipe_of(**changes: Any) -> Recipe:
-    settings = {
-        "name": "damaged",
-        "source": "tests",
-        "format": {"separator": "\t", "max_line_bytes": 200},
-        "samples": {"file": "log", "columns": list(NAMES)},
-        "label": {"column": "click", "positive_above": 0.5, "negative_below": 0.5},
-        "fields": {"price": {"kind": "numeric"}, "site": {"kind": "categorical"}},
-    }
-    return parse_recipe(settings | changes, where="tests")
-
-
-def write_log(path: Path, bad: Iterable[bytes], rows: int = 1000) -> None:
-    """Good lines, every 40th followed by a bad one."""
-    waiting = list(bad)
-    lines = []
-    for row in range(rows):
-        lines.append(b"%d\t%d\ts%d" % (row % 2, row % 7, row % 5))
-        if row % 40 == 0 and waiting:
-            lines.append(waiting.pop(0))
-    path.write_bytes(b"\n".join(lines) + b"\n")
 
 
 BAD = [b"1\t2", b"x\t1\ts1", b"1\t1\t\xff", b"1\t\0\ts1", b"1\t1\t" + b"y" * 300, b"", b"1\t1\ts1\t1"]

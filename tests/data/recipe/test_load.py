@@ -107,7 +107,7 @@ def test_lookup_by_name_and_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_recipes_of_the_working_folder_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.data.conftest import ROOT
+    from tests.support.real_data import ROOT
 
     text = (ROOT / "datasets" / "movielens-1m.toml").read_text()
     (tmp_path / "datasets").mkdir()

@@ -1,8 +1,5 @@
 import hashlib
 import random
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +15,7 @@ from ham_dist.data.synthetic import write as synthetic
 from ham_dist.data.synthetic.planted import Planted
 from ham_dist.data.synthetic.write import ROWS_PER_SHARD, generate, generate_shard, split_sizes
 from ham_dist.errors import DataError
+from tests.support.kill_at import killed_at_change
 
 SMALL = SyntheticSettings(rows=20_000)
 
@@ -163,33 +161,22 @@ def test_any_shard_can_be_made_alone(two_shards: Path, tmp_path: Path) -> None:
     assert manifest.splits["train"].positives == positives + first.sum()
 
 
-def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(
+def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_bytes(
     two_shards: Path, tmp_path: Path
 ) -> None:
-    code = f"""
-import sys
+    out, draw = tmp_path / "out", random.Random(0)
+    program = f"""
 from ham_dist.config.schema import SyntheticSettings
 from ham_dist.data.synthetic.write import generate
-print("ready", flush=True)
-generate(SyntheticSettings.model_validate({TWO_SHARDS.model_dump()!r}), sys.argv[1])
+generate(SyntheticSettings.model_validate({TWO_SHARDS.model_dump()!r}), {str(out)!r})
 """
-    moments = random.Random(0)
-    killed = 0
-    for _ in range(6):
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path / "out")], stdout=subprocess.PIPE
+    assert killed_at_change(program, 6, tmp_path), "it changes more files than that"
+    for _ in range(4):
+        killed_at_change(
+            program, draw.randint(1, 12), tmp_path, delay=draw.choice([0.0, 0.1 * draw.random()])
         )
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        try:
-            process.wait(timeout=moments.uniform(0.02, 0.3))
-        except subprocess.TimeoutExpired:
-            process.kill()
-        killed += process.wait() == -signal.SIGKILL
-        process.stdout.close()
-    assert killed > 1
-    generate(TWO_SHARDS, tmp_path / "out")
-    assert _digests(tmp_path / "out") == _digests(two_shards)
+    generate(TWO_SHARDS, out)
+    assert _digests(out) == _digests(two_shards)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

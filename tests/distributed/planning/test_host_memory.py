@@ -25,10 +25,10 @@ from ham_dist.distributed.planning.traffic import costs_by_rank
 from ham_dist.errors import BackendError, ConfigError, HamError, ShardingError
 from ham_dist.training.loop import weight_step
 from ham_dist.training.state import open_supernet
-from tests.distributed.planning.test_planner import cpu, tables
-from tests.distributed.sharding.test_model import local_batch, settings
 from tests.support.plain_model import FIELDS
+from tests.support.planning import cpu, tables
 from tests.support.ranks import run_on_ranks
+from tests.support.sharded_model import local_batch, settings
 
 V100 = parse("4xV100-16GB+256GB")
 SIZES = [100_000_000, 1000, 60_000_000, 10, 1_000_000]

@@ -20,26 +20,14 @@ from ham_dist.distributed.planning.table_optimizers import table_rule
 from ham_dist.distributed.planning.topology import Topology, parse
 from ham_dist.embedding.tables import Table, stored_width
 from ham_dist.errors import BackendError, ConfigError, HamError, ShardingError
+from tests.support.planning import PLENTY, cpu, tables
 
 SIZES = st.lists(st.integers(1, 10_000), min_size=1, max_size=30)
-PLENTY = 10**15
-
-
-def tables(
-    sizes: list[int], prefix: str = "t", width: int = 4, precision: TablePrecision = "float32"
-) -> list[Table]:
-    return [
-        Table(f"{prefix}{number}", rows, width, width, width, precision) for number, rows in enumerate(sizes)
-    ]
 
 
 def plan(groups: dict[str, list[Table]], topology: Topology, rule: str = "adam", **sharding: Any) -> Plan:
     settings = OptimizerSettings(tables=rule)
     return make_plan(PlanRequest(ShardingSettings(**sharding), table_rule(settings), topology, groups, 2048))
-
-
-def cpu(ranks: int, ranks_of_host: int | None = None, memory: int = PLENTY) -> Topology:
-    return Topology("cpu", ranks, ranks_of_host or ranks, memory)
 
 
 @given(sizes=SIZES, more=SIZES, ranks=st.integers(1, 8))

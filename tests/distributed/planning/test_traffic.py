@@ -19,10 +19,10 @@ from ham_dist.distributed.ranks import process_group
 from ham_dist.embedding.tables import Table, stored_width
 from ham_dist.training.loop import weight_step
 from ham_dist.training.state import open_supernet
-from tests.distributed.sharding.test_model import settings
-from tests.distributed.sharding.test_sharding_types import MIXED
 from tests.support.plain_model import FIELDS
 from tests.support.ranks import run_on_ranks
+from tests.support.sharded_model import settings
+from tests.support.sharding_types import MIXED
 
 ROWS = 64
 

@@ -18,7 +18,7 @@ def start(store: dist.Store, ranks: int, late: int) -> dict[int, dist.Store]:
     def come(rank: int) -> None:
         if rank == late:
             time.sleep(0.1)
-        found[rank] = fresh_store(store, rank, ranks, timedelta(seconds=30))
+        found[rank] = fresh_store(store, rank, ranks, timedelta(minutes=10))
 
     threads = [threading.Thread(target=come, args=(rank,)) for rank in range(ranks)]
     for thread in threads:

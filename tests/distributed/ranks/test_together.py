@@ -63,7 +63,7 @@ def test_a_checkpoint_damaged_for_the_first_rank_is_damaged_for_all(tmp_path: Pa
 
 
 def snapshot_of_unequal_ranks(folder: Path) -> bool:
-    with CheckpointWriter(copy_bytes=100, timeout=timedelta(minutes=1)) as writer:
+    with CheckpointWriter(copy_bytes=100, timeout=timedelta(minutes=10)) as writer:
         rows = 100 if process_group.rank() else 1
         return writer.snapshot(folder, {"a": torch.zeros(rows)}, {}).copied
 

@@ -11,9 +11,9 @@ from ham_dist.models.mlp import hidden_layers
 from ham_dist.training.evaluation import predict
 from ham_dist.training.loop import log_loss, mask_gradient, weight_step
 from ham_dist.training.state import TrainingState, open_supernet
-from tests.distributed.sharding.test_model import MODELS, alpha_steps, local_batch, settings
 from tests.support.plain_model import FIELDS
 from tests.support.ranks import run_on_ranks
+from tests.support.sharded_model import MODELS, alpha_steps, local_batch, settings
 
 BFLOAT16 = {"precision": {"dense": "bfloat16"}}
 

@@ -17,44 +17,13 @@ from ham_dist.distributed.sharding.exchange import even_blocks, move
 from ham_dist.distributed.sharding.model import TABLES
 from ham_dist.training.loop import weight_step
 from ham_dist.training.state import TrainingState, narrow, open_supernet
-from tests.distributed.sharding.test_model import local_batch, settings, whole_tables
-from tests.distributed.sharding.test_sharding_types import KINDS, MIXED, TURNED
 from tests.support.plain_model import FIELDS
 from tests.support.ranks import run_on_ranks
+from tests.support.sharded_model import local_batch, settings, whole, whole_tables
+from tests.support.sharding_types import KINDS, MIXED, TURNED
 
 OPEN = {"user": [0, 3, 5, 7], "gender": [], "movie": [1, 2, 4, 6, 7], "genres": [2]}
 MODEL = {"name": "fm", "first_order": "table", "table_start": 0.3, "base_width": 8}
-
-
-def whole(state: TrainingState) -> dict[str, torch.Tensor]:
-    """Every table and all that its rule remembers, put together from all ranks, on every rank; by the names that a checkpoint has."""
-    state.optimizers.open_state()
-    states = state.optimizers.table_states()
-    found: dict[str, torch.Tensor] = {}
-    for key, placement in state.sharded.placements():
-        local = state.sharded.part(key)
-        here = (
-            {}
-            if local is None
-            else {key: local.values, **{f"{name}/{key}": values for name, values in states[key].items()}}
-        )
-        for rank, parts in enumerate(
-            process_group.gather_objects({name: values.detach() for name, values in here.items()})
-        ):
-            part = placement.part_of(rank)
-            for name, values in parts.items():
-                assert part is not None
-                size = (
-                    (placement.table.rows,)
-                    if values.dim() == 1
-                    else (placement.table.rows, placement.table.stored_width)
-                )
-                table = found.setdefault(name, torch.full(size, torch.nan))
-                table[
-                    part.first_row : part.first_row + part.rows,
-                    *([slice(part.first_column, part.first_column + part.columns)] * (values.dim() - 1)),
-                ] = values
-    return found
 
 
 def trained(run: RunSettings) -> TrainingState:

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from ham_dist.config.schema import RunSettings
-from tests.distributed.sharding.test_model import alpha_steps, settings
-from tests.distributed.sharding.test_sharding_types import KINDS, MIXED, RATE, TURNED, all_cases, plain_tables
 from tests.support.ranks import run_on_ranks
+from tests.support.sharded_model import alpha_steps, settings
+from tests.support.sharding_types import KINDS, MIXED, RATE, TURNED, all_cases, plain_tables
 
 HALVES: dict[str, dict[str, Any]] = {
     "table_wise": {"kind": "table_wise"},

@@ -15,9 +15,9 @@ from ham_dist.distributed.ranks import process_group
 from ham_dist.training.evaluation import predict
 from ham_dist.training.loop import mask_gradient, weight_step
 from ham_dist.training.state import TrainingState, open_supernet
-from tests.distributed.sharding.test_model import dense_weights, part_of_batch, whole_tables
 from tests.support.plain_model import FIELDS
 from tests.support.ranks import run_on_ranks
+from tests.support.sharded_model import dense_weights, part_of_batch, whole_tables
 
 PLANS: dict[str, dict[str, Any]] = {
     "auto": {},

@@ -9,11 +9,10 @@ from ham_dist.distributed.sharding.model import TABLES
 from ham_dist.embedding.orthogonality import gradient_matrix
 from ham_dist.training.loop import weight_step
 from ham_dist.training.state import open_supernet
-from tests.distributed.sharding.test_exchange import whole
-from tests.distributed.sharding.test_model import local_batch, settings
-from tests.distributed.sharding.test_sharding_types import KINDS
 from tests.support.plain_model import FIELDS
 from tests.support.ranks import run_on_ranks
+from tests.support.sharded_model import local_batch, settings, whole
+from tests.support.sharding_types import KINDS
 
 EVERY, ROWS, WEIGHT, RATE = 2, 8, 0.5, 0.02
 STEPS = 2 * EVERY

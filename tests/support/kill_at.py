@@ -1,0 +1,55 @@
+"""Kills the process (SIGKILL) at a chosen change to its files, so that a test finds it in the same state on a fast machine and on a slow one."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir"}
+
+
+def kill_at_change(number: int, folder: Path, delay: float = 0.0) -> None:
+    """Kill this process right before change number `number` (from 1) to the files below `folder`.
+
+    Args:
+        number: Counts what Python opens for writing, renames, makes and deletes; files written by a library count when Python renames them.
+        folder: Changes elsewhere do not count.
+        delay: Seconds to wait after that change instead of preventing it: the kill then lands anywhere, or not at all in a process that has ended.
+    """
+    changes = itertools.count(1)
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open":
+            path, _, flags = arguments
+            if not flags & (os.O_WRONLY | os.O_RDWR):
+                return
+        elif event in CHANGES:
+            path = arguments[0]
+        else:
+            return
+        if isinstance(path, str | Path) and str(path).startswith(str(folder)) and next(changes) == number:
+            if delay:
+                timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL))
+                timer.daemon = True
+                timer.start()
+            else:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+
+
+def killed_at_change(program: str, number: int, folder: Path, delay: float = 0.0) -> bool:
+    """Run `program` in a process of its own that `kill_at_change` ends; gives whether it did."""
+    watched = (
+        "from pathlib import Path\nfrom tests.support.kill_at import kill_at_change\n"
+        f"kill_at_change({number}, Path({str(folder)!r}), {delay})\n{program}"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", watched], capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode != 0

@@ -1,0 +1,19 @@
+"""What prepared folders are compared by: the bytes of their files, and the split of a row."""
+
+import hashlib
+from pathlib import Path
+
+from ham_dist.data.encode.expressions import mix, seed_key
+
+
+def folder_bytes(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def tenth(row: int, seed: int) -> int:
+    """What tenth_of does, for one row, in plain Python."""
+    return mix((row & 0xFFFFFFFF) ^ seed_key(seed)) % 10
