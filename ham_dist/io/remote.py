@@ -1,86 +1,114 @@
-"""Files that are not on this machine, opened where they lie: only what is read of them is fetched.
+"""Remote files, opened in place: only what is read of them is fetched.
 
-The PathManager's own handler of http:// and https:// fetches a file whole before it opens it, and its handler of s3:// needs boto3.
+The PathManager's own handler of http:// and https:// fetches a whole file before it opens it, and its handler of s3:// needs boto3.
 """
 
 import errno
 import io
-import os
-import shutil
+import re
 import time
 from functools import cache
-from http.client import HTTPException
-from pathlib import Path
+from http import HTTPStatus
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
-from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
 
-from iopath.common.file_io import HTTPURLHandler, PathHandler, get_cache_dir
+from iopath.common.file_io import PathHandler, get_cache_dir
 
-TIMEOUT_SECONDS = 60
-# How often a request is made again, and after how long: 1, 2 and 4 seconds.
-_RETRIES, _FIRST_WAIT = 3, 1.0
-# What a server says that may be over soon.
-_PASSING = (429, 500, 502, 503, 504)
+from ham_dist.errors import DataError
+from ham_dist.io import http
+from ham_dist.io.atomic import new_file
+from ham_dist.io.download import download
+from ham_dist.io.hashing import copy_and_hash, sha256_of_json
+
 _BUFFER = 1 << 20
+_FETCHES = 3
+"""How often a file is fetched that changes while it is fetched."""
 
 
-class HttpHandler(HTTPURLHandler):
-    """Opens http:// and https:// by range requests; a server that does not answer these has the file fetched whole, as iopath does."""
+class HttpHandler(PathHandler):
+    """Opens http:// and https:// by range requests; from a server that does not answer these a file is fetched whole."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._sizes: dict[str, int | None] = {}
+    def _get_supported_prefixes(self) -> list[str]:
+        return ["http://", "https://"]
 
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **options: Any) -> IO[Any]:
-        if path not in self._sizes:
-            self._sizes[path] = _size(path)
-        size = self._sizes[path]
-        if size is None:
+        found = _probe(path)
+        if not found.ranged or found.size is None:
             return open(self._get_local_path(path), mode, buffering, **options)
-        return _as_asked(_RangeFile(path, size), mode, options)
+        return _in_mode(_RangeFile(path, found.size, found.version), mode, options)
 
     def _exists(self, path: str) -> bool:
         try:
-            _size(path)
+            _probe(path)
         except FileNotFoundError:
             return False
         return True
 
+    def _get_local_path(self, path: str, force: bool = False, **options: Any) -> str:
+        found = _probe(path)
+        for _ in range(_FETCHES):
+            cached = _cached(path, [found.version, found.size])
+            if not force and found.version is not None and cached.is_file():
+                return str(cached)
+            with new_file(cached) as temporary:
+                try:
+                    download(path, temporary, "")
+                except DataError as error:
+                    raise OSError(errno.EIO, str(error).strip().removeprefix(f"{path}: ")) from None
+            before, found = found, _probe(path)
+            if before.version == found.version:
+                return str(cached)
+        raise OSError(errno.EIO, "it changes on the server while it is fetched")
+
 
 class ArrowHandler(PathHandler):
-    """Opens s3:// and gs:// by Arrow's file systems, which take credentials and regions from the places that are usual for each."""
+    """Opens s3:// and gs:// by Arrow's file systems, which take credentials and regions from the usual places of each."""
 
     def _get_supported_prefixes(self) -> list[str]:
         return ["s3://", "gs://"]
 
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **options: Any) -> IO[Any]:
         system, inside = _arrow(path)
-        return _as_asked(system.open_input_file(inside), mode, options)
+        return _in_mode(system.open_input_file(inside), mode, options)
 
     def _exists(self, path: str) -> bool:
         system, inside = _arrow(path)
         return bool(system.get_file_info(inside).type)  # NotFound is 0
 
     def _get_local_path(self, path: str, force: bool = False, **options: Any) -> str:
-        parts = urlsplit(path)
-        cached = Path(get_cache_dir(), parts.scheme, parts.netloc + parts.path)
-        if force or not cached.is_file():  # it may be a folder, of some other files that were fetched
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            partial = cached.with_name(f"{cached.name}.{os.getpid()}.partial")  # ranks may fetch it at once
-            with self._open(path, "rb") as source, partial.open("wb") as target:
-                shutil.copyfileobj(source, target, _BUFFER)
-            partial.replace(cached)
+        system, inside = _arrow(path)
+        found = system.get_file_info(inside)
+        cached = _cached(path, [found.size, found.mtime_ns])
+        if force or found.mtime_ns is None or not cached.is_file():
+            with (
+                self._open(path, "rb") as source,
+                new_file(cached) as temporary,
+                temporary.open("wb") as target,
+            ):
+                copy_and_hash(source, target)
         return str(cached)
+
+
+def _cached(url: str, version: Any) -> Path:
+    """The local copy of one version of `url`, with the file's own name, which readers look at; its folder is made.
+
+    Copies of other versions stay in the cache, since other processes may be reading them.
+    """
+    parts = urlsplit(url)
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", PurePosixPath(parts.path).name)[-100:].lstrip(".") or "file"
+    cached = Path(get_cache_dir(), "ham_dist", parts.scheme, sha256_of_json([url, version])[:32], name)
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    return cached
 
 
 class _RangeFile(io.RawIOBase):
     """A file of `size` bytes at `url`; each read is one request."""
 
-    def __init__(self, url: str, size: int) -> None:
+    def __init__(self, url: str, size: int, version: str | None) -> None:
         self._url = url
         self._size = size
+        self._version = version
         self._place = 0
 
     def readable(self) -> bool:
@@ -108,54 +136,50 @@ class _RangeFile(io.RawIOBase):
         wanted = last - self._place
         if wanted <= 0:
             return 0
-        content = _get(self._url, f"bytes={self._place}-{last - 1}").content
-        if len(content) != wanted:
-            raise OSError(errno.EIO, f"{len(content):,} bytes came where {wanted:,} were asked for")
-        view[:wanted] = content
+        found = _ask(self._url, self._place, last - 1)
+        if (found.size, found.version) != (self._size, self._version):
+            raise OSError(errno.EIO, "it has changed on the server since it was opened")
+        if len(found.content) != wanted:
+            raise OSError(errno.EIO, f"{len(found.content):,} bytes came where {wanted:,} were asked for")
+        view[:wanted] = found.content
         self._place = last
         return wanted
 
 
-class _Answer:
-    def __init__(self, ranged: bool, headers: Any, content: bytes) -> None:
+class _Found:
+    """What a server tells of a file, with the bytes that were asked for where it answers range requests."""
+
+    def __init__(self, ranged: bool, size: int | None, version: str | None, content: bytes) -> None:
         self.ranged = ranged
-        self.headers = headers
+        self.size = size
+        self.version = version
         self.content = content
 
 
-def _size(url: str) -> int | None:
-    """Bytes of the file, asked for with its first byte; None where the server does not answer range requests.
+def _probe(url: str) -> _Found:
+    """Size and version of the file at `url`, by asking for its first byte.
 
-    raises: FileNotFoundError where there is none.
+    Raises:
+        FileNotFoundError: There is none.
+        OSError: The server refuses or does not answer.
     """
-    answer = _get(url, "bytes=0-0")
-    return int(answer.headers["Content-Range"].rpartition("/")[2]) if answer.ranged else None
+    return _ask(url, 0, 0)
 
 
-def _get(url: str, wanted: str) -> _Answer:
-    """raises: OSError that says what the server said, the last time that it was asked."""
-    wait = _FIRST_WAIT
-    for left in reversed(range(_RETRIES + 1)):
+def _ask(url: str, first: int, last: int) -> _Found:
+    for pause in (*http.PAUSES, None):
         try:
-            with urlopen(Request(url, headers={"Range": wanted}), timeout=TIMEOUT_SECONDS) as answer:
-                ranged = answer.status == 206
-                return _Answer(ranged, answer.headers, answer.read() if ranged else b"")
-        except HTTPError as error:
-            error.close()  # it is the answer, with its connection
-            if error.code in (404, 410):
-                raise FileNotFoundError(
-                    errno.ENOENT, f"the server says {error.code} {error.reason}", url
-                ) from None
-            failure = OSError(errno.EIO, f"the server says {error.code} {error.reason}")
-            if left == 0 or error.code not in _PASSING:
-                raise failure from None
-        except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
-            if left == 0:
-                raise OSError(
-                    errno.EIO, f"the server does not answer ({getattr(error, 'reason', error)})"
-                ) from None
-        time.sleep(wait)
-        wait *= 2
+            with http.get(url, first=first, last=last) as response:
+                content = response.content.read(last - first + 2) if response.ranged else b""
+                return _Found(response.ranged, response.total, response.version, content)
+        except http.HttpError as error:
+            if error.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and error.total == 0:
+                return _Found(True, 0, None, b"")  # an empty file has no first byte
+            if error.status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
+                raise FileNotFoundError(errno.ENOENT, str(error), url) from None
+            if pause is None or not error.passing:
+                raise OSError(errno.EIO, str(error)) from None
+        time.sleep(pause)
     raise AssertionError("the last try returns or raises")
 
 
@@ -171,7 +195,7 @@ def _file_system(scheme: str, netloc: str) -> Any:
     return FileSystem.from_uri(f"{scheme}://{netloc}/")[0]
 
 
-def _as_asked(raw: Any, mode: str, options: dict[str, Any]) -> IO[Any]:
+def _in_mode(raw: Any, mode: str, options: dict[str, Any]) -> IO[Any]:
     if mode == "rb":
         return raw
     if mode != "r":

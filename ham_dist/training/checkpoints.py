@@ -19,6 +19,7 @@ from ham_dist.distributed.checkpoint import save as checkpoint
 from ham_dist.distributed.checkpoint.writer import CheckpointWriter, Snapshot
 from ham_dist.distributed.ranks import process_group
 from ham_dist.errors import CheckpointError, Preempted
+from ham_dist.io.atomic import is_temporary
 from ham_dist.training.preemption import Preemption
 from ham_dist.training.progress import StageProgress, progress_names
 from ham_dist.training.run_log import RunLog
@@ -252,8 +253,9 @@ def drop_all_but_newest(folder: Path, newest: Moment, keep: int) -> None:
     best = {_best_of(folder / moment.name, moment) for moment in kept}
     for moment in set(found) - set(kept) - best:
         shutil.rmtree(folder / moment.name, ignore_errors=True)
-    for left_by_a_killed_run in (*folder.glob("epoch-*.partial"), *folder.glob("epoch-*.replaced")):
-        shutil.rmtree(left_by_a_killed_run, ignore_errors=True)
+    for path in folder.iterdir():
+        if is_temporary(path):  # left by a killed run
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _best_of(path: Path, moment: Moment) -> Moment:

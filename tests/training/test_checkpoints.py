@@ -18,6 +18,7 @@ from ham_dist.distributed.checkpoint import save as checkpoint
 from ham_dist.distributed.checkpoint.index import INDEX, PICKLE
 from ham_dist.distributed.ranks.process_group import process_group
 from ham_dist.errors import CheckpointError
+from ham_dist.io.atomic import is_temporary, temporary_path
 from ham_dist.run import run_stages
 from ham_dist.training.checkpoints import Moment, drop_all_but_newest, moments
 from ham_dist.training.guard import Guard
@@ -149,10 +150,13 @@ def test_the_newest_and_the_best_of_each_stay(tmp_path: Path) -> None:
     for moment, best in best_of.items():
         (tmp_path / moment.name).mkdir()
         write_values(tmp_path / moment.name, {}, {"stopper": {"best_epoch": best}})
-    (tmp_path / "epoch-0005.partial").mkdir()
+    killed, mine = temporary_path(tmp_path / "epoch-0005"), tmp_path / "epoch-0005.partial"
+    killed.mkdir()
+    mine.mkdir()
     drop_all_but_newest(tmp_path, Moment(4), keep=2)
     assert moments(tmp_path) == [Moment(3), Moment(3, 30), Moment(4)]
-    assert not (tmp_path / "epoch-0005.partial").exists()
+    assert not killed.exists()
+    assert mine.exists()
     drop_all_but_newest(tmp_path, Moment(3), keep=1)
     assert moments(tmp_path) == [Moment(3)], "what lies after it is of a run that went another way"
 
@@ -257,7 +261,7 @@ def test_a_disk_that_stays_full_is_an_error_once_the_stages_result_would_be_lost
     assert left == [Moment(0, 5)], (
         "what was saved before is untouched, and nothing half-written lies beside it"
     )
-    assert not list((small_disk / "run" / "checkpoints" / "pretrain").glob("*.partial"))
+    assert not list(filter(is_temporary, (small_disk / "run" / "checkpoints" / "pretrain").iterdir()))
     (small_disk / "filler").unlink()
     run_stages(settings, small_disk / "run", resume=True)
     assert (small_disk / "run" / "result.json").exists()

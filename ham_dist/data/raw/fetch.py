@@ -102,7 +102,7 @@ def fetch(name: str, source: Source, out: Path, licence_accepted: bool) -> None:
             download(
                 source.archive.url,
                 part,
-                mend=f"Or get it by hand from {source.page}, and unpack it to {out}.",
+                hint=f"Or get it by hand from {source.page}, and unpack it to {out}.",
             )
             _check(part, source.archive)
             publish_file(part, path)

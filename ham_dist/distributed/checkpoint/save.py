@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from ham_dist.distributed.checkpoint.index import IndexedReader, IndexedWriter
 from ham_dist.distributed.ranks import process_group
 from ham_dist.errors import CheckpointError
+from ham_dist.io import atomic
 from ham_dist.io.hashing import sha256_of
 from ham_dist.io.huge_pages import give_back_freed_memory
 
@@ -28,34 +28,33 @@ VALUES = "values.json"
 def save(
     path: Path, tensors: Mapping[str, Any], values: Mapping[str, Any], group: dist.ProcessGroup | None = None
 ) -> None:
-    """Write a checkpoint beside `path` and rename it into place, so that `path` is whole or not there.
+    """Write a checkpoint under a temporary name and rename it to `path`, so that `path` is whole or not there.
 
     tensors: named alike on every rank; replicated tensors and ShardedTensors.
     values:  plain JSON values, alike on every rank.
     group:   what the ranks talk over while they write; one of its own lets training go on beside.
     raises:  CheckpointError on all ranks if one of them cannot write; other checkpoints stay as they are.
     """
-    beside = path.with_name(f"{path.name}.partial")
+    temporary: Path | None = None
 
-    def clear() -> None:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
+    def make() -> Path:
+        folder = atomic.temporary_path(path)
+        folder.mkdir(parents=True)
+        return folder
 
-    def finish(files: Mapping[str, Any]) -> None:
-        with open(beside / VALUES, "w", encoding="utf-8") as file:
-            json.dump({"files": files, "values": values, "sha256": _sha256_of(files, values)}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        aside = path.with_name(f"{path.name}.replaced")
+    def finish(folder: Path, files: Mapping[str, Any]) -> None:
+        content = {"files": files, "values": values, "sha256": _sha256_of(files, values)}
+        (folder / VALUES).write_text(json.dumps(content), encoding="utf-8")
+        replaced = atomic.temporary_path(path)
         if path.exists():
-            path.rename(aside)
-        beside.rename(path)
-        shutil.rmtree(aside, ignore_errors=True)
+            path.rename(replaced)
+        atomic.publish_folder(folder, path)
+        shutil.rmtree(replaced, ignore_errors=True)
 
     try:
         with _told(f"{path}: cannot be written", "Make room there, or see why the disk refuses."):
-            process_group.on_first_rank(clear, group)
-            writer = IndexedWriter(beside, single_file_per_rank=True)
+            temporary = folder = process_group.on_first_rank(make, group)
+            writer = IndexedWriter(folder, single_file_per_rank=True)
             # A name stands for one tensor: torch need not look for names within names.
             dcp.save(
                 dict(tensors),
@@ -64,14 +63,15 @@ def save(
                 process_group=group,
             )
             written = process_group.gather_objects(
-                process_group.together(lambda: _described_files(beside), group), group
+                process_group.together(lambda: _described_files(folder), group), group
             )
             process_group.on_first_rank(
-                lambda: finish({name: entry for files in written for name, entry in files.items()}), group
+                lambda: finish(folder, {name: entry for files in written for name, entry in files.items()}),
+                group,
             )
     except CheckpointError:
-        if process_group.rank() == 0:
-            shutil.rmtree(beside, ignore_errors=True)
+        if process_group.rank() == 0 and temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
         raise
     finally:
         give_back_freed_memory()

@@ -16,6 +16,7 @@ from ham_dist.data.raw import fetch as fetching
 from ham_dist.data.raw.fetch import Archive, Source, fetch, load_source
 from ham_dist.errors import DataError
 from ham_dist.io import download as downloading
+from ham_dist.io import http
 from tests.support.loopback import Server, serving
 
 FILES = {
@@ -45,7 +46,7 @@ OFFICIAL = _zip(
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(downloading, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(http, "PAUSES", (0.0, 0.0))
     with serving(Server(OFFICIAL)) as running:
         yield running
 
@@ -99,7 +100,7 @@ def test_what_came_before_a_failed_call_is_kept_for_the_next(server: Server, tmp
     server.cut_after = [1000, 0, 0, 0, 0]
     text = _message(server, tmp_path / "ml-1m")
     assert (
-        "cannot be fetched (the connection broke); 1,000 bytes have come, and the same command goes on from there"
+        "cannot be fetched (the connection broke); 1,000 bytes have come, and the same command resumes from there"
         in text
     )
     assert "Or get it by hand from https://example.org" in text
@@ -124,7 +125,7 @@ def test_an_archive_that_had_come_whole_is_not_asked_for_again(
 
 def test_a_beginning_longer_than_the_file_is_thrown_away(server: Server, tmp_path: Path) -> None:
     (tmp_path / "part").write_bytes(OFFICIAL + b"more")
-    downloading.download(server.url, tmp_path / "part", mend="")
+    downloading.download(server.url, tmp_path / "part", hint="")
     assert (tmp_path / "part").read_bytes() == OFFICIAL
 
 
@@ -140,11 +141,11 @@ def test_wrong_checksum_is_refused_and_the_next_call_starts_anew(server: Server,
 
 def test_refusals_of_the_server(server: Server, tmp_path: Path) -> None:
     server.statuses = [404]
-    assert f"{server.url}: the server says 404 Not Found\n  Or get it by hand" in _message(
+    assert f"{server.url}: the server answered 404 Not Found\n  Or get it by hand" in _message(
         server, tmp_path / "ml-1m"
     )
     server.statuses = [503, 503, 503, 503]
-    assert "cannot be fetched (the server says 503 Service Unavailable)\n" in _message(
+    assert "cannot be fetched (the server answered 503 Service Unavailable)\n" in _message(
         server, tmp_path / "ml-1m"
     )
     server.statuses = [503]
@@ -153,7 +154,7 @@ def test_refusals_of_the_server(server: Server, tmp_path: Path) -> None:
 
 
 def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downloading, "PAUSES", (0.0,))
+    monkeypatch.setattr(http, "PAUSES", (0.0,))
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         server = Server(OFFICIAL, url=f"http://127.0.0.1:{nobody.getsockname()[1]}/ml-1m.zip")

@@ -9,7 +9,7 @@ from ham_dist.config.schema import DataSettings
 from ham_dist.data.format.manifest import Manifest
 from ham_dist.data.reader.split import open_split
 from ham_dist.errors import DataError
-from ham_dist.io import remote
+from ham_dist.io import http, remote
 from tests.support.file_server import served
 from tests.support.numbered import numbers_of, write_numbered
 
@@ -35,7 +35,7 @@ def test_batches_are_those_of_the_local_folder(
 
 
 def test_what_is_gone_meanwhile_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "_FIRST_WAIT", 0.0)
+    monkeypatch.setattr(http, "PAUSES", (0.0, 0.0, 0.0))
     manifest = write_numbered(tmp_path, [500, 500], 100)
     with served(tmp_path) as server:
         split = open_split(server.url, manifest, "train", DataSettings(shuffle_rows=200))
@@ -43,7 +43,7 @@ def test_what_is_gone_meanwhile_is_named(tmp_path: Path, monkeypatch: pytest.Mon
         (tmp_path / "train" / "part-00001.parquet").unlink()
         numbers_of(next(batches))
         with pytest.raises(
-            DataError, match=r"/train/part-00001\.parquet: cannot be read \(the server says 404"
+            DataError, match=r"/train/part-00001\.parquet: cannot be read \(the server answered 404"
         ):
             next(batches)
     with pytest.raises(DataError, match=r"part-00000\.parquet: cannot be read \(the server does not answer"):
