@@ -25,7 +25,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from ham_dist.config.schema import RunSettings
 from ham_dist.data.reader.batch import Batch
 from ham_dist.data.reader.split import rows_of_rank
-from ham_dist.distributed.sharding.model import padded
+from ham_dist.distributed.sharding.id_prefetch import padded
 from ham_dist.io.huge_pages import use_huge_pages
 from ham_dist.training.loop import weight_step
 from ham_dist.training.state import TrainingState, open_supernet
@@ -61,7 +61,7 @@ def seconds_of_steps(state: TrainingState, batches: list[Batch], *, ids_ahead: b
     """A step's, mean over the batches."""
     dist.barrier()
     start = time.perf_counter()
-    for one in state.sharded.ahead(iter(batches)) if ids_ahead else batches:
+    for one in state.sharded.prefetch(iter(batches)) if ids_ahead else batches:
         weight_step(state, one)
     dist.barrier()
     return (time.perf_counter() - start) / len(batches)

@@ -152,12 +152,25 @@ class MaskedEmbeddingBagCollection(nn.Module):
         """Masked vectors of all keys, values (B, sum of stored widths)."""
         return self.mask(self.look_up(features))
 
-    def look_up(self, features: KeyedJaggedTensor) -> KeyedTensor:
-        """The vectors without the mask, for a model that multiplies it in further on; without a gradient where the mask is detached."""
+    def look_up(self, features: KeyedJaggedTensor, sent: object = None) -> KeyedTensor:
+        """The vectors without the mask, for a model that multiplies it in further on; without a gradient where the mask is detached.
+
+        Args:
+            sent: As of the function `look_up`.
+        """
         # Data-parallel tables have a DDP of their own, which counts a lookup with a gradient as the begin of a step and waits for its end.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.mask.detached):
-            looked_up: KeyedTensor = self.ebc(features)
-            return looked_up
+            return look_up(self.ebc, features, sent)
+
+
+def look_up(ebc: nn.Module, features: KeyedJaggedTensor, sent: object = None) -> KeyedTensor:
+    """The vectors of all keys of `ebc`.
+
+    Args:
+        sent: The exchange of the ids of `features` between ranks, if that is under way; only a sharded `ebc` takes one.
+    """
+    looked_up: KeyedTensor = ebc(features) if sent is None else ebc(features, sent)
+    return looked_up
 
 
 def ordered_columns(

@@ -7,7 +7,13 @@ from torch import nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from ham_dist.embedding.mask import ColumnLayout, ColumnMask, MaskedEmbeddingBagCollection, ordered_columns
+from ham_dist.embedding.mask import (
+    ColumnLayout,
+    ColumnMask,
+    MaskedEmbeddingBagCollection,
+    look_up,
+    ordered_columns,
+)
 from ham_dist.embedding.tables import Table, embedding_bags
 from ham_dist.models.interaction import Interaction
 
@@ -49,16 +55,20 @@ class CTRModel(nn.Module):
             field for field in dict.fromkeys([*self._widths, *first_order]) if field not in single_valued
         ]
 
-    def forward(self, sparse_features: KeyedJaggedTensor, rows: int | None = None) -> torch.Tensor:
+    def forward(
+        self, sparse_features: KeyedJaggedTensor, rows: int | None = None, sent: object = None
+    ) -> torch.Tensor:
         """Logits (B,).
 
-        rows: B, where `sparse_features` has empty bags behind those of the samples: what is looked up for them goes no further.
+        Args:
+            rows: B, where `sparse_features` has empty bags behind those of the samples: what is looked up for them is dropped.
+            sent: The exchange of the ids between ranks, if that is under way: sharded tables take it as their second argument.
         """
         counts = {
             field: sparse_features[field].lengths().clamp(min=1).unsqueeze(1) for field in self._averaged
         }
         columns = first_rows(
-            ordered_columns(self.tables.look_up(sparse_features), self._widths, counts), rows
+            ordered_columns(self.tables.look_up(sparse_features, sent), self._widths, counts), rows
         )
         with torch.autocast(
             columns.device.type, torch.bfloat16, enabled=self.autocasts and torch.is_grad_enabled()
@@ -68,7 +78,10 @@ class CTRModel(nn.Module):
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.mask.detached):
                 # Only the first column of each table is the term; where a kernel needs padding, the rest must get no gradient.
                 terms = first_rows(
-                    ordered_columns(self.first_order_tables(sparse_features), self._terms, counts), rows
+                    ordered_columns(
+                        look_up(self.first_order_tables, sparse_features, sent), self._terms, counts
+                    ),
+                    rows,
                 )
             logits = logits + terms.sum(dim=1)
         return logits

@@ -37,6 +37,5 @@ def slice_columns(state: TrainingState, columns: Columns, samples: Samples, log:
 
 @torch.no_grad()
 def _logits(state: TrainingState, batch: Batch) -> torch.Tensor:
-    model = state.sharded.model
-    with as_evaluated(model):
-        return gather_rows(model(*state.sharded.inputs(batch.sparse_features, batch.global_rows)))
+    with as_evaluated(state.sharded.model):
+        return gather_rows(state.logits(batch))

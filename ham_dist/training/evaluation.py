@@ -27,11 +27,10 @@ class Quality:
 @torch.no_grad()
 def predict(state: TrainingState, batches: Iterable[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits and labels of every row of all ranks, (N,) float32 each, on every rank, in the order of ranks and batches; under the mask in force."""
-    model = state.sharded.model
     logits, labels = [], []
-    with as_evaluated(model):
+    with as_evaluated(state.sharded.model):
         for batch in state.batches(iter(batches)):
-            logits.append(model(*state.sharded.inputs(batch.sparse_features, batch.global_rows)))
+            logits.append(state.logits(batch))
             labels.append(batch.labels)
     return gather_rows(torch.cat(logits)), gather_rows(torch.cat(labels))
 

@@ -141,7 +141,7 @@ class FieldWatch:
         seen = process_group.gather_objects({field for field, alive in self._alive.items() if bool(alive)})
         return sorted(self._alive.keys() - set().union(*seen))
 
-    def _look(self, module: nn.Module, inputs: tuple[KeyedJaggedTensor], output: Any) -> None:
+    def _look(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if not (module.training and torch.is_grad_enabled()):
             return
         self._steps_left -= 1
@@ -149,7 +149,7 @@ class FieldWatch:
             self._hook.remove()  # Nobody closes the watch of a stage that is shorter.
         looked_up: KeyedTensor = output  # or TorchRec's promise of one
         values, keys, widths = looked_up.values(), looked_up.keys(), looked_up.length_per_key()
-        (features,) = inputs
+        features: KeyedJaggedTensor = inputs[0]
 
         def saw(gradient: torch.Tensor) -> None:
             for key, part in zip(keys, gradient.split(widths, dim=1), strict=True):

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from ham_dist.data.reader.batch import Batch
 from ham_dist.distributed.ranks import process_group
+from ham_dist.distributed.sharding.lookups import summed_gradients
 from ham_dist.embedding.mask import as_evaluated
 from ham_dist.training.guard import Guard
 from ham_dist.training.progress import StageProgress
@@ -36,12 +37,11 @@ def weight_step(state: TrainingState, batch: Batch, check: LossCheck | None = No
     check: told of that share before any weight moves, and may raise.
     """
     state.optimizers.zero_grad()
-    loss = log_loss(
-        state.sharded.parallel(*state.sharded.inputs(batch.sparse_features, batch.global_rows)), batch
-    )
-    if check is not None:
-        check(loss.detach(), batch)
-    loss.backward()
+    with summed_gradients():
+        loss = log_loss(state.logits(batch, trains=True), batch)
+        if check is not None:
+            check(loss.detach(), batch)
+        loss.backward()
     state.regularizer.before_step(state.sharded)
     state.optimizers.step()
     state.regularizer.after_step(state.sharded, state.optimizers)
@@ -60,9 +60,7 @@ def mask_gradient(state: TrainingState, batch: Batch, mask: torch.Tensor) -> tor
     """
     values = mask.detach().to(state.interaction.dtype, copy=True).requires_grad_()
     with state.sharded.mask.differentiable(values), as_evaluated(state.interaction):
-        loss = log_loss(
-            state.sharded.model(*state.sharded.inputs(batch.sparse_features, batch.global_rows)), batch
-        )
+        loss = log_loss(state.logits(batch), batch)
     (gradient,) = torch.autograd.grad(loss, values)
     return process_group.sum_over_ranks(gradient).float()
 

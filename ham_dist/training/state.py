@@ -46,7 +46,15 @@ class TrainingState:
 
     def batches(self, stream: Iterator[Batch]) -> Iterator[Batch]:
         """`stream`, with the ids of its next batches on their way between the ranks where the settings ask for that."""
-        return self.sharded.ahead(stream) if self.settings.ranks.ids_ahead else stream
+        return self.sharded.prefetch(stream) if self.settings.ranks.ids_ahead else stream
+
+    def logits(self, batch: Batch, *, trains: bool = False) -> torch.Tensor:
+        """Logits (B,) of this rank's part of a batch, under the mask in force.
+
+        Args:
+            trains: True for a step on the weights, whose gradients DDP sums over the ranks.
+        """
+        return self.sharded.logits(batch, trains=trains)
 
     def weights(self) -> dict[str, Any]:
         """The model's tensors by a name that does not depend on ranks. The live ones: loading into them loads the model."""

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, Metadata
-from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     MetadataIndex,
@@ -20,6 +19,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from ham_dist.distributed.internals import StorageInfo
 from ham_dist.errors import CheckpointError
 
 INDEX = "index.json"
@@ -60,7 +60,7 @@ class IndexedReader(FileSystemReader):
         try:
             entries = json.loads(path.read_text(encoding="utf-8"))["tensors"]
             tensors: dict[str, Any] = {}
-            places: dict[MetadataIndex, _StorageInfo] = {}
+            places: dict[MetadataIndex, StorageInfo] = {}
             for name, entry in entries.items():
                 tensors[name] = _tensor(entry)
                 places |= {
@@ -74,7 +74,7 @@ class IndexedReader(FileSystemReader):
         return Metadata(tensors, storage_data=places, storage_meta=StorageMeta(load_id=self.load_id))
 
 
-def _entry(name: str, tensor: Any, places: dict[MetadataIndex, _StorageInfo]) -> dict[str, Any]:
+def _entry(name: str, tensor: Any, places: dict[MetadataIndex, StorageInfo]) -> dict[str, Any]:
     assert isinstance(tensor, TensorStorageMetadata), f"{name}: a checkpoint holds tensors alone"
     chunks = []
     for chunk in tensor.chunks:
@@ -106,11 +106,11 @@ def _tensor(entry: Any) -> TensorStorageMetadata:
     return TensorStorageMetadata(TensorProperties(dtype), torch.Size(entry["size"]), chunks)
 
 
-def _place(chunk: Any) -> _StorageInfo:
+def _place(chunk: Any) -> StorageInfo:
     file, start, length = chunk["file"], chunk["start"], chunk["bytes"]
     if (
         not (isinstance(file, str) and isinstance(start, int) and isinstance(length, int))
         or Path(file).name != file
     ):
         raise ValueError(f"{file!r} at {start!r}, {length!r} bytes, is no place in a file of the checkpoint")
-    return _StorageInfo(file, start, length)
+    return StorageInfo(file, start, length)

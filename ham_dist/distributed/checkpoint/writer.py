@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 
 from ham_dist.distributed.checkpoint import save as checkpoint
+from ham_dist.distributed.internals import Shard, ShardedTensor, sharded_tensor
 from ham_dist.distributed.ranks import process_group
 from ham_dist.errors import CheckpointError
 
@@ -133,4 +133,4 @@ def _copy(tensor: torch.Tensor | ShardedTensor) -> torch.Tensor | ShardedTensor:
     if on_cpu is not tensor:
         return on_cpu
     shards = [Shard(shard.tensor.detach().clone(), shard.metadata) for shard in tensor.local_shards()]
-    return ShardedTensor._init_from_local_shards_and_global_metadata(shards, tensor.metadata())
+    return sharded_tensor(shards, tensor.metadata())

@@ -16,6 +16,7 @@ from torchrec.distributed.planner.types import ParameterConstraints, PlannerErro
 from torchrec.distributed.types import ParameterSharding
 
 from ham_dist.config.units import size_text
+from ham_dist.distributed.internals import plan_with_optimizer
 from ham_dist.distributed.planning.errors import ShortMemory, ways_out
 from ham_dist.distributed.planning.placement import (
     FUSED_KERNEL,
@@ -47,7 +48,7 @@ def plan_by_torchrec(request: PlanRequest) -> Plan:
     model = nn.ModuleDict({_name(path): embedding_bags(group) for path, group in tables.items()})
     optimizer = rule.fused[0] if rule.fused is not None else torch.optim.Adam
     for parameter in model.parameters():
-        parameter._optimizer_classes = [optimizer]  # type: ignore[attr-defined]
+        plan_with_optimizer(parameter, optimizer)
     memory = max(
         0,
         int(topology.memory * request.settings.memory_share)

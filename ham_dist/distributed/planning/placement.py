@@ -12,12 +12,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch.distributed._shard.metadata import ShardMetadata
-from torch.distributed._shard.sharding_spec import EnumerableShardingSpec
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.types import CacheParams, ParameterSharding, ShardingType
 
 from ham_dist.config.schema import ShardingKind
+from ham_dist.distributed.internals import EnumerableShardingSpec, ShardMetadata
 from ham_dist.distributed.planning.table_optimizers import DEVICE, Memory
 from ham_dist.embedding.tables import BYTES_PER_NUMBER, Table
 

@@ -4,8 +4,8 @@ import time
 from datetime import timedelta
 
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import _get_default_store
 
+from ham_dist.distributed.internals import default_store
 from ham_dist.errors import LostRankError
 
 WAIT_SECONDS = 2.0
@@ -63,7 +63,7 @@ def roll_call(timeout: timedelta) -> LostRankError:
 def _leave_word(word: str) -> bool:
     """Gives whether there was a store to leave it in."""
     try:
-        _get_default_store().set(_key(dist.get_rank()), word)
+        default_store().set(_key(dist.get_rank()), word)
     except (RuntimeError, ValueError):
         return False
     return True
@@ -75,7 +75,7 @@ def _words_of_others() -> dict[int, str] | None:
     deadline = time.monotonic() + WAIT_SECONDS
     while others - words.keys() and set(words.values()) <= {WAITING} and time.monotonic() < deadline:
         try:
-            store = _get_default_store()
+            store = default_store()
             words |= {
                 other: store.get(_key(other)).decode()
                 for other in others - words.keys()

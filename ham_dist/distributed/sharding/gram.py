@@ -17,7 +17,8 @@ from ham_dist.distributed.planning.placement import Placement
 from ham_dist.distributed.ranks import process_group
 from ham_dist.distributed.ranks.rounding import FLOAT32_BITS, rounded
 from ham_dist.distributed.sharding.exchange import even_blocks, move, windows
-from ham_dist.distributed.sharding.model import TABLES, LocalTable, ShardedModel, joined_rows
+from ham_dist.distributed.sharding.local_table import LocalTable, joined_rows
+from ham_dist.distributed.sharding.model import TABLES, ShardedModel
 
 NumberOf = Callable[[torch.Tensor, int], torch.Tensor]
 """A number made from the Gram matrix and the base width of a table."""

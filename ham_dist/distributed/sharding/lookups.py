@@ -1,16 +1,18 @@
 """What TorchRec looks tables up by: how the gradients of several ranks are put together, and caches of tables in host memory."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torchrec.distributed.comm_ops import set_gradient_division
+from torchrec.distributed.comm_ops import get_gradient_division, set_gradient_division
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
+from ham_dist.distributed.internals import lookups_of
 from ham_dist.distributed.ranks import process_group
 
 
@@ -38,13 +40,24 @@ class Caches:
         self._are_ahead = True
 
 
-def add_up_gradients(parallel: DistributedModelParallel) -> None:
-    """Make the gradient of every weight the sum over ranks of what each rank's loss gives it, where DDP and TorchRec take the mean.
+@contextmanager
+def summed_gradients() -> Iterator[None]:
+    """Inside, forward and backward passes sum the gradients of sharded tables over the ranks, where TorchRec takes the mean.
 
-    The loss of a rank is its share of the loss of the global batch, so the sum is what is wanted. Scaled up for the mean to scale it down again, it
-    would be rounded twice, and differ with the number of ranks.
+    The loss of a rank is its share of the loss of the global batch, so the gradient is the sum. Scaled up for the mean to
+    scale it down again, it would be rounded twice, and differ with the number of ranks. TorchRec's switch is one for the
+    whole process: it is set back afterwards, so that other TorchRec models in the process keep their mean.
     """
+    before = get_gradient_division()
     set_gradient_division(False)
+    try:
+        yield
+    finally:
+        set_gradient_division(before)
+
+
+def sum_gradients(parallel: DistributedModelParallel) -> None:
+    """Makes DDP sum the gradients of dense weights and of data-parallel tables over the ranks; see `summed_gradients` for the other tables."""
     for module in parallel.modules():
         if isinstance(module, DistributedDataParallel):
             module.register_comm_hook(None, _sum_of_bucket)
@@ -55,10 +68,10 @@ def add_up_gradients(parallel: DistributedModelParallel) -> None:
 
 
 def _wrapped_lookups(parallel: nn.Module) -> Iterator[nn.Module]:
-    """What looks the tables up: in a plain list, which modules() does not look into; that of data-parallel tables within a DDP of its own."""
+    """What looks the tables up; that of data-parallel tables stands within a DDP of its own."""
     for module in parallel.modules():
         if isinstance(module, ShardedEmbeddingBagCollection):
-            yield from module._lookups
+            yield from lookups_of(module)
 
 
 def _lookups(parallel: nn.Module) -> Iterator[Any]:

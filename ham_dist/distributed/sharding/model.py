@@ -1,72 +1,31 @@
-"""A CTR model with its tables spread over the ranks, and each rank's view of its own part of them.
+"""A CTR model with its tables spread over the ranks.
 
-C rows and d columns of one table; a rank holds some rows and some columns of it, or none
+B rows of a batch here, C rows and d columns of one table
 """
 
-import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from torch.distributed._shard.sharded_tensor import (
-    Shard,
-    ShardedTensor,
-    ShardedTensorMetadata,
-    TensorProperties,
-)
-from torch.distributed.optim import _apply_optimizer_in_backward
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ham_dist.data.reader.batch import Batch
 from ham_dist.data.reader.order import rows_of_rank
-from ham_dist.distributed.planning.placement import Part, Placement, Plan
+from ham_dist.distributed.internals import Shard, ShardedTensorMetadata, TensorProperties, sharded_tensor
+from ham_dist.distributed.planning.placement import Placement, Plan
 from ham_dist.distributed.planning.table_optimizers import TableRule
 from ham_dist.distributed.ranks import process_group
 from ham_dist.distributed.sharding.batch_norm import synchronize_batch_norm
-from ham_dist.distributed.sharding.exchange import even_blocks, move, windows
-from ham_dist.distributed.sharding.id_prefetch import IdExchange
-from ham_dist.distributed.sharding.lookups import Caches, add_up_gradients
+from ham_dist.distributed.sharding.exchange import windows
+from ham_dist.distributed.sharding.id_prefetch import IdPrefetcher, PreparedBatch, padded
+from ham_dist.distributed.sharding.local_table import LocalTable, initialize, joined_rows, local_table
+from ham_dist.distributed.sharding.lookups import Caches
+from ham_dist.distributed.sharding.parallel import parallelize
 from ham_dist.embedding.mask import ColumnMask
-from ham_dist.embedding.tables import Table, TableChunk
+from ham_dist.embedding.tables import TableChunk
 
 TABLES, FIRST_ORDER = "tables.ebc", "first_order_tables"
 """Where a CTRModel keeps its tables under search, and its first-order tables."""
-
-START_ROWS = 65_536
-"""Rows that are started from one seed; fixed, so that a table's start does not depend on how it is spread."""
-
-
-@dataclass(frozen=True)
-class LocalTable:
-    """This rank's part of one table.
-
-    table:     what it is a part of.
-    part:      which part.
-    values:    (rows, stored columns) of the part; the kernel's own memory, so writing to it moves the table.
-    parameter: what is trained where the part has a gradient; None under a fused kernel.
-    """
-
-    table: Table
-    part: Part
-    values: torch.Tensor
-    parameter: nn.Parameter | None
-
-    @property
-    def columns(self) -> torch.Tensor:
-        """(rows of the part, its columns in use), without padding; a view."""
-        return self.values[:, : self.in_use.stop - self.in_use.start]
-
-    @property
-    def in_use(self) -> slice:
-        """Which of the table's columns in use lie here."""
-        first = self.part.first_column
-        return slice(first, max(first, min(self.table.width, first + self.part.columns)))
 
 
 class ShardedModel:
@@ -104,14 +63,13 @@ class ShardedModel:
             placement.table for placement in plan.groups.get(FIRST_ORDER, {}).values()
         )
         synchronize_batch_norm(model)
-        self.parallel = _parallel(model, plan, device, rule, learning_rate)
+        self.parallel = parallelize(model, plan, device, rule, learning_rate)
         self.model: nn.Module = self.parallel.module
-        self._exchange = IdExchange(self.model, device)
-        self._sent: WeakKeyDictionary[KeyedJaggedTensor, KeyedJaggedTensor] = WeakKeyDictionary()
+        self._prefetcher = IdPrefetcher(self.model, device)
         state, parameters = self.parallel.state_dict(), dict(self.parallel.named_parameters())
         self._placements = dict(self.placements())
         parts = {
-            f"{path}/{field}": _local_table(
+            f"{path}/{field}": local_table(
                 placement, state, parameters, f"{path}.embedding_bags.{field}.weight"
             )
             for path, group in plan.groups.items()
@@ -120,35 +78,38 @@ class ShardedModel:
         self._parts = {key: local for key, local in parts.items() if local is not None}
         self._caches = Caches(self.parallel) if plan.caches else None
 
-    def inputs(self, features: KeyedJaggedTensor, global_rows: int) -> tuple[KeyedJaggedTensor, int | None]:
-        """What the model takes for this rank's part of a batch of `global_rows` rows: features, and how many of their rows are samples.
+    def prepare(self, batch: Batch) -> PreparedBatch:
+        """`batch` with the features that the model takes for it.
 
         Where rows of tables are spread over ranks, partial sums are exchanged in pieces of one size: a rank with fewer rows than the largest part
         gets empty bags up to that (16 rows a table at most, a length each: no id, no lookup), and the model drops their zeros right behind the
-        lookup. The sizes of all parts follow from `global_rows`, without a word between ranks. None for the number where nothing was added.
+        lookup. The sizes of all parts follow from `batch.global_rows`, so the ranks exchange nothing.
         """
-        if not self.plan.needs_equal_parts or process_group.world_size() == 1:
-            return features, None
-        sent = self._sent.pop(features, None)
-        return (self._of_equal_parts(features, global_rows) if sent is None else sent), features.stride()
+        ranks, features = process_group.world_size(), batch.sparse_features
+        rows = None
+        if self.plan.needs_equal_parts and ranks > 1:
+            parts = (rows_of_rank(batch.global_rows, rank, ranks) for rank in range(ranks))
+            rows = features.stride()
+            features = padded(features, max(stop - start for start, stop in parts))
+        return PreparedBatch(batch.sparse_features, batch.labels, batch.global_rows, features, rows)
 
-    def ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches; while one is worked on, the ids of the next two are on their way between the ranks (and to the GPU)."""
+    def prefetch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches, prepared; while one is worked on, the ids of the next two are sent between the ranks (and to the GPU)."""
         if process_group.world_size() == 1 and self.device.type == "cpu":
             return batches
-        return self._exchange.ahead(batches, self._to_send)
+        return self._prefetcher.prefetch(batches, self.prepare)
 
-    def _to_send(self, batch: Batch) -> KeyedJaggedTensor:
-        features, _ = self.inputs(batch.sparse_features, batch.global_rows)
-        if features is not batch.sparse_features:
-            self._sent[batch.sparse_features] = features
-        return features
+    def logits(self, batch: Batch, *, trains: bool = False) -> torch.Tensor:
+        """Logits (B,) of this rank's part of a batch, under the mask in force.
 
-    @staticmethod
-    def _of_equal_parts(features: KeyedJaggedTensor, global_rows: int) -> KeyedJaggedTensor:
-        ranks = process_group.world_size()
-        parts = (rows_of_rank(global_rows, rank, ranks) for rank in range(ranks))
-        return padded(features, max(stop - start for start, stop in parts))
+        Args:
+            batch: A PreparedBatch's ids may be on their way already; those of another batch are exchanged here.
+            trains: True for a step on the weights, whose gradients DDP sums over the ranks.
+        """
+        prepared = batch if isinstance(batch, PreparedBatch) else self.prepare(batch)
+        model = self.parallel if trains else self.model
+        logits: torch.Tensor = model(prepared.features, prepared.rows, prepared.sent)
+        return logits
 
     def placements(self) -> Iterator[tuple[str, Placement]]:
         """Every table, by the name that it has in `table_tensors`; the same on every rank."""
@@ -210,7 +171,7 @@ class ShardedModel:
         metadata = ShardedTensorMetadata(
             [piece for _, piece in pieces], torch.Size(size), TensorProperties(dtype=dtype)
         )
-        return ShardedTensor._init_from_local_shards_and_global_metadata(here, metadata)
+        return sharded_tensor(here, metadata)
 
     def kernel_state(self) -> dict[str, dict[str, torch.Tensor]]:
         """What the fused kernels remember of this rank's parts, live, by table (as in `placements`) and state: (rows, columns), or (rows,)."""
@@ -236,7 +197,7 @@ class ShardedModel:
             local.values.zero_()
         for field, local in self.local.items():
             local.values.zero_()
-            _fill(local, field, seed, deviation)
+            initialize(local, field, seed, deviation)
 
     def chunks(self, path: str) -> Iterator[TableChunk]:
         """The tables of one group in pieces of bounded size, on CPU, without padding: whole rows, each on one rank.
@@ -268,86 +229,3 @@ class ShardedModel:
             for field in self.plan.groups.get(path, {})
             if (local := self.part(f"{path}/{field}")) is not None
         }
-
-
-def joined_rows(
-    placement: Placement, local: LocalTable | None, device: torch.device
-) -> Iterator[tuple[Part, torch.Tensor]]:
-    """Whole rows of a table whose columns lie on several ranks, some at a time, shared out evenly. A collective: go through to the end.
-
-    local:  this rank's part.
-    yields: which rows this rank got, maybe none, and (rows, width) of them: the columns in use.
-    """
-    width = placement.table.width
-    for start, stop in windows(placement.parts):
-        blocks = even_blocks(start, stop, width, process_group.world_size())
-        mine = blocks[process_group.rank()]
-        rows = torch.empty(mine.rows, width, device=device)
-        values = None if local is None else local.values
-        move(placement.parts, values, blocks, rows, torch.arange(width), replicated=False, device=device)
-        yield mine, rows
-
-
-def padded(features: KeyedJaggedTensor, rows: int) -> KeyedJaggedTensor:
-    """`features` with empty bags behind those of each key, up to `rows` of them."""
-    if features.stride() == rows:
-        return features
-    lengths = features.lengths().view(len(features.keys()), -1)
-    more = lengths.new_zeros(len(features.keys()), rows - lengths.shape[1])
-    return KeyedJaggedTensor(
-        features.keys(), features.values(), lengths=torch.cat([lengths, more], dim=1).view(-1), stride=rows
-    )
-
-
-def _parallel(
-    model: nn.Module, plan: Plan, device: torch.device, rule: TableRule, learning_rate: float
-) -> DistributedModelParallel:
-    """`model` under TorchRec: tables as planned, the rest replicated, and gradients added up over the ranks."""
-    shardings: dict[str, EmbeddingModuleShardingPlan] = {}
-    for path, group in plan.groups.items():
-        bags = model.get_submodule(path).embedding_bags
-        if rule.fused is not None:
-            kind, options = rule.fused
-            trained = [bags[field].weight for field, placement in group.items() if placement.fused]  # type: ignore[index, union-attr]
-            _apply_optimizer_in_backward(kind, trained, {"lr": learning_rate, **options})
-        shardings[path] = EmbeddingModuleShardingPlan(
-            {
-                field: placement.sharding(device, process_group.ranks_of_host())
-                for field, placement in group.items()
-            }
-        )
-    # fbgemm takes managed memory for tables on the host by default, which can hang a GPU that is asked for more than it has.
-    sharder: Any = EmbeddingBagCollectionSharder(
-        fused_params={"uvm_host_mapped": True} if plan.uses_host_memory else None
-    )
-    parallel = DistributedModelParallel(
-        model, device=device, plan=ShardingPlan(shardings), sharders=[sharder]
-    )
-    add_up_gradients(parallel)
-    return parallel
-
-
-def _local_table(
-    placement: Placement, state: Mapping[str, Any], parameters: Mapping[str, nn.Parameter], name: str
-) -> LocalTable | None:
-    part = placement.part_of(process_group.rank())
-    if part is None:
-        return None
-    if placement.fused:
-        return LocalTable(placement.table, part, state[name].local_shards()[0].tensor, None)
-    parameter = parameters[name]
-    return LocalTable(placement.table, part, parameter.detach(), parameter)
-
-
-def _fill(local: LocalTable, name: str, seed: int, deviation: float) -> None:
-    """Start `local` block by block, each block from a seed of its own: a rank makes just the blocks that it holds a part of."""
-    first, last = local.part.first_row, local.part.first_row + local.part.rows
-    for block in range(first // START_ROWS, -(-last // START_ROWS)):
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}/{block}".encode()))
-        block_first = block * START_ROWS
-        rows = min(START_ROWS, local.table.rows - block_first)
-        values = torch.randn(rows, local.table.width, generator=generator) * deviation
-        start, stop = max(first, block_first), min(last, block_first + rows)
-        local.columns[start - first : stop - first] = values[
-            start - block_first : stop - block_first, local.in_use
-        ].to(local.values.device)

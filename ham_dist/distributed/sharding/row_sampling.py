@@ -20,7 +20,8 @@ from ham_dist.distributed.sharding.gram import (
     share_of_gram,
     summed,
 )
-from ham_dist.distributed.sharding.model import TABLES, LocalTable, ShardedModel
+from ham_dist.distributed.sharding.local_table import LocalTable
+from ham_dist.distributed.sharding.model import TABLES, ShardedModel
 
 Held = tuple[str, Placement, LocalTable | None]
 """Name of a table, where it lies, and this rank's part of it."""

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 
 from ham_dist.data.encode.encoder import Encoder
-from ham_dist.data.engines.base import DuckDB, Engine, Machine
+from ham_dist.data.engines.base import Engine, Machine
+from ham_dist.data.engines.duckdb import DuckDB
 from ham_dist.data.engines.spark import Spark
 from ham_dist.data.recipe.fields import Categorical
 

@@ -50,7 +50,7 @@ def one_of_each(cases: dict[str, RunSettings]) -> dict[str, dict[str, Any]]:
         state = opened(run)
         batch = local_batch(0)
         scores = predict(state, [batch])[0]
-        logits = state.sharded.parallel(*state.sharded.inputs(batch.sparse_features, batch.global_rows))
+        logits = state.logits(batch, trains=True)
         mask = (torch.arange(state.sharded.mask.layout.size) % 3 > 0).float()
         alpha = mask_gradient(state, local_batch(7), mask)
         state = opened(run)

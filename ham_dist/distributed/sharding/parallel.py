@@ -1,0 +1,44 @@
+"""Puts a model under TorchRec: tables as planned, the rest replicated."""
+
+import torch
+from torch import nn
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan
+
+from ham_dist.distributed.internals import HOST_MAPPED, apply_optimizer_in_backward
+from ham_dist.distributed.planning.placement import Plan
+from ham_dist.distributed.planning.table_optimizers import TableRule
+from ham_dist.distributed.ranks import process_group
+from ham_dist.distributed.sharding.id_prefetch import PrefetchingSharder
+from ham_dist.distributed.sharding.lookups import sum_gradients, summed_gradients
+
+
+def parallelize(
+    model: nn.Module, plan: Plan, device: torch.device, rule: TableRule, learning_rate: float
+) -> DistributedModelParallel:
+    """`model`, whose tables have no memory yet, under TorchRec; gradients are summed over the ranks.
+
+    Args:
+        learning_rate: Of the tables, where the kernels apply it inside the backward pass.
+    """
+    shardings: dict[str, EmbeddingModuleShardingPlan] = {}
+    for path, group in plan.groups.items():
+        bags = model.get_submodule(path).embedding_bags
+        if rule.fused is not None:
+            kind, options = rule.fused
+            trained = [bags[field].weight for field, placement in group.items() if placement.fused]  # type: ignore[index, union-attr]
+            apply_optimizer_in_backward(kind, trained, {"lr": learning_rate, **options})
+        shardings[path] = EmbeddingModuleShardingPlan(
+            {
+                field: placement.sharding(device, process_group.ranks_of_host())
+                for field, placement in group.items()
+            }
+        )
+    # fbgemm takes managed memory for tables on the host by default, which can hang a GPU that is asked for more than it has.
+    sharder = PrefetchingSharder(fused_params=dict(HOST_MAPPED) if plan.uses_host_memory else None)
+    with summed_gradients():
+        parallel = DistributedModelParallel(
+            model, device=device, plan=ShardingPlan(shardings), sharders=[sharder]
+        )
+    sum_gradients(parallel)
+    return parallel
