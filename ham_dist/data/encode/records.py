@@ -1,32 +1,36 @@
 """Raw records -> ids, for scoring: by the expressions that prepared the training data, without torch."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import ibis
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
-import pyarrow.parquet as pq
 
 from ham_dist.data.encode.encoder import Encoder, Made
 from ham_dist.data.encode.expressions import ROW, Sides
+from ham_dist.data.encode.record_files import (
+    CARRIED,
+    Kind,
+    RecordFile,
+    lacking_columns,
+    open_records,
+    refuse_rejected,
+    require_columns,
+)
 from ham_dist.data.engines.base import Machine
 from ham_dist.data.engines.duckdb import DuckDB
 from ham_dist.data.format.shards import VOCABULARY_SCHEMA, id_columns
-from ham_dist.data.raw.blocks import COMPRESSED, read_blocks
-from ham_dist.data.raw.files import Rejections, find_raw, read_side, sample_blocks
-from ham_dist.data.raw.parse import Rows, parse
-from ham_dist.data.recipe.fields import AnyField, Categorical, Format, MultiValued, Numeric
+from ham_dist.data.raw.blocks import COMPRESSED
+from ham_dist.data.raw.files import find_raw, refuse_repeated, sample_blocks
+from ham_dist.data.raw.parse import parse
+from ham_dist.data.recipe.fields import AnyField, Categorical, Format, Join, MultiValued, Numeric
 from ham_dist.data.recipe.load import Recipe
 from ham_dist.errors import DataError
 from ham_dist.io.paths import exists, local_path
 
-# Of a file of records with a header and a column for each field.
+# Text of records for generated data, which has no recipe.
 _CSV = Format(separator=",", header=True, quote='"')
-_CSV_NAMES = tuple(f".csv{suffix}" for suffix in ("", *COMPRESSED))
 
 
 def encode_raw(
@@ -37,19 +41,41 @@ def encode_raw(
     fields: Sequence[str] | None = None,
     machine: Machine | None = None,
 ) -> pa.Table:
-    """The ids of raw records: one int32 column a field (a list of int32 where the field is multi-valued), rows in the order of `raw`.
+    """The ids of raw records as one table; see `encode_blocks`."""
+    blocks = list(encode_blocks(recipe, vocabulary, raw, fields=fields, machine=machine))
+    return pa.concat_tables(blocks).combine_chunks()
 
-    recipe:     of the data that the model was trained on; None for generated data, whose fields all have one value a record.
-    vocabulary: folder of <field>.parquet as `prepare` writes them, or the file of each field.
-    raw:        a folder of raw files as the recipe names them (no sample is dropped; the label is not looked at), or a .csv, .csv.gz or .parquet file
-                with each column that the fields are made from: text or whole numbers; a multi-valued field as text with the recipe's separator, or as
-                a list; a numeric field as numbers.
-    fields:     which ones, in which order; None takes all.
-    returns:    a value that is missing or not in the vocabulary has id 0.
-    raises:     DataError naming the file, and the line or column, of what cannot be read: a record that is rejected would have no probability.
+
+def encode_blocks(
+    recipe: Recipe | None,
+    vocabulary: str | Path | Mapping[str, Path],
+    raw: str | Path,
+    *,
+    fields: Sequence[str] | None = None,
+    carried: str | None = None,
+    machine: Machine | None = None,
+) -> Iterator[pa.Table]:
+    """The ids of raw records, block by block in the order of `raw`; without records one empty block.
+
+    The label is not read, and no record is left out. A value that is missing or not in the vocabulary has id 0.
+
+    Args:
+        recipe: Of the data that the model was trained on; None for generated data, whose fields all have one value a record.
+        vocabulary: Folder of <field>.parquet as `prepare` writes them, or the file of each field.
+        raw: A folder with the raw files of the recipe; or one file under any name: text in the recipe's format (for
+            generated data: CSV with a header), plain or compressed, or Parquet with text, whole numbers, lists of them for
+            multi-valued fields, and numbers for numeric ones. Text may lack the label. Columns of side files that the
+            file lacks are joined from the side files next to it.
+        fields: Names of fields, in the order of the columns returned; None for all.
+        carried: A column of the records that is returned as it is, as column CARRIED.
+    Returns:
+        One int32 column a field (a list of int32 where the field is multi-valued), and CARRIED.
+    Raises:
+        DataError: A file, line, column or value that cannot be read, with its place.
     """
     if not exists(raw):
         raise DataError(f"{raw}: no such file or folder")
+    raw = local_path(raw)
     known: dict[str, AnyField] = (
         dict(recipe.fields)
         if recipe is not None
@@ -59,26 +85,45 @@ def encode_raw(
     unknown = [name for name in names if name not in known]
     if unknown:
         raise DataError(f"no field is called {', '.join(unknown)}; the fields are {', '.join(known)}")
-    raw = local_path(raw)
-    if recipe is not None and raw.is_dir():
-        find_raw(recipe, raw)
-    made = {
+    made: dict[str, Made] = {
         name: (known[name].column or name, known[name], recipe.max_rows_of(name) if recipe else None)
         for name in names
     }
+    files = _open_files(recipe, raw, made)
+    schema = pa.schema(id_columns({name: isinstance(known[name], MultiValued) for name in names}))
     with DuckDB(machine or Machine()) as engine:
         tables = {
             name: engine.keep(_read_vocabulary(engine, _vocabulary_file(vocabulary, name)))
-            for name, field in known.items()
-            if name in made and not (isinstance(field, Categorical) and field.hash)
+            for name in names
+            if not _is_hashed(known[name])
         }
-        sides = _sides(engine, recipe, raw, names) if recipe is not None and raw.is_dir() else []
-        encoder = Encoder(engine, made, tables, sides)
-        schema = pa.schema(id_columns({name: isinstance(known[name], MultiValued) for name in names}))
-        blocks = [
-            pa.table(encoder.encode(records)).cast(schema) for records in _records(engine, recipe, raw, made)
-        ]
-        return pa.concat_tables([schema.empty_table(), *blocks]).combine_chunks()
+        joined = _Joined(engine, recipe, raw)
+        for file in files:
+            kinds, sides = joined.plan(file, made)
+            encoder = Encoder(engine, made, tables, sides)
+            for table in file.tables(kinds, carried):
+                ids = pa.table(encoder.encode(Records(engine, table.select(list(kinds))))).cast(schema)
+                yield ids if carried is None else ids.append_column(CARRIED, table[CARRIED])
+
+
+def _open_files(recipe: Recipe | None, raw: Path, made: Mapping[str, Made]) -> list[RecordFile]:
+    if recipe is None:
+        if raw.is_dir():
+            columns = ", ".join(column for column, _, _ in made.values())
+            raise DataError(
+                f"{raw}: is a folder, and generated data has no raw files\n  Give a CSV or Parquet file with the columns {columns}."
+            )
+        return [open_records(raw, _CSV, (), None)]
+    if raw.is_dir():
+        found = find_raw(recipe, raw)
+        paths = [found[name] for name in recipe.samples.files]
+    else:
+        paths = [raw]
+    return [open_records(path, recipe.format, recipe.samples.columns, recipe.label.column) for path in paths]
+
+
+def _is_hashed(field: AnyField) -> bool:
+    return isinstance(field, Categorical) and field.hash
 
 
 def _names(vocabulary: str | Path | Mapping[str, Path]) -> list[str]:
@@ -115,7 +160,9 @@ def _read_vocabulary(engine: DuckDB, path: Path) -> ibis.Table:
 class Records:
     """Neighbouring records in memory, as the Samples of an encoder.
 
-    table: the columns that the fields are made from.
+    Attributes:
+        columns: The raw columns that fields are made from.
+        rows: Their positions.
     """
 
     def __init__(self, engine: DuckDB, table: pa.Table) -> None:
@@ -132,135 +179,69 @@ class Records:
         return self._engine.show_arrow(Encoder.VIEW, self._table.append_column(ROW, pa.array(self.rows)))
 
 
-def _records(engine: DuckDB, recipe: Recipe | None, raw: Path, made: Mapping[str, Made]) -> Iterator[Records]:
-    """The records of a file or folder, in blocks."""
-    if raw.is_dir():
-        if recipe is None:
-            columns = ", ".join(column for column, _, _ in made.values())
-            raise DataError(
-                f"{raw}: is a folder, and generated data has no raw files\n  Give a .csv or .parquet file with the columns {columns}."
-            )
-        return _raw_records(engine, recipe, raw, list(made))
-    if raw.name.endswith(".parquet"):
-        return _parquet_records(engine, raw, made)
-    if raw.name.endswith(_CSV_NAMES):
-        return _csv_records(engine, raw, made)
-    raise DataError(f"{raw}: must be a folder of raw files, or a file that ends in .csv, .csv.gz or .parquet")
+class _Joined:
+    """The side files of a recipe, each read once, when a file of records lacks a column of it."""
 
+    def __init__(self, engine: DuckDB, recipe: Recipe | None, raw: Path) -> None:
+        self._engine, self._recipe = engine, recipe
+        self._folder = raw if raw.is_dir() else raw.parent
+        self._kept: dict[tuple[str, tuple[str, ...]], ibis.Table] = {}
 
-def _sides(engine: DuckDB, recipe: Recipe, raw: Path, fields: Sequence[str]) -> Sides:
-    files = find_raw(recipe, raw)
-    wanted = recipe.columns_of(fields)
-    sides = []
-    with TemporaryDirectory() as folder:
-        for join in recipe.joins:
-            path, store = files[join.file], Path(folder) / "side.parquet"
-            columns = [column for column in join.columns if column in wanted]
-            sides.append(
-                (
-                    join,
-                    engine.keep(
-                        read_side(
-                            engine, path, join, columns, recipe.format, store, Rejections(path, allowed=0)
-                        )
-                    ),
-                )
-            )
-    return sides
+    def plan(self, file: RecordFile, made: Mapping[str, Made]) -> tuple[dict[str, Kind], Sides]:
+        """The columns to read of `file`, and the side files that have the others.
 
+        Raises:
+            DataError: A column is in neither, or a side file cannot be read.
+        """
+        kinds = _kinds(made)
+        lacking = [column for column in kinds if column not in file.columns]
+        joins: list[tuple[Join, list[str]]] = []
+        for join in reversed(self._recipe.joins if self._recipe is not None else ()):
+            columns = [column for column in join.columns if column in lacking and column != join.key]
+            if columns:
+                lacking = [column for column in lacking if column not in columns]
+                if join.key not in file.columns:
+                    lacking.append(join.key)
+                joins.append((join, [join.key, *columns]))
+        require_columns(file.path, file.columns, lacking)
+        read = {column: kind for column, kind in kinds.items() if column in file.columns}
+        for join, _ in joins:
+            if join.key in file.columns:
+                read.setdefault(join.key, "text")
+        return read, [(join, self._side(file, join, columns)) for join, columns in reversed(joins)]
 
-def _raw_records(engine: DuckDB, recipe: Recipe, raw: Path, fields: Sequence[str]) -> Iterator[Records]:
-    files = find_raw(recipe, raw)
-    columns = recipe.columns_of(fields)
-    wanted = {name: columns[name] for name in recipe.samples.columns if name in columns}
-    for name in recipe.samples.files:
-        for block in sample_blocks(files[name], recipe.samples.columns, recipe.format):
-            rows = parse(block, recipe.samples.columns, wanted, recipe.format)
-            _refuse_rejected(files[name], rows)
-            yield Records(engine, rows.table)
-
-
-def _csv_records(engine: DuckDB, path: Path, made: Mapping[str, Made]) -> Iterator[Records]:
-    head = next(read_blocks(path, _CSV, block_bytes=1 << 16), None)
-    names = (
-        []
-        if head is None
-        else [name.strip('"') for name in head.data.partition(b"\n")[0].decode("utf-8", "replace").split(",")]
-    )
-    _require_columns(path, names, made)
-    wanted = {
-        column: "float64" if isinstance(field, Numeric) else "string" for column, field, _ in made.values()
-    }
-    for block in sample_blocks(path, names, _CSV):
-        rows = parse(block, names, wanted, _CSV)
-        _refuse_rejected(path, rows)
-        yield Records(engine, rows.table)
-
-
-def _parquet_records(engine: DuckDB, path: Path, made: Mapping[str, Made]) -> Iterator[Records]:
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            _require_columns(path, file.schema_arrow.names, made)
-            for batch in file.iter_batches(
-                columns=list(dict.fromkeys(column for column, _, _ in made.values()))
-            ):
-                table = pa.table(
-                    {
-                        column: _as_kind(path, column, batch.column(column), field)
-                        for column, field, _ in made.values()
-                    }
-                )
-                yield Records(engine, table)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{path}: not a Parquet file that can be read ({str(error).splitlines()[0]})"
-        ) from None
-
-
-def _refuse_rejected(path: Path, rows: Rows) -> None:
-    rejections = Rejections(path, allowed=0)
-    rejections.add(len(rows.lines) + len(rows.rejected), rows.reasons(), rows.rejected)
-    rejections.check()
-
-
-def _require_columns(path: Path, names: Sequence[str], made: Mapping[str, Made]) -> None:
-    missing = [column for column, _, _ in made.values() if column not in names]
-    if missing:
-        hints = [
-            f" (did you mean {near[0]}?)" if (near := get_close_matches(name, names, n=1)) else ""
-            for name in missing
-        ]
-        lacks = ", ".join(name + hint for name, hint in zip(missing, hints, strict=True))
-        raise DataError(f"{path}: lacks the column {lacks}; it has {', '.join(names)}")
-
-
-def _as_kind(path: Path, name: str, column: pa.Array, field: AnyField) -> pa.Array:
-    """A column of records as the field wants it: text, lists of text, or float64."""
-    type = column.type
-    several = isinstance(field, MultiValued) and (pa.types.is_list(type) or pa.types.is_large_list(type))
-    one = type.value_type if several else type
-    if isinstance(field, Numeric):
-        if pa.types.is_integer(one) or pa.types.is_floating(one) or pa.types.is_null(one):
-            numbers = column.cast(pa.float64())
-            if not pa.compute.all(pa.compute.is_finite(numbers)).as_py() and numbers.null_count < len(
-                numbers
-            ):
+    def _side(self, file: RecordFile, join: Join, columns: list[str]) -> ibis.Table:
+        key = (join.file, tuple(columns))
+        if key not in self._kept:
+            assert self._recipe is not None, "joins come from a recipe"
+            candidates = [self._folder / f"{join.file}{suffix}" for suffix in ("", *COMPRESSED)]
+            path = next((path for path in candidates if path.is_file()), None)
+            if path is None:
                 raise DataError(
-                    f"{path}: column {name} holds a number that is not finite\n  Leave it out: a missing number has a value of its own."
+                    f"{lacking_columns(file.path, file.columns, columns)}\n"
+                    f"  The recipe takes these from {join.file}: put that file into {self._folder}, or give Parquet that has them."
                 )
-            return numbers
-        raise DataError(f"{path}: column {name} is {type}; wanted are numbers")
-    # A vocabulary has "1", and 1.0 as text is "1.0": every value would be unknown without a word.
-    if not (
-        pa.types.is_string(one)
-        or pa.types.is_large_string(one)
-        or pa.types.is_integer(one)
-        or pa.types.is_null(one)
-    ):
-        kinds = (
-            "text, whole numbers or lists of them"
-            if isinstance(field, MultiValued)
-            else "text or whole numbers"
+            self._kept[key] = _read_side(self._engine, path, join, columns, self._recipe.format)
+        return self._kept[key]
+
+
+def _kinds(made: Mapping[str, Made]) -> dict[str, Kind]:
+    """Raw columns that fields are made from. Two fields of one column take lists only where both do."""
+    kinds: dict[str, Kind] = {}
+    for column, field, _ in made.values():
+        kind: Kind = (
+            "number" if isinstance(field, Numeric) else "texts" if isinstance(field, MultiValued) else "text"
         )
-        raise DataError(f"{path}: column {name} is {type}; wanted are {kinds}\n  Write it as text.")
-    return column.cast(pa.list_(pa.string()) if several else pa.string())
+        kinds[column] = kind if kinds.get(column, kind) == kind else "text"
+    return kinds
+
+
+def _read_side(engine: DuckDB, path: Path, join: Join, wanted: Sequence[str], format: Format) -> ibis.Table:
+    tables = [pa.schema([*((name, pa.string()) for name in wanted), (ROW, pa.int64())]).empty_table()]
+    for block in sample_blocks(path, join.columns, format):
+        rows = parse(block, join.columns, dict.fromkeys(wanted, "string"), format)
+        refuse_rejected(path, block, rows, columns=len(join.columns))
+        tables.append(rows.table.append_column(ROW, pa.array(rows.lines)))
+    side = engine.keep(engine.show_arrow("side", pa.concat_tables(tables)))
+    refuse_repeated(engine, side, join.key, path)
+    return side.drop(ROW)

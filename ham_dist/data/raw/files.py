@@ -1,7 +1,9 @@
 """The raw files that a recipe names: found, stamped, and read a block at a time."""
 
+import csv
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
@@ -92,7 +94,10 @@ def sample_blocks(
 def header_names(head: bytes, format: Format) -> list[str]:
     """The columns that a header names."""
     text = head.decode("utf-8", "backslashreplace")
-    return [name.strip(format.quote) if format.quote else name for name in text.split(format.separator)]
+    if format.quote:
+        with suppress(csv.Error):  # a name longer than csv takes
+            return next(csv.reader([text], delimiter=format.separator, quotechar=format.quote), [""])
+    return text.split(format.separator)
 
 
 @dataclass
@@ -111,7 +116,7 @@ class Rejections:
         """Count a block of `lines` lines: how many are bad for which reason, and the first of them."""
         self.lines += lines
         self.counts.update(reasons)
-        self.shown += [_told(self.path, one) for one in worst[: SHOWN - len(self.shown)]]
+        self.shown += [described(self.path, one) for one in worst[: SHOWN - len(self.shown)]]
 
     def check(self) -> None:
         """raises: DataError if there are too many, now that the whole file is read."""
@@ -141,7 +146,8 @@ class Rejections:
         raise DataError("\n".join(text))
 
 
-def _told(path: Path, one: Rejected) -> str:
+def described(path: Path, one: Rejected) -> str:
+    """File, line, reason and beginning of a bad line."""
     text = one.text
     return f"{path}: line {one.line}: {one.detail}, in {text[:_SHOWN_LETTERS]!r}{'...' if len(text) > _SHOWN_LETTERS else ''}"
 
@@ -168,12 +174,12 @@ def read_side(
             writer.write_table(rows.table.append_column(ROW, pa.array(rows.lines)).cast(schema))
     rejections.check()
     side = engine.read_parquet([store])
-    _refuse_repeated(engine, side, join.key, path)
+    refuse_repeated(engine, side, join.key, path)
     return side.drop(ROW)
 
 
-def _refuse_repeated(engine: Engine, side: ibis.Table, key: str, path: Path) -> None:
-    """A key that is there twice would double its samples."""
+def refuse_repeated(engine: Engine, side: ibis.Table, key: str, path: Path) -> None:
+    """Raises DataError with both lines if a key of a side file occurs twice: it would double its samples."""
     counts = (
         side.filter(side[key].notnull())
         .group_by(key)

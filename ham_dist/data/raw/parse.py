@@ -232,23 +232,22 @@ def _tried_numbers(
     texts = _table(
         lines, columns, {name: "string" for name, kind in wanted.items() if kind == "float64"}, format
     )
-    return pa.table(
-        {
-            name: _tried(texts[name].combine_chunks().dictionary_encode(), format)
-            for name in texts.column_names
-        }
-    )
+    return pa.table({name: numbers_of(texts[name].combine_chunks(), format) for name in texts.column_names})
 
 
-def _tried(texts: pa.DictionaryArray, format: Format) -> pa.Array:
+def numbers_of(texts: pa.Array, format: Format) -> pa.Array:
+    """The numbers that `texts` (string) hold, as float64: null for what means missing, infinity for what is no number."""
+    distinct = texts.dictionary_encode()
     numbers = []
-    for text in texts.dictionary.to_pylist():
+    for text in distinct.dictionary.to_pylist():
         try:
+            if "\n" in text or "\r" in text:  # which would be two lines
+                raise pa.lib.ArrowInvalid
             one = _read(text.encode() + b"\n", _UNIT, "", ["x"], {"x": "float64"}, format.null)
-            numbers.append(one["x"][0].as_py() if one.num_rows else float("inf"))
+            numbers.append(one["x"][0].as_py() if one.num_rows else None)
         except pa.lib.ArrowInvalid:
             numbers.append(float("inf"))
-    return pa.array(numbers, pa.float64()).take(texts.indices)
+    return pa.array(numbers, pa.float64()).take(distinct.indices)
 
 
 def _no_numbers(table: pa.Table, names: Sequence[str], required: Sequence[str]) -> dict[int, str]:
@@ -280,8 +279,13 @@ _DETAILS = {
 def _detail(line: bytes, reason: str, columns: Sequence[str], format: Format) -> str:
     """What is wrong with a line, where more can be said than the reason."""
     if reason == COLUMNS:
-        plain = re.sub(rb'"[^"]*"', b"", line) if format.quote else line
-        return f"{plain.count(format.separator.encode()) + 1} columns where {len(columns)} are wanted"
+        return f"{count_cells(line, format)} columns where {len(columns)} are wanted"
     if reason == CONTROL:
         return "has a NUL byte" if b"\0" in line else "has a line end or control character within it"
     return ""
+
+
+def count_cells(line: bytes, format: Format) -> int:
+    """The number of cells in a line."""
+    plain = re.sub(rb'"[^"]*"', b"", line) if format.quote else line
+    return plain.count(format.separator.encode()) + 1

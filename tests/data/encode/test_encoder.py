@@ -1,6 +1,7 @@
 """The encoder works with any engine of the protocol, not with a class that it knows."""
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class Delegating:
 class Column:
     """Samples of one column; counts how often all of it is shown to the engine."""
 
-    columns = ("site",)
+    columns: Collection[str] = ("site",)
     rows = np.arange(len(CELLS))
     views = 0
 

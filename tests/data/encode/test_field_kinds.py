@@ -132,5 +132,7 @@ def test_spark_writes_the_same_bytes(raw: Path, prepared: Path, tmp_path: Path) 
 
 def test_a_number_that_is_not_finite_is_no_record(prepared: Path, tmp_path: Path) -> None:
     pq.write_table(pa.table({"price": [1.0, float("nan")]}), tmp_path / "x.parquet")
-    with pytest.raises(DataError, match="column price holds a number that is not finite"):
+    with pytest.raises(
+        DataError, match=r"record 1 \(from 0\): column price is nan, which is not a finite number"
+    ):
         encode_raw(everything(), prepared / "vocabulary", tmp_path / "x.parquet", fields=["price"])

@@ -14,6 +14,7 @@ from ham_dist.data.encode.records import encode_raw
 from ham_dist.data.engines.base import Machine
 from ham_dist.data.format.manifest import Manifest
 from ham_dist.data.format.shards import VOCABULARY_SCHEMA, write_shard
+from ham_dist.data.recipe.fields import Format
 from ham_dist.data.recipe.load import Recipe
 from ham_dist.errors import DataError
 from tests.support.prepared import tenth
@@ -35,6 +36,11 @@ def test_scoring_gives_the_ids_that_training_had(
         assert ids.take(places).to_pylist() == stored.to_pylist()
 
 
+def in_csv(recipe: Recipe) -> Recipe:
+    """The recipe for text with commas, quotes and a header."""
+    return recipe.model_copy(update={"format": Format(separator=",", quote='"', header=True)})
+
+
 def test_text_and_lists_and_raw_files_agree(
     raw: Path, prepared: Path, recipe: Recipe, tmp_path: Path
 ) -> None:
@@ -46,15 +52,16 @@ def test_text_and_lists_and_raw_files_agree(
     table = pa.table(
         {name: list(column) for name, column in zip(names, zip(*records, strict=True), strict=True)}
     )
+    wide = in_csv(recipe)
     pyarrow.csv.write_csv(table, tmp_path / "records.csv")
     pq.write_table(table, tmp_path / "text.parquet")
     genres = pa.array([record[-1].split("|") for record in records])
     numbers = table.set_column(0, "user", table["user"].cast(pa.int16())).set_column(6, "genres", genres)
     pq.write_table(numbers, tmp_path / "numbers.parquet", row_group_size=500)
-    for name in ("records.csv", "text.parquet", "numbers.parquet"):
+    for name, by in (("records.csv", wide), ("text.parquet", recipe), ("numbers.parquet", recipe)):
         for threads in (1, 2):
             assert encode_raw(
-                recipe, prepared / "vocabulary", tmp_path / name, machine=Machine(threads=threads)
+                by, prepared / "vocabulary", tmp_path / name, machine=Machine(threads=threads)
             ).equals(wanted), name
 
 
@@ -86,13 +93,13 @@ def test_unknown_and_missing_values_are_0(prepared: Path, recipe: Recipe, tmp_pa
     (tmp_path / "x.csv").write_text(
         f'gender,genres,extra\nF,Drama||Nope,1\n,,\n"F","|",x\n{"z" * 50},Drama,\n'
     )
-    ids = encode_raw(recipe, prepared / "vocabulary", tmp_path / "x.csv", fields=["gender", "genres"])
+    ids = encode_raw(in_csv(recipe), prepared / "vocabulary", tmp_path / "x.csv", fields=["gender", "genres"])
     assert ids.to_pydict() == {"gender": [female, 0, female, 0], "genres": [[drama, 0], [0], [0], [drama]]}
 
 
 def test_no_records(prepared: Path, recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("gender,genres\n")
-    ids = encode_raw(recipe, prepared / "vocabulary", tmp_path / "x.csv", fields=["gender", "genres"])
+    ids = encode_raw(in_csv(recipe), prepared / "vocabulary", tmp_path / "x.csv", fields=["gender", "genres"])
     assert ids.num_rows == 0
     assert ids.schema == pa.schema([("gender", pa.int32()), ("genres", pa.list_(pa.int32()))])
 
@@ -166,10 +173,10 @@ def test_raw_text_is_taken_letter_by_letter(
 class TestMistakes:
     @pytest.fixture
     def message(self, prepared: Path, recipe: Recipe) -> Any:
-        def attempt(raw: Path, with_recipe: bool = True, **options: Any) -> str:
+        def attempt(raw: Path, by: Recipe | None = recipe, **options: Any) -> str:
             with pytest.raises(DataError) as caught:
                 encode_raw(
-                    recipe if with_recipe else None,
+                    by,
                     options.pop("vocabulary", prepared / "vocabulary"),
                     raw,
                     **options,
@@ -180,10 +187,7 @@ class TestMistakes:
 
     def test_files(self, message: Any, raw: Path, prepared: Path, tmp_path: Path) -> None:
         assert message(tmp_path / "no.csv") == f"{tmp_path}/no.csv: no such file or folder"
-        assert "must be a folder of raw files, or a file that ends in .csv" in message(raw / "ratings.dat")
-        assert message(raw, with_recipe=False).startswith(
-            f"{raw}: is a folder, and generated data has no raw files"
-        )
+        assert message(raw, by=None).startswith(f"{raw}: is a folder, and generated data has no raw files")
         assert message(tmp_path, vocabulary=tmp_path).startswith(
             f"{tmp_path}: lacks ratings.dat, users.dat, movies.dat"
         )
@@ -199,7 +203,8 @@ class TestMistakes:
         pq.write_table(pa.table({"user": [1.0, None], "genders": ["F", "M"], "age": [[1], [2]]}), path)
         assert (
             message(path, fields=["gender", "zip"])
-            == f"{path}: lacks the column gender (did you mean genders?), zip; it has user, genders, age"
+            == f"{path}: lacks the column gender (did you mean genders?), zip; it has user, genders, age\n"
+            f"  The recipe takes these from users.dat: put that file into {tmp_path}, or give Parquet that has them."
         )
         assert message(path, fields=["user"]).startswith(
             f"{path}: column user is double; wanted are text or whole numbers"
@@ -208,10 +213,11 @@ class TestMistakes:
             f"{path}: column age is list<element: int64>; wanted are text or whole numbers"
         )
 
-    def test_lines(self, message: Any, raw: Path, tmp_path: Path) -> None:
+    def test_lines(self, message: Any, recipe: Recipe, tmp_path: Path) -> None:
         (tmp_path / "x.csv").write_text("gender,age\nF,1\nM\nF,25\n")
-        assert message(tmp_path / "x.csv", fields=["gender"]).startswith(
-            f"{tmp_path}/x.csv: line 3: 1 columns where 2 are wanted, in 'M'"
+        assert message(tmp_path / "x.csv", by=in_csv(recipe), fields=["gender"]) == (
+            f"{tmp_path}/x.csv: line 3: 1 columns where 2 are wanted, in 'M'\n"
+            "  Correct or delete these lines: each record must get a probability."
         )
         broken = write_raw_movielens(tmp_path / "raw", ratings=100)
         lines = (broken / "ratings.dat").read_text().splitlines()
