@@ -9,6 +9,7 @@ import ham_dist
 from ham_dist.cli import data, runs
 from ham_dist.cli.failures import EXIT_USERS, Commands
 from ham_dist.io.huge_pages import use_huge_pages
+from ham_dist.io.printable import printable
 
 app = typer.Typer(
     cls=Commands,
@@ -27,6 +28,13 @@ def main() -> None:
 def train_command(arguments: list[str]) -> None:
     """`ham-dist train ARGUMENTS`, for the scripts that torchrun starts. Ends the process."""
     app(["train", *arguments], prog_name="ham-dist")
+
+
+class _PrintableFormatter(logging.Formatter):
+    """The message alone, without what a terminal would act on."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def _version(wanted: bool) -> None:
@@ -49,7 +57,9 @@ def options(
     `ham-dist COMMAND --help` explains a command. Without any data of your own, `ham-dist train` shows a whole run.
     """
     use_huge_pages()
-    logging.basicConfig(format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_PrintableFormatter())
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("ham_dist").setLevel(logging.INFO)
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ham_dist.cli.printing import describe_folder, print_parts
+from ham_dist.cli.printing import describe_folder, print_parts, say
 from ham_dist.errors import ConfigError
 
 
@@ -28,9 +28,9 @@ def fetch(
     from ham_dist.data.raw.fetch import load_source, prepare_command
 
     source = load_source(recipe)
-    typer.echo(f"{source.page}\n{source.licence}\n")
+    say(f"{source.page}\n{source.licence}\n")
     fetch_data(recipe, source, out, accept_licence)
-    typer.echo(f"raw files in {out}. Next:\n  {prepare_command(recipe, out)}")
+    say(f"raw files in {out}. Next:\n  {prepare_command(recipe, out)}")
 
 
 def prepare(
@@ -158,7 +158,7 @@ def generate(
         )
     else:
         write_criteo_file(out, rows, seed=seed)
-    typer.echo(f"{rows:,} rows in {out}")
+    say(f"{rows:,} rows in {out}")
 
 
 def inspect(

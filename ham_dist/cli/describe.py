@@ -1,13 +1,11 @@
 """What a folder holds, as tables to print: prepared data, a run, or a bundle."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import RenderableType
-from rich.table import Table
 
 from ham_dist.config.load import load_run
 from ham_dist.data.format.manifest import SPLITS, Manifest
@@ -15,6 +13,7 @@ from ham_dist.data.statistics import HEADS, DataLook
 from ham_dist.errors import DataError
 from ham_dist.export.manifest import FORMAT as BUNDLE_FORMAT
 from ham_dist.export.manifest import BundleManifest, read_manifest
+from ham_dist.io.console import make_table
 from ham_dist.training.run_folder import RunFolder, read_json
 
 MANIFEST = "manifest.json"
@@ -61,7 +60,7 @@ def _is_bundle(manifest: Path) -> bool:
 
 def _data(path: Path, manifest: Manifest) -> Iterator[RenderableType]:
     yield f"{path}: prepared data, {manifest.name}, seed {manifest.seed}"
-    yield _table(
+    yield make_table(
         ("split", "rows", "positive", "shards"),
         (
             (
@@ -75,7 +74,7 @@ def _data(path: Path, manifest: Manifest) -> Iterator[RenderableType]:
     )
     planted = manifest.truth.planted_ranks if manifest.truth else None
     names = ("field", "table rows", "values a sample", *(["planted columns"] if planted else []))
-    yield _table(
+    yield make_table(
         names,
         (
             (
@@ -94,12 +93,12 @@ def describe_look(look: DataLook) -> Iterator[RenderableType]:
     rejected = sum(look.rejected.values())
     yield f"raw rows {look.rows_in:,}, dropped {look.rows_dropped:,}, rejected lines {rejected:,}"
     if look.rejected:
-        yield _table(
+        yield make_table(
             ("reason", "rejected lines"), ((reason, f"{count:,}") for reason, count in look.rejected.items())
         )
     yield f"tables of width {look.width} as {look.precision}: {look.bytes / 1e6:,.2f} MB."
     yield "Ids that training has, and the share of its values in the most frequent:"
-    yield _table(
+    yield make_table(
         ("field", "table rows", "MB", "ids seen", "seen once", *(f"top {share}" for share in HEADS)),
         (
             (
@@ -114,7 +113,7 @@ def describe_look(look: DataLook) -> Iterator[RenderableType]:
         ),
     )
     yield "Of the values of each split, the share that is unknown (id 0), and the share whose ids training lacks (unseen):"
-    yield _table(
+    yield make_table(
         ("field", *(f"id 0, {split}" for split in SPLITS), *(f"unseen, {split}" for split in SPLITS[1:])),
         (
             (
@@ -135,7 +134,7 @@ def _run(folder: RunFolder) -> Iterator[RenderableType]:
     targets = {
         target.label: folder.of_target(target, settings.search.targets) for target in settings.search.targets
     }
-    yield _table(
+    yield make_table(
         ("target", "state", "test AUC", "test log loss", "embedding bytes", "dense parameters"),
         ((label, *_result(target)) for label, target in targets.items()),
     )
@@ -159,7 +158,7 @@ def _bundle(path: Path, manifest: BundleManifest) -> Iterator[RenderableType]:
     size = sum(file.size for file in manifest.files.values())
     yield f"{path}: a bundle, {model}, {manifest.precision}, {size:,} bytes in {len(manifest.files)} files"
     pieces = {table.field: len(table.files) for table in manifest.tables}
-    yield _table(
+    yield make_table(
         ("field", "table rows", "columns", "files"),
         (
             (field.name, f"{field.rows:,}", str(field.width), str(pieces.get(field.name, 0)))
@@ -168,13 +167,3 @@ def _bundle(path: Path, manifest: BundleManifest) -> Iterator[RenderableType]:
     )
     if manifest.run:
         yield "from the run " + ", ".join(f"{name} {value}" for name, value in manifest.run.items())
-
-
-def _table(names: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
-    """A table whose first column is text and whose others are numbers."""
-    table = Table(box=box.SIMPLE_HEAD)
-    for number, name in enumerate(names):
-        table.add_column(name, justify="right" if number else "left")
-    for row in rows:
-        table.add_row(*row)
-    return table

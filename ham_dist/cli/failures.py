@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from ham_dist.errors import HamError, LostRankError, Preempted
+from ham_dist.io.printable import printable
 
 EXIT_USERS = 2
 EXIT_PREEMPTED = 75
@@ -97,4 +98,4 @@ def _tell(message: str) -> None:
     rank = int(os.environ.get("RANK", "0"))
     if os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(GRACE_SECONDS)
-    typer.echo(f"{f'[rank {rank}] ' if rank else ''}ham-dist: {message}", err=True)
+    typer.echo(printable(f"{f'[rank {rank}] ' if rank else ''}ham-dist: {message}"), err=True)

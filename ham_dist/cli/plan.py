@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from rich import box
 from rich.console import RenderableType
 from rich.table import Table as Grid
 
@@ -20,6 +19,7 @@ from ham_dist.distributed.ranks import process_group
 from ham_dist.distributed.sharding.model import FIRST_ORDER, TABLES
 from ham_dist.embedding.tables import KERNEL_WIDTH, Table
 from ham_dist.errors import DataError
+from ham_dist.io.console import make_table
 from ham_dist.training.state import plan_for, table_groups, warning_of_caches
 
 MOST_RANKS = 16
@@ -83,7 +83,8 @@ def _parts(
 
 
 def _tables(plan: Plan) -> Grid:
-    grid = _grid("table", "rows", "stored width", "kind", "kernel", "ranks")
+    heads = ("table", "rows", "stored width", "kind", "kernel", "ranks")
+    lines: list[tuple[str, ...]] = []
     for path, group in plan.groups.items():
         for field, placement in group.items():
             ranks = sorted({part.rank for part in placement.parts})
@@ -94,19 +95,21 @@ def _tables(plan: Plan) -> Grid:
             kernel = "fused" if placement.fused else "dense"
             if placement.memory.place != "device":
                 kernel = f"{kernel}, {placement.memory.place}"
-            grid.add_row(
-                name,
-                f"{placement.table.rows:,}",
-                str(placement.table.stored_width),
-                placement.kind,
-                kernel,
-                where,
+            lines.append(
+                (
+                    name,
+                    f"{placement.table.rows:,}",
+                    str(placement.table.stored_width),
+                    placement.kind,
+                    kernel,
+                    where,
+                )
             )
-    return grid
+    return make_table(heads, lines)
 
 
 def _ranks(costs: Sequence[RankCost]) -> Grid:
-    grid = _grid(
+    heads = (
         "rank",
         "tables",
         "gradients and state",
@@ -115,24 +118,28 @@ def _ranks(costs: Sequence[RankCost]) -> Grid:
         "gradients out / in",
         "of copies",
     )
+    lines: list[tuple[str, ...]] = []
     for rank, cost in _shown(costs):
-        grid.add_row(
-            rank,
-            size_text(cost.tables),
-            size_text(cost.beside),
-            f"{size_text(cost.ids_out)} / {size_text(cost.ids_in)}",
-            f"{size_text(cost.vectors_out)} / {size_text(cost.vectors_in)}",
-            f"{size_text(cost.vectors_in)} / {size_text(cost.vectors_out)}",
-            size_text(cost.copies_out),
+        lines.append(
+            (
+                rank,
+                size_text(cost.tables),
+                size_text(cost.beside),
+                f"{size_text(cost.ids_out)} / {size_text(cost.ids_in)}",
+                f"{size_text(cost.vectors_out)} / {size_text(cost.vectors_in)}",
+                f"{size_text(cost.vectors_in)} / {size_text(cost.vectors_out)}",
+                size_text(cost.copies_out),
+            )
         )
-    return grid
+    return make_table(heads, lines)
 
 
 def _hosts(costs: Sequence[RankCost]) -> Grid:
-    grid = _grid("rank", "in host memory", "read from it, were nothing cached", "written to it")
+    heads = ("rank", "in host memory", "read from it, were nothing cached", "written to it")
+    lines: list[tuple[str, ...]] = []
     for rank, cost in _shown(costs):
-        grid.add_row(rank, size_text(cost.host), size_text(cost.from_host), size_text(cost.to_host))
-    return grid
+        lines.append((rank, size_text(cost.host), size_text(cost.from_host), size_text(cost.to_host)))
+    return make_table(heads, lines)
 
 
 def _shown(costs: Sequence[RankCost]) -> list[tuple[str, RankCost]]:
@@ -150,7 +157,8 @@ def _shown(costs: Sequence[RankCost]) -> list[tuple[str, RankCost]]:
 def _kinds(
     plan: Plan, rule: TableRule, ranks: topology.Topology, batch_size: int, ids: Mapping[str, float]
 ) -> Grid:
-    grid = _grid("kind", "tables", "bytes of tables", "bytes between ranks a step")
+    heads = ("kind", "tables", "bytes of tables", "bytes between ranks a step")
+    lines: list[tuple[str, ...]] = []
     counts = Counter(placement.kind for placement in plan.placements)
     for kind, count in counts.items():
         of_kind = Plan(
@@ -161,8 +169,8 @@ def _kinds(
         )
         costs = costs_by_rank(of_kind, rule, ranks, batch_size, ids)
         size = sum(placement.bytes for placement in of_kind.placements)
-        grid.add_row(kind, str(count), size_text(size), size_text(sum(cost.out for cost in costs)))
-    return grid
+        lines.append((kind, str(count), size_text(size), size_text(sum(cost.out for cost in costs))))
+    return make_table(heads, lines)
 
 
 def _narrow(
@@ -180,20 +188,23 @@ def _narrow(
     device, host = max(cost.tables + cost.beside for cost in costs), max(cost.host for cost in costs)
     hosted = host or any(of_target.host for of_target in held.values())
     names = ("tables at most", "with gradients and state", "on one rank at most, the supernet besides")
-    grid = _grid("after the search", *names, *(("in its host memory at most",) if hosted else ()))
+    heads = ("after the search", *names, *(("in its host memory at most",) if hosted else ()))
+    lines: list[tuple[str, ...]] = []
     number_bytes = groups[TABLES][0].number_bytes
     for target, of_target in held.items():
         rows, numbers = _most(groups, target, rule)
         whole = rule.bytes_of(rows, numbers, fused=fused, number_bytes=number_bytes)
         on_host = (size_text(of_target.host + host),) if hosted else ()
-        grid.add_row(
-            target.label,
-            size_text(numbers * number_bytes),
-            size_text(whole.device),
-            size_text(of_target.device + device),
-            *on_host,
+        lines.append(
+            (
+                target.label,
+                size_text(numbers * number_bytes),
+                size_text(whole.device),
+                size_text(of_target.device + device),
+                *on_host,
+            )
         )
-    return grid
+    return make_table(heads, lines)
 
 
 def narrow_held(request: PlanRequest, target: Target, *, fused: bool) -> BytesHeld:
@@ -255,11 +266,3 @@ def most_numbers(tables: Sequence[Table], target: Target, unit: int) -> int:
         numbers += share * stored
         left -= share * cost
     return min(round(numbers), sum(table.rows * table.stored_width for table in tables))
-
-
-def _grid(*names: str) -> Grid:
-    """A table whose first column is text and whose others are numbers."""
-    grid = Grid(box=box.SIMPLE_HEAD)
-    for number, name in enumerate(names):
-        grid.add_column(name, justify="right" if number else "left")
-    return grid

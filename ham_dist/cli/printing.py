@@ -1,9 +1,12 @@
 """What commands print of folders and plans, as tables."""
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import typer
+
+from ham_dist.io.printable import printable
 
 
 def describe_folder(path: Path) -> None:
@@ -14,9 +17,12 @@ def describe_folder(path: Path) -> None:
 
 
 def print_parts(parts: Iterable[Any], width: int = 120) -> None:
-    """Print what rich can render, part by part; `width` counts where the output is no terminal."""
-    from rich.console import Console
+    """Print strings and tables, one below the other; `width` counts where the output is not a terminal."""
+    from ham_dist.io.console import print_parts as print_all
 
-    console = Console(width=None if sys.stdout.isatty() else width)
-    for part in parts:
-        console.print(part)
+    print_all(parts, width=width)
+
+
+def say(line: str) -> None:
+    """Print a line that may hold text from outside."""
+    typer.echo(printable(line))

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ham_dist.cli.printing import describe_folder, print_parts
+from ham_dist.cli.printing import describe_folder, print_parts, say
 from ham_dist.errors import ConfigError
 
 
@@ -129,7 +129,7 @@ def score(
     from ham_dist.export.scorer import score as score_records
 
     rows = score_records(bundle, records, out, values)
-    typer.echo(f"{rows:,} probabilities in {out}")
+    say(f"{rows:,} probabilities in {out}")
 
 
 def report(
@@ -159,7 +159,7 @@ def report(
     from ham_dist.report.page import write_report
 
     write_report(runs, out, with_data=with_data, overwrite=overwrite)
-    typer.echo(f"report of {len(runs):,} {'run' if len(runs) == 1 else 'runs'} in {out}")
+    say(f"report of {len(runs):,} {'run' if len(runs) == 1 else 'runs'} in {out}")
 
 
 def _print_plan(settings: Any, topology: str | None) -> None:

@@ -2,34 +2,28 @@
 
 from collections.abc import Iterable
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from ham_dist.io.console import make_table, print_parts
 from ham_dist.report.grids import Cell, Grid
 
 
 def print_grids(grids: Iterable[Grid], console: Console | None = None) -> None:
     """Print them one below the other, on standard output by default."""
-    # Without a terminal rich assumes 80 columns and would cut numbers off.
-    console = console or Console(width=None if Console().is_terminal else 120)
-    for grid in grids:
-        console.print(_table(grid))
-
-
-def _table(grid: Grid) -> Table:
-    table = Table(
-        box=box.SIMPLE_HEAD, title=grid.title, title_justify="left", show_footer=grid.total is not None
+    print_parts(
+        (
+            make_table(
+                grid.names,
+                (map(_text, row) for row in grid.rows),
+                texts=grid.texts,
+                title=grid.title,
+                total=None if grid.total is None else [_text(cell) for cell in grid.total],
+            )
+            for grid in grids
+        ),
+        console,
     )
-    for number, name in enumerate(grid.names):
-        footer = _text(grid.total[number]) if grid.total is not None else ""
-        table.add_column(name, footer, justify="left" if number < grid.texts else "right")
-    for row in grid.rows:
-        table.add_row(*map(_text, row))
-    return table
 
 
-def _text(cell: Cell | str) -> Text:
-    """As it is: a field may be called [red]."""
-    return Text(cell.text if isinstance(cell, Cell) else cell)
+def _text(cell: Cell | str) -> str:
+    return cell.text if isinstance(cell, Cell) else cell

@@ -11,14 +11,13 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ham_dist.io.atomic import write_text
+from ham_dist.io.console import open_console, text
+from ham_dist.io.printable import printable
+from ham_dist.io.progress import Advance, progress
 from ham_dist.training.appender import FULL, Appender
 from ham_dist.training.run_folder import RunFolder
-
-SECONDS_BETWEEN_LINES = 10.0
-"""Where there is no terminal to draw a bar on: how often a line says how far an epoch is."""
 
 TENSORBOARD_BYTES = 1 << 16
 """Room on the disk below which TensorBoard is told nothing."""
@@ -50,7 +49,7 @@ class RunLog:
     ) -> None:
         self.folder = folder
         self._is_first = is_first
-        self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = console or open_console(stderr=True)
         self._clock = clock
         self._events: Any = None
         if is_first:
@@ -103,11 +102,14 @@ class RunLog:
             self._metrics.write(json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n")
             self._to_tensorboard(entry)
 
-    def say(self, text: str) -> None:
-        """A line for people: into log.txt with the time, and on the terminal."""
+    def say(self, line: str) -> None:
+        """Write a line for people: into log.txt with the time, and on the terminal."""
         if self._is_first:
-            self._text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-            self._console.print(text, markup=False)
+            self._text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {printable(line)}\n")
+            self._print(line)
+
+    def _print(self, line: str) -> None:
+        self._console.print(text(line))
 
     def truncate_after(self, stage: str, epoch: int) -> None:
         """Forget what `stage` wrote to metrics.jsonl after `epoch`, so that epochs that a resumed run repeats are not in it twice.
@@ -136,23 +138,13 @@ class RunLog:
                 ...
                 progress.step(samples)
         """
-        title = f"{stage} epoch {epoch}"
         if not self._is_first:
             yield _Silent()
-        elif self._console.is_terminal:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[speed]}"),
-                TimeRemainingColumn(),
-            )
-            with Progress(*columns, console=self._console, transient=True) as progress:
-                yield _Bar(progress, title, total_steps, self._clock)
-        else:
-            steps = _Lines(self._console, title, total_steps, self._clock)
-            yield steps
-            steps.end()
+            return
+        title = f"{stage} epoch {epoch}"
+        options: Any = {"rows": "samples", "console": self._console, "clock": self._clock}
+        with progress(title, total_steps, self._print, **options) as advance:
+            yield _Advancing(advance)
 
     def _to_tensorboard(self, entry: dict[str, Any]) -> None:
         # Only a view of metrics.jsonl: what a full disk does not take is missing there. TensorBoard's thread would die of it, with a traceback.
@@ -182,56 +174,12 @@ class _Silent:
         pass
 
 
-class _Speed:
-    """Samples a second since it was made."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self.clock = clock
-        self.began = clock()
-        self.samples = 0
-
-    def __str__(self) -> str:
-        seconds = self.clock() - self.began
-        return f"{self.samples / seconds:,.0f} samples/s" if seconds > 0 else ""
-
-
-class _Bar:
-    def __init__(self, progress: Progress, title: str, total_steps: int, clock: Callable[[], float]) -> None:
-        self._progress = progress
-        self._speed = _Speed(clock)
-        self._task = progress.add_task(title, total=total_steps, speed="")
+class _Advancing:
+    def __init__(self, advance: Advance) -> None:
+        self._advance = advance
 
     def step(self, samples: int) -> None:
-        self._speed.samples += samples
-        self._progress.update(self._task, advance=1, speed=str(self._speed))
-
-
-class _Lines:
-    def __init__(self, console: Console, title: str, total_steps: int, clock: Callable[[], float]) -> None:
-        self._console = console
-        self._title = title
-        self._total = total_steps
-        self._done = 0
-        self._speed = _Speed(clock)
-        self._last_line = self._speed.began
-
-    def step(self, samples: int) -> None:
-        self._done += 1
-        self._speed.samples += samples
-        now = self._speed.clock()
-        if now - self._last_line >= SECONDS_BETWEEN_LINES and self._done < self._total:
-            self._last_line = now
-            left = (now - self._speed.began) / self._done * (self._total - self._done)
-            self._console.print(
-                f"{self._title}: {self._done}/{self._total} steps, {self._speed}, {left:.0f} s left",
-                markup=False,
-            )
-
-    def end(self) -> None:
-        seconds = self._speed.clock() - self._speed.began
-        self._console.print(
-            f"{self._title}: {self._done} steps in {seconds:.1f} s, {self._speed}", markup=False
-        )
+        self._advance(1, samples)
 
 
 def _keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> tuple[int, list[dict[str, Any]]]:

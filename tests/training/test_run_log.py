@@ -112,8 +112,8 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(folder: RunFolder) -
             clock.now += 6
             progress.step(3000)
     assert stream.getvalue().splitlines() == [
-        "search epoch 3: 2/4 steps, 500 samples/s, 12 s left",
-        "search epoch 3: 4 steps in 24.0 s, 500 samples/s",
+        "search epoch 3: 50 %, 500 samples/s, 12 s left",
+        "search epoch 3: done in 24.0 s, 500 samples/s",
     ]
 
 
@@ -128,7 +128,7 @@ def test_progress_on_a_terminal_is_a_bar(folder: RunFolder) -> None:
         progress.step(1000)
         progress.step(1000)
     assert "1,000 samples/s" in stream.getvalue()
-    assert "2/2" in stream.getvalue()
+    assert "100 %" in stream.getvalue()
 
 
 def test_progress_of_an_epoch_that_fails_does_not_say_that_it_ended(folder: RunFolder) -> None:

@@ -37,7 +37,6 @@ from ham_dist.data.format.shards import (
     split_schema,
     write_shard,
 )
-from ham_dist.data.prepare.progress import progress
 from ham_dist.data.prepare.stage import STAGED_LABEL, Segment, StagedSplit, Staging, rejected_lines
 from ham_dist.data.prepare.workdir import Work, clear_leftovers, work_on
 from ham_dist.data.raw.blocks import text_size
@@ -48,6 +47,7 @@ from ham_dist.data.recipe.load import Recipe
 from ham_dist.errors import DataError
 from ham_dist.io.hashing import sha256_of_json
 from ham_dist.io.huge_pages import keep_freed_memory
+from ham_dist.io.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -207,7 +207,7 @@ class _Preparation:
         staging = Staging(self.work, self.recipe, self.seed, self.machine.threads, self.machine.memory)
         segments: list[Segment] = []
         rows_before = 0
-        with progress("reading", sum(text for text, _ in sizes.values())) as step:
+        with progress("reading", sum(text for text, _ in sizes.values()), log.info) as step:
             for number, name in enumerate(self.recipe.samples.files):
                 self.work.require(f"stage/{number:05d}", [raw[number].model_dump(), rows_before])
                 rejections = Rejections(self.files[name], self.recipe.max_rejected)
@@ -224,7 +224,7 @@ class _Preparation:
         """
         entries = []
         samples = self.engine.read_parquet(train.paths)
-        with progress("counting", len(self.recipe.fields) * train.rows) as step:
+        with progress("counting", len(self.recipe.fields) * train.rows, log.info) as step:
             for name, field in self.recipe.fields.items():
                 record = self.work.record(f"vocabulary/{name}")
                 fresh = record is None
@@ -273,7 +273,7 @@ class _Preparation:
         schema = split_schema({entry.name: entry.multi_valued for entry in entries})
         together = self._shards_together(entries)
         with (
-            progress("encoding", sum(staged.rows for staged in splits.values())) as step,
+            progress("encoding", sum(staged.rows for staged in splits.values()), log.info) as step,
             ThreadPoolExecutor(1) as pool,
         ):
             writing: Future[None] | None = None

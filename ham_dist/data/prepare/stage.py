@@ -19,7 +19,6 @@ from ham_dist.data.encode.encoder import Encoder
 from ham_dist.data.encode.expressions import ROW, tenth_of
 from ham_dist.data.engines.base import Engine
 from ham_dist.data.format.manifest import SPLITS
-from ham_dist.data.prepare.progress import Step
 from ham_dist.data.prepare.workdir import Work
 from ham_dist.data.raw.blocks import BLOCK_BYTES, Block, Position, count_lines
 from ham_dist.data.raw.files import SHOWN, Rejections, sample_blocks
@@ -27,6 +26,7 @@ from ham_dist.data.raw.parse import Rejected, parse, rejected_table
 from ham_dist.data.recipe.fields import FileSplit
 from ham_dist.data.recipe.load import Recipe
 from ham_dist.io.atomic import new_file
+from ham_dist.io.progress import Advance
 
 # The label of a staged row. No recipe can name a column so.
 STAGED_LABEL = "_label"
@@ -86,7 +86,7 @@ class Staging:
         )
 
     def stage(
-        self, number: int, path: Path, name: str, rows_before: int, rejections: Rejections, step: Step
+        self, number: int, path: Path, name: str, rows_before: int, rejections: Rejections, step: Advance
     ) -> list[Segment]:
         """Stage file `number`, called `name` in the recipe, whose first line has ROW `rows_before`; what is finished of it already is kept.
 

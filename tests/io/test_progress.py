@@ -5,8 +5,10 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from ham_dist.data.prepare import progress as progressing
-from ham_dist.data.prepare.progress import progress
+from ham_dist.io import progress as progressing
+from ham_dist.io.progress import progress
+
+log = logging.getLogger("ham_dist.tests")
 
 
 class Clock:
@@ -28,7 +30,7 @@ def told(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 def test_lines_say_share_rate_and_time_left(told: Callable[[], list[str]]) -> None:
     """A line every ten seconds. What an earlier process did counts for the share, and neither for the rate nor for the time left."""
     clock = Clock()
-    with progress("reading", 1000, clock) as step:
+    with progress("reading", 1000, log.info, clock=clock) as step:
         step(400, 0)
         for _ in range(4):
             clock.seconds += 4
@@ -45,17 +47,17 @@ def test_lines_say_share_rate_and_time_left(told: Callable[[], list[str]]) -> No
 def test_the_end_is_told_once(told: Callable[[], list[str]]) -> None:
     """No line says 100 %, even where ten seconds have passed; and work without rows has an end too."""
     clock = Clock()
-    with progress("encoding", 10, clock) as step:
+    with progress("encoding", 10, log.info, clock=clock) as step:
         clock.seconds += 60
         step(10, 1200)
-    with progress("counting", 0, clock):
+    with progress("counting", 0, log.info, clock=clock):
         clock.seconds += 1
     assert told() == ["encoding: done in 60.0 s, 20 rows/s", "counting: done in 1.0 s, 0 rows/s"]
 
 
 def test_work_that_fails_is_not_told_as_done(told: Callable[[], list[str]]) -> None:
     def fail() -> None:
-        with progress("reading", 10, Clock()) as step:
+        with progress("reading", 10, log.info, clock=Clock()) as step:
             step(1, 1)
             raise RuntimeError
 
@@ -73,10 +75,10 @@ def test_a_terminal_gets_a_bar_with_the_same_figures(
         bars.append(Progress(*columns, **options))  # type: ignore[arg-type]
         return bars[-1]
 
-    monkeypatch.setattr(progressing, "Console", lambda **options: Console(**options, force_terminal=True))
     monkeypatch.setattr(progressing, "Progress", bar)
     clock = Clock()
-    with progress("reading", 1000, clock) as step:
+    console = Console(stderr=True, force_terminal=True)
+    with progress("reading", 1000, log.info, console=console, clock=clock) as step:
         clock.seconds += 10
         step(250, 50)
         (task,) = bars[0].tasks
