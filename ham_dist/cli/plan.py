@@ -36,7 +36,7 @@ def describe_plan(settings: RunSettings, topology_name: str | None) -> Iterator[
     if topology_name is not None:
         yield from _parts(settings, topology.parse(topology_name), topology_name, cardinalities, ids)
         return
-    with process_group.process_group() as device:
+    with process_group.process_group(settings.ranks) as device:
         here = topology.here(device)
         described = process_group.on_first_rank(
             lambda: list(_parts(settings, here, "the ranks at hand", cardinalities, ids))

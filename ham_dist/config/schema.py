@@ -267,6 +267,8 @@ class RanksSettings(Settings):
 
     timeout_minutes: Annotated[float, Field(ge=1e-5, le=1e6)] = 120.0
     """How long a rank may keep the others waiting before all end and it is named. Rank 0 alone hashes a bundle, at about a second a gigabyte."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`cuda`: each rank has a GPU of its own. `auto`: so where the host has any GPU, else `cpu`. Fewer GPUs on a host than ranks are an error."""
     ids_ahead: bool = True
     """Whether the ids of the next two batches travel between ranks, and to the GPU, while a batch is trained on; no number depends on it."""
 

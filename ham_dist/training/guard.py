@@ -4,8 +4,10 @@ B rows here
 """
 
 import math
+from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError
@@ -31,12 +33,53 @@ FIELD_STEPS = 100
 """Steps after which a table that no gradient has reached is told of."""
 
 
+STEPS_BEHIND = {"cpu": 0, "cuda": 1}
+"""Steps after which a loss is read, by device. On a GPU, to read the loss of the step in progress would make every step wait for the device."""
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """This rank's share of the loss of one step, on its way to the CPU.
+
+    Attributes:
+        share: The number, in CPU memory once `copied`.
+        copied: The CUDA event of the copy; None on CPU.
+        batch: This rank's part of the step's batch.
+        epoch, step: Numbers of the step.
+    """
+
+    share: torch.Tensor
+    copied: torch.cuda.Event | None
+    batch: Batch
+    epoch: int
+    step: int
+
+    @classmethod
+    def of(cls, share: torch.Tensor, batch: Batch, epoch: int, step: int) -> "StepLoss":
+        """Starts the copy of `share` to the CPU, where it is on a GPU."""
+        if share.device.type != "cuda":
+            return cls(share, None, batch, epoch, step)
+        pinned = torch.empty(share.shape, dtype=share.dtype, pin_memory=True)
+        pinned.copy_(share, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        return cls(pinned, copied, batch, epoch, step)
+
+    def read(self) -> float:
+        """The number; waits for the copy."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        return float(self.share)
+
+
 class Guard:
-    """Tells all ranks of each step's loss before any weight moves: fused tables step inside backward(), so afterwards is too late.
+    """Sums each step's loss over the ranks, and stops all of them if it is not finite.
+
+    On CPU this happens before any weight moves: fused tables step inside backward(), so afterwards is too late. On a GPU
+    the loss of a step is read at the next one (STEPS_BEHIND), so one step with such a loss is done. No checkpoint is
+    written before the losses of all steps in it are known to be finite.
 
     The same exchange, of three numbers, carries whether a rank wants a checkpoint after the step or must stop there.
-
-    loss: mean log loss of the last step's global batch.
     """
 
     def __init__(
@@ -47,24 +90,42 @@ class Guard:
         checkpoints: StageCheckpoints,
         log: RunLog,
     ) -> None:
-        self.loss = 0.0
         self._stage, self._progress, self._checkpoints, self._log = stage, progress, checkpoints, log
         self._save = self._stop = False
-        self._usual, self._steps, self._spiked = 0.0, 0, False
+        self._unread: deque[StepLoss] = deque()
+        self._known: tuple[StepLoss, float] | None = None
+        self._usual, self._losses, self._spiked = 0.0, 0, False
+        self._steps = 0
         # The later stages train the same tables on the same fields.
         self._fields = FieldWatch(model) if stage == "pretrain" else None
 
     def check(self, share: torch.Tensor, batch: Batch) -> None:
-        """Before backward().
+        """Call before backward().
 
-        share:  this rank's share of the loss of the global batch that `batch` is a part of.
-        raises: DivergedError on all ranks if the loss is not finite; no weight has moved then, and each rank has kept its part of the batch.
+        Args:
+            share: This rank's share of the loss of the global batch that `batch` is a part of.
+        Raises:
+            DivergedError: On all ranks, if a loss is not finite; each rank has saved its part of that step's batch.
         """
         save, stop = self._checkpoints.wishes(self._progress)
-        self.loss, saves, stops = process_group.sum_numbers(float(share), save, stop)
+        self._unread.append(StepLoss.of(share, batch, self._progress.epochs, self._progress.steps))
+        is_due = len(self._unread) > STEPS_BEHIND[share.device.type]
+        due = self._unread.popleft() if is_due else None
+        loss, saves, stops = process_group.sum_numbers(0.0 if due is None else due.read(), save, stop)
         self._save, self._stop = saves > 0, stops > 0
-        if not math.isfinite(self.loss):
-            self._give_up(batch)
+        self._known = None if due is None else (due, self._finite(due, loss))
+
+    def settle(self) -> None:
+        """Reads the losses of the steps that are not known yet. A collective, for the end of an epoch and before a checkpoint.
+
+        Raises:
+            DivergedError: As of `check`.
+        """
+        while self._unread:
+            due = self._unread.popleft()
+            (loss,) = process_group.sum_numbers(due.read())
+            self._progress.loss += self._finite(due, loss)
+            self._look_for_spike(due, loss)
 
     def finish_step(self, samples: int) -> None:
         """After the optimizers' step: count it, warn of what looks wrong, and save if that was wished for.
@@ -72,21 +133,33 @@ class Guard:
         samples: rows of the global batch.
         raises:  Preempted, after saving, if a rank must stop.
         """
-        self._progress.finish_step(self.loss, samples)
+        self._progress.finish_step(0.0 if self._known is None else self._known[1], samples)
         self._steps += 1
-        self._look_for_spike()
+        if self._known is not None:
+            self._look_for_spike(*self._known)
+            self._known = None
         if self._fields is not None and self._steps == FIELD_STEPS:
             self._tell_of_dead_fields(self._fields.close())
             self._fields = None
+        if self._save or self._stop:
+            self.settle()
         self._checkpoints.after_step(self._progress, wanted=self._save, stop=self._stop)
 
-    def _look_for_spike(self) -> None:
-        if self._steps > USUAL_STEPS and self.loss > SPIKE * self._usual and not self._spiked:
+    def _look_for_spike(self, step: StepLoss, loss: float) -> None:
+        self._losses += 1
+        if self._losses > USUAL_STEPS and loss > SPIKE * self._usual and not self._spiked:
             self._spiked = True
             self._log.say(
-                f"warning: {self._where()}: the training loss is {self.loss:.3g}, where {self._usual:.3g} is usual. {MEND}"
+                f"warning: {self._stage} epoch {step.epoch}, step {step.step + 1}: the training loss is {loss:.3g}, "
+                f"where {self._usual:.3g} is usual. {MEND}"
             )
-        self._usual += (self.loss - self._usual) / min(self._steps, USUAL_STEPS)
+        self._usual += (loss - self._usual) / min(self._losses, USUAL_STEPS)
+
+    def _finite(self, step: StepLoss, loss: float) -> float:
+        """`loss`, if it is finite; else the run ends here."""
+        if not math.isfinite(loss):
+            self._give_up(step, loss)
+        return loss
 
     def _tell_of_dead_fields(self, dead: Sequence[str]) -> None:
         if dead:
@@ -95,14 +168,14 @@ class Guard:
                 "`ham-dist inspect` on the data shows whether these fields hold any values"
             )
 
-    def _give_up(self, batch: Batch) -> None:
-        name = f"{self._stage}-epoch-{self._progress.epochs}-step-{self._progress.steps}"
+    def _give_up(self, step: StepLoss, loss: float) -> NoReturn:
+        name = f"{self._stage}-epoch-{step.epoch}-step-{step.step}"
         folder = self._log.folder.diverged / name
 
         refused = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            save_file(_tensors(batch), folder / f"rank-{process_group.rank()}.safetensors")
+            save_file(_tensors(step.batch), folder / f"rank-{process_group.rank()}.safetensors")
         except (OSError, SafetensorError) as error:
             refused = str(error)
         refusals = [reason for reason in process_group.gather_objects(refused) if reason is not None]
@@ -111,12 +184,15 @@ class Guard:
             if refusals
             else f"Its batch lies in {folder}"
         )
-        raise DivergedError(
-            f"{self._where()}: the training loss is {self.loss}; the step is not done, and no weight has moved. {kept}.\n  {MEND}"
+        is_done = (self._progress.epochs, self._progress.steps) != (step.epoch, step.step)
+        moved = (
+            "the step is done, and no checkpoint holds it"
+            if is_done
+            else "the step is not done, and no weight has moved"
         )
-
-    def _where(self) -> str:
-        return f"{self._stage} epoch {self._progress.epochs}, step {self._progress.steps}"
+        raise DivergedError(
+            f"{self._stage} epoch {step.epoch}, step {step.step}: the training loss is {loss}; {moved}. {kept}.\n  {MEND}"
+        )
 
 
 MEND = "Lower optimizer.learning_rate or optimizer.tables_learning_rate, and look for values out of the ordinary in the data by `ham-dist inspect`"

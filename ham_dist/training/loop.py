@@ -87,4 +87,5 @@ def train_epoch(
             guard.finish_step(batch.global_rows)
             steps.step(batch.global_rows)
             start = time.perf_counter()
+        guard.settle()
     return progress.loss / samples.steps

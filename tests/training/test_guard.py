@@ -13,7 +13,7 @@ from ham_dist.data.reader.batch import Batch
 from ham_dist.distributed.ranks import process_group
 from ham_dist.errors import DivergedError
 from ham_dist.training.checkpoints import StageCheckpoints
-from ham_dist.training.guard import FIELD_STEPS, SPIKE, USUAL_STEPS, Guard
+from ham_dist.training.guard import FIELD_STEPS, SPIKE, STEPS_BEHIND, USUAL_STEPS, Guard, StepLoss
 from ham_dist.training.loop import weight_step
 from ham_dist.training.progress import StageProgress
 from ham_dist.training.run_folder import RunFolder
@@ -170,3 +170,86 @@ def test_a_loss_far_above_the_usual_one_is_told_of_once(tmp_path: Path) -> None:
             guard.finish_step(64)
     (line,) = (tmp_path / "log.txt").read_text().splitlines()
     assert f"search epoch 0, step {USUAL_STEPS + 31}: the training loss is 2.25, where 0.5" in line
+
+
+def bad_label_read_a_step_later(run: RunSettings, folder: Path) -> str:
+    """As on a GPU, where the loss of a step is read at the next one: the step with the bad label is done."""
+    STEPS_BEHIND["cpu"] = 1
+    state = open_supernet(run, FIELDS, torch.device("cpu"))
+    guard, log = open_guard(state, folder)
+    with log:
+        for seed in range(3):
+            batch = local_batch(seed)
+            if seed == 2 and process_group.rank() == process_group.world_size() - 1:
+                batch.labels[-1] = float("nan")
+            weight_step(state, batch, guard.check)
+            guard.finish_step(batch.global_rows)
+        with pytest.raises(DivergedError) as caught:
+            weight_step(state, local_batch(3), guard.check)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_loss_read_a_step_later_stops_all_ranks_and_keeps_its_own_batch(tmp_path: Path, ranks: int) -> None:
+    for message in run_on_ranks(ranks, bad_label_read_a_step_later, settings("dcnv2"), tmp_path):
+        assert message.startswith("pretrain epoch 0, step 2: the training loss is nan; the step is done")
+    parts = [
+        load_file(file) for file in sorted((tmp_path / "diverged" / "pretrain-epoch-0-step-2").iterdir())
+    ]
+    labels = torch.cat([part["labels"] for part in parts])
+    assert labels.isnan().nonzero().flatten().tolist() == [30]
+
+
+class CheckpointEveryThirdStep:
+    """Notes the progress that each checkpoint would hold."""
+
+    def __init__(self) -> None:
+        self.losses: list[tuple[int, float]] = []
+
+    def wishes(self, progress: StageProgress) -> tuple[bool, bool]:
+        return progress.steps % 3 == 2, False
+
+    def after_step(self, progress: StageProgress, *, wanted: bool, stop: bool) -> None:
+        if wanted:
+            self.losses.append((progress.steps, progress.loss))
+
+
+def losses_of(
+    folder: Path, behind: int, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[tuple[int, float]], float, str]:
+    """What checkpoints hold, the epoch's loss, and the warnings."""
+    monkeypatch.setitem(STEPS_BEHIND, "cpu", behind)
+    log, checkpoints, progress = (
+        RunLog(RunFolder(folder), is_first=True),
+        CheckpointEveryThirdStep(),
+        StageProgress(EarlyStopper(2)),
+    )
+    guard = Guard("search", cast(Any, None), progress, cast(StageCheckpoints, checkpoints), log)
+    with log:
+        for step in range(USUAL_STEPS + 32):
+            guard.check(
+                torch.tensor(0.1 * (step % 7) + (9.0 if step == USUAL_STEPS + 30 else 0.5)), cast(Any, None)
+            )
+            guard.finish_step(64)
+        guard.settle()
+    return checkpoints.losses, progress.loss, (folder / "log.txt").read_text()
+
+
+def test_losses_read_a_step_later_add_up_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once, later = (losses_of(tmp_path / str(behind), behind, monkeypatch) for behind in (0, 1))
+    assert at_once == later
+    assert len(at_once[0]) > 30
+    assert f"search epoch 0, step {USUAL_STEPS + 31}: the training loss is" in at_once[2]
+
+
+def test_a_loss_is_read_after_its_copy_to_the_cpu() -> None:
+    class Copy:
+        """A CUDA event: the number arrives when it is waited for."""
+
+        def synchronize(self) -> None:
+            share.fill_(0.25)
+
+    share = torch.tensor(float("nan"))
+    assert StepLoss(share, cast(Any, Copy()), cast(Any, None), 0, 0).read() == 0.25

@@ -14,6 +14,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from ham_dist import errors
 from ham_dist.config.schema import RanksSettings
+from ham_dist.distributed.ranks.device import device_of_rank, require_one_device
 from ham_dist.distributed.ranks.peer_failure import lost_peer, note_failure, roll_call
 from ham_dist.distributed.ranks.rendezvous import fresh_store
 from ham_dist.errors import HamError
@@ -30,13 +31,15 @@ def launched() -> bool:
 def process_group(settings: RanksSettings | None = None) -> Iterator[torch.device]:
     """Join the ranks that torchrun started, or be the only one; gives this rank's device.
 
-    NCCL where every rank has a GPU, gloo elsewhere. The group is left on the way out, whatever happened inside; a group that the caller has joined
+    NCCL on GPUs, gloo on CPU. The group is left on the way out, whatever happened inside; a group that the caller has joined
     already is used as it is and stays.
 
     settings: None takes the defaults.
-    raises:   LostRankError, with the number of the rank, if another one ended or hangs.
+    raises:   BackendError if this rank has no device as `settings.device` wants it; LostRankError, with the number of the rank, if another one
+              ended or hangs.
     """
-    device = _device()
+    settings = settings or RanksSettings()
+    device = device_of_rank(settings.device)
     _quiet()
     if dist.is_initialized():
         yield device
@@ -45,12 +48,14 @@ def process_group(settings: RanksSettings | None = None) -> Iterator[torch.devic
         # Ranks that each start as many threads as the machine has cores slow one another down to a tenth.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    timeout = timedelta(minutes=(settings or RanksSettings()).timeout_minutes)
+    timeout = timedelta(minutes=settings.timeout_minutes)
     if launched():
         store, rank, ranks = next(rendezvous("env://", timeout=timeout))
+        store = fresh_store(store, rank, ranks, timeout)
+        require_one_device(store, rank, device)
         dist.init_process_group(
             backend,
-            store=fresh_store(store, rank, ranks, timeout),
+            store=store,
             rank=rank,
             world_size=ranks,
             timeout=timeout,
@@ -92,16 +97,6 @@ def _quiet() -> None:
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     # A warning for each table that caching does not apply to the dense kernel; nobody here asked for caching.
     logging.getLogger("torchrec.distributed.utils").setLevel(logging.ERROR)
-
-
-def _device() -> torch.device:
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if torch.cuda.is_available() and torch.cuda.device_count() >= int(
-        os.environ.get("LOCAL_WORLD_SIZE", "1")
-    ):
-        torch.cuda.set_device(local_rank)
-        return torch.device("cuda", local_rank)
-    return torch.device("cpu")
 
 
 def rank() -> int:
