@@ -1,14 +1,18 @@
 # Each target works from a fresh clone: it makes .venv first, and again after pyproject.toml or this file has changed.
 #   make demo PYTHON=python3.12    another Python, before .venv is there
+#   make test TORCH=2.11.0 TORCHREC=1.6.1 FBGEMM_VERSION=1.6.0    another trio that ham_dist/backend.py supports, into a new .venv
 
 PYTHON ?= python3
+TORCH ?= 2.13.0
+TORCHREC ?= 1.8.0
+FBGEMM_VERSION ?= 1.8.0
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-# torchrec asks for the CUDA build of fbgemm-gpu even where there is no GPU; --no-deps lets the build that fits stand beside it.
+# torchrec requires the CUDA build of fbgemm-gpu even where there is no GPU; with --no-deps the build that fits is enough.
 FBGEMM := $(if $(shell nvidia-smi >/dev/null 2>&1 && echo yes),fbgemm-gpu,fbgemm-gpu-cpu)
 
-.PHONY: demo test lint docs bench bench-all peers
+.PHONY: demo test lint bench bench-all peers
 
 demo: $(INSTALLED)
 	rm -rf runs/demo
@@ -21,11 +25,6 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-
-# The site, into build/docs. Broken links are errors.
-docs: $(INSTALLED)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --config-file .mkdocs.yml
-	@echo "build/docs/index.html"
 
 # The figures that ham_dist is held to, in one table; bench-all: every measurement on its own, which takes longer.
 bench: $(INSTALLED)
@@ -44,6 +43,7 @@ peers: .venv-peers/installed
 
 $(INSTALLED): pyproject.toml Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet torch==$(TORCH)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --no-deps torchrec==1.8.0 $(FBGEMM)==1.8.0
+	$(BIN)/python -m pip install --quiet --no-deps torchrec==$(TORCHREC) $(FBGEMM)==$(FBGEMM_VERSION)
 	touch $@

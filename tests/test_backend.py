@@ -1,4 +1,9 @@
+import re
+import tomllib
+from pathlib import Path
+
 import pytest
+from packaging.requirements import Requirement
 
 from ham_dist import backend
 from ham_dist.errors import BackendError
@@ -63,3 +68,29 @@ def test_other_trios_are_refused_with_the_commands(
 
 def test_the_installed_trio_is_supported() -> None:
     backend.require_backend()
+
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_pyproject_takes_the_torch_of_each_supported_trio_and_no_other() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (torch,) = (
+        needed
+        for needed in map(Requirement, project["dependencies"])
+        if needed.name in {"torch", "torchrec", *backend.FBGEMM_BUILDS}
+    )
+    assert torch.name == "torch"
+    taken = {
+        f"{major}.{minor}"
+        for major in range(1, 4)
+        for minor in range(30)
+        if torch.specifier.contains(f"{major}.{minor}.1")
+    }
+    assert taken == {trio.torch for trio in backend.SUPPORTED}
+
+
+def test_the_makefile_installs_the_newest_supported_trio() -> None:
+    pinned = dict(re.findall(r"^(\w+) \?= (\d+\.\d+)\.\d+$", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    newest = backend.SUPPORTED[0]
+    assert pinned == {"TORCH": newest.torch, "TORCHREC": newest.torchrec, "FBGEMM_VERSION": newest.fbgemm}

@@ -8,7 +8,8 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ham_dist.config.load import dump_run
@@ -55,11 +56,22 @@ def interrupt(process: subprocess.Popen[str]) -> str:
         process.wait()
 
 
+@contextmanager
+def sigint_not_ignored() -> Iterator[None]:
+    """A shell starts background jobs with SIGINT ignored, which processes inherit; those started inside get Ctrl-C all the same."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_ctrl_c_keeps_the_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ham_dist", "train", "--run-dir", str(tmp_path / "run"), *LONG]
-    process = subprocess.Popen(
-        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    with sigint_not_ignored():
+        process = subprocess.Popen(
+            command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
     wait_for_checkpoint(tmp_path / "run", process)
     errors = interrupt(process)
     assert process.returncode == 130

@@ -9,6 +9,7 @@ import ham_dist
 from ham_dist.cli import data, runs
 from ham_dist.cli.failures import EXIT_USERS, Commands
 from ham_dist.io.huge_pages import use_huge_pages
+from ham_dist.io.openmp import limit_spinning
 from ham_dist.io.printable import printable
 
 app = typer.Typer(
@@ -57,6 +58,7 @@ def options(
     `ham-dist COMMAND --help` explains a command. Without any data of your own, `ham-dist train` shows a whole run.
     """
     use_huge_pages()
+    limit_spinning()
     handler = logging.StreamHandler()
     handler.setFormatter(_PrintableFormatter())
     logging.basicConfig(handlers=[handler])

@@ -17,6 +17,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from ham_dist.data.reader.batch import Batch
 from ham_dist.distributed.ranks import process_group
+from ham_dist.distributed.ranks.rounding import FLOAT32_BITS, rounded
 from ham_dist.distributed.sharding.model import TABLES, ShardedModel
 from ham_dist.errors import DivergedError
 from ham_dist.training.checkpoints import StageCheckpoints
@@ -156,7 +157,8 @@ class Guard:
         self._usual += (loss - self._usual) / min(self._losses, USUAL_STEPS)
 
     def _finite(self, step: StepLoss, loss: float) -> float:
-        """`loss`, if it is finite; else the run ends here."""
+        """`loss` rounded to float32, so that it does not depend on the order of the ranks; if it is not finite, the run ends here."""
+        loss = float(rounded(torch.tensor(loss, dtype=torch.float64), FLOAT32_BITS))
         if not math.isfinite(loss):
             self._give_up(step, loss)
         return loss

@@ -1,4 +1,4 @@
-"""What prepared folders are compared by: the bytes of their files, and the split of a row."""
+"""Digests of prepared folders, and the split of a row, for tests that compare two of them."""
 
 import hashlib
 from pathlib import Path
@@ -15,5 +15,5 @@ def folder_bytes(folder: Path) -> dict[str, str]:
 
 
 def tenth(row: int, seed: int) -> int:
-    """What tenth_of does, for one row, in plain Python."""
+    """Tenth of one row, as `tenth_of`, in plain Python."""
     return mix((row & 0xFFFFFFFF) ^ seed_key(seed)) % 10

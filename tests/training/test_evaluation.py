@@ -1,10 +1,13 @@
 """AUC against its definition, and logits that float32 probabilities could not tell apart."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ham_dist.distributed.ranks import process_group
 from ham_dist.training.evaluation import area_under_roc
+from tests.support.ranks import run_on_ranks
 
 
 def by_pairs(scores: torch.Tensor, labels: torch.Tensor) -> float:
@@ -25,3 +28,33 @@ def test_large_logits_keep_their_order() -> None:
     scores = torch.tensor([40.0, 50.0, 60.0, 70.0])
     assert torch.sigmoid(scores).unique().numel() == 1
     assert area_under_roc(scores, torch.tensor([0.0, 0.0, 1.0, 1.0])) == 1.0
+
+
+def scored_rows(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    scores = torch.randn(5_000, generator=generator)
+    if kind == "ties":
+        scores = (3 * scores).round()
+    elif kind == "equal":
+        scores = torch.zeros(5_000)
+    return scores, (torch.rand(5_000, generator=generator) < torch.sigmoid(scores)).float()
+
+
+def auc_of_parts(kind: str, edges: list[int], order: list[int]) -> float:
+    """AUC of `scored_rows` cut at `edges`, of which each rank has the part that `order` gives it."""
+    scores, labels = scored_rows(kind)
+    number = order[process_group.rank()]
+    part = slice(edges[number], edges[number + 1])
+    return area_under_roc(scores[part], labels[part])
+
+
+@pytest.mark.parametrize("kind", ["different", "ties", "equal"])
+@pytest.mark.parametrize(
+    ("edges", "order"),
+    [([0, 2_000, 5_000], [0, 1]), ([0, 2_000, 5_000], [1, 0]), ([0, 7, 7, 5_000], [2, 0, 1])],
+    ids=str,
+)
+def test_auc_is_the_same_however_the_rows_lie_on_ranks(kind: str, edges: list[int], order: list[int]) -> None:
+    alone = area_under_roc(*scored_rows(kind))
+    assert alone == pytest.approx(by_pairs(*scored_rows(kind)), abs=1e-12)
+    assert run_on_ranks(len(order), auc_of_parts, kind, edges, order) == [alone] * len(order)

@@ -9,6 +9,7 @@ Callers ask by table and need not know how it is sharded. What it takes:
                                                   same way there and back. So it costs an all-to-all of the whole table, with bounded memory.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -62,11 +63,12 @@ def add_to_gradients(model: ShardedModel, matrix_of: MatrixOf, scale: float) -> 
 
 
 def sum_over_tables(model: ShardedModel, number_of: NumberOf) -> float:
-    """The sum of number_of(G, base width) over all tables of all ranks; the same on every rank."""
-    total = torch.zeros((), dtype=torch.float64)
-    for field, matrix in _counted_once(model):
-        total += number_of(matrix, model.plan.groups[TABLES][field].table.base_width).double().cpu()
-    return float(process_group.sum_over_ranks(total.to(model.device)))
+    """The sum of number_of(G, base width) over all tables of all ranks; the same on every rank, wherever the tables lie. A collective."""
+    numbers = [
+        float(number_of(matrix, model.plan.groups[TABLES][field].table.base_width))
+        for field, matrix in _counted_once(model)
+    ]
+    return math.fsum(number for of_rank in process_group.gather_objects(numbers) for number in of_rank)
 
 
 def column_norms(model: ShardedModel) -> torch.Tensor:
