@@ -9,7 +9,8 @@ from rich.console import RenderableType
 
 from ham_dist.config.load import load_run
 from ham_dist.data.format.manifest import SPLITS, Manifest
-from ham_dist.data.statistics import HEADS, DataLook
+from ham_dist.data.format.warnings import share_of, warnings_of
+from ham_dist.data.statistics import HEADS, DataLook, FieldLook
 from ham_dist.errors import DataError
 from ham_dist.export.manifest import FORMAT as BUNDLE_FORMAT
 from ham_dist.export.manifest import BundleManifest, read_manifest
@@ -66,11 +67,16 @@ def _data(path: Path, manifest: Manifest) -> Iterator[RenderableType]:
             (
                 name,
                 f"{split.rows:,}",
-                f"{split.positives / split.rows:.1%}" if split.rows else "",
+                share_of(split.positives, split.rows) if split.rows else "",
                 str(len(split.shards)),
             )
             for name, split in manifest.splits.items()
         ),
+    )
+    rejected = sum(manifest.rejected.reasons.values())
+    yield (
+        f"raw lines {manifest.rows_in:,}; dropped {manifest.rows_dropped:,} samples that are neither positive nor negative;"
+        f" rejected {rejected:,} line{'' if rejected == 1 else 's'}"
     )
     planted = manifest.truth.planted_ranks if manifest.truth else None
     names = ("field", "table rows", "values a sample", *(["planted columns"] if planted else []))
@@ -86,12 +92,11 @@ def _data(path: Path, manifest: Manifest) -> Iterator[RenderableType]:
             for field in manifest.fields
         ),
     )
+    yield from (f"warning: {text}" for text in warnings_of(manifest))
 
 
 def describe_look(look: DataLook) -> Iterator[RenderableType]:
-    """What a look at prepared data found, to be printed part by part."""
-    rejected = sum(look.rejected.values())
-    yield f"raw rows {look.rows_in:,}, dropped {look.rows_dropped:,}, rejected lines {rejected:,}"
+    """The statistics of prepared data, to be printed part by part."""
     if look.rejected:
         yield make_table(
             ("reason", "rejected lines"), ((reason, f"{count:,}") for reason, count in look.rejected.items())
@@ -107,24 +112,42 @@ def describe_look(look: DataLook) -> Iterator[RenderableType]:
                 f"{field.bytes / 1e6:,.2f}",
                 f"{field.ids_seen:,}",
                 f"{field.ids_seen_once:,}",
-                *(f"{field.head[share]:.1%}" for share in HEADS),
+                *(_share(field, field.head[share], "train") for share in HEADS),
             )
             for field in look.fields
         ),
     )
-    yield "Of the values of each split, the share that is unknown (id 0), and the share whose ids training lacks (unseen):"
+    # A vocabulary gives ids to training's values alone: what training lacks is unknown there, and never unseen.
+    unseen = () if all(field.ids_from_training for field in look.fields) else SPLITS[1:]
+    yield (
+        "Of the values of each split, the share that is unknown (id 0)"
+        + (
+            ", and of fields without a vocabulary the share whose ids training lacks (unseen):"
+            if unseen
+            else ":"
+        )
+    )
     yield make_table(
-        ("field", *(f"id 0, {split}" for split in SPLITS), *(f"unseen, {split}" for split in SPLITS[1:])),
+        ("field", *(f"id 0, {split}" for split in SPLITS), *(f"unseen, {split}" for split in unseen)),
         (
             (
                 field.name,
-                *(f"{field.zero[split]:.1%}" for split in SPLITS),
-                *(f"{field.unseen[split]:.1%}" for split in SPLITS[1:]),
+                *(_share(field, field.zero[split], split) for split in SPLITS),
+                *(
+                    "" if field.ids_from_training else _share(field, field.unseen[split], split)
+                    for split in unseen
+                ),
             )
             for field in look.fields
         ),
     )
     yield from (f"warning: {alarm}" for alarm in look.alarms)
+
+
+def _share(field: FieldLook, share: float, split: str) -> str:
+    """A share of the values of a split."""
+    values = field.values.get(split)
+    return f"{share:.1%}" if values is None else share_of(round(share * values), values)
 
 
 def _run(folder: RunFolder) -> Iterator[RenderableType]:

@@ -14,6 +14,7 @@ from ham_dist.config.schema import TablePrecision
 from ham_dist.config.units import NUMBER_BYTES
 from ham_dist.data.engines.base import literal
 from ham_dist.data.format.manifest import SPLITS, FieldEntry, Manifest
+from ham_dist.data.format.warnings import warnings_of
 from ham_dist.errors import DataError
 
 # Of the validation or test values of a field: where the share that training cannot have taught (id 0, or never in the training split) is greater by
@@ -57,6 +58,10 @@ class FieldLook(_Part):
     """Ids other than 0 in the training split."""
     ids_seen_once: int
     """Those of them that are there once."""
+    values: dict[str, int] = {}
+    """Number of values in each split."""
+    ids_from_training: bool = False
+    """True where the training split alone got ids, so that `unseen` is 0 whatever the data: unknown values have id 0."""
 
 
 class DataLook(_Part):
@@ -76,6 +81,8 @@ class DataLook(_Part):
     fields: list[FieldLook]
     alarms: list[str]
     """Where validation or test holds many ids that training lacks."""
+    warnings: list[str] = []
+    """Those of `prepare`."""
 
     @property
     def bytes(self) -> int:
@@ -97,7 +104,10 @@ def look_at(folder: Path, manifest: Manifest, width: int, precision: TablePrecis
             connection.raw_sql("SET enable_progress_bar = false")
             splits = _open(connection, folder, manifest)
             fields = [
-                _look_at_field(field, splits, width, NUMBER_BYTES[precision]) for field in manifest.fields
+                _look_at_field(field, splits, width, NUMBER_BYTES[precision]).model_copy(
+                    update={"ids_from_training": manifest.recipe is not None and field.vocabulary.rows > 0}
+                )
+                for field in manifest.fields
             ]
         except duckdb.Error as error:
             raise DataError(f"{folder}: cannot be read: {str(error).splitlines()[0]}") from None
@@ -121,6 +131,7 @@ def look_at(folder: Path, manifest: Manifest, width: int, precision: TablePrecis
         rejected=dict(manifest.rejected.reasons),
         fields=fields,
         alarms=[alarm for field in fields for alarm in _alarms(field)],
+        warnings=warnings_of(manifest),
     )
 
 
@@ -158,6 +169,7 @@ def _look_at_field(
         head={name: found[name] / shares["train"] for name in HEADS},
         ids_seen=found["seen"],
         ids_seen_once=found["once"],
+        values={split: found[f"{split}_values"] for split in SPLITS},
     )
 
 

@@ -23,3 +23,8 @@ def _escaped(letter: str) -> str:
     if unicodedata.category(letter) in ("Cc", "Cs") or letter in _BIDIRECTIONAL:
         return letter.encode("unicode_escape", "surrogatepass").decode("ascii")
     return letter
+
+
+def shown(text: str, letters: int = 80) -> str:
+    """`text` in quotes and on one line for a message, with what is not printable as escapes; cut after `letters`."""
+    return repr(text[:letters]) + ("..." if len(text) > letters else "")

@@ -116,7 +116,7 @@ def data_grids(look: DataLook) -> list[Grid]:
         (
             field.name,
             *(share_text(field.zero[split]) for split in SPLITS),
-            *(share_text(field.unseen[split]) for split in SPLITS[1:]),
+            *("" if field.ids_from_training else share_text(field.unseen[split]) for split in SPLITS[1:]),
         )
         for field in look.fields
     ]

@@ -13,8 +13,8 @@ _SHOWN = 8
 
 
 def record_of(manifest: Manifest) -> dict[str, Any]:
-    """What names the data: the whole manifest but for the versions of the programs that prepared it, since the same bytes are the same data."""
-    return manifest.model_dump(mode="json", exclude={"engine"})
+    """What names the data: the whole manifest but the versions of the programs that prepared it, and the checks that they made of it."""
+    return manifest.model_dump(mode="json", exclude={"engine", "checks"})
 
 
 def digest_of(manifest: Manifest) -> str:

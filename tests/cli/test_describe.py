@@ -78,7 +78,6 @@ def test_look_names_rejected_lines_by_reason_and_warns() -> None:
     for part in describe_look(look):
         console.print(part, soft_wrap=True)
     lines = [line.split() for line in stream.getvalue().splitlines()]
-    assert ["raw", "rows", "1,005,", "dropped", "2,", "rejected", "lines", "4"] in lines
     assert ["too", "few", "columns", "3"] in lines
     assert ["city", "50,000", "3.20", "41,234", "77", "25.0%", "50.0%", "75.0%", "100.0%"] in lines
     assert ["city", "1.0%", "2.0%", "3.0%", "20.0%", "4.0%"] in lines

@@ -6,9 +6,11 @@ import pytest
 
 from ham_dist.config.load import load_run
 from ham_dist.data.format.manifest import Manifest
+from ham_dist.data.recipe.load import parse_recipe
 from ham_dist.errors import CheckpointError
 from ham_dist.training.data_record import differences, digest_of, record_of
 from ham_dist.training.run_folder import RunFolder, read_json
+from tests.support.earlier_version import unpack
 from tests.support.numbered import write_numbered
 
 
@@ -86,3 +88,17 @@ def test_a_run_that_ended_early_may_start_anew_on_other_data(folder: RunFolder, 
     folder.tie(manifest)
     folder.start(load_run(None), resume=False, world_size=1, device="cpu")
     folder.tie(changed(manifest))
+
+
+def test_data_of_the_earlier_version_is_still_the_data_of_its_runs(tmp_path: Path) -> None:
+    folder = unpack(tmp_path)
+    manifest = Manifest.load(folder / "data")
+    for run in ("finished", "unfinished"):
+        assert read_json(folder / run / "data.json")["sha256"] == digest_of(manifest)
+
+
+def test_a_recipe_of_the_earlier_version_is_written_as_it_was(tmp_path: Path) -> None:
+    written = Manifest.load(unpack(tmp_path) / "data").recipe
+    assert written is not None
+    recipe = parse_recipe(written, where="manifest.json")
+    assert recipe.model_dump(mode="json", exclude={"max_rejected"}) == written

@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from ham_dist.data.encode.expressions import CELL, ID, ROW, Sides, cells_of, hashed_ids, ids_of
 from ham_dist.data.engines.base import Engine
-from ham_dist.data.recipe.fields import AnyField, Categorical
+from ham_dist.data.recipe.fields import AnyField, Categorical, Numeric
+from ham_dist.errors import DataError
 
 # Beyond this many positions a row, the table from positions to places costs more than searching.
 _SPARSE = 64
@@ -44,10 +45,13 @@ class Samples(Protocol):
 class Encoder:
     """The ids of fields, by their vocabularies.
 
-    fields:       what each is made of.
-    vocabularies: of each field but the hashed ones, kept by the engine.
-    sides:        side files, for the fields that the samples lack.
-    threads:      fields that are worked on at a time, where cells are looked up in this process.
+    Args:
+        fields: The column, settings and most rows of each.
+        vocabularies: Of each field but the hashed ones, kept by the engine.
+        sides: Side files, for the fields that the samples lack.
+        threads: Fields that are worked on at a time, where cells are looked up in this process.
+    Raises:
+        DataError: A field of quantiles lacks its boundaries.
     """
 
     VIEW = "samples"
@@ -67,6 +71,12 @@ class Encoder:
             sides,
             threads,
         )
+        for name, (_, field, _) in fields.items():
+            if isinstance(field, Numeric) and field.transform == "quantile" and field.boundaries is None:
+                raise DataError(
+                    f"field {name}: the recipe has no boundaries for its quantiles; expected those that prepare found\n"
+                    "  Use the recipe in the manifest.json of the prepared data."
+                )
         self._queries: dict[str, Callable[[], pa.Table]] = {}
 
     def encode(self, samples: Samples) -> dict[str, pa.Array]:

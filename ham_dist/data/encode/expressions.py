@@ -5,12 +5,14 @@ from typing import Any
 
 import ibis
 
+from ham_dist.data.encode.transforms import number_value, time_value
 from ham_dist.data.recipe.fields import AnyField, Categorical, Join, MultiValued, Numeric, Time
 
 # Position of a sample in the files, from 0: the number of lines before it, and so the same whatever engine reads it. No recipe can name a column so.
 ROW = "_row"
 # What stands in a sample's column, and the ids that come of it. They are no names of a recipe either.
 CELL, ID = "_cell", "_ids"
+_KEY = "_key"
 # The value of a missing number, and of a missing category that is a value of its own.
 MISSING = "missing"
 
@@ -58,10 +60,8 @@ def cells_of(samples: ibis.Table, sides: Sides, column: str) -> ibis.Table:
 
 def _joined(samples: ibis.Table, sides: Sides) -> ibis.Table:
     for join, side in sides:
-        side = side.rename({f"_{join.key}_key": join.key})
-        samples = samples.left_join(side, samples[join.key] == side[f"_{join.key}_key"]).drop(
-            f"_{join.key}_key"
-        )
+        side = side.rename({_KEY: join.key})
+        samples = samples.left_join(side, samples[join.key] == side[_KEY]).drop(_KEY)
     return samples
 
 
@@ -71,49 +71,29 @@ def _value(cell: Any, field: AnyField) -> Any:
         case Categorical():
             return cell if field.missing == "unknown" else cell.fill_null(MISSING)
         case Numeric():
-            # A logarithm of what is not above 2 is not asked for: of 0 it is an error in DuckDB.
-            logarithm = ibis.greatest(cell, 2.0).ln()
-            cut = ibis.cases((cell > 2, (logarithm * logarithm).floor()), else_=_whole(cell) - 2)
-            return cut.cast("int64").cast("string").fill_null(MISSING)
+            return number_value(cell, field).fill_null(MISSING)
         case Time():
-            return _time_part(cell, field)
+            return time_value(cell, field)
         case MultiValued():
             return cell
 
 
-def _whole(number: Any) -> Any:
-    """Towards 0, as Python's int; engines round in a cast, each in its way."""
-    return ibis.cases((number < 0, number.ceil()), else_=number.floor())
+def counts_of(cells: ibis.Table) -> ibis.Table:
+    """Each distinct CELL of `cells`, null too, with its `count`."""
+    return cells.group_by(CELL).aggregate(count=lambda t: t.count())
 
 
-def _time_part(cell: Any, field: Time) -> Any:
-    """Null where the digits are no time. Whole numbers only, as engines differ in what they take for a date."""
-    years = len(field.layout) - len("MMDDHH")
-    well_written = (cell.length() == len(field.layout)) & cell.re_search("^[0-9]+$")
-
-    def digits(first: int, count: int) -> Any:
-        return ibis.ifelse(well_written, cell.substr(first, count), "0").cast("int64")
-
-    year, month, day, hour = (
-        digits(0, years) + (2000 if years == 2 else 0),
-        digits(years, 2),
-        digits(years + 2, 2),
-        digits(years + 4, 2),
-    )
-    is_time = well_written & month.between(1, 12) & day.between(1, 31) & (hour <= 23)
-    if field.part == "hour":
-        return ibis.ifelse(is_time, cell.substr(years + 4, 2), ibis.null("string"))
-    # Zeller's congruence: January and February are months 13 and 14 of the year before; 0 is Saturday.
-    early = month <= 2
-    year, month = year - early.cast("int64"), month + early.cast("int64") * 12
-    weekday = (day + 13 * (month + 1) // 5 + year + year // 4 - year // 100 + year // 400 + 5) % 7
-    return ibis.ifelse(is_time, weekday.cast("string"), ibis.null("string"))
+def valued(counted: ibis.Table, field: AnyField) -> ibis.Table:
+    """`counted` (see counts_of) with the `value` that the field makes of each cell; null is unknown."""
+    return counted.mutate(value=_value(counted[CELL], field))
 
 
 def vocabulary_of(cells: ibis.Table, field: AnyField, min_count: int, max_rows: int | None) -> ibis.Table:
-    """value, id, count of the values that `cells` (CELL) hold at least `min_count` times: ids from 1 by descending count, then by value.
+    """value, id, count of the values that `cells` hold at least `min_count` times: ids from 1 by descending count, then by value.
 
-    max_rows: the most ids, 0 counted; the most frequent values get them.
+    Args:
+        cells: The column CELL, or counts_of it.
+        max_rows: The most ids, 0 counted; the most frequent values get them.
     """
     if isinstance(field, Categorical):
         counted = (
@@ -124,7 +104,7 @@ def vocabulary_of(cells: ibis.Table, field: AnyField, min_count: int, max_rows: 
         counted = counted.filter(counted.value.notnull())
     else:
         # Cells repeat, so they are counted before something is made of them.
-        counted = _values(cells.group_by(CELL).aggregate(count=lambda t: t.count()), field)
+        counted = _values(cells if "count" in cells.columns else counts_of(cells), field)
         counted = counted.group_by("value").aggregate(count=lambda t: t["count"].sum())
     counted = counted.filter(counted["count"] >= min_count)
     if max_rows is not None:

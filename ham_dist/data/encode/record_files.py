@@ -89,14 +89,18 @@ class TextRecords:
     def __init__(self, path: Path, format: Format, columns: Sequence[str], label: str | None) -> None:
         self.path, self._format = path, format
         head = _first_line(path, format)
-        if format.header:
+        if format.header is True:
             if head is None:
                 raise DataError(f"{path}: is empty; its first line must name the columns")
             self._names = header_names(head, format)
         else:
             self._names = list(columns)
             found = len(columns) if head is None else count_cells(head, format)
-            if head is not None and set(header_names(head, format)) >= set(columns) - {label}:
+            if (
+                head is not None
+                and not format.header
+                and set(header_names(head, format)) >= set(columns) - {label}
+            ):
                 raise DataError(
                     f"{path}: line 1 names the columns, and files of this recipe have no header\n  Delete the line."
                 )
@@ -114,8 +118,8 @@ class TextRecords:
     def tables(self, kinds: Mapping[str, Kind], carried: str | None) -> Iterator[pa.Table]:
         used = [*kinds, *([] if carried is None else [carried])]
         _require_once(self.path, self._names, used)
-        # Columns that are not used may have any names, also one name twice.
-        names = [name if name in used else f"_{place}" for place, name in enumerate(self._names)]
+        # Columns that are not used may have any names, also one name twice. No name that is used has a control character.
+        names = [name if name in used else f"\x1f{place}" for place, name in enumerate(self._names)]
         wanted = {name: "float64" if kind == "number" else "string" for name, kind in kinds.items()}
         as_it_is = self._format.model_copy(update={"null": ()})
         for block in self._blocks():

@@ -73,6 +73,39 @@ class Rejected(_Part):
     """File, line, reason and beginning of each; None where there are none."""
 
 
+class NumberCheck(_Part):
+    """Counts of a numeric field in the training split, before and after its transform. Missing numbers are left out."""
+
+    samples: Count
+    numbers: Count
+    """Distinct ones."""
+    ids: Count
+    """Distinct values that the transform made of them."""
+    most_frequent_number: Count
+    """Samples that have it."""
+    most_frequent_id: Count
+    """Samples that have it."""
+
+
+class TimeCheck(_Part):
+    """Counts of the times of a field in the training split. Missing ones are left out."""
+
+    samples: Count
+    unknown: Count
+    """Samples whose time is not in the recipe's layout, or in an implausible year: id 0."""
+    example: str | None
+    """One of these times."""
+
+
+class Checks(_Part):
+    """Findings of preparing, to warn of. They describe no part of the data: manifests that differ in them are of the same data."""
+
+    numbers: dict[str, NumberCheck] = {}
+    """By numeric field."""
+    times: dict[str, TimeCheck] = {}
+    """By time field."""
+
+
 class Truth(_Part):
     """What is known of generated data because it was planted."""
 
@@ -112,6 +145,8 @@ class Manifest(_Part):
     """For generated data only."""
     rejected: Rejected = Rejected()
     """Raw lines that could not be read, none of them silently."""
+    checks: Checks = Checks()
+    """Empty where the version that wrote the folder made none."""
     row_group_rows: int | None = None
     """Rows of each Parquet row group but a shard's last; None where the version that wrote the folder did not say."""
 

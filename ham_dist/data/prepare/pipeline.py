@@ -2,9 +2,8 @@
 
 import logging
 import os
-import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -15,11 +14,12 @@ import ibis
 import pyarrow as pa
 
 from ham_dist.data.encode.encoder import Encoder
-from ham_dist.data.encode.expressions import Sides, cells_of, vocabulary_of
+from ham_dist.data.encode.expressions import Sides
 from ham_dist.data.engines.base import Engine, Machine
 from ham_dist.data.engines.open import open_engine
 from ham_dist.data.format.folder import already_there
 from ham_dist.data.format.manifest import (
+    FILE_NAME,
     FORMAT_VERSION,
     SPLITS,
     FieldEntry,
@@ -32,17 +32,27 @@ from ham_dist.data.format.manifest import (
 from ham_dist.data.format.shards import (
     LABEL,
     ROW_GROUP,
-    VOCABULARY_SCHEMA,
     shard_name,
     split_schema,
     write_shard,
 )
+from ham_dist.data.prepare.count import Counting, is_hashed
+from ham_dist.data.prepare.room import require_room, text_sizes
 from ham_dist.data.prepare.stage import STAGED_LABEL, Segment, StagedSplit, Staging, rejected_lines
 from ham_dist.data.prepare.workdir import Work, clear_leftovers, work_on
-from ham_dist.data.raw.blocks import text_size
-from ham_dist.data.raw.files import Rejections, find_raw, read_side, stamp
+from ham_dist.data.raw.files import (
+    FileState,
+    Rejections,
+    find_raw,
+    name_in,
+    read_side,
+    refuse_binary,
+    refuse_changed,
+    stamp,
+    state_of,
+)
 from ham_dist.data.raw.parse import REJECTED_SCHEMA, rejected_table
-from ham_dist.data.recipe.fields import Categorical, Join
+from ham_dist.data.recipe.fields import AnyField, Join
 from ham_dist.data.recipe.load import Recipe
 from ham_dist.errors import DataError
 from ham_dist.io.hashing import sha256_of_json
@@ -52,13 +62,11 @@ from ham_dist.io.progress import progress
 log = logging.getLogger(__name__)
 
 # Raised whenever the same recipe and raw files give other bytes than before, so that pieces of before are not mixed in.
-_VERSION = 2
+_VERSION = 3
 # Rows of a query where the vocabularies are small: enough for its fixed cost (some milliseconds a field) not to matter.
 _ROWS_TOGETHER = 1_000_000
 # Ids of one query under way, as a share of the memory.
 _IDS_SHARE = 0.1
-# Bytes of staged rows for each byte of text; measured on Criteo's format (perf/bench_prepare.py), rounded up.
-_STAGED_SHARE = 0.5
 
 
 def prepare(
@@ -81,27 +89,25 @@ def prepare(
     keep_freed_memory()
     out, machine = Path(out), machine or Machine()
     files = find_raw(recipe, raw)
-    # What may be rejected decides whether the work goes on, not what it writes: a user who allows more loses nothing.
-    made_by = recipe.model_dump(mode="json", exclude={"max_rejected"})
     planned = {
         "name": recipe.name,
-        "recipe": made_by,
+        "recipe": _written(recipe),
         "settings": None,
         "seed": seed,
         "rows_per_shard": rows_per_shard,
     }
-    if (
-        out.exists()
-        and (there := already_there(out, planned | {"raw": tuple(map(stamp, files.values()))})) is not None
-    ):
-        clear_leftovers(out)
-        return there
+    if out.exists():
+        entries = tuple(stamp(path, name_in(raw, path)) for path in files.values())
+        there = already_there(out, _as_found(planned, out) | {"raw": entries})
+        if there is not None:
+            clear_leftovers(out)
+            return there
     plan = [_VERSION, pa.__version__, planned, {name: path.name for name, path in files.items()}]
     with work_on(out, plan, machine.spill) as work:
-        sizes = _sizes(recipe, files)
-        _require_room(work, recipe, sizes)
+        sizes = text_sizes(recipe, files)
+        require_room(work, recipe, sizes)
         with open_engine(machine, work.spill) as engine:
-            manifest = _Preparation(recipe, files, work, engine, machine, seed, rows_per_shard).run(
+            manifest = _Preparation(recipe, raw, files, work, engine, machine, seed, rows_per_shard).run(
                 sizes, planned
             )
         work.keep_only(stored.file for stored in manifest.files())
@@ -111,30 +117,25 @@ def prepare(
     return manifest
 
 
-def _sizes(recipe: Recipe, files: dict[str, Path]) -> dict[str, tuple[float, float]]:
-    """About how many bytes of text and lines each file of the samples has."""
-    found = {name: text_size(files[name], recipe.format) for name in recipe.samples.files}
-    return {name: (text, text / max(line, 1)) for name, (text, line) in found.items()}
+def _written(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as manifests have it. `max_rejected` decides whether the work stops, not what it writes: a user may raise it."""
+    return recipe.model_dump(mode="json", exclude={"max_rejected"})
 
 
-def _require_room(work: Work, recipe: Recipe, sizes: dict[str, tuple[float, float]]) -> None:
-    """raises: DataError if the disk has too little room for staged rows and shards."""
-    text, lines = (sum(column) for column in zip(*sizes.values(), strict=True))
-    need = text * _STAGED_SHARE + lines * 4 * len(recipe.fields)
-    used = sum(path.stat().st_size for path in work.folder.rglob("*") if path.is_file())
-    free = shutil.disk_usage(work.folder).free
-    log.info(
-        "%s: about %s lines; takes up to %.2f GB while it works (%.2f GB free)",
-        recipe.name,
-        f"{lines:,.0f}",
-        need / 1e9,
-        (free + used) / 1e9,
-    )
-    if need > free + used:
-        raise DataError(
-            f"{work.folder.parent}: preparing {recipe.name} takes about {need / 1e9:.2f} GB, and {(free + used) / 1e9:.2f} GB are free\n"
-            "  Make room, or give --out on another disk."
-        )
+def _as_found(planned: dict[str, Any], out: Path) -> dict[str, Any]:
+    """`planned` with the boundaries that the data in `out` was cut at, where the recipe leaves them to prepare."""
+    if not (out / FILE_NAME).is_file():
+        return planned
+    there = (Manifest.load(out).recipe or {}).get("fields", {})
+    fields = {
+        name: {**field, "boundaries": there[name]["boundaries"]}
+        if field.get("transform") == "quantile"
+        and "boundaries" not in field
+        and "boundaries" in there.get(name, {})
+        else field
+        for name, field in planned["recipe"]["fields"].items()
+    }
+    return planned | {"recipe": planned["recipe"] | {"fields": fields}}
 
 
 @dataclass
@@ -142,6 +143,7 @@ class _Preparation:
     """One run from raw files to all but the manifest's file; each step leaves alone what is finished."""
 
     recipe: Recipe
+    raw: str | Path
     files: dict[str, Path]
     work: Work
     engine: Engine
@@ -149,22 +151,24 @@ class _Preparation:
     seed: int
     rows_per_shard: int
 
+    def __post_init__(self) -> None:
+        self._before: dict[Path, tuple[FileState, RawFile]] = {}
+
     def run(self, sizes: dict[str, tuple[float, float]], planned: dict[str, Any]) -> Manifest:
-        raw = tuple(self._stamp(path) for path in self.files.values())
+        raw = tuple(self._stamp(number, path) for number, path in enumerate(self.files.values()))
         of_sides: list[Rejections] = []
         sides = list(self._sides(of_sides))
         segments = self._stage(raw, sizes)
         rows_in = sum(segment.lines for segment in segments)
         rejected = sum((Counter(segment.rejected) for segment in segments), Counter())
         splits = {split: StagedSplit.of(self.work.stage, segments, split) for split in SPLITS}
-        if empty := sorted(split for split in SPLITS if not splits[split].rows):
-            where = f"{self.files[self.recipe.samples.files[0]]}: of its {rows_in:,} samples none that has a label"
-            raise DataError(f"{where} falls into {', '.join(empty)}\n  Give more samples.")
+        self._refuse_empty(splits, segments)
         whole = sha256_of_json([one.model_dump() for one in raw])
         self.work.require("vocabulary", whole)
         self.work.require("shards", whole)
-        entries = self._count(splits["train"], sides)
-        entry = self._encode(splits, sides, entries)
+        counting = Counting(self.recipe, self.work, self.engine)
+        entries = counting.count(splits["train"], sides)
+        entry = self._encode(splits, sides, entries, counting.fields)
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             fields=tuple(entries),
@@ -175,8 +179,9 @@ class _Preparation:
             truth=None,
             rejected=self._rejected(segments, rejected, of_sides),
             row_group_rows=ROW_GROUP,
+            checks=counting.checks,
             raw=raw,
-            **planned,
+            **planned | {"recipe": _written(self.recipe.model_copy(update={"fields": counting.fields}))},
         )
         rows_out = sum(split.rows for split in manifest.splits.values())
         if rows_in != rows_out + manifest.rows_dropped + manifest.rejected.samples:
@@ -185,15 +190,34 @@ class _Preparation:
             )
         return manifest
 
-    def _stamp(self, path: Path) -> RawFile:
-        """Of a raw file, worked out once for as long as its size and time of change stay."""
-        state = path.stat()
-        seen = [state.st_size, state.st_mtime_ns]
-        record = self.work.record(f"raw/{path.name}")
-        if record is None or record["seen"] != seen:
-            record = {"seen": seen, "stamp": stamp(path).model_dump()}
-            self.work.done(f"raw/{path.name}", record)
-        return RawFile(**record["stamp"])
+    def _refuse_empty(self, splits: Mapping[str, StagedSplit], segments: Sequence[Segment]) -> None:
+        empty = sorted(split for split in SPLITS if not splits[split].rows)
+        if not empty:
+            return
+        rows, dropped = sum(one.lines for one in segments), sum(one.dropped for one in segments)
+        where = (
+            f"{self.files[self.recipe.samples.files[0]]}: of its {rows:,} sample{'' if rows == 1 else 's'}"
+        )
+        way_out = "Give more samples"
+        if dropped:
+            way_out += f", or change the recipe's label: {dropped:,} are neither positive nor negative"
+        raise DataError(f"{where} none that has a label falls into {', '.join(empty)}\n  {way_out}.")
+
+    def _stamp(self, number: int, path: Path) -> RawFile:
+        """The entry of raw file `number`, worked out once for as long as the file stays as it is."""
+        state, record = state_of(path), self.work.record(f"raw/{number:05d}")
+        if record is None or record["state"] != state:
+            entry = stamp(path, name_in(self.raw, path))
+            self.work.done(f"raw/{number:05d}", {"state": state, "entry": entry.model_dump()})
+        else:
+            entry = RawFile(**record["entry"])
+        self._before[path] = state, entry
+        return entry
+
+    def _refuse_changed(self, path: Path) -> None:
+        """Raises DataError if a raw file is not the one that was hashed."""
+        state, entry = self._before[path]
+        refuse_changed(path, state, entry)
 
     def _sides(self, rejections: list[Rejections]) -> Iterator[tuple[Join, ibis.Table]]:
         columns = self.recipe.columns_of(self.recipe.fields)
@@ -201,10 +225,14 @@ class _Preparation:
             path, store = self.files[join.file], self.work.stage / f"side-{number}.parquet"
             wanted = [column for column in join.columns if column in columns]
             rejections.append(Rejections(path, self.recipe.max_rejected))
-            yield join, read_side(self.engine, path, join, wanted, self.recipe.format, store, rejections[-1])
+            side = read_side(self.engine, path, join, wanted, self.recipe.format, store, rejections[-1])
+            self._refuse_changed(path)
+            yield join, side
 
     def _stage(self, raw: Sequence[RawFile], sizes: dict[str, tuple[float, float]]) -> list[Segment]:
         staging = Staging(self.work, self.recipe, self.seed, self.machine.threads, self.machine.memory)
+        for path in self.files.values():
+            refuse_binary(path)
         segments: list[Segment] = []
         rows_before = 0
         with progress("reading", sum(text for text, _ in sizes.values()), log.info) as step:
@@ -212,56 +240,17 @@ class _Preparation:
                 self.work.require(f"stage/{number:05d}", [raw[number].model_dump(), rows_before])
                 rejections = Rejections(self.files[name], self.recipe.max_rejected)
                 done = staging.stage(number, self.files[name], name, rows_before, rejections, step)
+                self._refuse_changed(self.files[name])
                 rows_before += done[-1].end.lines if done else 0
                 segments += done
         return segments
 
-    def _count(self, train: StagedSplit, sides: Sides) -> list[FieldEntry]:
-        """The vocabulary of each field, written.
-
-        Only training samples are counted: a value that training never saw has no trained row, so it is unknown (id 0) wherever it comes later, and
-        nothing of the validation and test samples leaks into the model.
-        """
-        entries = []
-        samples = self.engine.read_parquet(train.paths)
-        with progress("counting", len(self.recipe.fields) * train.rows, log.info) as step:
-            for name, field in self.recipe.fields.items():
-                record = self.work.record(f"vocabulary/{name}")
-                fresh = record is None
-                if fresh:
-                    batches = (
-                        []
-                        if _is_hashed(field)
-                        else self.engine.batches(self._vocabulary(samples, sides, name))
-                    )
-                    stored, _ = write_shard(
-                        self.work.data, f"vocabulary/{name}.parquet", batches, VOCABULARY_SCHEMA
-                    )
-                    self.work.done(f"vocabulary/{name}", record := stored.model_dump())
-                entries.append(self._entry(name, StoredFile(**record)))
-                step(train.rows, train.rows if fresh else 0)
-        return entries
-
-    def _vocabulary(self, samples: ibis.Table, sides: Sides, name: str) -> ibis.Table:
-        cells = cells_of(samples, sides, self.recipe.column(name))
-        return vocabulary_of(
-            cells, self.recipe.fields[name], self.recipe.min_count_of(name), self.recipe.max_rows_of(name)
-        )
-
-    def _entry(self, name: str, stored: StoredFile) -> FieldEntry:
-        hashed = _is_hashed(self.recipe.fields[name])
-        if stored.rows == 0 and not hashed:
-            raise DataError(
-                f"field {name}: none of its values is there {self.recipe.min_count_of(name)} times or more in the training split, so all would be"
-                " unknown\n  Check that the side files have the samples' keys, and the recipe's min_count."
-            )
-        rows = self.recipe.max_rows_of(name) if hashed else stored.rows + 1
-        return FieldEntry(
-            name=name, rows=rows, multi_valued=self.recipe.separators()[name] is not None, vocabulary=stored
-        )
-
     def _encode(
-        self, splits: dict[str, StagedSplit], sides: Sides, entries: Sequence[FieldEntry]
+        self,
+        splits: dict[str, StagedSplit],
+        sides: Sides,
+        entries: Sequence[FieldEntry],
+        fields: Mapping[str, AnyField],
     ) -> dict[str, SplitEntry]:
         """Every shard, written."""
         parts = [
@@ -269,7 +258,7 @@ class _Preparation:
             for split in SPLITS
             for number in range(-(-splits[split].rows // self.rows_per_shard))
         ]
-        encoder = self._encoder({e.name: self.work.data / e.vocabulary.file for e in entries}, sides)
+        encoder = self._encoder({e.name: self.work.data / e.vocabulary.file for e in entries}, sides, fields)
         schema = split_schema({entry.name: entry.multi_valued for entry in entries})
         together = self._shards_together(entries)
         with (
@@ -305,17 +294,19 @@ class _Preparation:
             )
         return entry
 
-    def _encoder(self, vocabularies: dict[str, Path], sides: Sides) -> Encoder:
-        fields = {
+    def _encoder(
+        self, vocabularies: Mapping[str, Path], sides: Sides, fields: Mapping[str, AnyField]
+    ) -> Encoder:
+        made = {
             name: (self.recipe.column(name), field, self.recipe.max_rows_of(name))
-            for name, field in self.recipe.fields.items()
+            for name, field in fields.items()
         }
         kept = {
             name: self.engine.keep(self.engine.read_parquet([vocabularies[name]]))
-            for name, (_, field, _) in fields.items()
-            if not _is_hashed(field)
+            for name, field in fields.items()
+            if not is_hashed(field)
         }
-        return Encoder(self.engine, fields, kept, sides, self.machine.threads or os.cpu_count() or 1)
+        return Encoder(self.engine, made, kept, sides, self.machine.threads or os.cpu_count() or 1)
 
     def _write_shards(self, split: str, numbers: Sequence[int], table: pa.Table, schema: pa.Schema) -> None:
         for place, number in enumerate(numbers):
@@ -337,14 +328,10 @@ class _Preparation:
         reasons = sum((one.counts for one in of_sides), rejected)
         stored = None
         if reasons:
-            sides = (rejected_table(one.path.name, one.kept) for one in of_sides)
+            sides = (rejected_table(name_in(self.raw, one.path), one.kept) for one in of_sides)
             lines = chain(sides, rejected_lines(self.work.stage, segments))
             stored, _ = write_shard(self.work.data, "rejected/lines.parquet", lines, REJECTED_SCHEMA)
         return Rejected(samples=rejected.total(), reasons=dict(sorted(reasons.items())), stored=stored)
-
-
-def _is_hashed(field: Any) -> bool:
-    return isinstance(field, Categorical) and field.hash
 
 
 def _shard_record(split: str, number: int) -> str:

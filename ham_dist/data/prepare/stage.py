@@ -13,6 +13,7 @@ from typing import Any
 import ibis
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ham_dist.data.encode.encoder import Encoder
@@ -23,7 +24,7 @@ from ham_dist.data.prepare.workdir import Work
 from ham_dist.data.raw.blocks import BLOCK_BYTES, Block, Position, count_lines
 from ham_dist.data.raw.files import SHOWN, Rejections, sample_blocks
 from ham_dist.data.raw.parse import Rejected, parse, rejected_table
-from ham_dist.data.recipe.fields import FileSplit
+from ham_dist.data.recipe.fields import FileSplit, Label
 from ham_dist.data.recipe.load import Recipe
 from ham_dist.io.atomic import new_file
 from ham_dist.io.progress import Advance
@@ -79,7 +80,7 @@ class Staging:
 
     def __init__(self, work: Work, recipe: Recipe, seed: int, threads: int | None, memory: int) -> None:
         self._work, self._recipe, self._seed = work, recipe, seed
-        columns = recipe.columns_of(recipe.fields) | {recipe.label.column: "float64"}
+        columns = recipe.columns_of(recipe.fields) | {recipe.label.column: recipe.label.kind}
         self._wanted = {name: columns[name] for name in recipe.samples.columns if name in columns}
         self._threads = max(
             1, min(threads or os.cpu_count() or 1, memory // (2 * _MEMORY_OF_A_BLOCK * BLOCK_BYTES))
@@ -100,10 +101,11 @@ class Staging:
             step(segments[-1].end.offset, 0)
         start = segments[-1].end if segments else Position()
         split = self._split_rule(path, name)
+        file = Path(name).with_name(path.name).as_posix()
         (self._work.stage / f"{number:05d}").mkdir(parents=True, exist_ok=True)
 
         def write(place: int, block: Block) -> Segment:
-            return self._write(path, number, place, block, rows_before, split)
+            return self._write(file, number, place, block, rows_before, split)
 
         blocks = sample_blocks(path, self._recipe.samples.columns, self._recipe.format, start)
         for segment in _in_order(self._threads, write, enumerate(blocks, len(segments))):
@@ -132,12 +134,12 @@ class Staging:
             return "validation", "validation", 0
         if name not in split.validation:
             return "test", "test", 0
-        header = int(self._recipe.format.header)
+        header = self._recipe.format.header_lines
         return "validation", "test", header + (count_lines(path, self._recipe.format) - header) // 2
 
     def _write(
         self,
-        path: Path,
+        file: str,
         number: int,
         place: int,
         block: Block,
@@ -148,9 +150,8 @@ class Staging:
         rows = parse(
             block, self._recipe.samples.columns, self._wanted, self._recipe.format, required=[label.column]
         )
-        numbers = rows.table[label.column].to_numpy()
-        positive = numbers > label.positive_above
-        known = positive | (numbers < label.negative_below)
+        positive, negative = _labels(rows.table[label.column], label)
+        known = positive | negative
         positions = rows_before + rows.lines
         part = self._splits(rows.lines, positions, split)
         table = rows.table.drop_columns(label.column)
@@ -169,9 +170,7 @@ class Staging:
             rows.rejected[:SHOWN],
         )
         if rows.rejected:
-            _write_parquet(
-                rejected_table(path.name, rows.rejected), segment.path(self._work.stage, "rejected")
-            )
+            _write_parquet(rejected_table(file, rows.rejected), segment.path(self._work.stage, "rejected"))
         for code, name in enumerate(SPLITS):
             mask = known & (part == code)
             counts[name] = int(mask.sum())
@@ -187,6 +186,17 @@ class Staging:
             return np.maximum(tenth_of(positions, self._seed) - 7, 0)
         before, after, middle = split
         return np.where(lines < middle, SPLITS.index(before), SPLITS.index(after))
+
+
+def _labels(cells: pa.ChunkedArray, label: Label) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Which samples are positive, and which are negative."""
+    if label.positive is not None and label.negative is not None:
+        positive, negative = (
+            pc.is_in(cells, pa.array(words, pa.string())) for words in (label.positive, label.negative)
+        )
+    else:
+        positive, negative = pc.greater(cells, label.positive_above), pc.less(cells, label.negative_below)
+    return positive.to_numpy(), negative.to_numpy()
 
 
 def _in_order(

@@ -17,6 +17,7 @@ import pyarrow.csv
 
 from ham_dist.data.raw.blocks import Block
 from ham_dist.data.recipe.fields import Format
+from ham_dist.io.printable import printable
 
 # Reasons, the first that holds counts.
 TOO_LONG = "line too long"
@@ -25,6 +26,7 @@ CONTROL = "control character"
 QUOTE = "stray quote"
 COLUMNS = "wrong number of columns"
 NUMBER = "not a number"
+MISSING_LABEL = "missing label"
 
 # Stands in for a separator of several characters; text does not hold ASCII's unit separator.
 _UNIT = b"\x1f"
@@ -85,7 +87,7 @@ def parse(
 
     columns:  names of all columns of the file, left to right.
     wanted:   the columns to keep, each as `string` or `float64`. A number that is not finite is none.
-    required: columns of numbers that may not be missing.
+    required: columns that may not be missing: the label's. If they are of numbers, `true` and `false` count as 1 and 0.
     """
     first = block.start.lines
     if block.cut:
@@ -103,19 +105,18 @@ def parse(
     places = first + np.flatnonzero(good)
     kept = lines if good.all() else lines.filter(pa.array(good))
     try:
-        table = numbers = _table(kept, columns, wanted, format)
+        table = _table(kept, columns, wanted, format)
     except pa.lib.ArrowInvalid:
-        numbers = _tried_numbers(kept, columns, wanted, format)
-    bad = _no_numbers(numbers, [name for name, kind in wanted.items() if kind == "float64"], required)
+        table = _tried_numbers(kept, columns, wanted, format, required)
+    bad = _bad_cells(table, wanted, required)
     if bad:
         rejected += [
-            _rejected(kept[n].as_py(), places[n], NUMBER, f"{column} is not a number")
-            for n, column in bad.items()
+            _rejected(kept[n].as_py(), places[n], reason, detail) for n, (reason, detail) in bad.items()
         ]
         fine = np.ones(len(kept), dtype=bool)
         fine[list(bad)] = False
         places = places[fine]
-        table = _table(kept.filter(pa.array(fine)), columns, wanted, format)
+        table = table.filter(pa.array(fine))
     return Rows(table, places, sorted(rejected, key=lambda one: one.line))
 
 
@@ -226,20 +227,39 @@ def _read(
 
 
 def _tried_numbers(
-    lines: pa.Array, columns: Sequence[str], wanted: Mapping[str, str], format: Format
+    lines: pa.Array,
+    columns: Sequence[str],
+    wanted: Mapping[str, str],
+    format: Format,
+    required: Sequence[str],
 ) -> pa.Table:
-    """The columns of numbers with infinity where there is text: each distinct cell is read alone, by what reads whole blocks."""
-    texts = _table(
-        lines, columns, {name: "string" for name, kind in wanted.items() if kind == "float64"}, format
+    """The wanted columns, with infinity where a number is none: each distinct cell is read alone, by what reads whole blocks."""
+    texts = _table(lines, columns, dict.fromkeys(wanted, "string"), format)
+    return pa.table(
+        {
+            name: numbers_of(texts[name].combine_chunks(), format, words=name in required)
+            if kind == "float64"
+            else texts[name]
+            for name, kind in wanted.items()
+        }
     )
-    return pa.table({name: numbers_of(texts[name].combine_chunks(), format) for name in texts.column_names})
 
 
-def numbers_of(texts: pa.Array, format: Format) -> pa.Array:
-    """The numbers that `texts` (string) hold, as float64: null for what means missing, infinity for what is no number."""
+_WORDS = {"true": 1.0, "false": 0.0}
+
+
+def numbers_of(texts: pa.Array, format: Format, words: bool = False) -> pa.Array:
+    """The numbers that `texts` (string) hold, as float64: null for what means missing, infinity for what is no number.
+
+    Args:
+        words: `true` and `false`, in any case, are 1 and 0.
+    """
     distinct = texts.dictionary_encode()
-    numbers = []
+    numbers: list[float | None] = []
     for text in distinct.dictionary.to_pylist():
+        if words and text.lower() in _WORDS:
+            numbers.append(_WORDS[text.lower()])
+            continue
         try:
             if "\n" in text or "\r" in text:  # which would be two lines
                 raise pa.lib.ArrowInvalid
@@ -250,17 +270,22 @@ def numbers_of(texts: pa.Array, format: Format) -> pa.Array:
     return pa.array(numbers, pa.float64()).take(distinct.indices)
 
 
-def _no_numbers(table: pa.Table, names: Sequence[str], required: Sequence[str]) -> dict[int, str]:
-    """Rows without a finite number where one is wanted, each with the first such column."""
-    bad: dict[int, str] = {}
-    for name in names:
-        wrong = (
-            pc.invert(pc.is_finite(table[name].combine_chunks()))
-            .fill_null(name in required)
-            .to_numpy(zero_copy_only=False)
-        )
-        for row in np.flatnonzero(wrong):
-            bad.setdefault(int(row), name)
+def _bad_cells(
+    table: pa.Table, wanted: Mapping[str, str], required: Sequence[str]
+) -> dict[int, tuple[str, str]]:
+    """Rows with a number that is not finite, or without a required cell, each with reason and detail of the first such column."""
+    bad: dict[int, tuple[str, str]] = {}
+    for name, kind in wanted.items():
+        cells = table[name].combine_chunks()
+        if kind == "float64":
+            wrong = pc.invert(pc.is_finite(cells)).fill_null(name in required)
+            reason, detail = NUMBER, f"{printable(name)} is not a number"
+        elif name in required:
+            wrong, reason, detail = pc.is_null(cells), MISSING_LABEL, f"{printable(name)} is missing"
+        else:
+            continue
+        for row in np.flatnonzero(wrong.to_numpy(zero_copy_only=False)):
+            bad.setdefault(int(row), (reason, detail))
     return bad
 
 
@@ -279,7 +304,8 @@ _DETAILS = {
 def _detail(line: bytes, reason: str, columns: Sequence[str], format: Format) -> str:
     """What is wrong with a line, where more can be said than the reason."""
     if reason == COLUMNS:
-        return f"{count_cells(line, format)} columns where {len(columns)} are wanted"
+        found = count_cells(line, format)
+        return f"{found} column{'' if found == 1 else 's'} where {len(columns)} are wanted"
     if reason == CONTROL:
         return "has a NUL byte" if b"\0" in line else "has a line end or control character within it"
     return ""

@@ -13,9 +13,12 @@ from pydantic_core import PydanticCustomError
 
 import ham_dist
 from ham_dist.data.recipe.fields import (
+    COLUMN_NAME,
+    NAME,
     AnyField,
     AnySplit,
     Categorical,
+    ColumnName,
     Count,
     FileSplit,
     Format,
@@ -32,11 +35,15 @@ from ham_dist.data.recipe.fields import (
 )
 from ham_dist.errors import DataError
 
+RECIPE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+# Names that columns of ours have in what is staged and encoded.
+_RESERVED = ("_row", "_label", "_cell", "_ids", "_key")
+
 
 class Recipe(Part):
     """A data set: its files, its label and its fields."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=RECIPE_NAME)]
     """Of the data set."""
     source: Annotated[str, Field(min_length=1)]
     """Where the raw files come from; told to a user who lacks one."""
@@ -52,7 +59,7 @@ class Recipe(Part):
     label: Label
     fields: Annotated[dict[Name, AnyField], Field(min_length=1)]
     """The model's fields, in order."""
-    ignored: dict[Name, str] = Field(default_factory=dict)
+    ignored: dict[ColumnName, str] = Field(default_factory=dict)
     """Columns left out, each with the reason."""
     split: AnySplit = RandomSplit(kind="random")
     """Which samples are train, validation and test."""
@@ -73,7 +80,8 @@ class Recipe(Part):
 
     def column(self, field: str) -> str:
         """The column that a field is made from."""
-        return self.fields[field].column or field
+        column = self.fields[field].column
+        return field if column is None else column
 
     def min_count_of(self, field: str) -> int:
         """How often training must have a value of the field for it to get an id."""
@@ -141,6 +149,11 @@ def _column_mistakes(recipe: Recipe) -> list[str]:
             if column not in columns
         ]
     read = [recipe.column(field) for field in recipe.fields]
+    mistakes += [
+        f'columns: {column!r} cannot be the name of a column that is used; give it another name, and set format.header = "skip"'
+        for column in dict.fromkeys([*read, recipe.label.column, *(join.key for join in recipe.joins)])
+        if not column or column.casefold() in _RESERVED
+    ]
     for column in columns:
         uses = (column in read) + (column in recipe.ignored) + (column == recipe.label.column)
         if uses != 1:
@@ -283,6 +296,15 @@ _PARTS: dict[str, type[Part]] = {
 }
 
 
+# What the patterns of names mean.
+_PATTERNS = {
+    NAME: "a field's name is letters, digits and _, with a letter first; a column with another name is given by"
+    ' column = "..."',
+    COLUMN_NAME: "a column's name has no control characters",
+    RECIPE_NAME: "the name of a data set is letters, digits, dots, dashes and _, with a letter or digit first",
+}
+
+
 def _explain(item: Any) -> str:
     """One mistake that pydantic found, as place, value and what was wanted."""
     place = [str(part) for part in item["loc"]]
@@ -302,5 +324,9 @@ def _explain(item: Any) -> str:
     value = "" if isinstance(got, dict | list) else f" = {got!r}"
     message = item["msg"]
     if item["type"] == "string_pattern_mismatch":
-        message = "a name is letters, digits and _, with a letter first"
+        message = _PATTERNS.get(item["ctx"]["pattern"], message)
+        if place[-1] == "[key]" and place[0] == "fields":
+            shown = "fields"
+    if item["type"] == "literal_error":
+        message = f"must be {item['ctx']['expected']}"
     return f"{shown}{value}: {message[0].lower()}{message[1:]}"

@@ -216,7 +216,7 @@ class TestMistakes:
     def test_lines(self, message: Any, recipe: Recipe, tmp_path: Path) -> None:
         (tmp_path / "x.csv").write_text("gender,age\nF,1\nM\nF,25\n")
         assert message(tmp_path / "x.csv", by=in_csv(recipe), fields=["gender"]) == (
-            f"{tmp_path}/x.csv: line 3: 1 columns where 2 are wanted, in 'M'\n"
+            f"{tmp_path}/x.csv: line 3: 1 column where 2 are wanted, in 'M'\n"
             "  Correct or delete these lines: each record must get a probability."
         )
         broken = write_raw_movielens(tmp_path / "raw", ratings=100)

@@ -184,7 +184,8 @@ def test_what_failed_goes_on_where_it_stopped(
         written.append(file)
         return write_shard(folder, file, *rest)
 
-    monkeypatch.setattr("ham_dist.data.prepare.pipeline.write_shard", write_one)
+    for module in ("count", "pipeline"):
+        monkeypatch.setattr(f"ham_dist.data.prepare.{module}.write_shard", write_one)
     for _ in range(20):
         try:
             prepare(recipe, raw, tmp_path / "out", rows_per_shard=700)

@@ -89,7 +89,7 @@ def test_nan_in_the_rating(raw: Path, refuse: Callable[[], str]) -> None:
 def test_line_numbers_count_blank_lines(raw: Path, refuse: Callable[[], str]) -> None:
     change(raw / "ratings.dat", 3, "")
     change(raw / "ratings.dat", 9, "what?")
-    assert refuse().startswith(f"{raw}/ratings.dat: line 9: 1 columns where 4 are wanted, in 'what?'")
+    assert refuse().startswith(f"{raw}/ratings.dat: line 9: 1 column where 4 are wanted, in 'what?'")
 
 
 def test_line_number_far_down_a_long_file(recipe: Recipe, raw: Path, tmp_path: Path) -> None:
@@ -138,9 +138,7 @@ def test_side_file_with_other_keys(raw: Path, refuse: Callable[[], str]) -> None
     lines = (raw / "users.dat").read_bytes().decode("latin-1").splitlines()
     write_lines(raw / "users.dat", (f"user{line}" for line in lines))
     message = refuse()
-    assert message.startswith(
-        "field gender: none of its values is there 1 times or more in the training split"
-    )
+    assert message.startswith("field gender: none of its values occurs 1 time or more in the training split")
     assert "side files have the samples' keys" in message
 
 
@@ -173,7 +171,7 @@ def test_header_must_name_the_recipes_columns(raw: Path, recipe: Recipe, tmp_pat
     headed = parse_recipe(settings, where="test")
     with pytest.raises(
         DataError,
-        match=r"users\.dat: line 1: names the columns .*; the recipe says user, gender, age, occupation, zip",
+        match=r"users\.dat: line 1: names the columns .*; the recipe has user, gender, age, occupation, zip",
     ):
         prepare(headed, raw, tmp_path / "out")
     for name, columns in (

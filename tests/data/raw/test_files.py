@@ -20,7 +20,7 @@ from tests.support.small_log import recipe_of, write_log
 WHOLE = b"".join(b"%d\t%d\ts%d\n" % (row % 2, row % 7, row % 5) for row in range(400))
 PACKED = gzip.compress(WHOLE, mtime=0)
 FLIPPED = PACKED[:-50] + bytes([PACKED[-50] ^ 8]) + PACKED[-49:]
-COLUMNS_OF_ANOTHER = "log: line 1: 1 columns where 3 are wanted"
+COLUMNS_OF_ANOTHER = "log: line 1: 1 column where 3 are wanted"
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ COLUMNS_OF_ANOTHER = "log: line 1: 1 columns where 3 are wanted"
         pytest.param("log.gz", WHOLE, "log.gz: not a whole gzip file (", id="text-that-is-called-gzip"),
         pytest.param("log.bz2", PACKED, "log.bz2: not a whole bz2 file (", id="gzip-that-is-called-bzip2"),
         pytest.param("log.zst", PACKED, "log.zst: not a whole zstd file (", id="gzip-that-is-called-zstd"),
-        pytest.param("log", PACKED, "log: line 1: ", id="gzip-that-is-called-text"),
+        pytest.param("log", PACKED, "log: is a gzip file; expected text", id="gzip-that-is-called-text"),
         pytest.param(
             "log",
             b"",

@@ -40,7 +40,7 @@ CLICK, PRICE = "click is not a number", "price is not a number"
 
 
 def wanted(columns: int) -> str:
-    return f"{columns} columns where 3 are wanted"
+    return f"{columns} column{'' if columns == 1 else 's'} where 3 are wanted"
 
 
 class Bad(NamedTuple):
@@ -227,7 +227,7 @@ def test_the_command_says_where_what_and_how_to_mend_it(tmp_path: Path) -> None:
         f"{log}: line 125: is not text in the recipe's encoding, in '1\\t2.5\\tK\\\\xf6ln'\n"
         "  4 of 1,004 lines are rejected (1 wrong number of columns, 1 not a number, 1 control character, 1 not text in the encoding); "
         "max_rejected = 0.0001 allows fewer.\n"
-        "  Mend or delete these lines, and check that it is the file that the recipe means; or raise max_rejected.\n",
+        "  Correct or delete these lines, and check that it is the file that the recipe means; or raise max_rejected.\n",
     )
     allowed = CliRunner().invoke(app, [*command, "--max-rejected", "0.004"])
     assert allowed.exit_code == 0, allowed.stderr
@@ -268,7 +268,7 @@ def test_bad_lines_of_a_side_file_are_kept_aside_too(tmp_path: Path) -> None:
     raw = write_everything(tmp_path / "raw")
     with (raw / "users").open("a", encoding="utf-8") as file:
         file.write("u99\n")
-    with pytest.raises(DataError, match="users: line 22: 1 columns where 3 are wanted, in 'u99'"):
+    with pytest.raises(DataError, match="users: line 22: 1 column where 3 are wanted, in 'u99'"):
         prepare(everything(), raw, tmp_path / "out")
     manifest = prepare(everything(max_rejected=0.1), raw, tmp_path / "out")
     assert (manifest.rows_in, manifest.rejected.samples, manifest.rejected.reasons) == (900, 0, {COLUMNS: 1})
@@ -278,7 +278,7 @@ def test_bad_lines_of_a_side_file_are_kept_aside_too(tmp_path: Path) -> None:
         "file": "users",
         "line": 22,
         "reason": COLUMNS,
-        "detail": "1 columns where 3 are wanted",
+        "detail": "1 column where 3 are wanted",
         "text": "u99",
     }
 
@@ -311,7 +311,7 @@ def test_who_allows_more_or_mends_a_file_loses_no_other_file(
 
     monkeypatch.setattr("ham_dist.data.prepare.stage.parse", count_and_parse)
     for _ in range(2):
-        with pytest.raises(DataError, match="day_2: line 302: 1 columns where 9 are wanted, in 'oops'"):
+        with pytest.raises(DataError, match="day_2: line 302: 1 column where 9 are wanted, in 'oops'"):
             prepare(everything(), raw, tmp_path / "out")
     assert len(read) == 3, "three days, none of them again"
     assert prepare(everything(max_rejected=0.01), raw, tmp_path / "out").rejected.samples == 1
@@ -328,7 +328,7 @@ def test_a_full_disk_is_told_before_the_work(
 ) -> None:
     write_log(tmp_path / "log", [])
     monkeypatch.setattr(
-        "ham_dist.data.prepare.pipeline.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})
+        "ham_dist.data.prepare.room.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})
     )
     with pytest.raises(
         DataError,

@@ -52,7 +52,10 @@ def test_every_mistake_is_told_at_once_with_the_nearest_key(settings: dict[str, 
         line.startswith("x.toml: fields.genres:") and "'multi'" in line and "'multi_valued'" in line
         for line in found
     )
-    assert "x.toml: fields.user.id = 'user.id': a name is letters, digits and _, with a letter first" in found
+    assert (
+        "x.toml: fields = 'user.id': a field's name is letters, digits and _, with a letter first; a column with another"
+        ' name is given by column = "..."'
+    ) in found
     assert len(found) == 7
 
 

@@ -1,0 +1,144 @@
+"""Numbers and times -> text, one for each id, as Ibis expressions that give the same in every engine."""
+
+import datetime
+from collections.abc import Sequence
+from typing import Any
+
+import ibis
+
+from ham_dist.data.recipe.fields import FIRST_YEAR, LAST_YEAR, Numeric, Time
+
+# Whole numbers beyond this do not fit into int64.
+_MOST = 9e18
+_TIME_OF_DAY = "[0-9]{2}(:[0-9]{2}(:[0-9]{2}([.,][0-9]+)?)?)?"
+_ZONE = "(Z|[+-][0-9]{2}(:?[0-9]{2})?)?"
+# How many digits an epoch time has at most, and how many of its units make an hour.
+_EPOCH = {"epoch_seconds": (12, 3600), "epoch_milliseconds": (15, 3_600_000)}
+
+
+def number_value(number: Any, field: Numeric) -> Any:
+    """The whole number that a field makes of a number, as text; null of null."""
+    match field.transform:
+        case "log_square":
+            # A logarithm of what is not above 2 is not evaluated: of 0 it is an error in DuckDB.
+            logarithm = ibis.greatest(number, 2.0).ln()
+            value = ibis.cases((number > 2, (logarithm * logarithm).floor()), else_=_whole(number) - 2)
+        case "log":
+            size = (_float(field.scale) * (1 + number.abs()).ln()).floor()
+            value = ibis.ifelse(number < 0, -size, size)
+        case "quantile":
+            assert field.boundaries is not None, "the encoder checks it"
+            value = _bucket(number, field.boundaries, 0)
+    return ibis.ifelse(number.isnull(), ibis.null("string"), value.cast("int64").cast("string"))
+
+
+def _whole(number: Any) -> Any:
+    """Towards 0, as Python's int; engines round in a cast, each in its way. Of two numbers beyond int64, the same."""
+    number = ibis.greatest(ibis.least(number, _MOST), -_MOST)
+    return ibis.cases((number < 0, number.ceil()), else_=number.floor())
+
+
+def _bucket(number: Any, boundaries: Sequence[float], below: int) -> Any:
+    """`below` + how many of `boundaries`, in ascending order, are not above `number`: a binary search as nested conditions."""
+    if not boundaries:
+        return ibis.literal(below)
+    middle = len(boundaries) // 2
+    boundary = _float(boundaries[middle])
+    low = _bucket(number, boundaries[:middle], below)
+    high = _bucket(number, boundaries[middle + 1 :], below + middle + 1)
+    return ibis.ifelse(number < boundary, low, high)
+
+
+def _float(number: float) -> Any:
+    """A literal. Through text: DuckDB takes a literal number for a decimal, which it may not round correctly to float64."""
+    return ibis.literal(repr(number)).cast("float64")
+
+
+def quantiles(counted: ibis.Table, number: str, buckets: int) -> ibis.Table:
+    """`boundary`: where each bucket but the first begins, in ascending order.
+
+    Each distinct number is in the bucket floor(numbers below it * buckets / all numbers), so that equal numbers share one.
+
+    Args:
+        counted: Distinct values of the column `number`, each with its `count`; null is left out.
+    """
+    known = counted.filter(counted[number].notnull())
+    ordered = known.mutate(
+        _before=known["count"].sum().over(ibis.cumulative_window(order_by=known[number])).cast("int64")
+        - known["count"],
+        _all=known["count"].sum().over(ibis.window()),
+    )
+    placed = ordered.mutate(_bucket=ordered._before * buckets // ordered._all)
+    starts = placed.group_by("_bucket").aggregate(boundary=lambda t: t[number].min())
+    return starts.filter(starts._bucket > 0).select("boundary").order_by("boundary")
+
+
+def time_value(cell: Any, field: Time) -> Any:
+    """The hour or the weekday of a time, as text; null where the cell is no time in the layout and in the years that are taken."""
+    if field.layout in _EPOCH:
+        return _epoch_value(cell, field)
+    if field.layout == "iso_8601":
+        well_written = cell.re_search(f"^[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}([T ]{_TIME_OF_DAY}{_ZONE})?$")
+        places = {
+            "year": (0, 4),
+            "month": (5, 2),
+            "day": (8, 2),
+            "hour": (11, 2),
+            "minute": (14, 2),
+            "second": (17, 2),
+        }
+    else:
+        years = len(field.layout) - len("MMDDHH")
+        well_written = (cell.length() == len(field.layout)) & cell.re_search("^[0-9]+$")
+        places = {"year": (0, years), "month": (years, 2), "day": (years + 2, 2), "hour": (years + 4, 2)}
+
+    def part(name: str) -> Any:
+        # A date alone has no hour, and an hour alone no minutes.
+        text = cell.substr(*places[name])
+        return ibis.ifelse(well_written & text.re_search("^[0-9]+$"), text, "0").cast("int64")
+
+    year = part("year") + (2000 if field.layout == "YYMMDDHH" else 0)
+    is_time = well_written & _is_date(year, part("month"), part("day")) & (part("hour") <= 23)
+    if field.layout == "iso_8601":
+        is_time = is_time & (part("minute") <= 59) & (part("second") <= 60)
+    if field.part == "hour":
+        hour = cell.substr(*places["hour"])
+        return ibis.ifelse(is_time & (hour.length() == 2), hour, ibis.null("string"))
+    weekday = _weekday(year, part("month"), part("day"))
+    return ibis.ifelse(is_time, weekday.cast("string"), ibis.null("string"))
+
+
+def _epoch_value(cell: Any, field: Time) -> Any:
+    digits, units_an_hour = _EPOCH[field.layout]
+    well_written = cell.re_search(f"^[0-9]{{1,{digits}}}([.][0-9]*)?$")
+    hours = (ibis.ifelse(well_written, cell, "0").cast("float64") / units_an_hour).floor().cast("int64")
+    is_time = well_written & hours.between(_hours_before(FIRST_YEAR), _hours_before(LAST_YEAR + 1) - 1)
+    # 1 January 1970 was a Thursday, day 3.
+    value = (
+        (hours % 24).cast("string").lpad(2, "0")
+        if field.part == "hour"
+        else ((hours // 24 + 3) % 7).cast("string")
+    )
+    return ibis.ifelse(is_time, value, ibis.null("string"))
+
+
+def _hours_before(year: int) -> int:
+    """From the beginning of 1970 to that of `year`."""
+    return int((datetime.datetime(year, 1, 1) - datetime.datetime(1970, 1, 1)).days) * 24
+
+
+def _is_date(year: Any, month: Any, day: Any) -> Any:
+    leap = (year % 4 == 0) & ((year % 100 != 0) | (year % 400 == 0))
+    days = ibis.cases(
+        (month == 2, ibis.ifelse(leap, 29, 28)),
+        (month.isin([4, 6, 9, 11]), ibis.literal(30)),
+        else_=ibis.literal(31),
+    )
+    return year.between(FIRST_YEAR, LAST_YEAR) & month.between(1, 12) & day.between(1, days)
+
+
+def _weekday(year: Any, month: Any, day: Any) -> Any:
+    """0 for Monday. Zeller's congruence: January and February are months 13 and 14 of the year before; 0 is Saturday."""
+    early = month <= 2
+    year, month = year - early.cast("int64"), month + early.cast("int64") * 12
+    return (day + 13 * (month + 1) // 5 + year + year // 4 - year // 100 + year // 400 + 5) % 7
