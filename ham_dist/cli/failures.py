@@ -22,6 +22,12 @@ EXIT_INTERRUPTED = 130
 GRACE_SECONDS = 1.0
 """How long a rank that is not the first of its machine waits before it tells of its mistake: where all made it, torchrun ends it in that time."""
 
+MORE_MEMORY = {
+    "train": "Lower data.batch_size, or spread the tables over more ranks",
+    "score": "The bundle's tables must fit in memory: use a machine with more, or export with --precision fp16",
+}
+"""Advice when memory ends, by command."""
+
 # What the machine or its owner refuses; any other OSError is a bug of ours.
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -47,7 +53,7 @@ class Commands(TyperGroup):
             _tell(str(preempted))
             raise typer.Exit(EXIT_PREEMPTED) from None
         except Exception as error:
-            message = _message(error)
+            message = _message(error, ctx.invoked_subcommand)
             if message is None:
                 raise
             if ctx.params["debug"]:
@@ -58,8 +64,8 @@ class Commands(TyperGroup):
             raise typer.Exit(EXIT_USERS) from None
 
 
-def _message(error: Exception) -> str | None:
-    """What to tell of an error that is not a bug of ours, and None for one that is."""
+def _message(error: Exception, command: str | None) -> str | None:
+    """Text about an error that the user can fix, and None for a bug of ours."""
     if isinstance(error, LostRankError):
         time.sleep(GRACE_SECONDS)  # The rank that failed first has the word.
     if isinstance(error, HamError):
@@ -74,7 +80,8 @@ def _message(error: Exception) -> str | None:
         return f"{where}{error.strerror}. {mend}"
     if isinstance(error, MemoryError) or _out_of_torch_memory(error):
         detail = str(error).partition("\n")[0]
-        return f"out of memory{f' ({detail})' if detail else ''}\n  Lower data.batch_size, or spread the tables over more ranks"
+        advice = MORE_MEMORY.get(command or "", "Use a machine with more memory, or end other programs")
+        return f"out of memory{f' ({detail})' if detail else ''}\n  {advice}"
     return None
 
 

@@ -8,6 +8,7 @@ import typer
 
 from ham_dist.cli.printing import describe_folder, print_parts, say
 from ham_dist.errors import ConfigError
+from ham_dist.io.printable import printable
 
 
 def train(
@@ -110,26 +111,55 @@ def export(
 def score(
     bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
     records: Annotated[
-        str, typer.Argument(metavar="INPUT", help="Raw records as the recipe has them, or ids in Parquet.")
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help="Raw records (a file or folder in the recipe's format, with or without the label, or Parquet), or ids in Parquet.",
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="File for the probabilities: .txt, .csv or .parquet.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="File for the probabilities: .txt, .csv or .parquet. An existing file is replaced at the end."
+        ),
+    ],
     values: Annotated[
         Literal["auto", "ids", "raw"],
-        typer.Option(
-            help="What Parquet whose columns are all whole numbers holds, where that is not clear by itself."
-        ),
+        typer.Option(help="Content of Parquet whose columns are all whole numbers: ids or raw values."),
     ] = "auto",
+    id_column: Annotated[
+        str | None,
+        typer.Option(
+            "--id",
+            metavar="COLUMN",
+            help="Column of INPUT to write in front of each probability (.csv, .parquet).",
+        ),
+    ] = None,
 ) -> None:
     """Write one probability for each record of INPUT, in its order.
+
+    Raw records are read by the recipe of the training data, which the bundle holds. A line that cannot be read ends the
+    command: left out, it would shift the probabilities. The share of unknown values of each field is printed next to the share
+    in the validation split, with a warning where it is higher by 10 percentage points and more than chance.
 
     \b
     Example:
       ham-dist score runs/first/columns-28/bundle data/movielens-1m/test --out probabilities.csv
+      ham-dist score bundles/first new.tsv.gz --out probabilities.csv --id id
     """
+    from ham_dist.cli.scores import describe_unknown
     from ham_dist.export.scorer import score as score_records
 
-    rows = score_records(bundle, records, out, values)
-    say(f"{rows:,} probabilities in {out}")
+    scored = score_records(bundle, records, out, values, id_column=id_column)
+    say(f"{scored.rows:,} probabilities in {out}")
+    print_parts(describe_unknown(scored))
+    for warning in scored.warnings:
+        typer.echo(f"ham-dist: warning: {printable(warning)}", err=True)
+    if scored.warnings:
+        typer.echo(
+            "  Compare a line of INPUT with one of the training files: separators, quotes, how numbers and dates are written.",
+            err=True,
+        )
 
 
 def report(

@@ -1,5 +1,6 @@
 """Errors of writing a bundle's files."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,11 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise BundleError(
-            f"{path}: cannot be written: {error.strerror or error}. Make room there, or give another place."
-        ) from error
+        reason = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in reason:
+            advice = "Make room there, or give another place"
+        elif error.errno == errno.ENOENT:
+            advice = f"Make the folder {path.parent} first"
+        else:
+            advice = "Give another place"
+        raise BundleError(f"{path}: cannot be written: {reason}. {advice}.") from error

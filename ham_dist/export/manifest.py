@@ -14,7 +14,7 @@ from ham_dist.errors import BundleError
 from ham_dist.io.hashing import sha256_of_json
 
 FORMAT = "ham_dist bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised by one with every change that an earlier reader would misread."""
 MANIFEST = "manifest.json"
 DENSE = "dense.safetensors"
@@ -101,6 +101,16 @@ class TableEntry(_Entry):
         return self
 
 
+class UnknownShares(_Entry):
+    """Shares of unknown values in data that the model was trained with."""
+
+    split: Literal["train", "validation"]
+    rows: PositiveCount
+    """Rows that the shares were counted on."""
+    shares: dict[Name, Annotated[float, Field(ge=0, le=1)]]
+    """Share of id 0 among the values of each field."""
+
+
 class BundleManifest(_Entry):
     """All that manifest.json holds, but for `checksum` (see `write_manifest`)."""
 
@@ -124,6 +134,8 @@ class BundleManifest(_Entry):
     """Every file of the bundle but manifest.json."""
     recipe: dict[str, JsonValue] | None = None
     """How raw records are read; null where there are none."""
+    unknown: UnknownShares | None = None
+    """Shares of unknown values to compare records with; null in bundles of format version 1, and where there is no data."""
     run: dict[str, JsonValue] = {}
     """The run that the bundle came from."""
     verified: dict[str, JsonValue] | None = None

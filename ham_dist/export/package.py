@@ -16,6 +16,7 @@ from ham_dist.embedding.table_size import read_sizes
 from ham_dist.errors import BundleError, CheckpointError
 from ham_dist.export.compact import Ids
 from ham_dist.export.manifest import FieldEntry, Precision
+from ham_dist.export.unknown import shares_of
 from ham_dist.export.verify import verify_bundle
 from ham_dist.export.writer import Description, write_bundle
 from ham_dist.training.checkpoints import load_best_weights
@@ -41,9 +42,11 @@ def export_state(
     logits, _ = predict(state, [samples.part("test", HELD_ROWS)])
     live = torch.sigmoid(logits)
     held = _ids(samples.whole("test", HELD_ROWS))
+    fields = _fields(state, manifest)
+    unknown = process_group.on_first_rank(lambda: shares_of(str(samples.folder), manifest, fields))
     return write_bundle(
         out,
-        Description(_fields(state, manifest), state.settings.model, precision, manifest.recipe, run),
+        Description(fields, state.settings.model, precision, manifest.recipe, run, unknown),
         chunks=state.sharded.chunks(TABLES),
         first_order_chunks=state.sharded.chunks(FIRST_ORDER),
         dense={

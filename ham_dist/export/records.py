@@ -4,6 +4,7 @@ B rows of a block
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,25 +13,44 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from ham_dist.data.format.manifest import Manifest
 from ham_dist.errors import BundleError, DataError
 from ham_dist.export.bundle import Bundle
 from ham_dist.export.compact import Ids
 from ham_dist.export.manifest import FieldEntry
+from ham_dist.export.prepared import bundle_recipe, data_folder, require_same_ids
 from ham_dist.io.paths import exists, local_path
 
 Values = Literal["auto", "ids", "raw"]
 
 
-def read_blocks(
-    bundle: Bundle, source: str | Path, fields: Sequence[FieldEntry], values: Values, block_rows: int
-) -> Iterator[dict[str, Ids]]:
-    """Ids of `fields` by name, in the order of the records, `block_rows` records at a time.
+@dataclass(frozen=True)
+class RecordBlock:
+    """Some records in order."""
 
-    source:  a Parquet file, a folder of *.parquet (taken in the order of their names), or whatever raw records `encode_raw` takes.
-    values:  what its columns hold: `ids` or `raw` values. `auto`: ids where the bundle has no vocabulary or the file lies in a folder that
-             `ham-dist prepare` wrote; raw otherwise.
-    raises:  DataError naming what cannot be read or is out of range; with `auto`, also where ids and raw values look the same.
+    ids: dict[str, Ids]
+    """Ids of each field, checked."""
+    carried: pa.Array | None
+    """The column that is carried into the output."""
+
+
+def read_records(
+    bundle: Bundle,
+    source: str | Path,
+    fields: Sequence[FieldEntry],
+    values: Values,
+    block_rows: int,
+    carried: str | None = None,
+) -> Iterator[RecordBlock]:
+    """Ids of `fields`, `block_rows` records at a time, in the order of the records.
+
+    Args:
+        source: A Parquet file, a folder of *.parquet (in the order of their names), or raw records as `encode_blocks` reads them.
+        values: Content of the columns: `ids` or `raw` values. `auto`: ids where the bundle has no vocabulary or the file
+            is in a folder that `ham-dist prepare` wrote; raw otherwise.
+        carried: A column of the records that is returned as it is.
+    Raises:
+        DataError: A record cannot be read or an id is out of range, with its place; the ids have other meanings than the
+            bundle's; with `auto`, ids and raw values look the same.
     """
     if not exists(source):
         raise DataError(f"{source}: no such file or folder")
@@ -39,20 +59,25 @@ def read_blocks(
     if _hold_ids(bundle, path, files, fields, values):
         if not files:
             raise DataError(
-                f"{source}: the bundle takes ids, in a .parquet file or a folder of such; it has no vocabulary to read raw values with."
+                f"{source}: is no Parquet, and the bundle takes ids in a .parquet file or a folder of such; it has no vocabulary for raw values"
             )
-        blocks = (block for file in files for block in _stored_blocks(file, fields, block_rows))
+        blocks = (block for file in files for block in _stored_blocks(file, fields, block_rows, carried))
     else:
         blocks = (
-            block for part in files or [path] for block in _encoded_blocks(bundle, part, fields, block_rows)
+            block
+            for part in files or [path]
+            for block in _encoded_blocks(bundle, part, fields, block_rows, carried)
         )
-    first_row = 0
+    first = 0
     for block in blocks:
-        yield {
-            field.name: _ids(f"{source}", field, block.column(number), first_row)
-            for number, field in enumerate(fields)
-        }
-        first_row += block.num_rows
+        yield RecordBlock(
+            {
+                field.name: _ids(f"{source}", field, block.column(number), first)
+                for number, field in enumerate(fields)
+            },
+            None if carried is None else block.column(len(fields)),
+        )
+        first += block.num_rows
 
 
 def _parquet_files(path: Path) -> list[Path]:
@@ -64,9 +89,17 @@ def _parquet_files(path: Path) -> list[Path]:
 def _hold_ids(
     bundle: Bundle, path: Path, files: Sequence[Path], fields: Sequence[FieldEntry], values: Values
 ) -> bool:
+    data = data_folder(files[0]) if files else None
+    if data is not None:
+        if values == "raw":
+            raise DataError(
+                f"{path}: is prepared data, which holds ids; leave `--values raw` (values='raw') out"
+            )
+        require_same_ids(bundle, data, fields)
+        return True
     if not bundle.manifest.vocabulary:
         if values == "raw":
-            raise BundleError(f"{bundle.root}: has no vocabulary, so it cannot read raw values. Give ids.")
+            raise BundleError(f"{bundle.root}: has no vocabulary to read raw values with. Give ids")
         return True
     if values != "auto":
         return values == "ids"
@@ -75,31 +108,13 @@ def _hold_ids(
         raise DataError(f"{path}: prepared data of several splits. Give one of them: {', '.join(splits)}.")
     if not files:
         return False
-    if (files[0].parent.parent / "manifest.json").is_file():
-        _require_same_vocabulary(bundle, files[0].parent.parent, fields)
-        return True
     schema = _opened(files[0]).schema_arrow
     if all(field.name in schema.names and _is_integer(schema.field(field.name).type) for field in fields):
         raise DataError(
-            f"{path}: holds whole numbers, which can be ids or raw values. Say which: `values` = ids or raw."
+            f"{path}: holds whole numbers, which can be ids or raw values\n"
+            "  Give --values ids or --values raw (in Python: values='ids')."
         )
     return False
-
-
-def _require_same_vocabulary(bundle: Bundle, data: Path, fields: Sequence[FieldEntry]) -> None:
-    """The same id must be the same value: ids of data that was prepared otherwise are in range and mean something else."""
-    stored = {field.name: field.vocabulary.sha256 for field in Manifest.load(data).fields}
-    files, paths = bundle.manifest.files, bundle.manifest.vocabulary
-    other = [
-        field.name
-        for field in fields
-        if field.name in paths and stored.get(field.name) != files[paths[field.name]].sha256
-    ]
-    if other:
-        raise DataError(
-            f"{data}: was prepared with another vocabulary of {', '.join(other)} than the bundle's, so its ids are other values. "
-            "Score the raw records, or the data that the model was trained on."
-        )
 
 
 def _is_integer(type: pa.DataType) -> bool:
@@ -117,63 +132,78 @@ def _opened(path: Path) -> pq.ParquetFile:
         raise DataError(f"{path}: no Parquet file: {str(error).splitlines()[0]}") from None
 
 
-def _stored_blocks(path: Path, fields: Sequence[FieldEntry], block_rows: int) -> Iterator[pa.RecordBatch]:
-    """Columns of `fields`, in that order."""
+def _stored_blocks(
+    path: Path, fields: Sequence[FieldEntry], block_rows: int, carried: str | None
+) -> Iterator[pa.RecordBatch]:
+    """Columns of `fields`, in that order, then `carried`."""
     names = [field.name for field in fields]
+    used = [*names, *([] if carried is None else [carried])]
     with _opened(path) as file:
         schema = file.schema_arrow
-        for name in names:
-            if name not in schema.names:
+        for name in used:
+            if schema.names.count(name) != 1:
+                count = schema.names.count(name)
                 raise DataError(
-                    f"{path}: has no column {name}, which the model reads; it has {', '.join(schema.names)}"
+                    f"{path}: has {'no column' if not count else f'{count} columns called'} {name}; it has {', '.join(schema.names)}"
                 )
+        for name in names:
             if not _is_integer(schema.field(name).type):
                 raise DataError(
                     f"{path}: column {name} is {schema.field(name).type}; ids are whole numbers, or lists of them"
                 )
         try:
-            for block in file.iter_batches(block_rows, columns=names):
-                yield block.select(names)
+            for block in file.iter_batches(block_rows, columns=list(dict.fromkeys(used))):
+                columns = [block.column(name) for name in used]
+                yield pa.RecordBatch.from_arrays(columns, names=[str(place) for place in range(len(used))])
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{path}: damaged: {str(error).splitlines()[0]}") from None
 
 
 def _encoded_blocks(
-    bundle: Bundle, path: Path, fields: Sequence[FieldEntry], block_rows: int
+    bundle: Bundle, path: Path, fields: Sequence[FieldEntry], block_rows: int, carried: str | None
 ) -> Iterator[pa.RecordBatch]:
-    """Columns of `fields`, in that order, from the raw records in one file (or in one folder of raw files)."""
+    """Columns of `fields`, in that order, then `carried`, from raw records in one file or one folder."""
     # Reading raw records takes DuckDB and Ibis, which a server that is fed ids does without.
-    from ham_dist.data.encode.records import encode_raw
-    from ham_dist.data.recipe.load import parse_recipe
+    from ham_dist.data.encode.records import encode_blocks
 
-    settings = bundle.manifest.recipe
-    recipe = None if settings is None else parse_recipe(settings, where=str(bundle.root / "manifest.json"))
+    vocabulary = {field: bundle.root / file for field, file in bundle.manifest.vocabulary.items()}
+    names = [field.name for field in fields]
     try:
-        vocabulary = {field: bundle.root / file for field, file in bundle.manifest.vocabulary.items()}
-        table = encode_raw(recipe, vocabulary, path, fields=[field.name for field in fields])
+        for table in encode_blocks(bundle_recipe(bundle), vocabulary, path, fields=names, carried=carried):
+            yield from table.combine_chunks().to_batches(max_chunksize=block_rows)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    return iter(table.to_batches(max_chunksize=block_rows))
 
 
-def _ids(where: str, field: FieldEntry, column: pa.Array, first_row: int) -> Ids:
-    """One block's ids of one field, checked."""
-    flat = (
-        column.flatten() if _is_list(column.type) else column
-    )  # flatten, not .values: that shows the whole buffer of a slice
+def _ids(where: str, field: FieldEntry, column: pa.Array, first: int) -> Ids:
+    """One block's ids of one field, checked. `first` is the number of its first record."""
+    # flatten, not .values: that shows the whole buffer of a slice
+    flat = column.flatten() if _is_list(column.type) else column
     if column.null_count or flat.null_count:
+        record = first + next(row for row, cell in enumerate(column) if _lacks_a_value(cell.as_py()))
         raise DataError(
-            f"{where}: column {field.name} lacks a value in records {first_row} to {first_row + len(column) - 1}. Unknown values have id 0."
+            f"{where}: record {record} (from 0): {field.name} lacks a value\n  Write 0, the id of unknown values."
         )
     ids = _as_int64(flat)
     wrong = np.flatnonzero((ids < 0) | (ids >= field.rows))
     if not _is_list(column.type):
-        _refuse_outside(where, field, ids, wrong, first_row + wrong)
+        _refuse_outside(where, field, ids, wrong, first + wrong)
         return torch.from_numpy(ids)
+    lengths = _as_int64(column.value_lengths())
+    if not field.multi_valued and (lengths != 1).any():
+        record = int(np.flatnonzero(lengths != 1)[0])
+        raise DataError(
+            f"{where}: record {first + record} (from 0): {field.name} has {lengths[record]} ids; the model was trained with one a record\n"
+            "  Give one id (0 for an unknown value)."
+        )
     offsets = np.zeros(len(column) + 1, dtype=np.int64)
-    np.cumsum(_as_int64(column.value_lengths()), out=offsets[1:])
-    _refuse_outside(where, field, ids, wrong, first_row + np.searchsorted(offsets, wrong, side="right") - 1)
+    np.cumsum(lengths, out=offsets[1:])
+    _refuse_outside(where, field, ids, wrong, first + np.searchsorted(offsets, wrong, side="right") - 1)
     return torch.from_numpy(ids), torch.from_numpy(offsets)
+
+
+def _lacks_a_value(cell: Any) -> bool:
+    return cell is None or (isinstance(cell, list) and None in cell)
 
 
 def _as_int64(column: pa.Array) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -1,23 +1,48 @@
-"""Probabilities of records by a bundle alone: what `ham-dist score` does. Needs torch, but neither TorchRec nor a process group."""
+"""Probabilities of records by a bundle alone: the work of `ham-dist score`. Needs torch, but neither TorchRec nor a process group."""
 
-import os
-from collections.abc import Callable, Iterator
+import csv
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from ham_dist.errors import BundleError
+from ham_dist.errors import BundleError, DataError
 from ham_dist.export.bundle import open_bundle
 from ham_dist.export.files import writing
-from ham_dist.export.records import Values, read_blocks
+from ham_dist.export.manifest import UnknownShares
+from ham_dist.export.records import Values, read_records
+from ham_dist.export.unknown import UnknownCounts
+from ham_dist.io.atomic import new_file
+from ham_dist.io.paths import is_local
 
 BLOCK_ROWS = 65_536
 """Records in memory at a time."""
 SUFFIXES = (".txt", ".csv", ".parquet")
-_SCHEMA = pa.schema([("probability", pa.float32())])
+PROBABILITY = "probability"
+"""Name of the column of probabilities."""
+
+Write = Callable[[pa.Array | None, torch.Tensor], None]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Result of scoring one input."""
+
+    rows: int
+    """Probabilities written."""
+    unknown: UnknownCounts
+    """Unknown values of each field."""
+    expected: UnknownShares | None
+    """Shares of unknown values in the data that the model was trained with; None where the bundle has none."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """One sentence for each field with far more unknown values than training had; see `UnknownCounts.warnings`."""
+        return self.unknown.warnings(self.expected)
 
 
 @torch.inference_mode()
@@ -27,48 +52,135 @@ def score(
     out_path: str | Path,
     values: Values = "auto",
     block_rows: int = BLOCK_ROWS,
-) -> int:
-    """Write the probability of each record of `input_path`, in its order, and give their number.
+    id_column: str | None = None,
+) -> Scored:
+    """Write the probability of each record of `input_path`, in its order.
 
-    bundle_path: folder of a bundle of kind `ctr`.
-    input_path:  raw records, or ids in Parquet; see `records.read_blocks`, also for `values`.
-    out_path:    .txt (one number a line), .csv (the same under the header `probability`) or .parquet (a float32 column `probability`); what is there
-                 is replaced when all is scored, and stays where scoring fails.
-    block_rows:  records in memory at a time (raw records of one file are first turned into ids as a whole, 4 bytes an id).
-    raises:      BundleError for the bundle and the output, DataError for the input.
+    Args:
+        bundle_path: Folder of a bundle of kind `ctr`.
+        input_path: Raw records, or ids in Parquet; see `records.read_records`, also for `values`.
+        out_path: .txt (one number a line), .csv (the same under the header `probability`) or .parquet (a float32 column
+            `probability`). An existing file is replaced once all is scored, and stays if scoring fails.
+        values: Content of Parquet: `ids`, `raw`, or `auto`.
+        block_rows: Records in memory at a time.
+        id_column: A column of the records that is written in front of the probabilities; needs .csv or .parquet.
+    Raises:
+        BundleError: The bundle cannot be used or the output cannot be written.
+        DataError: A record cannot be read.
     """
     out = Path(out_path)
-    if out.suffix not in SUFFIXES:
-        raise BundleError(f"{out}: ends in {out.suffix!r}; give a name that ends in {', '.join(SUFFIXES)}")
+    _check_output(out, id_column)
+    _require_apart(Path(bundle_path), input_path, out)
     bundle = open_bundle(bundle_path)
     model = bundle.model()
     read = set(model.read_fields)
     fields = [field for field in bundle.manifest.fields if field.name in read]
-    rows = 0
-    with _output(out) as write:
-        for block in read_blocks(bundle, input_path, fields, values, block_rows):
-            probabilities = torch.sigmoid(model(block))
-            write(probabilities)
+    rows, counts = 0, UnknownCounts([field.name for field in fields])
+    with _output(out, id_column) as write:
+        for block in read_records(bundle, input_path, fields, values, block_rows, id_column):
+            probabilities = torch.sigmoid(model(block.ids))
+            _require_finite(bundle_path, probabilities, rows)
+            write(block.carried, probabilities)
+            counts.add(block.ids)
             rows += len(probabilities)
-    return rows
+    return Scored(rows, counts, bundle.manifest.unknown)
+
+
+def _check_output(out: Path, id_column: str | None) -> None:
+    if out.suffix not in SUFFIXES:
+        raise BundleError(f"{out}: ends in {out.suffix!r}; give a name that ends in {', '.join(SUFFIXES)}")
+    if id_column is not None and out.suffix == ".txt":
+        raise BundleError(
+            f"{out}: has one number a line, without columns. For --id {id_column}, give .csv or .parquet"
+        )
+    if id_column == PROBABILITY:
+        raise BundleError(
+            f"--id {id_column}: is the name of the column of probabilities. Rename the column of the records"
+        )
+
+
+def _require_apart(bundle: Path, source: str | Path, out: Path) -> None:
+    """Raises BundleError if writing `out` would replace a file that is read, or add one to a folder that is read."""
+    target = out.resolve()
+    for path, name in ((bundle, "bundle"), (source, "input")):
+        if not is_local(path):
+            continue
+        found = Path(path).resolve()
+        files = [found, *(found.iterdir() if found.is_dir() else ())]
+        if target.is_relative_to(found) or (
+            out.exists() and any(file.samefile(out) for file in files if file.exists())
+        ):
+            raise BundleError(
+                f"{out}: is the {name} {path} or in it. Give another file for the probabilities"
+            )
+
+
+def _require_finite(bundle: str | Path, probabilities: torch.Tensor, first: int) -> None:
+    finite = probabilities.isfinite()
+    if not finite.all():
+        record = first + int((~finite).nonzero()[0])
+        raise BundleError(
+            f"{bundle}: gives record {record} (from 0) a probability that is not finite: its weights are too large. Train the model again"
+        )
 
 
 @contextmanager
-def _output(out: Path) -> Iterator[Callable[[torch.Tensor], None]]:
-    """Takes probabilities block by block; the file gets its name when all are there."""
-    partial = out.with_name(out.name + ".partial")
+def _output(out: Path, id_column: str | None) -> Iterator[Write]:
+    """A function that takes records block by block; the file gets its name when all are written."""
+    with writing(out), new_file(out) as temporary:
+        if out.suffix == ".parquet":
+            with _ParquetFile(temporary, id_column) as file:
+                yield file.write
+        else:
+            with temporary.open("w", encoding="utf-8", newline="") as text:
+                lines = csv.writer(text, lineterminator="\n")
+                if out.suffix == ".csv":
+                    lines.writerow([*([] if id_column is None else [id_column]), PROBABILITY])
+                yield lambda ids, probabilities: lines.writerows(_lines(id_column, ids, probabilities))
+
+
+def _lines(
+    id_column: str | None, ids: pa.Array | None, probabilities: torch.Tensor
+) -> Iterable[tuple[str, ...]]:
+    # 9 digits give the same float32 back.
+    numbers = (f"{probability:.9g}" for probability in probabilities.tolist())
+    return zip(numbers) if ids is None else zip(_text(id_column, ids), numbers, strict=True)
+
+
+def _text(name: str | None, ids: pa.Array) -> list[str]:
     try:
-        with writing(out):
-            if out.suffix == ".parquet":
-                with pq.ParquetWriter(partial, _SCHEMA) as writer:
-                    yield lambda block: writer.write_table(pa.table([block.numpy()], schema=_SCHEMA))
-            else:
-                with partial.open("w", encoding="utf-8") as file:
-                    file.write("probability\n" if out.suffix == ".csv" else "")
-                    # 9 digits give the same float32 back.
-                    yield lambda block: file.writelines(
-                        f"{probability:.9g}\n" for probability in block.tolist()
-                    )
-            os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
+        return [one or "" for one in ids.cast(pa.string()).to_pylist()]
+    except (pa.ArrowException, NotImplementedError):
+        raise DataError(
+            f"--id {name}: the column is {ids.type}, which a .csv cannot hold. Give a .parquet file"
+        ) from None
+
+
+class _ParquetFile:
+    """Probabilities as Parquet, with the ids in front; the type of the ids is that of the first block."""
+
+    def __init__(self, path: Path, id_column: str | None) -> None:
+        self._path, self._id_column = path, id_column
+        self._writer: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> "_ParquetFile":
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        if self._writer is None and failure[0] is None:
+            self.write(None if self._id_column is None else pa.array([], pa.string()), torch.empty(0))
+        if self._writer is not None:
+            self._writer.close()
+
+    def write(self, ids: pa.Array | None, probabilities: torch.Tensor) -> None:
+        columns = {} if self._id_column is None else {self._id_column: ids}
+        table = pa.table({**columns, PROBABILITY: probabilities.numpy()})
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._path, table.schema)
+        try:
+            table = table.cast(self._writer.schema)
+        except pa.ArrowException:
+            raise DataError(
+                f"--id {self._id_column}: is {table.schema[0].type} in one file and {self._writer.schema[0].type} in another. Make them one type"
+            ) from None
+        self._writer.write_table(table)

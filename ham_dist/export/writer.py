@@ -26,6 +26,7 @@ from ham_dist.export.manifest import (
     Piece,
     Precision,
     TableEntry,
+    UnknownShares,
     inside,
     mistakes,
     piece_path,
@@ -65,13 +66,15 @@ class _Written(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What a bundle says of itself besides its tensors; the same on every rank.
+    """Content of a bundle besides its tensors; the same on every rank.
 
-    fields:    those that the model reads or holds a slot for, in the order of its columns.
-    model:     settings of the interaction; None for a dense part that is not one of this package's (`kind` custom).
-    precision: of the tables.
-    recipe:    how raw records are read, as JSON; None where there are none.
-    run:       where the bundle comes from, as JSON.
+    Attributes:
+        fields: Fields that the model reads or holds a slot for, in the order of its columns.
+        model: Settings of the interaction; None for a dense part that is not one of this package's (`kind` custom).
+        precision: Precision of the tables.
+        recipe: How raw records are read, as JSON; None where there are none.
+        run: Origin of the bundle, as JSON.
+        unknown: Shares of unknown values in data that the model was trained with; None where there is no such data.
     """
 
     fields: Sequence[FieldEntry]
@@ -79,6 +82,7 @@ class Description:
     precision: Precision = "fp32"
     recipe: Mapping[str, Any] | None = None
     run: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    unknown: UnknownShares | None = None
 
 
 def write_bundle(
@@ -247,6 +251,7 @@ def _finish(
             vocabulary=vocabularies,
             files=files,
             recipe=None if description.recipe is None else dict(description.recipe),
+            unknown=description.unknown,
             run=dict(description.run),
         )
     except ValidationError as error:

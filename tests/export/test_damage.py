@@ -132,7 +132,7 @@ def test_link_out_of_the_bundle_is_refused(whole: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content.update(format_version=2), "format_version = 2, newer than 1"),
+        (lambda content: content.update(format_version=3), "format_version = 3, newer than 2"),
         (lambda content: content.update(format="zip"), "format is 'zip'"),
         (lambda content: content.update(format_version=0), "format_version: Input should be greater than 0"),
         (lambda content: content.update(kind="custom"), "kind = 'custom' with model given"),

@@ -96,7 +96,7 @@ def check_run(folder: Path, columns: int, searched: int = 1) -> None:
 
 def check_scores(folder: Path, raw: Path, live: np.ndarray[Any, Any]) -> None:
     """The bundle gives every raw record what the live model gives its prepared row."""
-    assert score(folder / "bundle", raw, folder / "scores.parquet") == len(live)
+    assert score(folder / "bundle", raw, folder / "scores.parquet").rows == len(live)
     found = pq.read_table(folder / "scores.parquet")["probability"].to_numpy()
     np.testing.assert_allclose(found, live, rtol=0, atol=TOLERANCE)
     assert found.std() > 100 * TOLERANCE, "the records are told apart"

@@ -111,7 +111,9 @@ def chunks(
 
 def export(live: Live, out: Path, **options: Any) -> dict[str, Any]:
     """Write `live` as a bundle, from one process."""
-    description = {key: options.pop(key) for key in ("precision", "recipe", "run") if key in options}
+    description = {
+        key: options.pop(key) for key in ("precision", "recipe", "run", "unknown") if key in options
+    }
     return write_bundle(
         out,
         Description(live.fields, live.settings, **description),
