@@ -12,7 +12,7 @@ INSTALLED := .venv/installed
 # torchrec requires the CUDA build of fbgemm-gpu even where there is no GPU; with --no-deps the build that fits is enough.
 FBGEMM := $(if $(shell nvidia-smi >/dev/null 2>&1 && echo yes),fbgemm-gpu,fbgemm-gpu-cpu)
 
-.PHONY: demo test lint bench bench-all peers
+.PHONY: demo test lint docs bench bench-all peers
 
 demo: $(INSTALLED)
 	rm -rf runs/demo
@@ -25,6 +25,11 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, into build/docs. Broken links are errors.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --config-file .mkdocs.yml
+	@echo "build/docs/index.html"
 
 # The figures that ham_dist is held to, in one table; bench-all: every measurement on its own, which takes longer.
 bench: $(INSTALLED)

@@ -1,0 +1,154 @@
+"""The site of `make docs` builds without a broken link, loads nothing from other hosts, and its generated parts are complete."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import typer
+
+from ham_dist.cli import app
+from ham_dist.config.schema import RunSettings
+from ham_dist.data.format.manifest import Manifest
+from ham_dist.data.recipe.load import Recipe
+from ham_dist.export.manifest import BundleManifest
+from ham_dist.training.run_folder import RunFolder
+from tests.support.documents import PAGES, ROOT
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site; `strict` in .mkdocs.yml makes a broken link an error."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--quiet",
+        "--config-file",
+        ".mkdocs.yml",
+        "--site-dir",
+        str(folder),
+    ]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hooks() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_nothing_is_loaded_from_other_hosts(site: Path) -> None:
+    loading = re.compile(r"<(?:script|img|iframe|link)\b[^>]*\b(?:src|href)=[\"']?https?://[^>]*>")
+    found = {path.name: loading.findall(path.read_text(encoding="utf-8")) for path in site.rglob("*.html")}
+    assert {name: links for name, links in found.items() if links} == {}
+    styles = [
+        path.name
+        for path in site.rglob("*.css")
+        if re.search(r"url\([\"']?https?:", path.read_text(encoding="utf-8"))
+    ]
+    assert styles == []
+
+
+def test_every_page_is_in_the_site_and_filled_in(site: Path) -> None:
+    for name in PAGES:
+        text = (site / ("index.html" if name == "README" else f"{name}.html")).read_text(encoding="utf-8")
+        assert "{{" not in text, name
+
+
+def test_files_that_pages_link_to_have_pages(site: Path) -> None:
+    method = (site / "method.html").read_text(encoding="utf-8")
+    assert 'href="repository/ham_dist/methods/ham.py.html"' in method
+    assert "HardAuxiliaryMask" in (site / "repository/ham_dist/methods/ham.py.html").read_text(
+        encoding="utf-8"
+    )
+
+
+def test_api_reference_has_the_library(site: Path) -> None:
+    text = (site / "api.html").read_text(encoding="utf-8")
+    for name in ("mask_columns", "Search", "slice_columns", "export", "open_bundle"):
+        assert re.search(rf'id="ham_dist\.[\w.]*\.{name}"', text), name
+
+
+@pytest.mark.parametrize("model", [RunSettings, Recipe, BundleManifest, Manifest])
+def test_tables_of_keys_are_complete(hooks: ModuleType, model: type) -> None:
+    """Every key of the JSON schema, at any depth, stands in a table with its default."""
+    text = hooks.schema(model)
+    schema = model.model_json_schema()  # type: ignore[attr-defined]
+    keys = {key for part in (schema, *schema["$defs"].values()) for key in part.get("properties", {})}
+    assert {key for key in keys if f"| `{key}` |" not in text} == set()
+
+
+def test_a_setting_is_shown_with_type_default_and_meaning(hooks: ModuleType) -> None:
+    field = RunSettings.model_fields["seed"]
+    line = next(line for line in hooks.schema(RunSettings).splitlines() if line.startswith("| `seed` |"))
+    assert line == f"| `seed` | integer ≥ 0, < 2^63 | `{field.default}` | {field.description} |"
+
+
+def test_every_command_is_shown(hooks: ModuleType) -> None:
+    text = hooks.commands()
+    for name in typer.main.get_command(app).commands:  # type: ignore[attr-defined]
+        assert f"## `ham-dist {name}`" in text
+    assert "--plan-only" in text
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "README.md",
+        "docs/data.md",
+        "perf/README.md",
+        "datasets",
+        "ham_dist/run.py",
+        "launch/runs/movielens_fm.toml",
+    ],
+)
+def test_pages_and_files_map_one_to_one(hooks: ModuleType, source: str) -> None:
+    assert hooks.repository_path(hooks.site_path(source)) == source
+
+
+def test_links_are_rewritten_outside_code_only(hooks: ModuleType) -> None:
+    text = "[a](../perf/README.md) [b](https://host/x) [c](nothing.md) [d](../README.md#demo)\n\n```text\n[e](../perf/README.md)\n```"
+    assert hooks.rewrite_links(text, "docs/data.md") == (
+        "[a](repository/perf/README.md) [b](https://host/x) [c](nothing.md) [d](index.md#demo)\n\n```text\n[e](../perf/README.md)\n```"
+    )
+
+
+def test_run_folder_page_names_every_file() -> None:
+    text = PAGES["run-folder"].read_text(encoding="utf-8")
+    folder = RunFolder("run")
+    names = [name for name, value in vars(RunFolder).items() if isinstance(value, property)]
+    files = [getattr(folder, name).name for name in names]
+    assert [name for name in files if f"| `{name}` |" not in text and f"| `{name}/` |" not in text] == []
+
+
+@pytest.mark.parametrize("name", sorted(PAGES.keys() - {"library", "api"}))
+def test_settings_that_a_page_names_exist(name: str) -> None:
+    """`search.epochs` in a text or a command: a key of the schema, so that a renamed key is renamed in the documents too.
+
+    The pages about the library are left out: there `search.step` is Python.
+    """
+    text = PAGES[name].read_text(encoding="utf-8")
+    sections = {key: field.annotation for key, field in RunSettings.model_fields.items()}
+    found = re.findall(r"(?:`|--set[ =])([a-z]+)\.([a-z_]+)\b(?!\.|\()", text)
+    unknown = []
+    for section, key in found:
+        fields = getattr(sections.get(section), "model_fields", None)
+        if fields is not None and key not in fields and (section, key) != ("data", "json"):
+            unknown.append(f"{section}.{key}")
+    assert unknown == []

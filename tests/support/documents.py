@@ -1,0 +1,99 @@
+"""Code blocks of README.md and docs/, and running them as a reader would."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGES = {"README": ROOT / "README.md"} | {page.stem: page for page in sorted((ROOT / "docs").glob("*.md"))}
+SECONDS = 600
+SHORT = ["pretrain.max_epochs=1", "search.epochs=1", "retrain.max_epochs=1", "data.synthetic.rows=20000"]
+SMALL_BATCH = ["data.batch_size=256"]
+"""For runs on prepared data, of which the tests write a few thousand samples."""
+
+_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_NOT_RUN = re.compile(r"\*Not run by the tests: (.+)\*\s*\Z")
+_FILE_NAME = re.compile(r"# ([\w-]+\.toml)\n")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced code block.
+
+    Attributes:
+        language: The word after the fence; `sh` and `python` are run.
+        code: Its lines.
+        not_run: The reason in a line `*Not run by the tests: REASON*` above it, or None.
+    """
+
+    language: str
+    code: str
+    not_run: str | None
+
+
+def blocks(page: Path) -> list[Block]:
+    """All fenced blocks of a page, in order."""
+    text = page.read_text(encoding="utf-8")
+    found = []
+    for match in _BLOCK.finditer(text):
+        reason = _NOT_RUN.search(text[: match.start()])
+        found.append(Block(match[1], match[2], reason[1] if reason else None))
+    return found
+
+
+def commands(page: Path) -> list[str]:
+    """The lines of the page's shell blocks that are run."""
+    return [
+        line
+        for block in blocks(page)
+        if block.language == "sh" and block.not_run is None
+        for line in block.code.splitlines()
+    ]
+
+
+def run_page(page: Path, folder: Path) -> str:
+    """Run the blocks of a page one after the other in `folder`, and give what they print.
+
+    Shell commands run line by line, training with fewer epochs. A TOML block that starts with a comment `# NAME.toml` is written to that file.
+    """
+    printed = []
+    for block in blocks(page):
+        if block.not_run is not None:
+            continue
+        if block.language == "toml" and (name := _FILE_NAME.match(block.code)):
+            (folder / name[1]).write_text(block.code, encoding="utf-8")
+        elif block.language == "python":
+            printed.append(run([sys.executable, "-c", block.code], folder))
+        elif block.language == "sh":
+            printed += [run(shortened(line), folder) for line in block.code.splitlines()]
+    return "".join(printed)
+
+
+def run(words: list[str], folder: Path) -> str:
+    """Run a command that must succeed, and give what it prints."""
+    scripts = Path(sys.executable).parent
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
+    if words[0] == "ham-dist":  # this checkout's, whichever is installed
+        words = [sys.executable, "-m", "ham_dist", *words[1:]]
+    done = subprocess.run(
+        words, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+    assert done.returncode == 0, f"{' '.join(words)[:200]}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def shortened(command: str) -> list[str]:
+    """The command's words, with settings that make a run short."""
+    words = shlex.split(command)
+    trains = "train" in words or "ham_dist.train" in words or "ham_dist/train.py" in words
+    resumes = "--resume" in words and "--max_retries" not in words
+    if not trains or resumes or "--plan-only" in words:
+        return words
+    settings = SHORT + (SMALL_BATCH if any(word.endswith(".toml") for word in words) else [])
+    if "torchx" in words and "--" not in words:
+        words.append("--")
+    return words + [f"--set={setting}" for setting in settings]
