@@ -219,6 +219,7 @@ def losses_of(
 ) -> tuple[list[tuple[int, float]], float, str]:
     """What checkpoints hold, the epoch's loss, and the warnings."""
     monkeypatch.setitem(STEPS_BEHIND, "cpu", behind)
+    folder.mkdir()
     log, checkpoints, progress = (
         RunLog(RunFolder(folder), is_first=True),
         CheckpointEveryThirdStep(),
