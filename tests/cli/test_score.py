@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 from ham_dist.cli import app
 from ham_dist.export import scorer
 from ham_dist.export.manifest import UnknownShares
-from tests.export.test_scorer import RECIPE, write_raw_bundle
+from tests.support.raw_bundle import RECIPE, write_raw_bundle
 
 runner = CliRunner()
 
@@ -47,18 +48,13 @@ def test_ids_shares_and_a_warning(tmp_path: Path, bundle: Path) -> None:
 
 
 def test_the_option_is_named_as_it_is_written(tmp_path: Path, bundle: Path) -> None:
-    pq.write_table(_ids(), tmp_path / "in.parquet")
+    ids = pa.table({"user": [1], "gone": [0], "genres": [[1]], "age": [1]})
+    pq.write_table(ids, tmp_path / "in.parquet")
     result = runner.invoke(
         app, ["score", str(bundle), str(tmp_path / "in.parquet"), "--out", str(tmp_path / "o.txt")]
     )
     assert result.exit_code == 2
     assert "Give --values ids or --values raw" in result.stderr
-
-
-def _ids() -> Any:
-    import pyarrow as pa
-
-    return pa.table({"user": [1], "gone": [0], "genres": [[1]], "age": [1]})
 
 
 def test_out_of_memory_gives_advice_for_scoring(

@@ -26,22 +26,9 @@ from ham_dist.export.records import read_records
 from ham_dist.export.scorer import score
 from ham_dist.export.writer import Description, write_bundle
 from tests.support.live_models import ROWS, chunks, export, live_model, some_ids
+from tests.support.raw_bundle import RECIPE, write_raw_bundle
 
 RECORDS = 29
-
-RECIPE: dict[str, Any] = {
-    "name": "films",
-    "source": "this test",
-    "format": {"separator": ","},
-    "samples": {"file": "films.csv", "columns": ["user", "gone", "genres", "age", "rating"]},
-    "label": {"column": "rating", "positive_above": 3, "negative_below": 3},
-    "fields": {
-        "user": {"kind": "categorical"},
-        "gone": {"kind": "categorical"},
-        "genres": {"kind": "multi_valued", "separator": "|"},
-        "age": {"kind": "categorical"},
-    },
-}
 
 
 def as_lists(ids: Ids) -> list[Any]:
@@ -78,27 +65,6 @@ def bundle(tmp_path: Path) -> Path:
     """Of a model that takes ids as they are."""
     export(live_model("autoint"), tmp_path / "bundle")
     return tmp_path / "bundle"
-
-
-def write_raw_bundle(folder: Path, recipe: dict[str, Any], **options: Any) -> Path:
-    """Of a model with vocabularies: `user` 7 has the raw value "u7", and so on; id 0 is unknown."""
-    (folder / "vocabulary").mkdir()
-    for field, rows in ROWS.items():
-        values = {
-            "value": [f"{field[0]}{id}" for id in range(1, rows)],
-            "id": range(1, rows),
-            "count": [1] * (rows - 1),
-        }
-        types = pa.schema([("value", pa.string()), ("id", pa.int32()), ("count", pa.int64())])
-        pq.write_table(pa.table(values, schema=types), folder / "vocabulary" / f"{field}.parquet")
-    export(
-        live_model("deepfm"),
-        folder / "raw_bundle",
-        vocabulary=folder / "vocabulary",
-        recipe=recipe,
-        **options,
-    )
-    return folder / "raw_bundle"
 
 
 @pytest.fixture

@@ -85,13 +85,19 @@ class DuckDB:
         return fetch
 
     def _told(self, error: duckdb.Error) -> Exception:
-        """A mistake that is the user's to mend, as ours."""
+        """The DataError for what the user can fix, and `error` for a bug of ours."""
+        if self._spill is None and isinstance(error, duckdb.OutOfMemoryException | duckdb.IOException):
+            # Scoring, which has neither --memory nor --spill: DuckDB spills to the working directory.
+            return DataError(
+                f"{Path.cwd()}: looking up raw values takes more memory or disk than there is ({_first_line(error)})\n"
+                "  Make room there, or start the command in a folder on another disk."
+            )
         if isinstance(error, duckdb.OutOfMemoryException):
             return DataError(
                 f"--memory {self._memory / 1e9:g}GB is not enough ({_first_line(error)})\n  Give more memory, or --spill on a bigger disk."
             )
         if isinstance(error, duckdb.IOException):
-            where = self._spill or "temporary folder"
+            where = self._spill
             return DataError(
                 f"{where}: cannot be used ({_first_line(error)})\n  Make room there, or give --spill on another disk."
             )
