@@ -26,9 +26,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The site, into build/docs. Broken links are errors.
+# The site, into build/docs. A broken link is an error (with --quiet, MkDocs would count none).
 docs: $(INSTALLED)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --config-file .mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --config-file .mkdocs.yml
 	@echo "build/docs/index.html"
 
 # The figures that ham_dist is held to, in one table; bench-all: every measurement on its own, which takes longer.

@@ -77,10 +77,10 @@ def repository_path(page: str) -> str:
 
 def rewrite_links(markdown: str, source: str) -> str:
     """Links of the repository's file `source` as links of the page that shows it. Links to nothing stay, and MkDocs reports them."""
-    page_folder = posixpath.dirname(site_path(source))
+    page_folder, folder = posixpath.dirname(site_path(source)), _folder_of(source)
 
     def rewritten(match: re.Match[str]) -> str:
-        target = posixpath.normpath(posixpath.join(posixpath.dirname(source), match.group(1)))
+        target = posixpath.normpath(posixpath.join(folder, match.group(1)))
         if target.startswith("..") or not (ROOT / target).exists():
             return match.group()
         return f"]({posixpath.relpath(site_path(target), page_folder)}{match.group(2) or ''})"
@@ -217,7 +217,7 @@ def _linked_files(source: str, text: str | None) -> list[str]:
         return []
     text = text if text is not None else (ROOT / source).read_text(encoding="utf-8")
     found: list[str] = []
-    folder = source if (ROOT / source).is_dir() else posixpath.dirname(source)
+    folder = _folder_of(source)
 
     def note(part: str) -> str:
         found.extend(
@@ -227,6 +227,11 @@ def _linked_files(source: str, text: str | None) -> list[str]:
 
     _outside_code(text, note)
     return [target for target in found if not target.startswith("..") and (ROOT / target).exists()]
+
+
+def _folder_of(source: str) -> str:
+    """The folder from which the links of `source` are counted."""
+    return source if (ROOT / source).is_dir() else posixpath.dirname(source)
 
 
 def _page_of(path: str) -> str:

@@ -101,10 +101,17 @@ def interaction_of(manifest: BundleManifest, where: str) -> Interaction:
 
 
 def open_bundle(path: str | Path) -> Bundle:
-    """Open the bundle in the folder `path` (any scheme that the PathManager knows) and check all of it.
+    """Open a bundle and check all of it.
 
-    raises: BundleError that names the file if one is missing, outside of the folder, of another size or content than manifest.json says, or does
-            not hold the tensors that the model needs, or holds weights that are not finite; and whatever `read_manifest` refuses.
+    Args:
+        path: Folder of the bundle, by any scheme that the PathManager knows.
+
+    Returns:
+        The bundle; tables are read by its methods.
+
+    Raises:
+        BundleError: A file is missing, outside of the folder, of another size or content than manifest.json states, lacks a tensor that the model
+            needs, or holds weights that are not finite; or the manifest is damaged or of a newer format.
     """
     root = local_path(path)
     manifest = read_manifest(root)

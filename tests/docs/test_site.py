@@ -20,27 +20,50 @@ from ham_dist.training.run_folder import RunFolder
 from tests.support.documents import PAGES, ROOT
 
 
+def _build(config: Path, site: Path) -> subprocess.CompletedProcess[str]:
+    """Build as `make docs` does. With --quiet, MkDocs would not count warnings, and broken links would pass."""
+    return subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--config-file", str(config), "--site-dir", str(site)],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built site; `strict` in .mkdocs.yml makes a broken link an error."""
     folder = tmp_path_factory.mktemp("site")
-    command = [
-        sys.executable,
-        "-m",
-        "mkdocs",
-        "build",
-        "--quiet",
-        "--config-file",
-        ".mkdocs.yml",
-        "--site-dir",
-        str(folder),
-    ]
-    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False
-    )
+    done = _build(ROOT / ".mkdocs.yml", folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
+
+
+@pytest.mark.parametrize("link", ["nothing.md", "../perf/nothing.md", "index.md#nothing", "/nothing"])
+def test_a_broken_link_fails_the_build(tmp_path: Path, link: str) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/index.md").write_text(f"# A page\n\n[a link]({link})\n", encoding="utf-8")
+    config = tmp_path / "mkdocs.yml"
+    config.write_text(
+        f"INHERIT: {ROOT / '.mkdocs.yml'}\ndocs_dir: docs\nnav: [index.md]\nhooks: []\nplugins: []\n",
+        encoding="utf-8",
+    )
+    done = _build(config, tmp_path / "site")
+    assert done.returncode == 1
+    assert link.partition("#")[0] in done.stderr
+
+
+def test_make_docs_counts_warnings() -> None:
+    line = next(
+        line
+        for line in (ROOT / "Makefile").read_text(encoding="utf-8").splitlines()
+        if "mkdocs build" in line
+    )
+    assert "--config-file .mkdocs.yml" in line
+    assert "quiet" not in line
 
 
 @pytest.fixture(scope="module")

@@ -77,6 +77,8 @@ def run(words: list[str], folder: Path) -> str:
     """Run a command that must succeed, and give what it prints."""
     scripts = Path(sys.executable).parent
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
+    if words[0] == "torchrun":  # by itself it takes a fixed port, which another process may have
+        environment["PET_STANDALONE"] = "1"
     if words[0] == "ham-dist":  # this checkout's, whichever is installed
         words = [sys.executable, "-m", "ham_dist", *words[1:]]
     done = subprocess.run(
