@@ -36,7 +36,8 @@ def losses_of_stages(data: Path, starts: Path, precision: str) -> dict[str, list
     from ham_dist.methods.method import SearchSpace
     from ham_dist.training.loop import mask_gradient, weight_step
     from ham_dist.training.samples import Samples
-    from ham_dist.training.state import narrow, open_supernet
+    from ham_dist.training.slicing import slice_state
+    from ham_dist.training.state import open_supernet
 
     settings = RunSettings(precision=PrecisionSettings(dense=precision))
     losses: dict[str, list[float]] = {"pretrain": [], "search": [], "retrain": []}
@@ -62,7 +63,7 @@ def losses_of_stages(data: Path, starts: Path, precision: str) -> dict[str, list
                         field: torch.tensor(numbers, dtype=torch.int64)
                         for field, numbers in checkpoint.read_values(starts / stage)["columns"].items()
                     }
-                state = narrow(state, kept)
+                state = slice_state(state, kept)
             if alone:
                 values = {
                     "columns": {

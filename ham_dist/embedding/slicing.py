@@ -1,4 +1,4 @@
-"""Cutting columns out of anybody's TorchRec model: its tables, and those of its weights that read them.
+"""Slicing any TorchRec model on one process: only the kept columns of its tables stay, and of those of its weights that read them.
 
 D columns that the tables give side by side, in the order of the collection's keys
 """
@@ -23,7 +23,7 @@ class NarrowEmbeddingBagCollection(nn.Module):
     """An EmbeddingBagCollection with only some columns of its tables, giving the same keys as before.
 
     ebc:     the narrow tables; those without a column are gone.
-    widened: whether closed columns come back as zeros, so that a dense part that was not cut can read them; else they are missing.
+    widened: whether closed columns come back as zeros, so that a dense part that was not sliced can read them; else they are missing.
     """
 
     def __init__(self, wide: EmbeddingBagCollection, columns: Columns, *, widened: bool) -> None:
@@ -98,7 +98,7 @@ def slice_columns(
     model:   holds one MaskedEmbeddingBagCollection over tables that are not sharded.
     columns: kept column numbers of every table.
     readers: names of the weights that read the tables' concatenated output (`KeyedTensor.values()`), each with the dimension that runs over the D
-             columns, or with (dimension, where in it the columns begin); they are cut with the tables. None: no weight is cut, and the tables
+             columns, or with (dimension, where in it the columns begin); they are sliced with the tables. None: no weight is sliced, and the tables
              give zeros in the place of closed columns.
     example: features to hold both models against each other on, in evaluation mode.
     raises:  SlicingError if a reader has no such dimension, or the outputs on `example` differ by more than 1e-5; ShardingError for sharded tables.
@@ -115,7 +115,7 @@ def slice_columns(
         model, {id(masked): NarrowEmbeddingBagCollection(wide, columns, widened=readers is None)}
     )
     for name, place in (readers or {}).items():
-        _cut_reader(narrow, name, place, wide, columns)
+        _slice_reader(narrow, name, place, wide, columns)
     if example is not None:
         _compare(model, narrow, masked, columns, example)
     return narrow
@@ -138,7 +138,7 @@ def masked_tables(model: nn.Module) -> tuple[str, MaskedEmbeddingBagCollection]:
     return found[0]
 
 
-def _cut_reader(
+def _slice_reader(
     model: nn.Module, name: str, place: int | tuple[int, int], wide: EmbeddingBagCollection, columns: Columns
 ) -> None:
     dimension, start = place if isinstance(place, tuple) else (place, 0)
@@ -182,7 +182,7 @@ def _compare(
     except RuntimeError as error:
         raise SlicingError(
             f"the narrow model cannot take what its tables give: {error}\n  A layer that reads the tables but is not in `readers`, or has more than "
-            "a weight to cut (BatchNorm, LayerNorm), needs the closed columns: leave `readers` out, and they come back as zeros"
+            "a weight to slice (BatchNorm, LayerNorm), needs the closed columns: leave `readers` out, and they come back as zeros"
         ) from error
     finally:
         masked.mask.set(before)

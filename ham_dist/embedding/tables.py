@@ -77,7 +77,7 @@ def base_tables(
     )
 
 
-def narrow_tables(
+def sliced_tables(
     tables: Iterable[Table], columns: Mapping[str, torch.Tensor], *, fused: bool
 ) -> tuple[Table, ...]:
     """The tables with only `columns` of each; a table without any is left out."""

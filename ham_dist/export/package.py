@@ -23,7 +23,7 @@ from ham_dist.training.checkpoints import load_best_weights
 from ham_dist.training.evaluation import predict
 from ham_dist.training.run_folder import RunFolder
 from ham_dist.training.samples import Samples
-from ham_dist.training.state import TrainingState, open_narrow
+from ham_dist.training.state import TrainingState, open_sliced
 
 HELD_ROWS = 4096
 """Records of the test split that a bundle is compared with the live model on."""
@@ -98,7 +98,7 @@ def export_run(run_dir: Path, out: Path, precision: Precision) -> dict[str, Any]
             size.field: torch.tensor(size.kept_columns, dtype=torch.int64)
             for size in process_group.together(lambda: read_sizes(folder.sizes))
         }
-        state = open_narrow(settings, manifest.cardinalities(), columns, device, manifest.single_valued())
+        state = open_sliced(settings, manifest.cardinalities(), columns, device, manifest.single_valued())
         load_best_weights(folder.checkpoints / "retrain", state)
         return export_state(state, samples, out, precision=precision, run=origin(settings, manifest))
 

@@ -20,7 +20,7 @@ class Axis:
 
     fields: the fields in the order in which the dimension holds them.
     block:  entries for each field where the dimension does not run over columns (a lifted field); None: it runs over the field's columns.
-    tail:   entries after those of the fields, which no cut touches (a linear over [cross, deep] reads the deep units there).
+    tail:   entries after those of the fields, which slicing keeps (a linear over [cross, deep] reads the deep units there).
     """
 
     fields: tuple[str, ...]
@@ -30,7 +30,7 @@ class Axis:
     def kept(self, widths: Mapping[str, int], columns: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Indices of this dimension that stay when only `columns` of each field stay.
 
-        widths:   d_j before the cut.
+        widths:   d_j before slicing.
         columns:  kept column numbers of each field, ascending, int64; an empty tensor for a field that leaves.
         returns:  int64 indices, ascending.
         """
@@ -82,5 +82,5 @@ class Interaction(nn.Module, ABC):
     def axes(self) -> dict[str, dict[int, Axis]]:
         """For each weight that reads columns, by its name in `named_parameters()`: which of its dimensions run over columns.
 
-        A weight (or a dimension) that is not named does not change when columns are cut. A weight whose kept size is 0 leaves the model.
+        A weight (or a dimension) that is not named does not change when columns are sliced away. A weight whose kept size is 0 leaves the model.
         """

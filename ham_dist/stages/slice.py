@@ -1,4 +1,4 @@
-"""Between search and retraining: cut the closed columns away, and prove that the narrow model is the masked one."""
+"""Between search and retraining: slice the model to the kept columns, and check that its logits are the masked model's."""
 
 import torch
 
@@ -8,7 +8,8 @@ from ham_dist.embedding.mask import Columns, as_evaluated
 from ham_dist.errors import SlicingError
 from ham_dist.training.run_log import RunLog
 from ham_dist.training.samples import Samples
-from ham_dist.training.state import TrainingState, narrow
+from ham_dist.training.slicing import slice_state
+from ham_dist.training.state import TrainingState
 
 LARGEST_DIFFERENCE = 1e-5
 """Of two logits that are the same sums of float32 numbers in another order, as a share of the largest logit where that is above 1."""
@@ -19,10 +20,10 @@ def slice_columns(state: TrainingState, columns: Columns, samples: Samples, log:
 
     raises: SlicingError if their logits on a validation batch differ by more than 1e-5.
     """
-    sliced = narrow(state, columns)
+    sliced = slice_state(state, columns)
     batch = next(samples.evaluation("validation"))
-    masked, cut = _logits(state, batch), _logits(sliced, batch)
-    difference = float((masked - cut).abs().max()) / max(1.0, float(masked.abs().max()))
+    masked, after = _logits(state, batch), _logits(sliced, batch)
+    difference = float((masked - after).abs().max()) / max(1.0, float(masked.abs().max()))
     kept = sum(map(len, columns.values()))
     log.say(
         f"slice: {kept} columns stay; the narrow model's logits differ from the masked model's by at most {difference:.1e}"

@@ -9,19 +9,17 @@ import torch
 from ham_dist.config.schema import RunSettings
 from ham_dist.data.reader.batch import Batch
 from ham_dist.distributed.planning import topology
-from ham_dist.distributed.planning.placement import Placement, Plan
-from ham_dist.distributed.planning.planner import bytes_held, make_plan, require_known_fields
+from ham_dist.distributed.planning.placement import Plan
+from ham_dist.distributed.planning.planner import make_plan, require_known_fields
 from ham_dist.distributed.planning.request import PlanRequest
 from ham_dist.distributed.planning.table_optimizers import BytesHeld, table_rule
 from ham_dist.distributed.ranks import process_group
-from ham_dist.distributed.sharding.exchange import move
 from ham_dist.distributed.sharding.model import FIRST_ORDER, TABLES, ShardedModel
 from ham_dist.embedding.mask import Columns
-from ham_dist.embedding.tables import Table, base_tables, narrow_tables, stored_width
+from ham_dist.embedding.tables import Table, base_tables, sliced_tables, stored_width
 from ham_dist.models.ctr import ctr_model
 from ham_dist.models.interaction import Interaction
 from ham_dist.models.registry import INTERACTIONS, build_interaction
-from ham_dist.models.slicing import cut_weight, narrow_interaction
 from ham_dist.training.optimizers import Optimizers
 from ham_dist.training.regularizer import Regularizer
 
@@ -87,7 +85,7 @@ def table_groups(
     fused = table_rule(settings.optimizer).fused is not None
     precision = settings.precision.tables
     tables = base_tables(cardinalities, settings.model.base_width, precision, fused=fused)
-    groups = {TABLES: tables if columns is None else narrow_tables(tables, columns, fused=fused)}
+    groups = {TABLES: tables if columns is None else sliced_tables(tables, columns, fused=fused)}
     if settings.model.first_order == "table" and INTERACTIONS[settings.model.name].adds_first_order:
         groups[FIRST_ORDER] = tuple(
             Table(field, rows, 1, stored_width(1, fused=fused), 1, precision)
@@ -139,57 +137,31 @@ def open_supernet(
     raises:        on all ranks together, what `plan_for` raises.
     """
     groups = table_groups(settings, cardinalities)
-    plan = _plan_together(settings, groups, device, fields=list(cardinalities))
+    plan = plan_together(settings, groups, device, fields=list(cardinalities))
     torch.manual_seed(settings.seed)
     interaction = build_interaction(settings.model, {table.field: table.width for table in groups[TABLES]})
-    state = _placed(settings, plan, interaction, device, single_valued)
+    state = place_model(settings, plan, interaction, device, single_valued)
     state.sharded.start_tables(settings.seed, settings.model.table_start)
     return state
 
 
-def open_narrow(
+def open_sliced(
     settings: RunSettings,
     cardinalities: Mapping[str, int],
     columns: Columns,
     device: torch.device,
     single_valued: Container[str],
 ) -> TrainingState:
-    """The model over `columns`, with no weights of worth: for a checkpoint to be loaded into.
+    """The model over `columns`, its tables uninitialized: for a checkpoint to be loaded into.
 
     single_valued: as of open_supernet.
     """
-    plan = _plan_together(settings, table_groups(settings, cardinalities, columns), device)
+    plan = plan_together(settings, table_groups(settings, cardinalities, columns), device)
     interaction = build_interaction(settings.model, {field: len(columns[field]) for field in cardinalities})
-    return _placed(settings, plan, interaction, device, single_valued)
+    return place_model(settings, plan, interaction, device, single_valued)
 
 
-def narrow(wide: TrainingState, columns: Columns) -> TrainingState:
-    """The model over `columns` alone, physically: tables, their optimizer state, and every dense weight that reads a column are cut.
-
-    Its tables are placed anew by their own sizes; what lies on another rank than before goes there some rows at a time.
-
-    wide:    stays as it is.
-    columns: kept column numbers of every table; a table without any leaves the model.
-    """
-    settings, sharded = wide.settings, wide.sharded
-    interaction = narrow_interaction(wide.interaction, settings.model, columns)
-    fused = sharded.rule.fused is not None
-    groups = {TABLES: narrow_tables(sharded.tables, columns, fused=fused)}
-    if sharded.first_order_tables:
-        groups[FIRST_ORDER] = sharded.first_order_tables
-    plan = _plan_together(
-        settings,
-        groups,
-        sharded.device,
-        taken=bytes_held(sharded.plan, sharded.rule, process_group.world_size()),
-    )
-    state = _placed(settings, plan, interaction, sharded.device, wide.single_valued)
-    _cut_tables(wide, state, columns)
-    _cut_optimizers(wide, state, columns)
-    return state
-
-
-def _plan_together(
+def plan_together(
     settings: RunSettings,
     groups: Mapping[str, Sequence[Table]],
     device: torch.device,
@@ -201,13 +173,19 @@ def _plan_together(
     return process_group.on_first_rank(lambda: plan_for(settings, groups, here, taken, fields))
 
 
-def _placed(
+def place_model(
     settings: RunSettings,
     plan: Plan,
     interaction: Interaction,
     device: torch.device,
     single_valued: Container[str],
 ) -> TrainingState:
+    """The state of a model whose tables lie as planned; they and their optimizer state are not initialized.
+
+    Args:
+        interaction: Its dense part, with its weights; it is moved to `device`.
+        single_valued: As of open_supernet.
+    """
     model = ctr_model(
         [placement.table for placement in plan.groups[TABLES].values()],
         interaction.to(device, torch.float64 if settings.precision.dense == "float64" else torch.float32),
@@ -232,78 +210,4 @@ def _placed(
         optimizers,
         Regularizer(settings.orthogonality, settings.optimizer),
         single_valued,
-    )
-
-
-@torch.no_grad()
-def _cut_tables(wide: TrainingState, state: TrainingState, columns: Columns) -> None:
-    for key, placement in state.sharded.placements():
-        local, before = state.sharded.part(key), wide.sharded.part(key)
-        if local is not None:
-            local.values.zero_()
-        _cut(
-            wide,
-            state,
-            key,
-            None if before is None else before.values,
-            None if local is None else local.values,
-            _kept(key, placement, columns),
-        )
-
-
-@torch.no_grad()
-def _cut_optimizers(wide: TrainingState, state: TrainingState, columns: Columns) -> None:
-    wide.optimizers.open_state()
-    state.optimizers.open_state()
-    state.optimizers.steps = wide.optimizers.steps
-    wide_dense = dict(wide.interaction.named_parameters())
-    for name, parameter in state.interaction.named_parameters():
-        before = wide.optimizers.moments(wide_dense[name])
-        for moment, values in state.optimizers.moments(parameter).items():
-            values.copy_(cut_weight(wide.interaction, name, before[moment], columns))
-    wide_states, states = wide.optimizers.table_states(), state.optimizers.table_states()
-    for key, placement in state.sharded.placements():
-        for name, of_row in state.sharded.rule.states.items():
-            source, target = wide_states.get(key, {}).get(name), states.get(key, {}).get(name)
-            # One number a row says how far the row has moved: it holds for the columns that stay as it did for all.
-            _cut(
-                wide,
-                state,
-                key,
-                source,
-                target,
-                torch.zeros(1, dtype=torch.int64) if of_row else _kept(key, placement, columns),
-                of_row=of_row,
-            )
-
-
-def _kept(key: str, placement: Placement, columns: Columns) -> torch.Tensor:
-    """Columns that a table keeps; first-order tables are not cut."""
-    return (
-        columns[placement.table.field]
-        if key.startswith(f"{TABLES}/")
-        else torch.arange(placement.table.width)
-    )
-
-
-def _cut(
-    wide: TrainingState,
-    state: TrainingState,
-    key: str,
-    source: torch.Tensor | None,
-    target: torch.Tensor | None,
-    kept: torch.Tensor,
-    *,
-    of_row: bool = False,
-) -> None:
-    """Bring columns `kept` of a table (or of state that lies as it does) from the wide model's ranks to the narrow model's. A collective."""
-    before, after = (dict(model.sharded.placements())[key] for model in (wide, state))
-    move(
-        before.rows_alone() if of_row else before.parts,
-        source.view(-1, 1) if of_row and source is not None else source,
-        after.rows_alone() if of_row else after.parts,
-        target.view(-1, 1) if of_row and target is not None else target,
-        kept,
-        replicated=before.replicated,
-        device=state.sharded.device,
     )

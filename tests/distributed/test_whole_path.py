@@ -19,11 +19,11 @@ from ham_dist.export.writer import Description, write_bundle
 from ham_dist.methods.budget import Budget
 from ham_dist.methods.ham import HardAuxiliaryMask
 from ham_dist.methods.method import SearchSpace
-from ham_dist.models.slicing import cut_weight, narrow_interaction
 from ham_dist.training.evaluation import predict
 from ham_dist.training.loop import mask_gradient, weight_step
 from ham_dist.training.optimizers import MOMENTS
-from ham_dist.training.state import narrow, open_supernet
+from ham_dist.training.slicing import slice_interaction, slice_state, slice_weight
+from ham_dist.training.state import open_supernet
 from tests.support.plain_model import FIELDS, SINGLE_VALUED, PlainModel
 from tests.support.ranks import run_on_ranks
 from tests.support.sharded_model import MODELS, local_batch, plain_batch, settings, whole_tables
@@ -83,7 +83,7 @@ def sharded_path(run: RunSettings, bundle: Path) -> Outcome:
         step(seed)
     kept = method.space.layout.split(method.choice())
     state.sharded.mask.set(method.choice())
-    state = narrow(state, kept)
+    state = slice_state(state, kept)
     for seed in RETRAINED:
         step(seed)
     fields = [
@@ -168,7 +168,7 @@ class PlainPath:
             if len(kept[field])
         }
         self.model = PlainModel(self.run, tables)
-        self.model.interaction = narrow_interaction(wide.interaction, self.run.model, kept)
+        self.model.interaction = slice_interaction(wide.interaction, self.run.model, kept)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
         of_table = {
             f"tables.{number}.weight": (f"tables.{list(FIELDS).index(field)}.weight", field)
@@ -183,7 +183,7 @@ class PlainPath:
             self.optimizer.state[weight] = {"step": state["step"].clone()} | {
                 moment: state[moment][:, kept[field]].clone()
                 if field
-                else cut_weight(wide.interaction, dense, state[moment], kept)
+                else slice_weight(wide.interaction, dense, state[moment], kept)
                 for moment in MOMENTS
             }
 

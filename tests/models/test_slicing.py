@@ -1,4 +1,4 @@
-"""Cutting columns out of an interaction: the narrow model gives the logits that the wide one gives on masked columns."""
+"""Slicing an interaction: it gives the logits that the wide one gives on masked columns."""
 
 from copy import deepcopy
 

@@ -25,7 +25,7 @@ from ham_dist.run import run_stages
 from ham_dist.training.checkpoints import load_best_weights
 from ham_dist.training.evaluation import predict
 from ham_dist.training.run_folder import RunFolder
-from ham_dist.training.state import open_narrow
+from ham_dist.training.state import open_sliced
 from tests.support.ranks import run_on_ranks
 from tests.support.raw_everything import everything, write_everything
 from tests.support.raw_logs import raw_logs
@@ -62,7 +62,7 @@ def _train_and_score(settings: RunSettings, folder: Path) -> dict[str, list[floa
         size.field: torch.tensor(size.kept_columns, dtype=torch.int64)
         for size in read_sizes(RunFolder(folder).sizes)
     }
-    live = open_narrow(
+    live = open_sliced(
         settings, manifest.cardinalities(), columns, torch.device("cpu"), manifest.single_valued()
     )
     load_best_weights(RunFolder(folder).checkpoints / "retrain", live)

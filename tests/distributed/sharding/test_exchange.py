@@ -16,7 +16,8 @@ from ham_dist.distributed.sharding import exchange
 from ham_dist.distributed.sharding.exchange import even_blocks, move
 from ham_dist.distributed.sharding.model import TABLES
 from ham_dist.training.loop import weight_step
-from ham_dist.training.state import TrainingState, narrow, open_supernet
+from ham_dist.training.slicing import slice_state
+from ham_dist.training.state import TrainingState, open_supernet
 from tests.support.plain_model import FIELDS
 from tests.support.ranks import run_on_ranks
 from tests.support.sharded_model import local_batch, settings, whole, whole_tables
@@ -40,7 +41,7 @@ def cut_and_chunk(cases: dict[str, RunSettings]) -> dict[str, Any]:
         wide = whole(state)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(exchange, "CHUNK_NUMBERS", 64)  # a few rows at a time
-            sliced = narrow(
+            sliced = slice_state(
                 state, {field: torch.tensor(kept, dtype=torch.int64) for field, kept in OPEN.items()}
             )
             chunks = [(chunk.field, chunk.first_row, chunk.values) for chunk in sliced.sharded.chunks(TABLES)]

@@ -8,9 +8,9 @@ import torch
 from ham_dist.config.schema import RunSettings
 from ham_dist.distributed.ranks.process_group import process_group
 from ham_dist.embedding.mask import Columns
-from ham_dist.models.slicing import cut_weight
 from ham_dist.training.loop import weight_step
-from ham_dist.training.state import TrainingState, narrow, open_supernet
+from ham_dist.training.slicing import slice_state, slice_weight
+from ham_dist.training.state import TrainingState, open_supernet
 from tests.support.plain_model import FIELDS
 from tests.support.sharded_model import local_batch, settings, whole_tables
 from tests.support.sharding_types import MIXED
@@ -28,7 +28,7 @@ def masked_and_narrow(run: RunSettings) -> tuple[TrainingState, TrainingState, C
     state.sharded.mask.set(state.sharded.mask.layout.join(columns))
     for seed in (2, 3):
         weight_step(state, local_batch(seed))
-    return state, narrow(state, columns), columns
+    return state, slice_state(state, columns), columns
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_step_of_the_narrow_model_is_the_masked_models_step(model: str, option
         for name, parameter in sliced.interaction.named_parameters():
             torch.testing.assert_close(
                 parameter.detach(),
-                cut_weight(state.interaction, name, wide_dense[name].detach(), columns),
+                slice_weight(state.interaction, name, wide_dense[name].detach(), columns),
                 rtol=0,
                 atol=1e-6,
             )

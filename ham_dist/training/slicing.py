@@ -1,0 +1,157 @@
+"""Slicing a run's model: only the kept columns of its tables stay, with what belongs to them in its optimizers and in the weights that read them.
+
+For any TorchRec model on one process, see `ham_dist.embedding.slicing`.
+"""
+
+from collections.abc import Mapping
+
+import torch
+
+from ham_dist.config.schema import ModelSettings
+from ham_dist.distributed.planning.placement import Placement
+from ham_dist.distributed.planning.planner import bytes_held
+from ham_dist.distributed.ranks import process_group
+from ham_dist.distributed.sharding.exchange import move
+from ham_dist.distributed.sharding.model import FIRST_ORDER, TABLES
+from ham_dist.embedding.mask import Columns
+from ham_dist.embedding.tables import sliced_tables
+from ham_dist.models.interaction import Interaction
+from ham_dist.models.registry import build_interaction
+from ham_dist.training.state import TrainingState, place_model, plan_together
+
+
+def slice_state(wide: TrainingState, columns: Columns) -> TrainingState:
+    """The model over `columns` alone: tables, their optimizer state, and every dense weight that reads a column are sliced. A collective.
+
+    Its tables are placed by their own sizes; rows that lie on another rank than before are sent there, some at a time.
+
+    Args:
+        wide: The model before; it does not change.
+        columns: Kept columns of every table; a table without any leaves the model.
+    """
+    settings, sharded = wide.settings, wide.sharded
+    interaction = slice_interaction(wide.interaction, settings.model, columns)
+    fused = sharded.rule.fused is not None
+    groups = {TABLES: sliced_tables(sharded.tables, columns, fused=fused)}
+    if sharded.first_order_tables:
+        groups[FIRST_ORDER] = sharded.first_order_tables
+    plan = plan_together(
+        settings,
+        groups,
+        sharded.device,
+        taken=bytes_held(sharded.plan, sharded.rule, process_group.world_size()),
+    )
+    state = place_model(settings, plan, interaction, sharded.device, wide.single_valued)
+    _slice_tables(wide, state, columns)
+    _slice_optimizers(wide, state, columns)
+    return state
+
+
+def slice_weight(
+    wide: Interaction, name: str, values: torch.Tensor, columns: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
+    """The entries of one weight (or of anything of its shape, such as an optimizer's moment) that belong to the kept columns.
+
+    Args:
+        wide: The interaction that `values` belongs to.
+        name: The weight's name in `wide.state_dict()`.
+        columns: Kept columns of every field.
+    Returns:
+        A copy; all of it where the weight reads no columns.
+    """
+    for dimension, axis in wide.axes().get(name, {}).items():
+        values = values.index_select(dimension, axis.kept(wide.widths, columns).to(values.device))
+    return values.clone()
+
+
+def slice_interaction(
+    wide: Interaction, settings: ModelSettings, columns: Mapping[str, torch.Tensor]
+) -> Interaction:
+    """The interaction over `columns` alone, with the wide one's weights.
+
+    Its logits are those of the wide one with the other columns at zero.
+
+    Args:
+        wide: The interaction before; it does not change.
+        columns: Kept columns of every field in `wide.widths`.
+    """
+    sliced = build_interaction(settings, {field: len(columns[field]) for field in wide.widths}).to(wide.dtype)
+    state = wide.state_dict()
+    with torch.no_grad():
+        for name, values in sliced.state_dict().items():
+            values.copy_(slice_weight(wide, name, state[name], columns))
+    return sliced
+
+
+@torch.no_grad()
+def _slice_tables(wide: TrainingState, state: TrainingState, columns: Columns) -> None:
+    for key, placement in state.sharded.placements():
+        local, before = state.sharded.part(key), wide.sharded.part(key)
+        if local is not None:
+            local.values.zero_()
+        _slice(
+            wide,
+            state,
+            key,
+            None if before is None else before.values,
+            None if local is None else local.values,
+            _kept(key, placement, columns),
+        )
+
+
+@torch.no_grad()
+def _slice_optimizers(wide: TrainingState, state: TrainingState, columns: Columns) -> None:
+    wide.optimizers.open_state()
+    state.optimizers.open_state()
+    state.optimizers.steps = wide.optimizers.steps
+    wide_dense = dict(wide.interaction.named_parameters())
+    for name, parameter in state.interaction.named_parameters():
+        before = wide.optimizers.moments(wide_dense[name])
+        for moment, values in state.optimizers.moments(parameter).items():
+            values.copy_(slice_weight(wide.interaction, name, before[moment], columns))
+    wide_states, states = wide.optimizers.table_states(), state.optimizers.table_states()
+    for key, placement in state.sharded.placements():
+        for name, of_row in state.sharded.rule.states.items():
+            source, target = wide_states.get(key, {}).get(name), states.get(key, {}).get(name)
+            # One number a row says how far the row has moved: it holds for the columns that stay as it did for all.
+            _slice(
+                wide,
+                state,
+                key,
+                source,
+                target,
+                torch.zeros(1, dtype=torch.int64) if of_row else _kept(key, placement, columns),
+                of_row=of_row,
+            )
+
+
+def _kept(key: str, placement: Placement, columns: Columns) -> torch.Tensor:
+    """Columns that a table keeps; first-order tables are not sliced."""
+    return (
+        columns[placement.table.field]
+        if key.startswith(f"{TABLES}/")
+        else torch.arange(placement.table.width)
+    )
+
+
+def _slice(
+    wide: TrainingState,
+    state: TrainingState,
+    key: str,
+    source: torch.Tensor | None,
+    target: torch.Tensor | None,
+    kept: torch.Tensor,
+    *,
+    of_row: bool = False,
+) -> None:
+    """Bring columns `kept` of a table (or of state that lies as it does) from the wide model's ranks to the sliced model's. A collective."""
+    before, after = (dict(model.sharded.placements())[key] for model in (wide, state))
+    move(
+        before.rows_alone() if of_row else before.parts,
+        source.view(-1, 1) if of_row and source is not None else source,
+        after.rows_alone() if of_row else after.parts,
+        target.view(-1, 1) if of_row and target is not None else target,
+        kept,
+        replicated=before.replicated,
+        device=state.sharded.device,
+    )
