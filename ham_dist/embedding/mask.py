@@ -73,8 +73,17 @@ def output_keys(ebc: EmbeddingBagCollection) -> list[tuple[str, str, str]]:
 class ColumnMask:
     """The mask in force. Not a Module: it must stay out of DDP, of optimizers and of state dicts.
 
-    values:   (S,) float32 in the layout's order, or None while every column is open (then nothing is multiplied at all).
-    detached: whether lookups are to get no gradient.
+    The contract with models: each looked-up column is multiplied by its number exactly once before anything else reads it,
+    and with `detached` the tables get no gradient. There are two places to do it, with equal logits and mask gradients:
+
+    - `MaskedEmbeddingBagCollection.forward` multiplies the vectors. This suits any model, which then knows of no mask.
+    - A model calls `MaskedEmbeddingBagCollection.look_up`, which does not multiply, and passes `values` on to a module
+      that multiplies them into the weights that alone read the columns: D numbers a weight instead of B times D.
+      `ham_dist.models.ctr.CTRModel` and its interactions do so.
+
+    Attributes:
+        values: (S,) float32 in the layout's order, or None while every column is open (then nothing is multiplied).
+        detached: True where lookups get no gradient.
     """
 
     def __init__(self, layout: ColumnLayout) -> None:
@@ -153,7 +162,9 @@ class MaskedEmbeddingBagCollection(nn.Module):
         return self.mask(self.look_up(features))
 
     def look_up(self, features: KeyedJaggedTensor, sent: object = None) -> KeyedTensor:
-        """The vectors without the mask, for a model that multiplies it in further on; without a gradient where the mask is detached.
+        """The vectors without the mask, for a model that multiplies it in itself (see ColumnMask).
+
+        They have no gradient where the mask is detached.
 
         Args:
             sent: As of the function `look_up`.

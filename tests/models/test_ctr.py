@@ -1,0 +1,73 @@
+"""The two places where a mask may be multiplied in give one model: the vectors of a lookup, or the weights that read them."""
+
+from typing import Literal
+
+import pytest
+import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from ham_dist.config.schema import ModelSettings
+from ham_dist.embedding.mask import ColumnLayout, ColumnMask, MaskedEmbeddingBagCollection, ordered_columns
+from ham_dist.embedding.tables import Table, embedding_bags
+from ham_dist.models.ctr import CTRModel
+from ham_dist.models.registry import INTERACTIONS, build_interaction
+
+WIDTHS = {"user": 4, "genres": 3, "hour": 1}
+ROWS = 10
+
+
+def opened(name: Literal["fm", "deepfm", "autoint", "dcnv2"]) -> CTRModel:
+    torch.manual_seed(0)
+    bags = embedding_bags([Table(field, ROWS, width, width, width) for field, width in WIDTHS.items()], "cpu")
+    layout = ColumnLayout(WIDTHS, dict.fromkeys(WIDTHS, ROWS))
+    interaction = build_interaction(ModelSettings(name=name, lift_width=6, mlp=(8, 4)), WIDTHS).double()
+    tables = MaskedEmbeddingBagCollection(bags, ColumnMask(layout))
+    return CTRModel(tables, interaction, None, single_valued={"user", "hour"}).eval()
+
+
+def features() -> KeyedJaggedTensor:
+    """Four rows; of genres none, one, two and three ids."""
+    lengths = torch.tensor([1, 1, 1, 1, 0, 1, 2, 3, 1, 1, 1, 1])
+    ids = torch.randint(ROWS, (int(lengths.sum()),), generator=torch.Generator().manual_seed(1))
+    return KeyedJaggedTensor(list(WIDTHS), ids, lengths=lengths)
+
+
+def logits_of_masked_vectors(model: CTRModel) -> torch.Tensor:
+    """The mask in the vectors, as any model has it; the interaction knows of none."""
+    counts = {"genres": features()["genres"].lengths().clamp(min=1).unsqueeze(1)}
+    columns = ordered_columns(model.tables(features()), WIDTHS, counts)
+    logits: torch.Tensor = model.interaction(columns.double())
+    return logits
+
+
+@pytest.mark.parametrize("name", INTERACTIONS)
+def test_both_places_give_the_same_logits(name: Literal["fm", "deepfm", "autoint", "dcnv2"]) -> None:
+    model = opened(name)
+    for closed in ([0], [1, 4, 7], [4, 5, 6], []):
+        mask = torch.ones(8)
+        mask[closed] = 0.0
+        model.mask.set(mask)
+        assert torch.equal(model(features()), logits_of_masked_vectors(model))
+    all_open = model(features())
+    model.mask.set(None)
+    assert torch.equal(model(features()), all_open)
+
+
+@pytest.mark.parametrize("name", INTERACTIONS)
+def test_both_places_give_the_same_gradient_of_the_mask_and_none_of_the_tables(
+    name: Literal["fm", "deepfm", "autoint", "dcnv2"],
+) -> None:
+    model = opened(name)
+    start = torch.tensor([1.0, 0, 1, 1, 0, 1, 1, 1], dtype=torch.float64)
+    gradients = []
+    for logits_of in (lambda model: model(features()), logits_of_masked_vectors):
+        values = start.clone().requires_grad_()
+        with model.mask.differentiable(values):
+            loss = logits_of(model).square().sum()
+        loss.backward()
+        assert values.grad is not None
+        assert all(parameter.grad is None for parameter in model.tables.parameters())
+        gradients.append(values.grad)
+        model.zero_grad()
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-9, atol=1e-12)
+    assert (gradients[0] != 0).any()
