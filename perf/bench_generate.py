@@ -56,7 +56,7 @@ def shards(folder: Path) -> int:
 
 
 def batches(size: int, labels: str) -> int:
-    from ham_dist.data.synthetic.stream import generated_batches
+    from generated_batches import generated_batches
 
     return sum(
         batch.global_rows

@@ -28,7 +28,7 @@ def losses_of_stages(data: Path, starts: Path, precision: str) -> dict[str, list
 
     from ham_dist.config.schema import PrecisionSettings, RunSettings, Target
     from ham_dist.data.format.manifest import Manifest
-    from ham_dist.distributed.checkpoint import save as checkpoint
+    from ham_dist.distributed.checkpoint import storage
     from ham_dist.distributed.ranks import process_group
     from ham_dist.distributed.sharding import gram
     from ham_dist.methods.budget import Budget
@@ -61,7 +61,7 @@ def losses_of_stages(data: Path, starts: Path, precision: str) -> dict[str, list
                 if not alone:
                     kept = {
                         field: torch.tensor(numbers, dtype=torch.int64)
-                        for field, numbers in checkpoint.read_values(starts / stage)["columns"].items()
+                        for field, numbers in storage.read_values(starts / stage)["columns"].items()
                     }
                 state = slice_state(state, kept)
             if alone:
@@ -70,13 +70,13 @@ def losses_of_stages(data: Path, starts: Path, precision: str) -> dict[str, list
                         field: numbers.tolist() for field, numbers in layout.split(method.choice()).items()
                     }
                 }
-                checkpoint.save(
+                storage.save(
                     starts / stage,
                     {**state.tensors(), **method.tensors()},
                     {**values, "steps": state.optimizers.steps},
                 )
             else:
-                state.optimizers.steps = checkpoint.load(
+                state.optimizers.steps = storage.load(
                     starts / stage, {**state.tensors(), **method.tensors()}
                 )["steps"]
             for _, batch in zip(range(STEPS), samples.training(stage, 0), strict=False):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ham_dist.config.schema import CheckpointSettings
-from ham_dist.distributed.checkpoint import save as checkpoint
+from ham_dist.distributed.checkpoint import storage
 from ham_dist.distributed.checkpoint.writer import CheckpointWriter, Snapshot
 from ham_dist.distributed.ranks import process_group
 from ham_dist.errors import CheckpointError, Preempted
@@ -193,7 +193,7 @@ class StageCheckpoints:
             owed, self._owed = self._owed, None
             self._saving.writer.start(owed, lambda: None)
             self._settle()
-        return process_group.on_first_rank((path / checkpoint.VALUES).exists)
+        return process_group.on_first_rank((path / storage.VALUES).exists)
 
     def _stop(self) -> None:
         self._settle()
@@ -208,10 +208,10 @@ class StageCheckpoints:
 
     def _load(self, moment: Moment) -> dict[str, Any]:
         tensors = self._tensors()
-        values = checkpoint.load(self.folder / moment.name, tensors)
+        values = storage.load(self.folder / moment.name, tensors)
         if missing := progress_names() - values.keys():
             raise CheckpointError(
-                f"{self.folder / moment.name}: is of another version of ham_dist: {checkpoint.VALUES} has no {', '.join(sorted(missing))}"
+                f"{self.folder / moment.name}: is of another version of ham_dist: {storage.VALUES} has no {', '.join(sorted(missing))}"
             )
         torch.set_rng_state(tensors[RANDOM])
         self.state.optimizers.steps = values["optimizer_steps"]
@@ -233,16 +233,16 @@ def load_best_weights(folder: Path, state: TrainingState) -> None:
         raise CheckpointError(
             f"{folder}: holds no checkpoint; `ham-dist train --resume` brings the run to its end"
         )
-    values = checkpoint.read_values(folder / found[-1].name)
+    values = storage.read_values(folder / found[-1].name)
     best = _best(values["stopper"]["best_epoch"], values["epochs"])
-    checkpoint.load(folder / best.name, state.weights())
+    storage.load(folder / best.name, state.weights())
 
 
 def moments(folder: Path) -> list[Moment]:
     """The checkpoints in a stage's folder, oldest first."""
     if not folder.exists():
         return []
-    found = (NAME.match(path.name) for path in folder.iterdir() if (path / checkpoint.VALUES).exists())
+    found = (NAME.match(path.name) for path in folder.iterdir() if (path / storage.VALUES).exists())
     return sorted(Moment(int(match[1]), int(match[2] or 0)) for match in found if match)
 
 
@@ -260,7 +260,7 @@ def drop_all_but_newest(folder: Path, newest: Moment, keep: int) -> None:
 
 def _best_of(path: Path, moment: Moment) -> Moment:
     try:
-        best_epoch = checkpoint.values_of(path)["values"]["stopper"]["best_epoch"]
+        best_epoch = storage.values_of(path)["values"]["stopper"]["best_epoch"]
     except (CheckpointError, KeyError, TypeError):
         return moment  # Damaged: it will be passed over, and names no other.
     return _best(best_epoch, moment.epochs)

@@ -10,7 +10,7 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from ham_dist.config.load import load_run
-from ham_dist.distributed.checkpoint.save import VALUES, _sha256_of
+from ham_dist.distributed.checkpoint.storage import VALUES, _sha256_of
 from ham_dist.embedding.mask import ordered_columns
 from ham_dist.errors import CheckpointError, TargetError
 from ham_dist.export.package import export_run

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from ham_dist.config.schema import RunSettings
-from ham_dist.distributed.checkpoint import save as checkpoint
+from ham_dist.distributed.checkpoint import storage
 from ham_dist.distributed.checkpoint.index import INDEX, PICKLE
 from ham_dist.distributed.ranks.process_group import process_group
 from ham_dist.errors import CheckpointError
@@ -40,8 +40,8 @@ class Harmful:
 def saved(tmp_path: Path) -> Iterator[Path]:
     """A checkpoint of two tensors."""
     with process_group():
-        checkpoint.quiet()
-        checkpoint.save(
+        storage.quiet()
+        storage.save(
             tmp_path / "epoch-0001",
             {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(4)},
             {"steps": 7},
@@ -55,35 +55,33 @@ def empty() -> dict[str, torch.Tensor]:
 
 def describe_again(path: Path) -> None:
     """Have values.json tell the truth about files that were exchanged, as a stranger would."""
-    whole = json.loads((path / checkpoint.VALUES).read_text())
-    write_values(
-        path, {name: checkpoint._description(path / name) for name in whole["files"]}, whole["values"]
-    )
+    whole = json.loads((path / storage.VALUES).read_text())
+    write_values(path, {name: storage._description(path / name) for name in whole["files"]}, whole["values"])
 
 
 def write_values(path: Path, files: dict[str, Any], values: dict[str, Any]) -> None:
-    whole = {"files": files, "values": values, "sha256": checkpoint._sha256_of(files, values)}
-    (path / checkpoint.VALUES).write_text(json.dumps(whole))
+    whole = {"files": files, "values": values, "sha256": storage._sha256_of(files, values)}
+    (path / storage.VALUES).write_text(json.dumps(whole))
 
 
 def test_what_was_saved_comes_back(saved: Path) -> None:
     tensors = empty()
-    assert checkpoint.load(saved, tensors) == {"steps": 7}
+    assert storage.load(saved, tensors) == {"steps": 7}
     assert torch.equal(tensors["a"], torch.arange(6.0).reshape(2, 3))
     assert int(tensors["b"]) == 4
 
 
 def test_a_pickled_index_is_refused_by_name_and_not_opened(saved: Path, tmp_path: Path) -> None:
     (saved / PICKLE).write_bytes(pickle.dumps(Harmful(tmp_path / "harm")))
-    checkpoint.load(saved, empty())
+    storage.load(saved, empty())
     (saved / INDEX).unlink()
-    whole = json.loads((saved / checkpoint.VALUES).read_text())
+    whole = json.loads((saved / storage.VALUES).read_text())
     del whole["files"][INDEX]
     write_values(saved, whole["files"], whole["values"])
     with pytest.raises(
         CheckpointError, match=r"epoch-0001: cannot be loaded \(.*\.metadata: is a pickle, which can run code"
     ):
-        checkpoint.load(saved, empty())
+        storage.load(saved, empty())
     assert not (tmp_path / "harm").exists()
 
 
@@ -96,7 +94,7 @@ def test_a_pickle_in_place_of_a_tensor_is_refused_by_name_and_not_opened(saved: 
     (saved / INDEX).write_text(json.dumps(index))
     describe_again(saved)
     with pytest.raises(CheckpointError, match=r"epoch-0001: cannot be loaded \(.*mkdir"):
-        checkpoint.load(saved, empty())
+        storage.load(saved, empty())
     assert not (tmp_path / "harm").exists()
 
 
@@ -124,10 +122,10 @@ def test_an_index_that_says_something_else_is_refused(
     (saved / INDEX).write_text(json.dumps(index))
     describe_again(saved)
     with pytest.raises(CheckpointError, match=message):
-        checkpoint.load(saved, empty())
+        storage.load(saved, empty())
 
 
-@pytest.mark.parametrize("name", [INDEX, checkpoint.VALUES, "__0_0.distcp"])
+@pytest.mark.parametrize("name", [INDEX, storage.VALUES, "__0_0.distcp"])
 @pytest.mark.parametrize("how", ["flip", "half", "gone"])
 def test_every_damage_to_every_file_is_found(saved: Path, name: str, how: str) -> None:
     content = bytearray((saved / name).read_bytes())
@@ -142,7 +140,7 @@ def test_every_damage_to_every_file_is_found(saved: Path, name: str, how: str) -
         CheckpointError,
         match=r"epoch-0001: (cannot be loaded \(.*(missing|not what was written)|no whole checkpoint)",
     ):
-        checkpoint.load(saved, empty())
+        storage.load(saved, empty())
 
 
 def test_the_newest_and_the_best_of_each_stay(tmp_path: Path) -> None:
@@ -164,7 +162,7 @@ def test_the_newest_and_the_best_of_each_stay(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_version_is_said_to_be_one(tmp_path: Path) -> None:
     run_until(tiny_run(), tmp_path / "run", {8: _stop})
     (path,) = (tmp_path / "run" / "checkpoints" / "pretrain").iterdir()
-    whole = json.loads((path / checkpoint.VALUES).read_text())
+    whole = json.loads((path / storage.VALUES).read_text())
     del whole["values"]["steps"]
     write_values(path, whole["files"], whole["values"])
     with pytest.raises(CheckpointError, match=r"is of another version of ham_dist: values.json has no steps"):

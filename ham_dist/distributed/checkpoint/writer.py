@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ham_dist.distributed.checkpoint import save as checkpoint
+from ham_dist.distributed.checkpoint import storage
 from ham_dist.distributed.internals import Shard, ShardedTensor, sharded_tensor
 from ham_dist.distributed.ranks import process_group
 from ham_dist.errors import CheckpointError
@@ -51,7 +51,7 @@ class CheckpointWriter:
     """
 
     def __init__(self, copy_bytes: int, timeout: timedelta) -> None:
-        checkpoint.quiet()
+        storage.quiet()
         self.copy_bytes = copy_bytes
         # The thread's exchanges must not mix with those of training.
         self._group = dist.new_group(backend="gloo", timeout=timeout) if dist.is_initialized() else None
@@ -112,7 +112,7 @@ class CheckpointWriter:
 
     def _write(self, snapshot: Snapshot, written: Callable[[], None]) -> None:
         try:
-            checkpoint.save(snapshot.path, snapshot.tensors, snapshot.values, self._group)
+            storage.save(snapshot.path, snapshot.tensors, snapshot.values, self._group)
             process_group.on_first_rank(written, self._group)
         except BaseException as error:
             self._failure = (snapshot, error)

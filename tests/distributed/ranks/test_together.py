@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ham_dist.distributed.checkpoint import save as checkpoint
+from ham_dist.distributed.checkpoint import storage
 from ham_dist.distributed.checkpoint.writer import CheckpointWriter
 from ham_dist.distributed.ranks import process_group
 from ham_dist.errors import CheckpointError, HamError
@@ -48,11 +48,11 @@ def test_what_one_rank_raises_all_raise_as_the_same_class() -> None:
 
 def load_damaged(folder: Path) -> str:
     tensors = {"a": torch.arange(4.0)}
-    checkpoint.save(folder / "one", tensors, {"epoch": 1})
+    storage.save(folder / "one", tensors, {"epoch": 1})
     if process_group.rank() == 0:
-        (folder / "one" / checkpoint.VALUES).write_text("{}")
+        (folder / "one" / storage.VALUES).write_text("{}")
     try:
-        checkpoint.load(folder / "one", tensors)
+        storage.load(folder / "one", tensors)
     except HamError as error:
         return type(error).__name__
     return "none"

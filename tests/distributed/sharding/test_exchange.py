@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ham_dist.config.schema import RunSettings
-from ham_dist.distributed.checkpoint import save as checkpoint
+from ham_dist.distributed.checkpoint import storage
 from ham_dist.distributed.planning.placement import Part
 from ham_dist.distributed.ranks import process_group
 from ham_dist.distributed.sharding import exchange
@@ -111,7 +111,7 @@ def saved(path: Path, cases: dict[str, RunSettings]) -> dict[str, dict[str, torc
     results = {}
     for name, run in cases.items():
         state = trained(run)
-        checkpoint.save(path / name, state.tensors(), {"steps": state.optimizers.steps})
+        storage.save(path / name, state.tensors(), {"steps": state.optimizers.steps})
         results[name] = whole(state)
     return results
 
@@ -120,7 +120,7 @@ def loaded(path: Path, cases: dict[str, RunSettings]) -> dict[str, dict[str, tor
     results = {}
     for name, run in cases.items():
         state = open_supernet(run, FIELDS, torch.device("cpu"))
-        state.optimizers.steps = checkpoint.load(path / name, state.tensors())["steps"]
+        state.optimizers.steps = storage.load(path / name, state.tensors())["steps"]
         results[name] = whole(state)
     return results
 
@@ -202,7 +202,7 @@ def saved_in_pieces(path: Path, run: RunSettings) -> tuple[int, dict[str, torch.
     with patch("ham_dist.distributed.planning.placement.PIECE_BYTES", 100):
         tensors = trained(run).tensors()
         state = trained(run)
-        checkpoint.save(path, state.tensors(), {"steps": state.optimizers.steps})
+        storage.save(path, state.tensors(), {"steps": state.optimizers.steps})
     pieces = [len(values.local_shards()) for values in tensors.values() if hasattr(values, "local_shards")]
     return sum(pieces), whole(state)
 
@@ -210,7 +210,7 @@ def saved_in_pieces(path: Path, run: RunSettings) -> tuple[int, dict[str, torch.
 def loaded_in_pieces(path: Path, run: RunSettings) -> dict[str, torch.Tensor]:
     state = open_supernet(run, FIELDS, torch.device("cpu"))
     with patch("ham_dist.distributed.planning.placement.PIECE_BYTES", 260):
-        checkpoint.load(path, state.tensors())
+        storage.load(path, state.tensors())
     return whole(state)
 
 

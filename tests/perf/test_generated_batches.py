@@ -8,9 +8,9 @@ import torch
 from ham_dist.config.schema import SyntheticSettings
 from ham_dist.data.reader.batch import Batch
 from ham_dist.data.synthetic.planted import Planted
-from ham_dist.data.synthetic.stream import generated_batches
 from ham_dist.data.synthetic.zipf import Zipf
 from ham_dist.errors import DataError
+from perf.generated_batches import generated_batches
 
 SETTINGS = SyntheticSettings(
     planted_ranks=(3, 2, 1, 2, 0), cardinalities=(40, 50_000, 3, 2_000_000, 2), skew=0.9, missing=0.1, seed=4
