@@ -69,5 +69,6 @@ def test_both_places_give_the_same_gradient_of_the_mask_and_none_of_the_tables(
         assert all(parameter.grad is None for parameter in model.tables.parameters())
         gradients.append(values.grad)
         model.zero_grad()
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-9, atol=1e-12)
+    # With the mask in the weights the mean of a bag is taken in float32, and in the vectors after the product with the mask.
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-6, atol=1e-8)
     assert (gradients[0] != 0).any()
