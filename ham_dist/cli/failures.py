@@ -1,10 +1,13 @@
 """The one way in which commands fail: a short paragraph and an exit code for what a user can mend, a traceback for a bug of ours."""
 
 import errno
+import hashlib
 import os
+import re
 import sys
 import time
 import traceback
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
@@ -20,7 +23,7 @@ EXIT_INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
 
 GRACE_SECONDS = 1.0
-"""How long a rank that is not the first of its machine waits before it tells of its mistake: where all made it, torchrun ends it in that time."""
+"""Pause of a rank that is not the first of its machine before it prints its mistake: if all made it, the first one prints it."""
 
 MORE_MEMORY = {
     "train": "Lower data.batch_size, or spread the tables over more ranks",
@@ -101,8 +104,30 @@ def _out_of_torch_memory(error: Exception) -> bool:
 
 
 def _tell(message: str) -> None:
-    """Print to standard error; of several ranks with one mistake, one a machine."""
+    """Print to standard error; several ranks of a machine with one mistake print it once."""
     rank = int(os.environ.get("RANK", "0"))
     if os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(GRACE_SECONDS)
+    if _is_told(message):
+        return
     typer.echo(printable(f"{f'[rank {rank}] ' if rank else ''}ham-dist: {message}"), err=True)
+
+
+def _is_told(message: str) -> bool:
+    """True if another rank of this machine has printed the message; else this rank takes it on.
+
+    The first rank to create a file that is named after the message prints it. torchrun gives the ranks of a machine a
+    folder for their error files, a new one for each attempt; without one every rank prints.
+    """
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not error_file:
+        return False
+    text = re.sub(r"^rank \d+: ", "", message)  # an error that came from another rank
+    mark = Path(error_file).parent.parent / f"ham-dist-{hashlib.sha256(text.encode()).hexdigest()}"
+    try:
+        os.close(os.open(mark, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except FileExistsError:
+        return True
+    except OSError:
+        return False
+    return False

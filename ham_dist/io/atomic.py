@@ -55,8 +55,9 @@ def new_file(path: Path, *, replace: bool = True) -> Iterator[Path]:
         _require_free(path)
     temporary = temporary_path(path)
     try:
-        yield temporary
-        publish_file(temporary, path, replace=replace)
+        with _named(path):
+            yield temporary
+            publish_file(temporary, path, replace=replace)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -87,8 +88,9 @@ def new_folder(path: Path) -> Iterator[Path]:
     temporary = temporary_path(path)
     temporary.mkdir(parents=True)
     try:
-        yield temporary
-        publish_folder(temporary, path)
+        with _named(path):
+            yield temporary
+            publish_folder(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -107,6 +109,20 @@ def publish_folder(temporary: Path, path: Path) -> None:
     _require_free(path)
     os.replace(temporary, path)
     sync(path.parent)
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Give errors of a disk without room the name of the file or folder: a failing write carries none, or the temporary one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM and (error.filename is None or is_temporary(Path(str(error.filename)))):
+            error.filename = str(path)
+        raise
 
 
 def write_bytes(path: Path, content: bytes, *, replace: bool = True) -> None:

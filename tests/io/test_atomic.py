@@ -1,6 +1,8 @@
 """Files and folders that appear whole or not at all."""
 
+import errno
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,4 +103,14 @@ def test_a_name_of_255_bytes_can_be_written(tmp_path: Path) -> None:
 def test_json_that_is_none_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         atomic.write_json(tmp_path / "a.json", float("nan"))
+    assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize("new", [atomic.new_file, atomic.new_folder])
+def test_a_disk_without_room_is_an_error_that_names_the_file(tmp_path: Path, new: Any) -> None:
+    """A failing write carries no name (`OSError: [Errno 28] No space left on device`), and the user knows no temporary one."""
+    for name in (None, str(atomic.temporary_path(tmp_path / "a"))):
+        with pytest.raises(OSError, match="No space left") as caught, new(tmp_path / "a"):
+            raise OSError(errno.ENOSPC, "No space left on device", name)
+        assert caught.value.filename == str(tmp_path / "a")
     assert left(tmp_path) == []
