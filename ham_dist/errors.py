@@ -33,6 +33,10 @@ class CheckpointError(HamError):
     """A checkpoint that is missing, damaged, or of another run."""
 
 
+class OtherRunError(CheckpointError):
+    """A checkpoint of another run, or of the same run under other settings."""
+
+
 class BundleError(HamError):
     """A bundle that is missing a file, damaged, of a newer format, or not equal to the live model."""
 

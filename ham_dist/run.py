@@ -36,10 +36,11 @@ from ham_dist.stages.retrain import retrain
 from ham_dist.stages.search import search
 from ham_dist.stages.slice import slice_columns
 from ham_dist.training.checkpoints import Saving, StageCheckpoints
-from ham_dist.training.evaluation import evaluate
+from ham_dist.training.evaluation import evaluate, undefined_auc
 from ham_dist.training.preemption import Preemption
 from ham_dist.training.progress import StageProgress
 from ham_dist.training.run_folder import RunFolder, default_run_dir
+from ham_dist.training.run_identity import RunIdentity
 from ham_dist.training.run_log import RunLog
 from ham_dist.training.samples import Samples, StageName
 from ham_dist.training.state import TrainingState, open_supernet, warning_of_caches
@@ -49,13 +50,13 @@ from ham_dist.training.state import TrainingState, open_supernet, warning_of_cac
 class ModelResult:
     """What one model reaches and costs.
 
-    auc, logloss:         on the test split.
+    auc, logloss:         on the test split; auc is None if all of its labels are alike.
     embedding_parameters: numbers in its tables, at searched widths.
     embedding_bytes:      of its tables.
     dense_parameters:     numbers outside the tables.
     """
 
-    auc: float
+    auc: float | None
     logloss: float
     embedding_parameters: int
     embedding_bytes: int
@@ -90,15 +91,19 @@ def run_stages(settings: RunSettings, run_dir: Path | None, *, resume: bool) -> 
     Raises:
         HamError: An error the user can fix.
     """
+    settings = _with_absolute_path(settings)
     # A rank that still waits for the others has nothing to save: there SIGTERM ends it as it ends any process.
     with process_group.process_group(settings.ranks) as device, Preemption() as preemption:
         folder = RunFolder(process_group.on_first_rank(lambda: run_dir or default_run_dir(settings)))
         process_group.on_first_rank(lambda: _refuse_part(folder))
         with _started(folder, settings, _device_name(device), resume=resume), _open_log(folder) as log:
+            _log_differences(folder, log)
             data = _data_folder(settings, folder, log)
             manifest = process_group.together(lambda: Manifest.load(data))
             process_group.on_first_rank(lambda: folder.tie(manifest))
             process_group.on_first_rank(lambda: manifest.check(data, deep=False))
+            if undefined := undefined_auc(manifest, "test"):
+                log.say(f"warning: {undefined}: the test AUC is not defined, and result.json has null for it")
             samples = process_group.together(lambda: Samples(data, manifest, settings, device))
             with CheckpointWriter(
                 settings.checkpoint.copy_bytes, timedelta(minutes=settings.ranks.timeout_minutes)
@@ -111,7 +116,7 @@ def run_stages(settings: RunSettings, run_dir: Path | None, *, resume: bool) -> 
                         samples,
                         device,
                         log,
-                        Saving(settings.checkpoint, writer, preemption),
+                        Saving(settings.checkpoint, writer, preemption, _identity(folder)),
                     )
                 )
 
@@ -134,16 +139,44 @@ def _open_log(folder: RunFolder) -> RunLog:
     return process_group.together(lambda: RunLog(folder, is_first=process_group.rank() == 0))
 
 
+def _with_absolute_path(settings: RunSettings) -> RunSettings:
+    """The settings with a data.path that stays right when the run is resumed from another folder."""
+    if settings.data.path is None:
+        return settings
+    data = settings.data.model_copy(update={"path": absolute(settings.data.path)})
+    return settings.model_copy(update={"data": data})
+
+
+def _identity(folder: RunFolder) -> RunIdentity:
+    identity = process_group.on_first_rank(folder.read_identity)
+    assert identity is not None, "a run that has started has an identity"
+    return identity
+
+
+def _log_differences(folder: RunFolder, log: RunLog) -> None:
+    """Log in what this start of the run differs from the ones before; the folder knows it on the first rank, which writes the log."""
+    if process_group.rank() > 0:
+        return
+    for change in folder.changes:
+        log.say(f"setting changed: {change.key} = {change.new} (before: {change.old})")
+    if versions := folder.other_versions():
+        log.say(
+            f"warning: other versions than at the run's start: {', '.join(versions)}. "
+            "The run can give other numbers than with the versions it began with"
+        )
+
+
 def _refuse_part(folder: RunFolder) -> None:
     if (whole := folder.whole()) is not None:
         raise CheckpointError(
-            f"{folder.path}: is one target of the run in {whole.path}, and does not go on by itself. `ham-dist train --resume --run-dir {whole.path}`"
+            f"{folder.path}: is one target of the run in {whole.path}, and cannot be resumed by itself. "
+            f"`ham-dist train --resume --run-dir {whole.path}`"
         )
 
 
 def _data_folder(settings: RunSettings, folder: RunFolder, log: RunLog) -> str | Path:
     if settings.data.path is not None:
-        return settings.data.path
+        return process_group.together(lambda: folder.data_folder(settings))
 
     def make() -> None:
         log.say(f"data: {settings.data.synthetic.rows:,} generated rows with planted truth in {folder.data}")
@@ -171,7 +204,9 @@ def _all_stages(run: Run) -> None:
             wide.sharded.mask.set(None)
             method = METHODS[run.settings.search.method](space, run.settings.search)
             with _open_log(folder) if folder is not run.folder else nullcontext(run.log) as log:
-                _one_target(replace(run, folder=folder, log=log), target, wide, method, pretrained, before)
+                saving = replace(run.saving, identity=_identity(folder))
+                of_target = replace(run, folder=folder, log=log, saving=saving)
+                _one_target(of_target, target, wide, method, pretrained, before)
             gc.collect()  # Sharded modules hold themselves: the narrow model's tables would lie in memory beside the next one's.
         process_group.on_first_rank(partial(_print_result, folder, run.manifest.truth))
 
@@ -259,11 +294,14 @@ def _target_folder(run: Run, target: Target) -> RunFolder:
     if folder is run.folder:
         return folder
     search_settings = run.settings.search.model_copy(update={"targets": (target,)})
-    data = run.settings.data.model_copy(update={"path": absolute(run.samples.folder)})
-    settings = run.settings.model_copy(update={"search": search_settings, "data": data})
+    settings = run.settings.model_copy(update={"search": search_settings})
     process_group.on_first_rank(
         lambda: folder.start(
-            settings, resume=True, world_size=process_group.world_size(), device=_device_name(run.device)
+            settings,
+            resume=True,
+            world_size=process_group.world_size(),
+            device=_device_name(run.device),
+            run_id=run.saving.identity.id,
         )
     )
     process_group.on_first_rank(lambda: folder.tie(run.manifest))
@@ -301,6 +339,7 @@ def _result(
         "target": target.model_dump(exclude_none=True),
         "kept_columns": {table: len(kept) for table, kept in columns.items()},
         "test_auc": after.auc,
+        "test_auc_undefined": undefined_auc(run.manifest, "test"),
         "test_logloss": after.logloss,
         "validation_auc": stages["retrain"].stopper.best,
         "embedding_parameters": after.embedding_parameters,

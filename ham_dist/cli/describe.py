@@ -7,7 +7,6 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from ham_dist.config.load import load_run
 from ham_dist.data.format.manifest import SPLITS, Manifest
 from ham_dist.data.format.warnings import share_of, warnings_of
 from ham_dist.data.statistics import HEADS, DataLook, FieldLook
@@ -22,11 +21,7 @@ MANIFEST = "manifest.json"
 
 def holds_data(path: Path) -> bool:
     """Whether `path` is a folder of prepared data: not a run, not a bundle, and not nothing."""
-    return (
-        not RunFolder(path).settings.exists()
-        and (path / MANIFEST).exists()
-        and not _is_bundle(path / MANIFEST)
-    )
+    return not RunFolder(path).is_run and (path / MANIFEST).exists() and not _is_bundle(path / MANIFEST)
 
 
 def describe(path: Path) -> Iterator[RenderableType]:
@@ -34,11 +29,11 @@ def describe(path: Path) -> Iterator[RenderableType]:
 
     raises: DataError if it is no folder of ours; DataError, BundleError or ConfigError if it is a damaged one.
     """
-    if RunFolder(path).settings.exists():
+    if RunFolder(path).is_run:
         yield from _run(RunFolder(path))
     elif not (path / MANIFEST).exists():
         what = (
-            "holds neither a manifest.json (prepared data, a bundle) nor a run.toml (a run)"
+            "holds neither a manifest.json (prepared data, a bundle) nor a run (run.toml with identity.json, environment.json or checkpoints)"
             if path.exists()
             else "there is no such folder"
         )
@@ -151,7 +146,7 @@ def _share(field: FieldLook, share: float, split: str) -> str:
 
 
 def _run(folder: RunFolder) -> Iterator[RenderableType]:
-    settings = load_run(str(folder.settings))
+    settings = folder.read_settings()
     dataset = settings.data.path or "generated data"
     yield f"{folder.path}: a run, {settings.model.name} on {dataset}, seed {settings.seed}, {settings.search.method}"
     targets = {
@@ -168,7 +163,7 @@ def _result(folder: RunFolder) -> tuple[str, ...]:
         return ("not done", "", "", "", "")
     result: dict[str, Any] = read_json(folder.result)
     numbers = (
-        f"{result['test_auc']:.4f}",
+        "not defined" if result["test_auc"] is None else f"{result['test_auc']:.4f}",
         f"{result['test_logloss']:.4f}",
         f"{result['embedding_bytes']:,}",
         f"{result['dense_parameters']:,}",

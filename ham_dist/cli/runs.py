@@ -63,14 +63,10 @@ def train(
         )
     # torchrun repeats the command as it was after a rank has died.
     resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    if (
-        resume
-        and run is None
-        and run_dir is not None
-        and (settings_file := RunFolder(run_dir).settings).exists()
-    ):
-        run = str(settings_file)
-    settings = load_run(run or DEMO, overrides or [])
+    if resume and run is None and run_dir is not None and (folder := RunFolder(run_dir)).is_run:
+        settings = folder.read_settings(overrides or [])
+    else:
+        settings = load_run(run or DEMO, overrides or [])
     if plan_only:
         _print_plan(settings, topology)
     elif topology is not None:

@@ -1,4 +1,4 @@
-"""Settings from a TOML file and `--set a.b=c`, and back to TOML. Every mistake is reported at once, each with its place and its mend."""
+"""Settings from a TOML file and `--set a.b=c`, and back to TOML. Every mistake is reported at once, with its place and how to fix it."""
 
 import difflib
 import json
@@ -20,17 +20,24 @@ from ham_dist.io.paths import open_file
 SET = "--set"
 
 DEMO = str(Path(__file__).with_name("demo.toml"))
-"""The demo run's settings: every default but for what this file says."""
+"""The demo run's settings: the defaults, but for the keys of this file."""
 
 
 def load_run(path: str | None, overrides: Sequence[str] = ()) -> RunSettings:
     """The settings of a run.
 
-    path:      TOML file, by any scheme that config/paths.py knows; None takes every default.
-    overrides: `key=value` each, later ones win; the key is dotted, the value TOML (`3`, `true`, `[16, 16]`) or a bare word, which is a string.
-    raises:    ConfigError that lists every mistake of the file and of the overrides.
+    Args:
+        path: TOML file, by any scheme that `io/paths.py` knows; None takes every default.
+        overrides: `key=value` each, later ones win; the key is dotted, the value TOML (`3`, `true`, `[16, 16]`) or a
+            bare word, which is a string.
+    Raises:
+        ConfigError: With every mistake of the file and of the overrides.
     """
-    tree = _read(path) if path is not None else {}
+    return settings_of(_read(path) if path is not None else {}, path, overrides)
+
+
+def settings_of(tree: dict[str, Any], path: str | None, overrides: Sequence[str] = ()) -> RunSettings:
+    """The settings in `tree`, which was read from `path`; otherwise like `load_run`."""
     mistakes: list[str] = []
     overridden: set[tuple[str, ...]] = set()
     for override in overrides:
@@ -52,7 +59,7 @@ def load_run(path: str | None, overrides: Sequence[str] = ()) -> RunSettings:
                 len(other["loc"]) > len(place) and tuple(map(str, other["loc"][: len(place)])) == place
                 for other in problems
             ):
-                continue  # Says of a list only that too few entries are right, and each wrong entry has its own line.
+                continue  # Only that a list has too few right entries; each wrong entry has its own line.
             from_override = any(place[: len(key)] == key or key[: len(place)] == place for key in overridden)
             whole_run = f"{path} with {SET}" if path is not None and not place else SET
             mistakes.append(f"{whole_run if from_override or path is None else path}: {_describe(problem)}")
@@ -66,6 +73,42 @@ def dump_run(settings: RunSettings) -> str:
     document = tomlkit.document()
     _fill(document, settings)
     return tomlkit.dumps(document)
+
+
+def flat(settings: RunSettings) -> dict[str, Any]:
+    """The settings as JSON values by dotted key: `{"search.epochs": 10, ...}`."""
+    plain: dict[str, Any] = json.loads(settings.model_dump_json())
+    return {key: _at(plain, key) for key, _ in _leaves(settings)}
+
+
+def from_flat(values: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> RunSettings:
+    """The inverse of `flat`, with `overrides` as in `load_run`.
+
+    Raises:
+        ConfigError: A key or a value is none of a run; messages name `where`.
+    """
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        if value is not None:
+            _put(tree, tuple(key.split(".")), value)
+    return settings_of(tree, where, overrides)
+
+
+def keys_missing(path: str, wanted: Mapping[str, Any]) -> list[str]:
+    """The keys of `wanted` that have a value there and do not occur in the TOML file `path`.
+
+    Raises:
+        ConfigError: The file cannot be read, or is not TOML.
+    """
+    tree = _read(path)
+    return [key for key, value in wanted.items() if value is not None and _at(tree, key) is None]
+
+
+def _at(tree: Any, key: str) -> Any:
+    """The value under a dotted key of nested dicts; None if there is none."""
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
 
 
 def differences(old: RunSettings, new: RunSettings) -> list[str]:
@@ -120,12 +163,7 @@ def _describe(problem: Mapping[str, Any]) -> str:
     key = _dotted(place)
     if problem["type"] == "extra_forbidden":
         return f"{key}: no such key.{_suggest_key(place)}"
-    wanted = (
-        problem["msg"]
-        .removeprefix("Value error, ")
-        .replace("Input should", "must")
-        .replace("an object", "a section with keys of its own")
-    )
+    wanted = _wanted(problem)
     if problem["type"] == "value_error":
         return f"{key}: {wanted}" if key else wanted
     described = f"{key} = {_show(problem['input'])}: {wanted}"
@@ -135,6 +173,50 @@ def _describe(problem: Mapping[str, Any]) -> str:
         ]
         described += "." + _did_you_mean(difflib.get_close_matches(str(problem["input"]), choices, n=1))
     return described + (f"\n  {description}" if (description := _description(place)) else "")
+
+
+_NOUNS = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "float_type": "a number",
+    "string_type": "a string",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "dict_type": "a section with keys of its own",
+}
+"""The values that a key takes, by pydantic's name of the mistake."""
+
+
+def _wanted(problem: Mapping[str, Any]) -> str:
+    """The values that the key of a mistake takes, as `must be ...`."""
+    kind, place, got = problem["type"], problem["loc"], problem["input"]
+    if kind in _NOUNS:
+        return f"must be {_NOUNS[kind]}"
+    if kind in ("tuple_type", "list_type"):
+        return f"must be a list, such as {_example(place, got)}"
+    if kind == "too_short":
+        count = problem["ctx"]["min_length"]
+        return f"must have at least {count} {'entry' if count == 1 else 'entries'}, such as {_example(place, got)}"
+    if kind in ("model_type", "model_attributes_type"):
+        entry = f", such as {_item(_entry(place, got)).as_string()}" if isinstance(place[-1], int) else ""
+        return f"must be a section with keys of its own{entry}"
+    return str(problem["msg"]).removeprefix("Value error, ").replace("Input should", "must")
+
+
+def _example(place: Sequence[str | int], got: Any) -> str:
+    """A list that the key at `place` takes, in TOML: with `got` as its entry where that makes sense, else the default."""
+    section = _model_at(place[:-1])
+    field = section.model_fields[str(place[-1])] if section else None
+    if field is not None and list(_models_in(field.annotation)) and isinstance(got, int | dict):
+        return str(_item((_entry(place, got),)).as_string())
+    return str(_item(field.default if field is not None else ()).as_string())
+
+
+def _entry(place: Sequence[str | int], got: Any) -> dict[str, Any]:
+    """A section of the kind at `place`: `got`, or its first key with `got` as the value."""
+    section = _model_at(place)
+    return got if isinstance(got, dict) or section is None else {next(iter(section.model_fields)): got}
 
 
 def _suggest_key(place: tuple[str | int, ...]) -> str:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from ham_dist.config.load import load_run
 from ham_dist.config.schema import RunSettings
 from ham_dist.data.format.manifest import Manifest
 from ham_dist.data.reader.batch import Batch
@@ -72,9 +71,9 @@ def export_run(run_dir: Path, out: Path, precision: Precision) -> dict[str, Any]
     raises: CheckpointError if `run_dir` holds no finished run, or its data is not what it was trained on.
     """
     folder = RunFolder(run_dir)
-    if not folder.settings.exists():
+    if not folder.is_run:
         raise CheckpointError(
-            f"{run_dir}: is no run folder (it has no run.toml). `ham-dist train --run-dir {run_dir}` makes one"
+            f"{run_dir}: is no run folder (it has no identity.json, environment.json or checkpoints). `ham-dist train --run-dir {run_dir}` makes one"
         )
     if not folder.sizes.exists():
         within = sorted(str(path.parent) for path in run_dir.glob(f"*/{folder.sizes.name}"))
@@ -88,9 +87,9 @@ def export_run(run_dir: Path, out: Path, precision: Precision) -> dict[str, Any]
         raise BundleError(
             f"{out}: is there already; a bundle is never written over. Delete it, or give another folder"
         )
-    settings = load_run(str(folder.settings))
+    settings = folder.read_settings()
     with process_group.process_group(settings.ranks) as device:
-        data = settings.data.path or folder.data
+        data = process_group.together(lambda: folder.data_folder(settings))
         manifest = process_group.together(lambda: Manifest.load(data))
         process_group.on_first_rank(lambda: folder.check_data(manifest))
         samples = process_group.together(lambda: Samples(data, manifest, settings, device))
@@ -99,7 +98,8 @@ def export_run(run_dir: Path, out: Path, precision: Precision) -> dict[str, Any]
             for size in process_group.together(lambda: read_sizes(folder.sizes))
         }
         state = open_sliced(settings, manifest.cardinalities(), columns, device, manifest.single_valued())
-        load_best_weights(folder.checkpoints / "retrain", state)
+        identity = process_group.on_first_rank(folder.read_identity)
+        load_best_weights(folder.checkpoints / "retrain", state, identity)
         return export_state(state, samples, out, precision=precision, run=origin(settings, manifest))
 
 

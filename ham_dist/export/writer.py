@@ -99,19 +99,25 @@ def write_bundle(
 ) -> dict[str, Any]:
     """Write the bundle `out`; every rank calls it. The folder has a temporary name until all is written and `verify` has passed.
 
-    out:           a folder that does not exist yet, on storage that all ranks see.
-    chunks:        table rows of this rank, each row on one rank only; only the chunk at hand is in use. Going through them may be a collective:
-                   a rank that cannot write still goes through them all.
-    dense:         state dict of the model above the tables; rank 0's is written.
-    first_order_chunks: the same for the first-order tables of width 1.
-    vocabulary:    folder with <field>.parquet of each field that the model reads; None where values are ids already. Read on rank 0.
-    vocabulary_sha256: sha256 of each of these files, by field, as the data's manifest has it; a copy with another one is refused.
-    verify:        called on rank 0 with the finished folder, before it gets its name; it opens the bundle, raises if that is not the live model,
-                   and what it returns (JSON) goes into the manifest. It must hold no collective. None: the bundle is opened, which checks its files.
-    piece_numbers: most numbers in one file.
-    returns:       what `verify` gave, on every rank.
-    raises:        BundleError on the failing rank and HamError on the others, if `out` exists, a rank cannot write, a value does not fit `precision`
-                   or is not finite, or the ranks' rows do not make the tables. Nothing is left on the disk then.
+    Args:
+        out: A folder that does not exist yet, on storage that all ranks see.
+        chunks: Table rows of this rank, each row on one rank only; only the current chunk is in use. Iterating over them
+            may be a collective: a rank that cannot write still iterates over them all.
+        dense: State dict of the model above the tables; rank 0's is written.
+        first_order_chunks: The same for the first-order tables of width 1.
+        vocabulary: Folder with `<field>.parquet` of each field that the model reads; None if values are ids already.
+            Read on rank 0.
+        vocabulary_sha256: sha256 of each of these files, by field, as in the manifest of the data; a copy with another
+            one is refused.
+        verify: Called on rank 0 with the finished folder, before it gets its name: it opens the bundle, raises if that
+            is not the live model, and returns JSON for the manifest. It must hold no collective. None: the bundle is
+            opened, which checks its files.
+        piece_numbers: Most numbers in one file.
+    Returns:
+        The return value of `verify`, on every rank.
+    Raises:
+        BundleError: On the failing rank, and HamError on the others: `out` exists, a rank cannot write, a value does not
+            fit `precision` or is not finite, or the ranks' rows do not make the tables. Nothing is left on the disk.
     """
     partial = on_first_rank(lambda: _open_folder(out))
     try:

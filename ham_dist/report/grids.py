@@ -60,8 +60,8 @@ def _result_row(result: Result) -> tuple[Cell | str, ...]:
     before = result.supernet
     return (
         count_text(sum(result.kept_columns.values())),
-        quality_text(result.test_auc),
-        f"{result.test_auc - before.auc:+.4f}" if before else NOTHING,
+        _auc_text(result.test_auc),
+        _difference(before.auc, result.test_auc) if before else NOTHING,
         quality_text(result.test_logloss),
         size_cell(before.embedding_bytes) if before else NOTHING,
         size_cell(result.embedding_bytes),
@@ -80,14 +80,8 @@ def quality(result: Result) -> Grid:
         ("validation AUC", "validation_auc", result.validation_auc),
     ):
         old = before.get(name)
-        rows.append(
-            (
-                title,
-                quality_text(old),
-                quality_text(new),
-                NOTHING if old is None or new is None else f"{new - old:+.4f}",
-            )
-        )
+        text = _auc_text if name == "auc" and before else quality_text
+        rows.append((title, text(old), text(new), _difference(old, new)))
     for title, name, count in (
         ("embedding parameters", "embedding_parameters", result.embedding_parameters),
         ("dense parameters", "dense_parameters", result.dense_parameters),
@@ -187,6 +181,15 @@ def starts(entries: Sequence[Start]) -> Grid:
 def size_cell(count: int) -> Cell:
     """Bytes, rounded to be read, with their exact number."""
     return Cell(size_text(count), f"{count:,} bytes")
+
+
+def _auc_text(value: float | None) -> str:
+    """A test AUC, which a finished model lacks only if all labels of the split are alike."""
+    return "not defined" if value is None else quality_text(value)
+
+
+def _difference(old: float | None, new: float | None) -> str:
+    return NOTHING if old is None or new is None else f"{new - old:+.4f}"
 
 
 def _change(before: int | None, after: int) -> str:

@@ -107,21 +107,20 @@ def results(datasets: Sequence[Dataset]) -> Section:
 
 def _comparison(key: str, title: str, dataset: Dataset) -> Section:
     done = sum(record.result is not None for run in dataset.runs for record in run.targets)
-    drawn = [figures.comparison(f"{key}-figure", list(_points(dataset.runs)))] if done > 1 else []
+    points = list(_points(dataset.runs))
+    drawn = [figures.comparison(f"{key}-figure", points)] if done > 1 and points else []
     return Section(key, title, grids=[grids.results(dataset.runs)], figures=drawn)
 
 
 def _points(runs: Iterable[RunRecord]) -> Iterator[Point]:
-    """The narrow models, then the supernets, of which targets of one run share one."""
+    """The narrow models with a test AUC, then the supernets, of which targets of one run share one."""
     supernets = {}
     for run in runs:
         for record in run.targets:
-            if record.result is not None:
-                model = record.result.model
-                yield Point(
-                    f"{model}, {record.result.method}", record.result.embedding_bytes, record.result.test_auc
-                )
-                if (before := record.result.supernet) is not None:
+            if (result := record.result) is not None and result.test_auc is not None:
+                model = result.model
+                yield Point(f"{model}, {result.method}", result.embedding_bytes, result.test_auc)
+                if (before := result.supernet) is not None and before.auc is not None:
                     supernets[run.name] = Point(f"{model}, supernet", before.embedding_bytes, before.auc)
     yield from supernets.values()
 
@@ -132,7 +131,7 @@ def _run(key: str, run: RunRecord) -> Section:
         f"{settings.model.name} on {run.dataset}, searched by {settings.search.method}, seed {settings.seed}.",
         f"Data: {run.data_folder}",
     ]
-    if run.truth is not None:
+    if run.truth is not None and run.truth.bayes_auc is not None:
         lines.append(
             f"The data is generated: but by luck, no model reaches a test AUC over {quality_text(run.truth.bayes_auc)}."
         )

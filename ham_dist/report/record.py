@@ -8,12 +8,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from ham_dist.config.load import load_run
 from ham_dist.config.schema import RunSettings, Target
 from ham_dist.data.format.manifest import FILE_NAME as MANIFEST
 from ham_dist.data.format.manifest import Truth
 from ham_dist.embedding.table_size import TableSize
-from ham_dist.errors import ReportError
+from ham_dist.errors import CheckpointError, ReportError
 from ham_dist.io.paths import is_local
 from ham_dist.training.run_folder import RunFolder
 
@@ -27,7 +26,7 @@ class _Part(BaseModel):
 class Supernet(_Part):
     """The pretrained model with all its columns."""
 
-    auc: float
+    auc: float | None
     logloss: float
     validation_auc: float | None = None
     embedding_parameters: int
@@ -43,7 +42,9 @@ class Result(_Part):
     dataset: str
     seed: int
     kept_columns: dict[str, int]
-    test_auc: float
+    test_auc: float | None
+    test_auc_undefined: str | None = None
+    """Why there is no test AUC; None if there is one."""
     test_logloss: float
     validation_auc: float | None
     embedding_parameters: int
@@ -144,7 +145,10 @@ class RunRecord:
     @property
     def data_folder(self) -> str:
         """Where the run's data was."""
-        return self.settings.data.path or str(self.folder.data)
+        try:
+            return str(self.folder.data_folder(self.settings))
+        except CheckpointError:
+            return self.settings.data.path or str(self.folder.data)
 
     @property
     def dataset(self) -> str:
@@ -160,7 +164,8 @@ class RunRecord:
 def read_runs(names: Sequence[str]) -> list[RunRecord]:
     """The runs in folders `names`.
 
-    raises: ReportError if one is no run folder, is there twice, or holds a damaged file; ConfigError for a damaged run.toml.
+    raises: ReportError if one is no run folder, is there twice, or holds a damaged file; ConfigError or CheckpointError for a run.toml that
+            is damaged or was changed.
     """
     seen: list[Path] = []
     for name in names:
@@ -178,9 +183,9 @@ def read_runs(names: Sequence[str]) -> list[RunRecord]:
 
 def _read_run(name: str, label: str) -> RunRecord:
     folder = RunFolder(name)
-    if not folder.settings.exists():
+    if not folder.is_run:
         raise ReportError(_no_run(folder.path))
-    settings = load_run(str(folder.settings))
+    settings = folder.read_settings()
     starts = _read(folder.environment, list[Start]) or []
     data = _read(folder.data_record, DataRecord)
     notes = [] if starts else [f"{folder.environment.name} is missing: versions and device are not known."]
@@ -198,7 +203,7 @@ def _no_run(path: Path) -> str:
         return f"{path}: is a file, and a report is of run folders. Give the folder of a run"
     if (path / MANIFEST).exists():
         return f"{path}: is prepared data or a bundle, and a report is of runs. `ham-dist inspect {path}` says what it holds"
-    return f"{path}: is no run folder (it has no run.toml). `ham-dist train --run-dir {path}` makes one"
+    return f"{path}: is no run folder (it has no identity.json, environment.json or checkpoints). `ham-dist train --run-dir {path}` makes one"
 
 
 def _read_target(target: Target, folder: RunFolder, run: RunFolder) -> TargetRecord:
@@ -219,7 +224,9 @@ def _read_target(target: Target, folder: RunFolder, run: RunFolder) -> TargetRec
         mend = f"ham-dist train --resume --run-dir {shlex.quote(str((whole or folder).path))}"
         # Of a run that still goes on, a last line cut off is one being written.
         notes = [f"Not done so far: {reached}; if it no longer runs, `{mend}` goes on with it."]
-    elif not sizes:
+    if result is not None and result.test_auc is None:
+        notes.append(f"The test AUC is not defined: {result.test_auc_undefined or 'no reason is recorded'}.")
+    if result is not None and not sizes:
         notes.append(f"{folder.sizes.name} is missing: what each field keeps is known by number alone.")
     return TargetRecord(target, result, sizes, rows, notes)
 

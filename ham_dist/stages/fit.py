@@ -30,7 +30,7 @@ def fit(
     checkpoints.resume(progress)
     log.truncate_after(stage, progress.epochs - 1)
     if start_counts and progress.stopper.best_epoch is None:
-        progress.stopper.saw(evaluate(state, samples.evaluation("validation")).auc, 0)
+        progress.stopper.saw(evaluate(state, samples.evaluation("validation")).defined_auc, 0)
         log.say(f"{stage} starts from validation AUC {progress.stopper.best:.5f}")
         checkpoints.save(progress)
     guard = Guard(stage, state.sharded, progress, checkpoints, log)
@@ -40,7 +40,7 @@ def fit(
             stage, state, samples, log, progress, guard, lambda batch: weight_step(state, batch, guard.check)
         )
         quality = evaluate(state, samples.evaluation("validation"))
-        progress.finish_epoch(quality.auc)
+        progress.finish_epoch(quality.defined_auc)
         log.metrics(
             stage, epoch, state.optimizers.steps,
             train_loss=loss, validation_auc=quality.auc, validation_logloss=quality.log_loss, orthogonality=state.regularizer.penalty(state.sharded),

@@ -53,7 +53,9 @@ def search(
         state.sharded.mask.set(method.choice().to(state.sharded.device))
         quality = evaluate(state, samples.evaluation("validation"))
         counts = progress.counts
-        progress.finish_epoch(quality.auc, counts=counts.reached(budget.limit) or budget.near(method.mask()))
+        progress.finish_epoch(
+            quality.defined_auc, counts=counts.reached(budget.limit) or budget.near(method.mask())
+        )
         log.metrics(
             "search", epoch, state.optimizers.steps,
             train_loss=loss, validation_auc=quality.auc, validation_logloss=quality.log_loss,
@@ -93,8 +95,14 @@ def _close(state: TrainingState, method: Method, progress: StageProgress, log: R
     if method.searches:
         closed = int(((last > 0) & (choice.to(last.device) == 0)).sum())
         opened = int(((last <= 0) & (choice.to(last.device) > 0)).sum())
+        best = progress.stopper.best_epoch
         log.say(
-            f"search: best after {progress.stopper.best_epoch} epochs, {budget.used(last):,} {budget.unit} in use for a target of {budget.limit:,}; "
+            (
+                f"search: no epoch had its number of {budget.unit} near the target; the last one, epoch {progress.epochs - 1}, is taken"
+                if best is None
+                else f"search: best after {best} epochs"
+            )
+            + f", with {budget.used(last):,} {budget.unit} in use for a target of {budget.limit:,}; "
             f"in the method's order of columns {closed} more are closed and {opened} opened: {budget.used(choice):,} stay"
         )
     else:

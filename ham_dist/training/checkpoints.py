@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from ham_dist.config.schema import CheckpointSettings
 from ham_dist.distributed.checkpoint import storage
 from ham_dist.distributed.checkpoint.writer import CheckpointWriter, Snapshot
 from ham_dist.distributed.ranks import process_group
-from ham_dist.errors import CheckpointError, Preempted
+from ham_dist.errors import CheckpointError, OtherRunError, Preempted
 from ham_dist.io.atomic import is_temporary
 from ham_dist.training.preemption import Preemption
 from ham_dist.training.progress import StageProgress, progress_names
+from ham_dist.training.run_identity import RunIdentity
 from ham_dist.training.run_log import RunLog
 from ham_dist.training.state import TrainingState
 
@@ -51,11 +53,13 @@ class Saving:
     settings:   when to save, and what stays.
     writer:     writes beside training.
     preemption: hears of SIGTERM.
+    identity:   that of the run, which its checkpoints carry.
     """
 
     settings: CheckpointSettings
     writer: CheckpointWriter
     preemption: Preemption
+    identity: RunIdentity
 
 
 class StageCheckpoints:
@@ -85,7 +89,9 @@ class StageCheckpoints:
     def resume(self, progress: StageProgress) -> None:
         """Load the newest whole checkpoint, if there is one, into the state and `progress`.
 
-        raises: CheckpointError if there are some and none can be loaded.
+        Raises:
+            OtherRunError: One is of another run.
+            CheckpointError: There are some, and none can be loaded.
         """
         failure: CheckpointError | None = None
         for moment in process_group.on_first_rank(lambda: moments(self.folder))[::-1]:
@@ -96,12 +102,14 @@ class StageCheckpoints:
                         f"{self.folder / moment.name}: the best epoch up to it, {values['stopper']['best_epoch']}, is not there."
                     )
                 progress.take(values)
+            except OtherRunError:
+                raise
             except CheckpointError as error:
                 failure = error
-                self._log.say(f"warning: {error}\n  It is passed over")
+                self._log.say(f"warning: {error}\n  Skipping it")
             else:
                 if failure is not None:
-                    self._log.say(f"goes on from {self.folder / moment.name}")
+                    self._log.say(f"resumed from {self.folder / moment.name}")
                 return
         if failure is not None:
             raise CheckpointError(
@@ -160,7 +168,11 @@ class StageCheckpoints:
         if not self._can_end(moment, progress.stopper.best_epoch):
             return
         self._owed = None
-        values = {**progress.values(), "optimizer_steps": self.state.optimizers.steps}
+        values = {
+            **progress.values(),
+            "optimizer_steps": self.state.optimizers.steps,
+            "run": self._saving.identity.mark(),
+        }
         snapshot = self._saving.writer.snapshot(self.folder / moment.name, self._tensors(), values)
         self._saving.writer.start(
             snapshot, lambda: drop_all_but_newest(self.folder, moment, self._saving.settings.keep)
@@ -208,7 +220,8 @@ class StageCheckpoints:
 
     def _load(self, moment: Moment) -> dict[str, Any]:
         tensors = self._tensors()
-        values = storage.load(self.folder / moment.name, tensors)
+        path = self.folder / moment.name
+        values = storage.load(path, tensors, partial(self._saving.identity.require_own, str(path)))
         if missing := progress_names() - values.keys():
             raise CheckpointError(
                 f"{self.folder / moment.name}: is of another version of ham_dist: {storage.VALUES} has no {', '.join(sorted(missing))}"
@@ -222,20 +235,26 @@ class StageCheckpoints:
         return {**self.state.tensors(), **extra, RANDOM: torch.get_rng_state()}
 
 
-def load_best_weights(folder: Path, state: TrainingState) -> None:
+def load_best_weights(folder: Path, state: TrainingState, identity: RunIdentity | None = None) -> None:
     """Load the model with the best validation AUC of a finished stage, without what only training needs.
 
-    folder: as for StageCheckpoints.
-    raises: CheckpointError if it holds no checkpoint, or a damaged one.
+    Args:
+        folder: As for StageCheckpoints.
+        identity: That of the run; None accepts checkpoints of any run.
+    Raises:
+        OtherRunError: The checkpoints are of another run.
+        CheckpointError: It holds no checkpoint, or a damaged one.
     """
     found = process_group.on_first_rank(lambda: moments(folder))
     if not found:
-        raise CheckpointError(
-            f"{folder}: holds no checkpoint; `ham-dist train --resume` brings the run to its end"
-        )
+        raise CheckpointError(f"{folder}: holds no checkpoint; `ham-dist train --resume` finishes the run")
     values = storage.read_values(folder / found[-1].name)
     best = _best(values["stopper"]["best_epoch"], values["epochs"])
-    storage.load(folder / best.name, state.weights())
+    path = folder / best.name
+    if identity is None:
+        storage.load(path, state.weights())
+    else:
+        storage.load(path, state.weights(), partial(identity.require_own, str(path)))
 
 
 def moments(folder: Path) -> list[Moment]:

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from ham_dist.data.format.manifest import Manifest
 from ham_dist.data.reader.batch import Batch
 from ham_dist.distributed.ranks import process_group
 from ham_dist.distributed.ranks.exact_mean import mean_over_ranks
 from ham_dist.distributed.ranks.gather import exchange_rows, gather_rows
 from ham_dist.embedding.mask import as_evaluated
+from ham_dist.errors import DataError
 from ham_dist.training.state import TrainingState
 
 SAMPLED_SCORES = 1024
@@ -25,12 +27,26 @@ class Quality:
     """Scores of one model on one split.
 
     Attributes:
-        auc: area under the ROC curve, exact.
+        auc: area under the ROC curve, exact; None if all labels of the split are alike.
         log_loss: mean over the rows, in nats; the losses of the rows are float64, their mean is correctly rounded.
     """
 
-    auc: float
+    auc: float | None
     log_loss: float
+
+    @property
+    def defined_auc(self) -> float:
+        """The AUC of a split that models are chosen by.
+
+        Raises:
+            DataError: All labels of the split are alike.
+        """
+        if self.auc is None:
+            raise DataError(
+                "validation: all samples have the same label, so that no AUC tells one model from another. "
+                "Prepare the data again with both labels in its validation split"
+            )
+        return self.auc
 
 
 def predict(state: TrainingState, batches: Iterable[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,7 +82,15 @@ def _scored(state: TrainingState, batches: Iterable[Batch]) -> Iterator[tuple[to
             yield state.logits(batch), batch.labels
 
 
-def area_under_roc(scores: torch.Tensor, labels: torch.Tensor) -> float:
+def undefined_auc(manifest: Manifest, split: str) -> str | None:
+    """Why a split has no AUC, such as `all 120 samples of test have label 0`; None if it has one."""
+    entry = manifest.splits.get(split)
+    if entry is None or 0 < entry.positives < entry.rows:
+        return None
+    return f"all {entry.rows:,} samples of {split} have label {int(entry.positives > 0)}"
+
+
+def area_under_roc(scores: torch.Tensor, labels: torch.Tensor) -> float | None:
     """The share of (positive, negative) pairs in which the positive has the higher score, a tie counting half; over all ranks' rows. A collective.
 
     All counts are integers, so that the result is exact and the same on any number of ranks. Each rank counts the pairs within one range of scores;
@@ -77,7 +101,7 @@ def area_under_roc(scores: torch.Tensor, labels: torch.Tensor) -> float:
             and 1 (torchmetrics' binary_auroc takes the sigmoid of its input, and so makes such ties of its own).
         labels: (n,), 0 or 1.
     Returns:
-        0.5 where there are no pairs, since all rows have one label.
+        None if there are no pairs, since all rows have one label.
     """
     found = _counted(scores.double(), labels > 0.5, labels <= 0.5)
     if process_group.world_size() > 1:
@@ -94,7 +118,7 @@ def area_under_roc(scores: torch.Tensor, labels: torch.Tensor) -> float:
     below = 2 * (lower + negatives.cumsum(0)) - negatives
     ordered = sum(process_group.gather_objects(int((positives * below).sum())))
     pairs = sum(positives_of for positives_of, _ in totals) * sum(negatives_of for _, negatives_of in totals)
-    return ordered / (2 * pairs) if pairs else 0.5
+    return ordered / (2 * pairs) if pairs else None
 
 
 def _counted(

@@ -84,8 +84,9 @@ class StageProgress:
         return values
 
     def take(self, values: Mapping[str, Any]) -> None:
-        """The inverse of `values`."""
-        self.stopper, self.counts = EarlyStopper(**values["stopper"]), Counts(**values["counts"])
+        """The inverse of `values`, but for the patience, which stays that of the settings."""
+        self.stopper = EarlyStopper(**{**values["stopper"], "patience": self.stopper.patience})
+        self.counts = Counts(**values["counts"])
         self.epochs, self.steps, self.loss, self.samples = (
             values[name] for name in ("epochs", "steps", "loss", "samples")
         )

@@ -1,190 +1,197 @@
 """A run folder is the whole truth of a run: what is in it, under which names, and who may write to it."""
 
+import json
 import os
-import platform
+import secrets
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
-from importlib import metadata
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-import ham_dist
-from ham_dist.config.load import differences, dump_run, load_run
+from ham_dist.config.load import dump_run, flat, from_flat, keys_missing, load_run
 from ham_dist.config.schema import RunSettings, Target
 from ham_dist.data.format.manifest import Manifest
 from ham_dist.errors import CheckpointError
 from ham_dist.io import untrusted
-from ham_dist.io.atomic import write_json, write_text
+from ham_dist.io.atomic import is_temporary, write_json, write_text
+from ham_dist.io.paths import is_local
 from ham_dist.training.data_record import differences as data_differences
 from ham_dist.training.data_record import digest_of, record_of
-
-PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy", "pyarrow", "duckdb")
-"""Packages whose versions can change a run's numbers."""
-
-WITHOUT_EFFECT = ("checkpoint.", "ranks.")
-"""Sections of the settings that change no number of a run: it may go on with others."""
+from ham_dist.training.environment import environment, other_versions
+from ham_dist.training.run_identity import FREE, RAISABLE, Change, RunIdentity, changed_settings, listed
+from ham_dist.training.run_paths import RunPaths
 
 SECONDS_TO_END = 10.0
-"""A start of a run waits so long for one before it to let the folder go: a process that was killed keeps it until its memory is given back."""
+"""Longest wait of a start for an earlier one to release the folder: a process that was killed keeps it until its memory is given back."""
+
+STAGES = ("pretrain", "search", "retrain")
+"""Folders of `checkpoints/`, in the order of the stages."""
 
 
-class RunFolder:
-    """The files of one run. The properties are names: nothing is created or read by asking for one."""
+class RunFolder(RunPaths):
+    """A run folder: started, resumed, and tied to its data. Only one start works in it at a time."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        super().__init__(path)
+        self.changes: list[Change] = []
+        """Settings that the last `start` changed."""
         self._lock = FileLock(self.path / ".lock", timeout=SECONDS_TO_END)
 
-    def __repr__(self) -> str:
-        return f"RunFolder({str(self.path)!r})"
+    def data_folder(self, settings: RunSettings) -> str | Path:
+        """Where the data of the run is: `data.path`, or the data that the run generated, which moves with it.
 
-    @property
-    def settings(self) -> Path:
-        """run.toml: the run's settings with every default filled in."""
-        return self.path / "run.toml"
+        Raises:
+            CheckpointError: The run has begun, and its data is not there.
+        """
+        path: str | Path = settings.data.path or self.data
+        if (whole := self.whole()) is not None and whole.data.exists() and not _is_there(path):
+            return whole.data
+        if self.data_record.exists() and not _is_there(path):
+            raise CheckpointError(
+                f"{self.path}: the data of this run was in {path}, and is not there.\n"
+                f"  Put it back, or set data.path in {self.settings} (or by --set data.path=FOLDER for `train --resume`) to where it is now"
+            )
+        return path
 
-    @property
-    def environment(self) -> Path:
-        """environment.json: versions, machine and command of each start of the run."""
-        return self.path / "environment.json"
+    def read_identity(self) -> RunIdentity | None:
+        """The identity of the run; None for a run of a version that kept none, and where there is no run.
 
-    @property
-    def log(self) -> Path:
-        """log.txt: what the run said, with times."""
-        return self.path / "log.txt"
+        Raises:
+            CheckpointError: identity.json is damaged.
+        """
+        if not self.identity.exists():
+            return None
+        try:
+            return RunIdentity.from_json(read_json(self.identity))
+        except ValueError as error:
+            raise _damaged(self.identity, error) from None
 
-    @property
-    def metrics(self) -> Path:
-        """metrics.jsonl: one object a line with stage, epoch, step and values."""
-        return self.path / "metrics.jsonl"
+    def read_settings(self, overrides: Sequence[str] = ()) -> RunSettings:
+        """The settings in the run's run.toml, or in its identity.json if run.toml is gone.
 
-    @property
-    def tensorboard(self) -> Path:
-        """tensorboard/: the values of metrics.jsonl as TensorBoard events."""
-        return self.path / "tensorboard"
+        Args:
+            overrides: `key=value` each, as for `load_run`.
+        Raises:
+            ConfigError: run.toml cannot be read, or an override cannot be used.
+            CheckpointError: run.toml was changed or cut since the run began.
+        """
+        identity = self.read_identity()
+        if identity is None:
+            return load_run(str(self.settings), overrides)
+        if not self.settings.exists():
+            return from_flat(identity.settings, str(self.identity), overrides)
+        restore = f"Put it back; or remove {self.settings}, and `ham-dist train --resume --run-dir {self.path}` writes it again"
+        if missing := keys_missing(str(self.settings), identity.settings):
+            raise CheckpointError(
+                f"{self.settings}: is damaged: {', '.join(missing[:5])}{' and more' if len(missing) > 5 else ''} "
+                f"{'is' if len(missing) == 1 else 'are'} missing, which the run began with.\n  {restore}"
+            )
+        now = RunIdentity(identity.id, flat(load_run(str(self.settings))))
+        if changed := changed_settings(identity.determining, now.determining):
+            raise CheckpointError(
+                f"{self.settings}: was changed after the run began:{listed(changed)}\n"
+                f"  {restore}. Other settings need another run, with another --run-dir"
+            )
+        return load_run(str(self.settings), overrides)
 
-    @property
-    def plan(self) -> Path:
-        """plan.json: which rank holds which table."""
-        return self.path / "plan.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        """checkpoints/: where a run goes on from."""
-        return self.path / "checkpoints"
-
-    @property
-    def diverged(self) -> Path:
-        """diverged/: batches whose loss was not finite, each rank's part as safetensors."""
-        return self.path / "diverged"
-
-    @property
-    def sizes(self) -> Path:
-        """sizes.json: each table before and after the search."""
-        return self.path / "sizes.json"
-
-    @property
-    def bundle(self) -> Path:
-        """bundle/: what serving gets."""
-        return self.path / "bundle"
-
-    @property
-    def result(self) -> Path:
-        """result.json: the run's final numbers; there once the run is done."""
-        return self.path / "result.json"
-
-    @property
-    def data_record(self) -> Path:
-        """data.json: the manifest of the data that the run began with, and its digest."""
-        return self.path / "data.json"
-
-    @property
-    def data(self) -> Path:
-        """data/: the generated data set of a run that names no data."""
-        return self.path / "data"
-
-    def of_target(self, target: Target, targets: Sequence[Target]) -> "RunFolder":
-        """Where a run of `targets` keeps one of them: this folder itself for a run of one, a run folder within it for each of several."""
-        return self if len(targets) == 1 else RunFolder(self.path / target.label)
-
-    def whole(self) -> "RunFolder | None":
-        """The run of several targets of which this folder holds one; None where this folder is a run by itself."""
-        above = RunFolder(self.path.resolve().parent)
-        return above if above.settings.exists() else None
-
-    def start(self, settings: RunSettings, *, resume: bool, world_size: int, device: str) -> bool:
-        """Claim the folder for a run, or go on with the run that it holds; call it on one rank only. Other starts stay out of it until `release`.
+    def start(
+        self, settings: RunSettings, *, resume: bool, world_size: int, device: str, run_id: str | None = None
+    ) -> bool:
+        """Claim the folder for a run, or resume the run that it holds; call it on one rank only. Other starts stay out of it until `release`.
 
         With `resume` and no run in the folder the run starts from the beginning, so that a scheduler can repeat one command.
 
-        returns: whether the folder already held this run.
-        raises:  CheckpointError if the folder holds a run and `resume` is false, a run that another process is at, a run of other settings, or files
-                 that are no run's, or cannot be written to.
+        Args:
+            run_id: Id of the run that this folder is a target of; None for a run by itself.
+        Returns:
+            Whether the folder already held this run.
+        Raises:
+            CheckpointError: The folder holds a run and `resume` is false, a run that another process works on, a run of
+                other settings, or files of something else; or it cannot be written to.
         """
         self._claim()
-        # A run that ended before its first checkpoint, mostly for a mistake in its settings: there is nothing to go on from.
-        ended_early = (
-            self.settings.exists()
-            and self.environment.exists()
-            and not (self.checkpoints.exists() or self.result.exists())
-        )
-        held = self.settings.exists() and (resume or not ended_early)
+        held = self.is_run and (resume or not self._ended_early())
+        if held and not resume:
+            raise CheckpointError(
+                f"{self.path}: already holds a run. Resume it by --resume, or give another --run-dir"
+            )
         if held:
-            self._check_same_run(settings, resume)
-        elif ended_early:
-            for left in (self.environment, self.log, self.metrics, self.data_record):
-                left.unlink(missing_ok=True)
-            shutil.rmtree(self.tensorboard, ignore_errors=True)
-        if not held:
-            # The first thing written, since run.toml is what makes a folder a run: one that is killed here can be resumed.
+            identity = self._resumed(settings, run_id)
+        else:
+            if self.is_run:
+                for left in (self.environment, self.log, self.metrics, self.data_record):
+                    left.unlink(missing_ok=True)
+                shutil.rmtree(self.tensorboard, ignore_errors=True)
+            identity = RunIdentity(run_id or secrets.token_hex(16), flat(settings))
+        # First, since it is what makes the folder a run: a run that is killed here can be resumed.
+        write_json(self.identity, identity.to_json())
+        if not held or self.changes or not self.settings.exists():
             write_text(self.settings, dump_run(settings))
-        starts = read_json(self.environment) if self.environment.exists() else []
-        write_json(self.environment, [*starts, environment(world_size, device)])
+        write_json(self.environment, [*self._starts(), environment(world_size, device)])
         return held
 
     def release(self) -> None:
         """Let other starts in, if this one has claimed the folder."""
         self._lock.release()
 
+    def other_versions(self) -> list[str]:
+        """Packages whose versions differ between the run's first start and its last one, as text."""
+        starts = self._starts()
+        return other_versions(starts[0], starts[-1]) if starts else []
+
     def tie(self, manifest: Manifest) -> None:
-        """Note the data that the run begins with, or check that it goes on with the same; call it on one rank only."""
+        """Record the data that the run begins with, or check that it resumes with the same; call it on one rank only."""
         if self.data_record.exists():
             self.check_data(manifest)
         else:
             write_json(self.data_record, {"sha256": digest_of(manifest), "manifest": record_of(manifest)})
 
     def check_data(self, manifest: Manifest) -> None:
-        """raises: CheckpointError that names the parts in which the data that the run began with differs from data with this manifest."""
+        """Compare data with this manifest with the data that the run began with.
+
+        Raises:
+            CheckpointError: They differ; the message names the parts that do.
+        """
         if not self.data_record.exists():
             return  # a run that began before runs kept one
-        began: dict[str, Any] = read_json(self.data_record)
-        if began["sha256"] != digest_of(manifest):
-            listed = "\n  ".join(data_differences(began["manifest"], manifest))
+        began = read_json(self.data_record)
+        if not isinstance(began, dict) or not isinstance(began.get("manifest"), dict):
+            raise _damaged(self.data_record, "holds no record of data")
+        if began.get("sha256") != digest_of(manifest):
+            different = data_differences(began["manifest"], manifest)
             raise CheckpointError(
-                f"{self.path}: the run began with other data than is there now:\n  {listed}\n"
+                f"{self.path}: the run began with other data than is there now:{listed(different)}\n"
                 "  Put the data of its data.json back, or start another run on this data with another --run-dir"
             )
+
+    def _ended_early(self) -> bool:
+        """A run that ended before its first checkpoint, mostly for a mistake in its settings: there is nothing to resume."""
+        return not (self.checkpoints.exists() or self.result.exists())
 
     def _claim(self) -> None:
         """Make the folder, and keep all other starts of a run out of it until `release` or the end of this process."""
         lock = Path(self._lock.lock_file)
-        if (
-            self.path.exists()
-            and not self.settings.exists()
-            and not (self.path.is_dir() and set(self.path.iterdir()) <= {lock})
-        ):
-            raise CheckpointError(f"{self.path}: is in use, and not by a run. Give another --run-dir")
+        if self.path.exists() and not self.is_run:
+            if not self.path.is_dir():
+                raise CheckpointError(f"{self.path}: is a file. Give another --run-dir")
+            files = [path.name for path in self.path.iterdir() if path != lock and not is_temporary(path)]
+            if files:
+                held = (
+                    "run.toml, but no run" if files == [self.settings.name] else f"{min(files)}, and no run"
+                )
+                raise CheckpointError(
+                    f"{self.path}: holds {held}; a run takes a new or an empty folder. Give another --run-dir"
+                )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
         except Timeout:
             raise CheckpointError(
-                f"{self.path}: another process is at this run (since {self._last_start()}). Let it end, or stop it and go on by --resume"
+                f"{self.path}: another process works on this run (since {self._last_start()}). "
+                "Wait for its end, or stop it and resume by --resume"
             ) from None
         except NotImplementedError:
             pass  # a file system without locks
@@ -192,24 +199,84 @@ class RunFolder:
             raise CheckpointError(
                 f"{self.path}: cannot be made a run folder: {error.strerror}. Give another --run-dir"
             ) from error
+        for left_by_a_killed_start in self.path.iterdir():
+            if is_temporary(left_by_a_killed_start) and left_by_a_killed_start.is_file():
+                left_by_a_killed_start.unlink(missing_ok=True)
+
+    def _starts(self) -> list[dict[str, Any]]:
+        """The entries of environment.json, oldest first."""
+        if not self.environment.exists():
+            return []
+        starts = read_json(self.environment)
+        if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
+            raise _damaged(self.environment, "holds no list of starts")
+        return starts
 
     def _last_start(self) -> str:
-        return str(read_json(self.environment)[-1]["time"]) if self.environment.exists() else "just now"
+        starts = self._starts()
+        return str(starts[-1].get("time")) if starts else "just now"
 
-    def _check_same_run(self, settings: RunSettings, resume: bool) -> None:
-        if not resume:
+    def _resumed(self, settings: RunSettings, run_id: str | None) -> RunIdentity:
+        """The identity of the run in this folder, resumed with `settings`."""
+        identity = self.read_identity() or self._identity_of_earlier_version(run_id)
+        if run_id is not None and identity.id != run_id:
             raise CheckpointError(
-                f"{self.path}: already holds a run. Go on with it by --resume, or give another --run-dir"
+                f"{self.path}: is a target of another run (id {identity.id}, this run has {run_id}). "
+                "Remove it to search again, or put the folder of this run back"
             )
-        changed = differences(load_run(str(self.settings)), settings)
-        if changed and all(line.startswith(WITHOUT_EFFECT) for line in changed):
-            write_text(self.settings, dump_run(settings))
-        elif changed:
-            listed = "\n  ".join(changed)
+        given = flat(settings)
+        self.changes = changed_settings(identity.settings, given)
+        refused = list(self._refusals(identity))
+        if refused:
             raise CheckpointError(
-                f"{self.path}: --resume needs the settings that the run began with, and these are others:\n  {listed}\n"
-                f"  `ham-dist train --resume --run-dir {self.path}` takes them from its run.toml; for other settings give another --run-dir"
+                f"{self.path}: cannot be resumed with other settings than it began with:{listed(refused)}\n"
+                f"  `ham-dist train --resume --run-dir {self.path}` takes the settings of the run; other settings need another --run-dir"
             )
+        return RunIdentity(identity.id, given, identity.earlier)
+
+    def _refusals(self, identity: RunIdentity) -> Iterator[str]:
+        """One line for each of the changes that the run cannot take."""
+        for change in self.changes:
+            stage = RAISABLE.get(change.key)
+            if change.key == "data.path":
+                if not self.data_record.exists():
+                    yield f"{change} (no data.json shows that it is the same data)"
+                elif change.new is None and self.whole() is None:
+                    yield str(change)
+            elif stage is not None:
+                if change.new < change.old:
+                    yield f"{change} (it can only be raised)"
+                elif after := self._file_after(stage, identity):
+                    yield f"{change} (it can be raised until {stage} has ended, and {after} is there)"
+            elif not change.key.startswith(FREE):
+                yield str(change)
+
+    def _file_after(self, stage: str, identity: RunIdentity) -> Path | None:
+        """A result or a checkpoint folder of a later stage, of any target: what the weights at the end of `stage` have become."""
+        targets = [Target(**target) for target in identity.settings["search.targets"]]
+        later = STAGES[STAGES.index(stage) + 1 :]
+        return next(
+            (
+                path
+                for folder in (self.of_target(target, targets) for target in targets)
+                for path in (*(folder.checkpoints / name for name in later), folder.result)
+                if path.exists()
+            ),
+            None,
+        )
+
+    def _identity_of_earlier_version(self, run_id: str | None) -> RunIdentity:
+        """An identity for a run without identity.json: that of its checkpoints, or a new one if they carry none."""
+        settings = flat(load_run(str(self.settings)))
+        for path in sorted(self.checkpoints.glob("*/*/values.json")):
+            try:
+                mark = json.loads(path.read_bytes())["values"][
+                    "run"
+                ]  # not read_json: -Infinity is a best AUC
+                return RunIdentity(mark["id"], settings | mark["settings"])
+            except (OSError, ValueError, KeyError, TypeError):
+                continue  # damaged, or of a version without identities
+        return RunIdentity(run_id or secrets.token_hex(16), settings, earlier=True)
 
 
 def default_run_dir(settings: RunSettings) -> Path:
@@ -221,61 +288,23 @@ def default_run_dir(settings: RunSettings) -> Path:
     )
 
 
-def environment(world_size: int, device: str) -> dict[str, Any]:
-    """What the numbers of a run may depend on besides its settings.
-
-    world_size: ranks; device: `cpu` or the name of the GPU.
-    """
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": sys.argv,
-        "ham_dist": ham_dist.__version__,
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "versions": {name: version for name in PACKAGES if (version := _version(name)) is not None},
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        "device": device,
-        "world_size": world_size,
-    }
-
-
 def read_json(path: Path) -> Any:
-    """What `write_json` wrote.
+    """The JSON value in a file of a run folder.
 
-    raises: CheckpointError if it is damaged.
+    Raises:
+        CheckpointError: It is damaged, or cannot be read.
     """
     try:
         return untrusted.read_json(path)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: is damaged: {error}. Remove it, and `ham-dist train --resume --run-dir {path.parent}` goes on without it"
-        ) from None
+    except (ValueError, OSError) as error:
+        raise _damaged(path, error) from None
 
 
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+def _damaged(path: Path, error: object) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: is damaged: {error}. Remove it, and `ham-dist train --resume --run-dir {path.parent}` resumes without it"
+    )
 
 
-def _commit() -> str | None:
-    """Commit of the source tree that runs, `-dirty` where it was changed since; None where ham_dist is not run from its repository."""
-    source = Path(ham_dist.__file__).parent
-    git = ["git", "-C", str(source)]
-    try:
-        # An installed copy may lie in a folder of another repository: ask whether git keeps this very file.
-        subprocess.run(
-            [*git, "ls-files", "--error-unmatch", "__init__.py"], check=True, capture_output=True, timeout=10
-        )
-        described = subprocess.run(
-            [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return described.stdout.strip()
+def _is_there(path: str | Path) -> bool:
+    return not is_local(path) or Path(path).exists()

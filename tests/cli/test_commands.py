@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 from ham_dist import __version__, cli
 from ham_dist import run as run_module
 from ham_dist.cli import app, failures
-from ham_dist.config.load import DEMO, dump_run, load_run
+from ham_dist.config.load import DEMO, load_run
 from ham_dist.config.schema import ModelSettings, PrecisionSettings, RunSettings, SyntheticSettings
 from ham_dist.errors import DataError
+from ham_dist.training.run_folder import RunFolder
 
 COMMANDS = ("fetch", "prepare", "generate", "train", "export", "score", "report", "inspect", "doctor")
 
@@ -75,9 +76,23 @@ def test_train_takes_file_settings_and_folder(monkeypatch: pytest.MonkeyPatch, t
 def test_resume_takes_the_settings_of_the_run_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls = _calls(monkeypatch)
     settings = load_run(None, ["seed=7"])
-    (tmp_path / "run.toml").write_text(dump_run(settings))
-    assert runner.invoke(app, ["train", "--run-dir", str(tmp_path), "--resume"]).exit_code == 0
-    assert calls == [(settings, tmp_path, True)]
+    folder = RunFolder(tmp_path / "run")
+    folder.start(settings, resume=False, world_size=1, device="cpu")
+    resume = ["train", "--run-dir", str(folder.path), "--resume"]
+    assert runner.invoke(app, resume).exit_code == 0
+    assert runner.invoke(app, [*resume, "--set", "retrain.max_epochs=40"]).exit_code == 0
+    raised = load_run(None, ["seed=7", "retrain.max_epochs=40"])
+    assert calls == [(settings, folder.path, True), (raised, folder.path, True)]
+
+
+def test_resume_takes_nothing_from_a_run_toml_of_the_users_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "run.toml").write_text("seed = 7\n")
+    refused = runner.invoke(app, ["train", "--run-dir", str(tmp_path), "--resume"])
+    assert refused.exit_code == 2
+    assert "holds run.toml, but no run" in refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["run.toml"]
 
 
 def test_scripts_take_the_same_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,13 +176,29 @@ def test_other_ranks_put_their_number_before_the_message(monkeypatch: pytest.Mon
     assert runner.invoke(app, ["train"]).stderr == "[rank 3] ham-dist: is damaged\n"
 
 
+def test_ranks_of_a_machine_print_one_mistake_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """However slowly torchrun ends the others after the first one has failed."""
+    monkeypatch.setattr(failures, "GRACE_SECONDS", 0)
+    printed = []
+    for attempt in ("attempt_0", "attempt_1"):
+        for rank, message in ((1, "rank 0: is damaged"), (0, "is damaged"), (2, "rank 0: is damaged")):
+            folder = tmp_path / attempt / str(rank)
+            folder.mkdir(parents=True)
+            monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(folder / "error.json"))
+            monkeypatch.setenv("RANK", str(rank))
+            monkeypatch.setenv("LOCAL_RANK", str(rank))
+            _fail(monkeypatch, DataError(message))
+            printed.append(runner.invoke(app, ["train"]).stderr)
+    assert printed == ["[rank 1] ham-dist: rank 0: is damaged\n", "", ""] * 2
+
+
 def test_a_mistake_of_all_ranks_is_told_once() -> None:
     torchrun = [
         sys.executable,
         "-m",
         "torch.distributed.run",
         "--standalone",
-        "--nproc-per-node=2",
+        "--nproc-per-node=3",
         "-m",
         "ham_dist.train",
     ]
@@ -192,9 +223,10 @@ def test_generated_data_can_be_prepared_and_inspected(tmp_path: Path) -> None:
 
 
 def test_only_data_has_figures(tmp_path: Path) -> None:
-    (tmp_path / "run.toml").write_text("")
+    run = RunFolder(tmp_path / "run")
+    run.start(load_run(None), resume=False, world_size=1, device="cpu")
     for option in (["--json"], ["--width", "4"]):
-        refused = runner.invoke(app, ["inspect", str(tmp_path), *option])
+        refused = runner.invoke(app, ["inspect", str(run.path), *option])
         assert refused.exit_code == 2
         assert "is no prepared data, and --width and --json are for that" in refused.stderr
 

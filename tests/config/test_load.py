@@ -139,9 +139,9 @@ def test_every_mistake_is_reported_at_once(tmp_path: Path) -> None:
     lines = _mistakes(path, "data.batch_size=many", "data", "seed.deep=1", "seed.deeper=2").splitlines()
     assert lines == [
         f"{'--set data'}: wants key=value, such as --set search.epochs=5",
-        '--set: seed = {"deep": 1, "deeper": 2}: must be a valid integer',
+        '--set: seed = {"deep": 1, "deeper": 2}: must be a whole number',
         "  Seed of weights, of the order of samples and of methods that draw.",
-        '--set: data.batch_size = "many": must be a valid integer',
+        '--set: data.batch_size = "many": must be a whole number',
         "  Samples of a global training batch, spread over all ranks (HAM paper, section 4.3).",
         f"{path}: model.name = \"dcn2\": must be 'fm', 'deepfm', 'autoint' or 'dcnv2'. Did you mean dcnv2?",
         "  The interaction: fm, deepfm, autoint or dcnv2.",
@@ -158,11 +158,25 @@ def test_every_mistake_is_reported_at_once(tmp_path: Path) -> None:
     ("text", "complaint"),
     [
         ("seed = \n", "is not TOML: Invalid value (at line 1, column 8)"),
-        ('seed = "3"\n', 'seed = "3": must be a valid integer'),
-        ("seed = true\n", "seed = true: must be a valid integer"),
+        ('seed = "3"\n', 'seed = "3": must be a whole number'),
+        ("seed = true\n", "seed = true: must be a whole number"),
         ("model = 3\n", "model = 3: must be a section with keys of its own"),
         ("[optimizer]\nlearning_rate = nan\n", "optimizer.learning_rate = NaN: must be a finite number"),
-        ("[search]\ntargets = []\n", "search.targets = []: Tuple should have at least 1 item"),
+        (
+            "[search]\ntargets = []\n",
+            "search.targets = []: must have at least 1 entry, such as [{columns = 16}]\n",
+        ),
+        ("[search]\ntargets = 12\n", "search.targets = 12: must be a list, such as [{columns = 12}]\n"),
+        (
+            "[search]\ntargets = {bytes = 9}\n",
+            'search.targets = {"bytes": 9}: must be a list, such as [{bytes = 9}]\n',
+        ),
+        (
+            "[search]\ntargets = [12]\n",
+            "search.targets[0] = 12: must be a section with keys of its own, such as {columns = 12}\n",
+        ),
+        ("[model]\nmlp = 16\n", "model.mlp = 16: must be a list, such as [16, 16]\n"),
+        ("[data]\npath = 16\n", "data.path = 16: must be a string\n"),
         ("[model]\nattention_heads = 3\n", "model: attention_heads = 3 does not divide lift_width = 16"),
     ],
 )

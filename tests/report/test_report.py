@@ -143,8 +143,11 @@ def test_data_is_what_inspect_finds(run: Path, page: Page) -> None:
 
 
 def test_tables_of_the_data_are_counted_in_the_precision_of_the_run(copy: Path, tmp_path: Path) -> None:
-    settings = RunFolder(copy).settings
+    settings, identity = RunFolder(copy).settings, RunFolder(copy).identity
     settings.write_text(settings.read_text().replace('tables = "float32"', 'tables = "float16"'))
+    known = read_json(identity)
+    known["settings"]["precision.tables"] = "float16"
+    write_json(identity, known)
     page = report(copy, out=tmp_path / "x.html", with_data=True)
     (fields,) = (
         rows for title, rows in page.tables.items() if title.startswith("Tables 4 columns wide in float16")
@@ -374,7 +377,7 @@ def test_damaged_files_are_named(copy: Path, tmp_path: Path, file: str, text: st
 def test_what_is_no_run_is_told_apart(run: Path, tmp_path: Path) -> None:
     for path, message in (
         (tmp_path / "none", "there is no such folder"),
-        (tmp_path, r"is no run folder \(it has no run\.toml\)"),
+        (tmp_path, r"is no run folder \(it has no identity\.json"),
         (run / "run.toml", r"run\.toml: is a file, and a report is of run folders"),
         (run / "data", "is prepared data or a bundle"),
         (run / LABELS[0] / "bundle", "is prepared data or a bundle"),

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from ham_dist.config.schema import RunSettings
-from ham_dist.distributed.checkpoint import storage
+from ham_dist.distributed.checkpoint import index, storage
 from ham_dist.distributed.checkpoint.index import INDEX, PICKLE
 from ham_dist.distributed.ranks.process_group import process_group
 from ham_dist.errors import CheckpointError
@@ -88,14 +89,53 @@ def test_a_pickled_index_is_refused_by_name_and_not_opened(saved: Path, tmp_path
 def test_a_pickle_in_place_of_a_tensor_is_refused_by_name_and_not_opened(saved: Path, tmp_path: Path) -> None:
     (data,) = saved.glob("*.distcp")
     torch.save(Harmful(tmp_path / "harm"), data)
-    index = json.loads((saved / INDEX).read_text())
-    for tensor in index["tensors"].values():
+    entries = json.loads((saved / INDEX).read_text())
+    for tensor in entries["tensors"].values():
         tensor["chunks"][0] |= {"start": 0, "bytes": data.stat().st_size}
-    (saved / INDEX).write_text(json.dumps(index))
+    (saved / INDEX).write_text(json.dumps(entries))
     describe_again(saved)
     with pytest.raises(CheckpointError, match=r"epoch-0001: cannot be loaded \(.*mkdir"):
         storage.load(saved, empty())
     assert not (tmp_path / "harm").exists()
+
+
+def _chunk(offsets: list[int], sizes: list[int]) -> dict[str, Any]:
+    """A chunk in a place of the file that is never read."""
+    return {"offsets": offsets, "sizes": sizes, "file": "__0_0.distcp", "start": 0, "bytes": 9}
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [([0, 0], [4, 6])],
+        [([0, 0], [2, 6]), ([2, 0], [2, 6])],
+        [([0, 3], [4, 3]), ([0, 0], [4, 3]), ([4, 0], [0, 6])],
+        [([0, 0], [1, 2]), ([1, 0], [3, 2]), ([0, 2], [4, 4])],
+    ],
+)
+def test_chunks_of_every_sharding_type_make_up_a_tensor(chunks: list[tuple[list[int], list[int]]]) -> None:
+    entry = {"type": "float32", "size": [4, 6], "chunks": [_chunk(*chunk) for chunk in chunks]}
+    index._require_cover("a", index._tensor(entry))
+
+
+OPENED: list[str] | None = None
+
+
+def _note_opened(event: str, arguments: tuple[Any, ...]) -> None:
+    if OPENED is not None and event == "open":
+        OPENED.append(str(arguments[0]))
+
+
+def test_the_index_is_hashed_once_and_read_once(saved: Path) -> None:
+    global OPENED
+    sys.addaudithook(_note_opened)
+    OPENED = []
+    try:
+        storage.load(saved, empty())
+        opened = OPENED.count(str(saved / INDEX))
+    finally:
+        OPENED = None
+    assert opened == 2
 
 
 @pytest.mark.parametrize(
@@ -111,15 +151,21 @@ def test_a_pickle_in_place_of_a_tensor_is_refused_by_name_and_not_opened(saved: 
             "is no place in a file of the checkpoint",
         ),
         ({"size": "many"}, "is no index of a checkpoint"),
-        ({"size": [3, 3], "chunks": []}, "cannot be loaded"),
+        ({"size": [3, 3], "chunks": []}, r"a: its chunks do not make up its \[3, 3\] numbers"),
+        ({"chunks": [_chunk([0, 0], [2, 2])]}, "do not make up"),
+        ({"chunks": [_chunk([0, 0], [1, 3])]}, "do not make up"),
+        ({"chunks": [_chunk([0, 0], [1, 3]), _chunk([0, 0], [2, 2])]}, "do not make up"),
+        ({"chunks": [_chunk([0, 0], [2, 2]), _chunk([1, 1], [1, 2])]}, "do not make up"),
+        ({"chunks": [_chunk([0, 0], [2, 3]), _chunk([2, 0], [1, 3])]}, "do not make up"),
+        ({"chunks": [_chunk([0], [6])]}, "do not make up"),
     ],
 )
 def test_an_index_that_says_something_else_is_refused(
     saved: Path, change: dict[str, Any], message: str
 ) -> None:
-    index = json.loads((saved / INDEX).read_text())
-    index["tensors"]["a"] |= change
-    (saved / INDEX).write_text(json.dumps(index))
+    entries = json.loads((saved / INDEX).read_text())
+    entries["tensors"]["a"] |= change
+    (saved / INDEX).write_text(json.dumps(entries))
     describe_again(saved)
     with pytest.raises(CheckpointError, match=message):
         storage.load(saved, empty())
@@ -171,8 +217,8 @@ def test_a_checkpoint_of_another_version_is_said_to_be_one(tmp_path: Path) -> No
 
 def test_no_whole_checkpoint_left_is_an_error_that_names_the_folder(tmp_path: Path) -> None:
     run_until(tiny_run(), tmp_path / "run", {8: _stop})
-    for index in tmp_path.glob(f"run/checkpoints/pretrain/*/{INDEX}"):
-        index.write_text("{}")
+    for file in tmp_path.glob(f"run/checkpoints/pretrain/*/{INDEX}"):
+        file.write_text("{}")
     with pytest.raises(
         CheckpointError, match=r"pretrain: none of the checkpoints can be loaded; remove the folder"
     ):

@@ -20,8 +20,12 @@ def by_pairs(scores: torch.Tensor, labels: torch.Tensor) -> float:
 def test_auc_counts_pairs(rows: list[tuple[int, bool]]) -> None:
     scores = torch.tensor([score for score, _ in rows]).float()
     labels = torch.tensor([label for _, label in rows]).float()
-    wanted = by_pairs(scores, labels) if 0 < labels.sum() < len(rows) else 0.5
-    assert abs(area_under_roc(scores, labels) - wanted) < 1e-12
+    found = area_under_roc(scores, labels)
+    if 0 < labels.sum() < len(rows):
+        assert found is not None
+        assert abs(found - by_pairs(scores, labels)) < 1e-12
+    else:
+        assert found is None
 
 
 def test_large_logits_keep_their_order() -> None:
@@ -40,7 +44,7 @@ def scored_rows(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
     return scores, (torch.rand(5_000, generator=generator) < torch.sigmoid(scores)).float()
 
 
-def auc_of_parts(kind: str, edges: list[int], order: list[int]) -> float:
+def auc_of_parts(kind: str, edges: list[int], order: list[int]) -> float | None:
     """AUC of `scored_rows` cut at `edges`, of which each rank has the part that `order` gives it."""
     scores, labels = scored_rows(kind)
     number = order[process_group.rank()]

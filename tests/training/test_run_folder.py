@@ -62,14 +62,16 @@ def test_a_run_that_ended_before_its_first_checkpoint_may_start_anew_with_other_
 
 def test_a_folder_with_somebodys_own_run_toml_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text("seed = 1\n")
-    with pytest.raises(CheckpointError, match="already holds a run"):
-        _start(RunFolder(tmp_path), "seed=1")
+    for resume in (False, True):
+        with pytest.raises(CheckpointError, match=r"holds run\.toml, but no run; .* Give another --run-dir"):
+            _start(RunFolder(tmp_path), "seed=1", resume=resume)
     assert (tmp_path / "run.toml").read_text() == "seed = 1\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["run.toml"]
 
 
 def test_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(CheckpointError, match="is in use, and not by a run"):
+    with pytest.raises(CheckpointError, match=r"holds thesis\.tex, and no run"):
         _start(RunFolder(tmp_path), resume=True)
 
 
@@ -83,8 +85,10 @@ def test_resume_goes_on_and_notes_each_start(tmp_path: Path) -> None:
 def test_resume_with_other_settings_names_them(tmp_path: Path) -> None:
     _start(RunFolder(tmp_path))
     with pytest.raises(CheckpointError) as caught:
-        _start(RunFolder(tmp_path), "seed=1", "search.epochs=3", resume=True)
-    assert "\n  seed: 0, not 1\n  search.epochs: 10, not 3\n" in str(caught.value)
+        _start(RunFolder(tmp_path), "seed=1", "search.alpha_start=0.5", resume=True)
+    assert "\n  seed = 1, and the run has 0\n  search.alpha_start = 0.5, and the run has 0.01\n" in str(
+        caught.value
+    )
 
 
 def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -134,7 +138,7 @@ def test_two_processes_are_not_at_one_run(
     before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     with pytest.raises(
         CheckpointError,
-        match=r"another process is at this run \(since 20.*\)\. Let it end, or stop it and go on by --resume",
+        match=r"another process works on this run \(since 20.*\)\. Wait for its end, or stop it and resume",
     ):
         _start(RunFolder(tmp_path / "run"), resume=resume)
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before

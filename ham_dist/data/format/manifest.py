@@ -111,8 +111,8 @@ class Truth(_Part):
 
     planted_ranks: dict[str, int]
     """Columns that each field truly needs; 0 for pure noise."""
-    bayes_auc: float
-    """AUC on the test split (its first million rows) of the true logits: no model can do better but by luck."""
+    bayes_auc: float | None
+    """AUC on the test split (its first million rows) of the true logits: no model can do better but by luck. None if all labels are alike."""
     bayes_log_loss: float
     """Mean log loss on the same rows of the true probabilities."""
 

@@ -151,15 +151,15 @@ class Planted:
         return 1 + np.minimum(np.searchsorted(edges, random.random(rows), side="right"), len(edges) - 1)
 
 
-def auc(labels: Array, scores: Array) -> float:
-    """Chance that a random positive scores above a random negative, a tie being half; nan where one of the two is absent."""
+def auc(labels: Array, scores: Array) -> float | None:
+    """Chance that a random positive scores above a random negative, a tie being half; None if one of the two is absent."""
     _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
     # Ranks from 1, the mean rank for ties.
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
     positives = int(labels.sum())
     negatives = len(labels) - positives
     if positives == 0 or negatives == 0:
-        return float("nan")
+        return None
     return float((ranks[labels == 1].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 

@@ -5,6 +5,7 @@ with `weights_only=True`, and no entry can claim to be another object, which tor
 """
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,13 @@ from torch.distributed.checkpoint.metadata import (
 
 from ham_dist.distributed.internals import StorageInfo
 from ham_dist.errors import CheckpointError
+from ham_dist.io.untrusted import read_json
 
 INDEX = "index.json"
 """Tensors by name: type, size, and of each chunk the place in the whole tensor, the file, and where in it."""
+
+INDEX_BYTES = 1 << 30
+"""Largest index that is read (1 GiB): a chunk takes about 120 bytes, and a table has one on each rank at most."""
 
 PICKLE = ".metadata"
 """torch's own index."""
@@ -47,22 +52,31 @@ class IndexedWriter(FileSystemWriter):
 class IndexedReader(FileSystemReader):
     """torch's FileSystemReader, but for the index."""
 
-    def read_metadata(self, *arguments: Any, **options: Any) -> Metadata:
-        """The index, checked: whatever its text, it becomes names, numbers and types.
+    _metadata: Metadata | None = None
 
-        raises: CheckpointError if it is missing or is no such index.
+    def read_metadata(self, *arguments: Any, **options: Any) -> Metadata:
+        """The index, checked: whatever its text, it becomes names, numbers and types. The file is read once.
+
+        Raises:
+            CheckpointError: It is missing, is no such index, or its chunks do not make up each tensor.
         """
+        if self._metadata is None:
+            self._metadata = self._read_index()
+        return self._metadata
+
+    def _read_index(self) -> Metadata:
         path = Path(self.path) / INDEX
         if not path.exists() and path.with_name(PICKLE).exists():
             raise CheckpointError(
                 f"{path.with_name(PICKLE)}: is a pickle, which can run code as it is opened; {INDEX} is wanted in its place"
             )
         try:
-            entries = json.loads(path.read_text(encoding="utf-8"))["tensors"]
+            entries = read_json(path, limit=INDEX_BYTES)["tensors"]
             tensors: dict[str, Any] = {}
             places: dict[MetadataIndex, StorageInfo] = {}
             for name, entry in entries.items():
                 tensors[name] = _tensor(entry)
+                _require_cover(name, tensors[name])
                 places |= {
                     MetadataIndex(name, torch.Size(chunk["offsets"])): _place(chunk)
                     for chunk in entry["chunks"]
@@ -104,6 +118,47 @@ def _tensor(entry: Any) -> TensorStorageMetadata:
         for chunk in entry["chunks"]
     ]
     return TensorStorageMetadata(TensorProperties(dtype), torch.Size(entry["size"]), chunks)
+
+
+def _require_cover(name: str, tensor: TensorStorageMetadata) -> None:
+    """Check that the chunks of a tensor lie within it, do not overlap, and leave no number of it out: that would load as uninitialized memory.
+
+    Raises:
+        ValueError: They do not.
+    """
+    wrong = f"{name}: its chunks do not make up its {list(tensor.size)} numbers"
+    count, open_chunks = 0, list[ChunkStorageMetadata]()
+    for chunk in sorted(tensor.chunks, key=lambda chunk: tuple(chunk.offsets)):
+        if len(chunk.offsets) != len(tensor.size) or len(chunk.sizes) != len(tensor.size):
+            raise ValueError(wrong)
+        if any(
+            start < 0 or size < 0 or start + size > whole
+            for start, size, whole in zip(chunk.offsets, chunk.sizes, tensor.size, strict=True)
+        ):
+            raise ValueError(wrong)
+        if 0 in chunk.sizes:
+            continue
+        # In the order of their first rows, a chunk can only overlap those that reach to its own first row.
+        open_chunks = [
+            other for other in open_chunks if not chunk.offsets or _end(other, 0) > chunk.offsets[0]
+        ]
+        if any(_overlap(chunk, other) for other in open_chunks):
+            raise ValueError(wrong)
+        open_chunks.append(chunk)
+        count += math.prod(chunk.sizes)
+    if count != math.prod(tensor.size):
+        raise ValueError(wrong)
+
+
+def _overlap(first: ChunkStorageMetadata, second: ChunkStorageMetadata) -> bool:
+    return all(
+        first.offsets[dim] < _end(second, dim) and second.offsets[dim] < _end(first, dim)
+        for dim in range(len(first.offsets))
+    )
+
+
+def _end(chunk: ChunkStorageMetadata, dim: int) -> int:
+    return chunk.offsets[dim] + chunk.sizes[dim]
 
 
 def _place(chunk: Any) -> StorageInfo:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,29 +77,39 @@ def save(
         give_back_freed_memory()
 
 
-def load(path: Path, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Read a checkpoint into `tensors`, in place, whatever the number of ranks that wrote it; returns its values.
+def load(
+    path: Path,
+    tensors: Mapping[str, Any],
+    check: Callable[[dict[str, Any]], None] = lambda values: None,
+) -> dict[str, Any]:
+    """Read a checkpoint into `tensors`, in place, whatever the number of ranks that wrote it.
 
-    raises: CheckpointError on all ranks if a file is not what was written, or the checkpoint holds other tensors than these. `tensors` may then be
-            partly overwritten.
+    Args:
+        check: Called with the checkpoint's values before any tensor is read, on every rank alike; it may raise.
+    Returns:
+        The checkpoint's values.
+    Raises:
+        CheckpointError: On all ranks: a file is not what was written, or the checkpoint holds other tensors than
+            these, or only a part of one. `tensors` may then be partly overwritten.
     """
     quiet()
     whole = _read(path)
+    values: dict[str, Any] = whole["values"]
+    check(values)
+    reader = IndexedReader(path)
     with _told(
         f"{path}: cannot be loaded",
         "If its files are damaged, remove the folder: --resume then goes on from the checkpoint before it.",
     ):
         process_group.together(lambda: _check_files(path, whole["files"]))
-        process_group.together(
-            IndexedReader(path).read_metadata
-        )  # dcp.load of torch 2.11 passes over what is wrong with an index
+        # Before dcp.load, which ignores mistakes of an index in torch 2.11; the reader keeps what it has read.
+        process_group.together(reader.read_metadata)
         dcp.load(
             dict(tensors),
-            storage_reader=IndexedReader(path),
+            storage_reader=reader,
             planner=DefaultLoadPlanner(flatten_state_dict=False),
         )
     give_back_freed_memory()
-    values: dict[str, Any] = whole["values"]
     return values
 
 

@@ -88,6 +88,7 @@ def test_any_chunk_can_be_generated_alone(small: Path) -> None:
 def test_bayes_auc_is_a_ceiling_that_leaves_room(small: Path) -> None:
     truth = Manifest.load(small).truth
     assert truth is not None
+    assert truth.bayes_auc is not None
     assert 0.8 < truth.bayes_auc < 0.95
     assert 0.3 < truth.bayes_log_loss < 0.6
 

@@ -1,0 +1,121 @@
+"""The identity of a run: what ties its checkpoints to it, and to the settings that determine its numbers."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ham_dist.errors import OtherRunError
+
+FORMAT = "ham_dist run"
+
+FREE = ("checkpoint.", "ranks.", "data.path")
+"""Settings that change no number of a run. The data itself is compared with data.json, wherever it is."""
+
+RAISABLE = {
+    f"{stage}.{name}": stage
+    for stage, names in {
+        "pretrain": ("max_epochs", "patience"),
+        "search": ("epochs", "patience"),
+        "retrain": ("max_epochs", "patience"),
+    }.items()
+    for name in names
+}
+"""Settings that only decide when a stage ends, with their stage: if one is raised before the stage has ended, the run
+comes out as with the larger value from the start."""
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """The identity of one run, kept in its folder's identity.json; the targets of a run share its id.
+
+    Attributes:
+        id: Random, 32 hexadecimal digits.
+        settings: The run's settings as JSON values, by dotted key.
+        earlier: The run began with a version that kept no identity: its first checkpoints carry none.
+    """
+
+    id: str
+    settings: Mapping[str, Any]
+    earlier: bool = False
+
+    @property
+    def determining(self) -> dict[str, Any]:
+        """The settings that determine the run's numbers."""
+        return {
+            key: value
+            for key, value in self.settings.items()
+            if not key.startswith(FREE) and key not in RAISABLE
+        }
+
+    def mark(self) -> dict[str, Any]:
+        """The JSON value that each checkpoint of the run carries as `run`."""
+        return {"id": self.id, "settings": self.determining}
+
+    def require_own(self, place: str, values: Mapping[str, Any]) -> None:
+        """Check the values of the checkpoint `place`.
+
+        Raises:
+            OtherRunError: It is a checkpoint of another run, or of this run under other settings.
+        """
+        mark = values.get("run")
+        if mark is None and self.earlier:
+            return
+        if not isinstance(mark, dict) or mark.get("id") != self.id:
+            found = mark.get("id") if isinstance(mark, dict) else None
+            raise OtherRunError(
+                f"{place}: is a checkpoint of another run (id {found or 'missing'}, this run has {self.id}). "
+                "Remove it, or put the checkpoints of this run back"
+            )
+        if changed := changed_settings(self.determining, mark.get("settings") or {}):
+            raise OtherRunError(
+                f"{place}: was written with other settings than the run has:{listed(changed)}\n"
+                "  Put the old values back, or start another run with another --run-dir"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of identity.json."""
+        return {"format": FORMAT, "id": self.id, "earlier": self.earlier, "settings": dict(self.settings)}
+
+    @staticmethod
+    def from_json(value: Any) -> "RunIdentity":
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: `value` is something else.
+        """
+        match value:
+            case {
+                "format": "ham_dist run",
+                "id": str(id),
+                "earlier": bool(earlier),
+                "settings": dict(settings),
+            }:
+                return RunIdentity(id, settings, earlier)
+        raise ValueError("holds no identity of a run")
+
+
+class Change(NamedTuple):
+    """A setting that is not what the run has; as text: `seed = 5, and the run has 0`."""
+
+    key: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.key} = {_show(self.new)}, and the run has {_show(self.old)}"
+
+
+def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+    """The keys of both whose values differ."""
+    return [Change(key, value, new[key]) for key, value in old.items() if key in new and new[key] != value]
+
+
+def listed(changes: Iterable[object]) -> str:
+    """The changes as lines of a message, the first on a new line."""
+    return "".join(f"\n  {change}" for change in changes)
+
+
+def _show(value: Any) -> str:
+    text = "nothing" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."

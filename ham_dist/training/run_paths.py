@@ -1,0 +1,108 @@
+"""The names of the files in a run folder, and where the parts of a run of several targets are."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+from ham_dist.config.schema import Target
+
+_TARGET_NAME = re.compile(r"(columns|bytes)-\d+")
+"""Names of the folders of targets (`Target.label`)."""
+
+
+class RunPaths:
+    """The paths of the files of one run. The properties are names: they create and read nothing."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r})"
+
+    @property
+    def settings(self) -> Path:
+        """run.toml: the run's settings with every default filled in."""
+        return self.path / "run.toml"
+
+    @property
+    def identity(self) -> Path:
+        """identity.json: the run's random id, and its settings as its checkpoints know them."""
+        return self.path / "identity.json"
+
+    @property
+    def environment(self) -> Path:
+        """environment.json: versions, machine and command of each start of the run."""
+        return self.path / "environment.json"
+
+    @property
+    def log(self) -> Path:
+        """log.txt: what the run said, with times."""
+        return self.path / "log.txt"
+
+    @property
+    def metrics(self) -> Path:
+        """metrics.jsonl: one object a line with stage, epoch, step and values."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """tensorboard/: the values of metrics.jsonl as TensorBoard events."""
+        return self.path / "tensorboard"
+
+    @property
+    def plan(self) -> Path:
+        """plan.json: which rank holds which table."""
+        return self.path / "plan.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """checkpoints/: the states that a run can resume from."""
+        return self.path / "checkpoints"
+
+    @property
+    def diverged(self) -> Path:
+        """diverged/: batches whose loss was not finite, each rank's part as safetensors."""
+        return self.path / "diverged"
+
+    @property
+    def sizes(self) -> Path:
+        """sizes.json: each table before and after the search."""
+        return self.path / "sizes.json"
+
+    @property
+    def bundle(self) -> Path:
+        """bundle/: what serving gets."""
+        return self.path / "bundle"
+
+    @property
+    def result(self) -> Path:
+        """result.json: the run's final numbers; there once the run is done."""
+        return self.path / "result.json"
+
+    @property
+    def data_record(self) -> Path:
+        """data.json: the manifest of the data that the run began with, and its digest."""
+        return self.path / "data.json"
+
+    @property
+    def data(self) -> Path:
+        """data/: the generated data set of a run that names no data."""
+        return self.path / "data"
+
+    @property
+    def is_run(self) -> bool:
+        """True for a folder that a run was started in; a run.toml alone may be the user's own file."""
+        return self.identity.exists() or (
+            self.settings.exists() and (self.environment.exists() or self.checkpoints.exists())
+        )
+
+    def of_target(self, target: Target, targets: Sequence[Target]) -> Self:
+        """Where a run of `targets` keeps one of them: this folder itself for a run of one, a run folder within it for each of several."""
+        return self if len(targets) == 1 else type(self)(self.path / target.label)
+
+    def whole(self) -> Self | None:
+        """The run of several targets of which this folder holds one; None for a run by itself."""
+        path = self.path.resolve()
+        above = type(self)(path.parent)
+        return above if _TARGET_NAME.fullmatch(path.name) and above.is_run else None
