@@ -1,9 +1,7 @@
 """What a folder holds, as tables to print: prepared data, a run, or a bundle."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from rich.console import RenderableType
 
@@ -14,7 +12,9 @@ from ham_dist.errors import DataError
 from ham_dist.export.manifest import FORMAT as BUNDLE_FORMAT
 from ham_dist.export.manifest import BundleManifest, read_manifest
 from ham_dist.io.console import make_table
-from ham_dist.training.run_folder import RunFolder, read_json
+from ham_dist.io.untrusted import read_json
+from ham_dist.report.record import read_result
+from ham_dist.training.run_folder import RunFolder
 
 MANIFEST = "manifest.json"
 
@@ -46,8 +46,8 @@ def describe(path: Path) -> Iterator[RenderableType]:
 
 def _is_bundle(manifest: Path) -> bool:
     try:
-        content = json.loads(manifest.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = read_json(manifest)
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{manifest}: is damaged: {error}. Copy the folder again from where it came"
         ) from error
@@ -159,14 +159,14 @@ def _run(folder: RunFolder) -> Iterator[RenderableType]:
 
 
 def _result(folder: RunFolder) -> tuple[str, ...]:
-    if not folder.result.exists():
+    result = read_result(folder)
+    if result is None:
         return ("not done", "", "", "", "")
-    result: dict[str, Any] = read_json(folder.result)
     numbers = (
-        "not defined" if result["test_auc"] is None else f"{result['test_auc']:.4f}",
-        f"{result['test_logloss']:.4f}",
-        f"{result['embedding_bytes']:,}",
-        f"{result['dense_parameters']:,}",
+        "not defined" if result.test_auc is None else f"{result.test_auc:.4f}",
+        f"{result.test_logloss:.4f}",
+        f"{result.embedding_bytes:,}",
+        f"{result.dense_parameters:,}",
     )
     return ("done", *numbers)
 

@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import tomllib
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +14,8 @@ from tomlkit.items import Table
 
 from ham_dist.config.schema import RunSettings
 from ham_dist.errors import ConfigError
-from ham_dist.io.paths import open_file
+from ham_dist.io.paths import read_content
+from ham_dist.io.untrusted import TOML_BYTES, parse_toml
 
 SET = "--set"
 
@@ -124,11 +124,10 @@ def changes(old: RunSettings, new: RunSettings) -> list[tuple[str, str, str]]:
 
 def _read(path: str) -> dict[str, Any]:
     try:
-        with open_file(path, "rb") as file:
-            return tomllib.loads(file.read().decode("utf-8"))
+        return parse_toml(read_content(path, limit=TOML_BYTES))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path}: is not TOML: {error}") from error
 
 
@@ -138,8 +137,8 @@ def _parse_override(override: str) -> tuple[tuple[str, ...], Any]:
     if not equals or not text.strip() or not all(key):
         raise ConfigError(f"{SET} {override}: wants key=value, such as {SET} search.epochs=5")
     try:
-        parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+        parsed = parse_toml(f"value = {text}".encode("utf-8", "surrogatepass"))
+    except ValueError:
         return key, text.strip()
     # More than one key: a line break inside the value started another one.
     return key, parsed["value"] if len(parsed) == 1 else text.strip()

@@ -21,7 +21,7 @@ class SyntheticSettings(Settings):
 
     preset: Annotated[Literal["dlrm", "dlrm-39"] | None, Field(exclude=True)] = None
     """Cardinalities, ranks and skew in a word: the DLRM benchmark's 26 tables of 204 million rows; `dlrm-39` puts 13 small ones before them."""
-    rows: PositiveInt = 200_000
+    rows: Annotated[int, Field(gt=0, le=10**12)] = 200_000
     """Rows of all three splits together."""
     planted_ranks: tuple[Annotated[int, Field(ge=0)], ...] = (6, 4, 3, 2, 1, 0, 0, 0)
     """Columns that each field truly needs; 0 makes a field pure noise. One entry a field."""
@@ -84,15 +84,15 @@ class ModelSettings(Settings):
     """The interaction: fm, deepfm, autoint or dcnv2."""
     base_width: Annotated[int, Field(gt=0, le=1024)] = 16
     """Width of every table of the supernet, capped by its rows: d_j = min(base_width, C_j); fbgemm-gpu's kernels end at 1024."""
-    lift_width: PositiveInt = 16
+    lift_width: Annotated[int, Field(gt=0, le=4096)] = 16
     """Width that fm, deepfm and autoint lift each field to by a linear map without bias (HAM paper, section 4.3)."""
     first_order: Literal["linear", "table"] = "linear"
     """First-order term of fm and deepfm: `linear` in the masked embedding, so that a field can leave the model, or a `table` of width 1 a field."""
-    mlp: tuple[PositiveInt, ...] = (16, 16)
+    mlp: Annotated[tuple[Annotated[int, Field(gt=0, le=65_536)], ...], Field(max_length=64)] = (16, 16)
     """Widths of the deep part of deepfm and dcnv2; each layer is linear, BatchNorm, ReLU."""
-    cross_layers: PositiveInt = 3
+    cross_layers: Annotated[int, Field(gt=0, le=64)] = 3
     """Full-rank cross layers of dcnv2."""
-    attention_layers: PositiveInt = 3
+    attention_layers: Annotated[int, Field(gt=0, le=64)] = 3
     """Self-attention layers of autoint."""
     attention_heads: PositiveInt = 2
     """Heads of each autoint layer; divides `lift_width`."""

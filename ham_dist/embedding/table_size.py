@@ -1,8 +1,12 @@
 """One table before and after the search: an entry of sizes.json. Needs no torch."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from ham_dist.errors import CheckpointError
+from ham_dist.io.untrusted import parse_json, read_bytes
 
 
 @dataclass(frozen=True)
@@ -30,5 +34,35 @@ class TableSize:
 
 
 def read_sizes(path: Path) -> list[TableSize]:
-    """What a run folder's sizes.json holds."""
-    return [TableSize(**size) for size in json.loads(path.read_text(encoding="utf-8"))]
+    """The tables in a run folder's sizes.json.
+
+    Raises:
+        CheckpointError: The file is missing or damaged.
+    """
+    try:
+        content = read_bytes(path)
+        parse_json(content)  # pydantic's own parser has no limits
+        sizes = TypeAdapter(list[TableSize]).validate_json(content, strict=True)
+        for size in sizes:
+            _check(size)
+    except (OSError, ValueError) as error:
+        detail = str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors(include_url=False, include_input=False)[0]
+            detail = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise CheckpointError(
+            f"{path}: is damaged: {detail}\n  Copy it again from where the run was made, or train again."
+        ) from None
+    return sizes
+
+
+def _check(size: TableSize) -> None:
+    kept = size.kept_columns
+    if kept != sorted(set(kept)) or not all(0 <= column < size.base_width for column in kept):
+        raise ValueError(
+            f"{size.field}: kept_columns are not ascending columns of 0 to {size.base_width - 1}"
+        )
+    if size.searched_width != len(kept):
+        raise ValueError(
+            f"{size.field}: searched_width = {size.searched_width}, but {len(kept)} columns are kept"
+        )

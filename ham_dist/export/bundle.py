@@ -12,6 +12,7 @@ from ham_dist.export.compact import CompactModel
 from ham_dist.export.manifest import DENSE, MEND, BundleManifest, TableEntry, read_manifest
 from ham_dist.io.hashing import sha256_of
 from ham_dist.io.paths import local_path
+from ham_dist.io.untrusted import inside
 from ham_dist.models.interaction import Interaction
 from ham_dist.models.registry import INTERACTIONS, build_interaction
 
@@ -116,11 +117,10 @@ def open_bundle(path: str | Path) -> Bundle:
     root = local_path(path)
     manifest = read_manifest(root)
     for file, entry in manifest.files.items():
-        found = root / file
-        if not found.resolve().is_relative_to(root.resolve()):
-            raise BundleError(
-                f"{found}: leads out of the bundle, to {found.resolve()}. Put the file itself there."
-            )
+        try:
+            found = inside(root, file)
+        except ValueError:
+            raise BundleError(f"{root / file}: leads out of the bundle. Put the file itself there.") from None
         if not found.is_file():
             raise BundleError(f"{found}: missing. {MEND}")
         if (size := found.stat().st_size) != entry.size:

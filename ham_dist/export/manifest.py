@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, Va
 from ham_dist.config.schema import ModelSettings
 from ham_dist.errors import BundleError
 from ham_dist.io.hashing import sha256_of_json
+from ham_dist.io.untrusted import read_json
 
 FORMAT = "ham_dist bundle"
 FORMAT_VERSION = 2
@@ -33,6 +34,9 @@ def inside(path: str) -> str:
 InsidePath = Annotated[str, AfterValidator(inside)]
 Count = Annotated[int, Field(ge=0, strict=True)]
 PositiveCount = Annotated[int, Field(gt=0, strict=True)]
+Rows = Annotated[int, Field(gt=0, le=2**40, strict=True)]
+Width = Annotated[int, Field(ge=0, le=2**16, strict=True)]
+"""Far above what a model can use; a product of rows and width stays below 2^63."""
 Name = Annotated[str, Field(min_length=1)]
 
 
@@ -44,9 +48,9 @@ class FieldEntry(_Entry):
     """One field that the model reads, or holds a slot for."""
 
     name: Name
-    rows: PositiveCount
+    rows: Rows
     """C_j; ids are 0 to rows - 1."""
-    width: Count
+    width: Width
     """Columns of its table; 0 if it has none."""
     multi_valued: bool = False
     """Whether a row can have several values; their table rows are averaged, and none at all gives zeros."""
@@ -187,10 +191,6 @@ def _checksum(content: dict[str, Any]) -> str:
     return sha256_of_json(content)
 
 
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
-
-
 def write_manifest(root: Path, manifest: BundleManifest) -> None:
     """Write manifest.json with a checksum over all the rest of it, as no other file vouches for it."""
     content = manifest.model_dump(mode="json")
@@ -210,8 +210,8 @@ def read_manifest(root: Path) -> BundleManifest:
             f"{path}: there is no such file, so {root} is no bundle. `ham-dist export RUN_DIR --out {root}` writes one."
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
         raise BundleError(f"{path}: damaged: {error}. {MEND}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__

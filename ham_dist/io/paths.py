@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ham_dist.errors import DataError
+from ham_dist.io.untrusted import JSON_BYTES, read_bytes, read_stream
 
 
 @cache
@@ -30,6 +31,19 @@ def open_file(path: str | Path, mode: str = "r", **options: Any) -> IO[Any]:
     if "b" not in mode:
         options.setdefault("encoding", "utf-8")
     return path_manager().open(str(path), mode, **options)
+
+
+def read_content(path: str | Path, *, limit: int = JSON_BYTES) -> bytes:
+    """The content of a small file, by any scheme that the PathManager knows.
+
+    Raises:
+        ValueError: It is larger than `limit`.
+        OSError: It cannot be read, or is a local path that is not a regular file.
+    """
+    if is_local(path):
+        return read_bytes(Path(path), limit=limit)
+    with open_file(path, "rb") as file:
+        return read_stream(file, limit=limit)
 
 
 def local_path(path: str | Path) -> Path:

@@ -3,13 +3,18 @@
 import json
 import os
 import stat
+import tomllib
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import IO, Any, BinaryIO, NoReturn
 
 JSON_BYTES = 1 << 26
 """Largest JSON file that is read (64 MiB). The largest of ours, a manifest of 10^5 shards, has about 20 MB."""
+TOML_BYTES = 1 << 20
+"""Largest TOML file that is read; a recipe with 1,000 fields has less than 100 kB."""
 JSON_DEPTH = 100
 """Deepest nesting; ours has less than 10."""
+NAME_BYTES = 255
+"""Longest file name of the file systems in use."""
 NUMBER_DIGITS = 40
 """Longest number; int64 has 19 digits and float64 is written with 17 to 24 characters."""
 
@@ -39,30 +44,77 @@ def inside(folder: Path, name: str) -> Path:
         ValueError: It leads out of the folder, by `..`, an absolute path or a symbolic link.
     """
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{name!r} leads out of {folder}")
-    return path
+    try:
+        if path.resolve().is_relative_to(folder.resolve()):
+            return path
+    except (OSError, RuntimeError):  # a symbolic link to itself; Python 3.13 raises OSError
+        pass
+    raise ValueError(f"{name!r} leads out of {folder}")
 
 
-def read_json(path: Path, *, limit: int = JSON_BYTES) -> Any:
+def relative_name(name: str) -> str:
+    """`name`, for files that a manifest or a recipe lists.
+
+    Raises:
+        ValueError: It is absolute, holds `..`, `.`, an empty part or a control character, or is longer than file systems take.
+    """
+    parts = name.split("/")
+    if {"", ".", ".."} & set(parts) or not name.isprintable() or "\\" in name:
+        raise ValueError(f"{name[:80]!r} is not the name of a file in this folder")
+    if any(len(part.encode("utf-8", "surrogatepass")) > NAME_BYTES for part in parts) or len(name) > 4000:
+        raise ValueError(f"{name[:80]!r}... is longer than the name of a file can be")
+    return name
+
+
+def read_json(path: Path, *, limit: int = JSON_BYTES, finite: bool = True) -> Any:
     """The JSON value in a file in UTF-8.
 
     Args:
         path: A regular file.
         limit: Most bytes that are read.
+        finite: Refuse NaN and Infinity, which Python writes though they are not JSON.
     Raises:
         ValueError: It is larger than `limit`, not UTF-8, not JSON, nested deeper than `JSON_DEPTH`, names a key twice, or
             holds a number that is not finite or longer than `NUMBER_DIGITS`. The message does not name the file.
         OSError: It cannot be read.
     """
+    return parse_json(read_bytes(path, limit=limit), finite=finite)
+
+
+def read_bytes(path: Path, *, limit: int = JSON_BYTES) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        ValueError: It is larger than `limit`.
+        OSError: It cannot be read.
+    """
     with open_regular(path) as file:
-        content = file.read(limit + 1)
+        return read_stream(file, limit=limit)
+
+
+def read_stream(file: IO[bytes], *, limit: int = JSON_BYTES) -> bytes:
+    """All that is left to read in `file`; raises ValueError if that is more than `limit` bytes."""
+    content = file.read(limit + 1)
     if len(content) > limit:
         raise ValueError(f"has more than {limit:,} bytes")
-    return parse_json(content)
+    return content
 
 
-def parse_json(content: bytes | str) -> Any:
+def parse_toml(content: bytes) -> dict[str, Any]:
+    """The TOML document in `content`.
+
+    Raises:
+        ValueError: It is not UTF-8, not TOML, or nested too deeply.
+    """
+    try:
+        return tomllib.loads(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at byte {error.start}") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def parse_json(content: bytes | str, *, finite: bool = True) -> Any:
     """The JSON value in `content`; raises ValueError as `read_json`."""
     if isinstance(content, bytes):
         try:
@@ -74,12 +126,14 @@ def parse_json(content: bytes | str) -> Any:
             content,
             parse_int=_int,
             parse_float=_float,
-            parse_constant=_constant,
+            parse_constant=_constant if finite else None,
             object_pairs_hook=_object,
         )
     except RecursionError:
         raise ValueError(f"nested deeper than {JSON_DEPTH}") from None
     _require_shallow(value)
+    if "\\ud" in content.lower():
+        _require_unicode(value)
     return value
 
 
@@ -117,6 +171,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the key {twice[:80]!r} occurs twice")
     return value
+
+
+def _require_unicode(value: Any) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a surrogate pair, which is not text") from None
 
 
 def _require_shallow(value: Any) -> None:

@@ -14,6 +14,7 @@ from ham_dist.data.format.manifest import Truth
 from ham_dist.embedding.table_size import TableSize
 from ham_dist.errors import CheckpointError, ReportError
 from ham_dist.io.paths import is_local
+from ham_dist.io.untrusted import parse_json, read_bytes
 from ham_dist.training.run_folder import RunFolder
 
 _DAMAGED = "Copy it again from where the run was made, or leave this run out."
@@ -244,7 +245,7 @@ def _read_metrics(path: Path, notes: list[str]) -> list[Metrics]:
     """Its lines. One that is half-written at the end is left out, and said in `notes`."""
     if not path.exists():
         return []
-    *lines, rest = path.read_bytes().split(b"\n")
+    *lines, rest = _content(path).split(b"\n")
     if rest:
         notes.append(f"The last line of {path.name} was cut off, and is left out.")
     return [_parse(f"{path}, line {number}", line, Metrics) for number, line in enumerate(lines, start=1)]
@@ -252,15 +253,24 @@ def _read_metrics(path: Path, notes: list[str]) -> list[Metrics]:
 
 def _read(path: Path, kind: Any) -> Any:
     """What is in a JSON file; None where there is none."""
-    return _parse(str(path), path.read_bytes(), kind) if path.exists() else None
+    return _parse(str(path), _content(path), kind) if path.exists() else None
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return read_bytes(path)
+    except (OSError, ValueError) as error:
+        raise ReportError(f"{path}: cannot be read: {error}\n  {_DAMAGED}") from None
 
 
 def _parse(place: str, text: bytes, kind: Any) -> Any:
     try:
-        return TypeAdapter(kind).validate_json(text)
+        return TypeAdapter(kind).validate_python(parse_json(text))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ReportError(
             f"{place}: is damaged: {f'{where}: ' if where else ''}{first['msg']}\n  {_DAMAGED}"
         ) from None
+    except ValueError as error:
+        raise ReportError(f"{place}: is damaged: {error}\n  {_DAMAGED}") from None

@@ -17,6 +17,9 @@ _ENGINE_SHARE = 0.5
 # Python, pyarrow and one block under way take about half of this.
 LEAST_MEMORY = 10**9
 
+_MOST_MEMORY = 10**15
+"""Most that DuckDB takes is 2^64 bytes; this is far above any machine."""
+
 _UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 
 
@@ -89,8 +92,13 @@ def parse_size(text: str) -> int:
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Z]+)", text.strip().upper())
     if match is None or match[2] not in _UNITS:
-        raise DataError(f"--memory {text}: not a size\n  Write it as 4GB, 1.5GiB or 800MB.")
-    return int(float(match[1]) * _UNITS[match[2]])
+        raise DataError(f"--memory {text[:40]}: not a size\n  Write it as 4GB, 1.5GiB or 800MB.")
+    size = float(match[1]) * _UNITS[match[2]]
+    if size > _MOST_MEMORY:
+        raise DataError(
+            f"--memory {text[:40]}: is more than a machine has\n  Give at most {_MOST_MEMORY // 10**12:,}TB."
+        )
+    return int(size)
 
 
 def literal(path: Path, signs: str = "*?[", quoted: str = "[{}]") -> str:

@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from ham_dist.errors import DataError
 from ham_dist.io.atomic import write_text
 from ham_dist.io.hashing import sha256_of_stream
-from ham_dist.io.paths import exists, open_file
+from ham_dist.io.paths import exists, is_local, open_file, read_content
+from ham_dist.io.untrusted import inside, open_regular, parse_json, relative_name
 
 # Raised whenever a folder written by this version cannot be read by the version before.
 FORMAT_VERSION = 2
@@ -27,7 +28,7 @@ class _Part(BaseModel):
 class StoredFile(_Part):
     """One file of the folder (or one raw file that it was made from)."""
 
-    file: str
+    file: Annotated[str, AfterValidator(relative_name)]
     """Path from the folder, with forward slashes."""
     rows: Count
     bytes: Count
@@ -163,10 +164,9 @@ class Manifest(_Part):
                 f"{what}, so no prepared data\n  Prepare it: ham-dist prepare RECIPE --raw RAW_FOLDER --out {folder}"
             )
         try:
-            with open_file(path) as file:
-                settings = json.load(file)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: not JSON ({error})\n  {REDO}") from None
+            settings = parse_json(read_content(path))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: cannot be read as JSON ({error})\n  {REDO}") from None
         if not isinstance(settings, dict):
             raise DataError(f"{path}: holds {type(settings).__name__} where an object was wanted\n  {REDO}")
         version = settings.get("format_version")
@@ -220,11 +220,27 @@ class Manifest(_Part):
         return {field.name for field in self.fields if not field.multi_valued}
 
 
+def require_own_file(folder: str | Path, name: str) -> None:
+    """Check that a local file is a regular file within `folder`; readers that open it by name could wait on a FIFO without end.
+
+    Raises:
+        ValueError: It leads out of the folder.
+        OSError: It is not a regular file.
+    """
+    if is_local(folder):
+        open_regular(inside(Path(folder), name)).close()
+
+
 def _difference(folder: str | Path, stored: StoredFile, deep: bool) -> str | None:
     path = f"{folder}/{stored.file}"
-    if not exists(path):
-        return f"{path}: is missing"
-    with open_file(path, "rb") as file:
+    try:
+        if not exists(path):
+            return f"{path}: is missing"
+        require_own_file(folder, stored.file)
+        file = open_file(path, "rb")
+    except (OSError, ValueError) as error:
+        return f"{path}: cannot be read ({error})"
+    with file:
         size = file.seek(0, 2)
         if size != stored.bytes:
             return f"{path}: has {size:,} bytes, the manifest says {stored.bytes:,}"

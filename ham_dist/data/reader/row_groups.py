@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ham_dist.data.format.manifest import REDO, FieldEntry, Manifest
+from ham_dist.data.format.manifest import REDO, FieldEntry, Manifest, require_own_file
 from ham_dist.data.format.shards import LABEL, split_schema
 from ham_dist.data.reader.order import Piece
 from ham_dist.data.reader.rows import ID_TYPE, Array, Ragged, Rows, offsets_of
@@ -38,6 +38,8 @@ class RowGroups:
         sizes: list[Array] = []
         for shard in manifest.splits[split].shards:
             path = f"{folder}/{shard.file}"
+            with _told(path):
+                require_own_file(folder, shard.file)
             with _told(path), self._open(path) as file:
                 footer = file.metadata
                 self._check_columns(path, file.schema_arrow)

@@ -4,6 +4,7 @@ from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -13,15 +14,17 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from ham_dist.io.untrusted import relative_name
+
 # Field names become keys of a KeyedJaggedTensor, parts of parameter names (no dots) and file names.
 NAME = r"^[A-Za-z][A-Za-z0-9_]*$"
-Name = Annotated[str, Field(pattern=NAME)]
+Name = Annotated[str, Field(pattern=NAME, max_length=150)]
 # Any text that a line of a file can hold. The empty name is for columns that are ignored.
 COLUMN_NAME = r"^[^\x00-\x1f\x7f]*$"
 ColumnName = Annotated[str, Field(pattern=COLUMN_NAME, max_length=1000)]
 Separator = Annotated[str, Field(min_length=1, max_length=4)]
-FileName = Annotated[str, Field(min_length=1)]
-Count = Annotated[int, Field(ge=1)]
+FileName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(relative_name)]
+Count = Annotated[int, Field(ge=1, lt=2**63)]
 # int32 ids.
 TableRows = Annotated[int, Field(ge=2, lt=2**31)]
 

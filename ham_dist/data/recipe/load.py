@@ -1,7 +1,6 @@
 """What raw files hold and what becomes of them: a recipe, read from datasets/<name>.toml and checked whole before a row is read."""
 
 import sysconfig
-import tomllib
 from collections.abc import Iterable
 from difflib import get_close_matches
 from itertools import combinations
@@ -34,6 +33,7 @@ from ham_dist.data.recipe.fields import (
     Time,
 )
 from ham_dist.errors import DataError
+from ham_dist.io.untrusted import TOML_BYTES, parse_toml, read_bytes
 
 RECIPE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 # Names that columns of ours have in what is staged and encoded.
@@ -263,8 +263,10 @@ def dataset_folders() -> list[Path]:
 
 def _read(path: Path) -> Recipe:
     try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        settings = parse_toml(read_bytes(path, limit=TOML_BYTES))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
         raise DataError(f"{path}: not TOML: {error}") from None
     return parse_recipe(settings, where=str(path))
 
@@ -280,6 +282,8 @@ def parse_recipe(settings: dict[str, Any], where: str) -> Recipe:
         mistakes = [line for item in error.errors(include_url=False) for line in _explain(item).splitlines()]
         raise DataError("\n".join(f"{where}: {mistake}" for mistake in mistakes)) from None
 
+
+_SHOWN_LETTERS = 80
 
 # Keys of each part, for the suggestion beside an unknown key; the last part of a place that is no number or field name tells which part it is.
 _PARTS: dict[str, type[Part]] = {
@@ -305,6 +309,10 @@ _PATTERNS = {
 }
 
 
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN_LETTERS else f"{text[:_SHOWN_LETTERS]}..."
+
+
 def _explain(item: Any) -> str:
     """One mistake that pydantic found, as place, value and what was wanted."""
     place = [str(part) for part in item["loc"]]
@@ -321,7 +329,7 @@ def _explain(item: Any) -> str:
     if item["type"] == "columns":
         return str(item["msg"])
     got = item["input"]
-    value = "" if isinstance(got, dict | list) else f" = {got!r}"
+    value = "" if isinstance(got, dict | list) else f" = {_short(repr(got))}"
     message = item["msg"]
     if item["type"] == "string_pattern_mismatch":
         message = _PATTERNS.get(item["ctx"]["pattern"], message)

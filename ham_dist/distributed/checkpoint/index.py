@@ -81,7 +81,15 @@ class IndexedReader(FileSystemReader):
                     MetadataIndex(name, torch.Size(chunk["offsets"])): _place(chunk)
                     for chunk in entry["chunks"]
                 }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            RuntimeError,
+        ) as error:
             raise CheckpointError(
                 f"{path}: is no index of a checkpoint: {type(error).__name__}: {error}"
             ) from error

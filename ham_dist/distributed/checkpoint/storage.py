@@ -20,6 +20,7 @@ from ham_dist.errors import CheckpointError
 from ham_dist.io import atomic
 from ham_dist.io.hashing import sha256_of
 from ham_dist.io.huge_pages import give_back_freed_memory
+from ham_dist.io.untrusted import read_json
 
 VALUES = "values.json"
 """Written last, with the size and the sha256 of every other file and of itself: a folder without it is no checkpoint."""
@@ -122,7 +123,7 @@ def read_values(path: Path) -> dict[str, Any]:
 def values_of(path: Path) -> dict[str, Any]:
     """The same, of this rank alone."""
     try:
-        whole: dict[str, Any] = json.loads((path / VALUES).read_text(encoding="utf-8"))
+        whole: dict[str, Any] = read_json(path / VALUES, finite=False)
         if _sha256_of(whole["files"], whole["values"]) != whole["sha256"]:
             raise ValueError("is not what was written")
     except (OSError, ValueError, KeyError, TypeError) as error:
