@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict
 from ham_dist.config.schema import TablePrecision
 from ham_dist.config.units import NUMBER_BYTES
 from ham_dist.data.engines.base import literal
-from ham_dist.data.format.manifest import SPLITS, FieldEntry, Manifest
+from ham_dist.data.format.manifest import REDO, SPLITS, FieldEntry, Manifest
 from ham_dist.data.format.warnings import warnings_of
+from ham_dist.data.reader.row_groups import RowGroups
 from ham_dist.errors import DataError
 
 # Of the validation or test values of a field: where the share that training cannot have taught (id 0, or never in the training split) is greater by
@@ -98,6 +99,12 @@ def look_at(folder: Path, manifest: Manifest, width: int, precision: TablePrecis
     """
     # By sha256, since DuckDB does not verify the checksums of Parquet pages: a flipped bit would be another id.
     manifest.check(folder, deep=True)
+    for split in SPLITS:
+        if split not in manifest.splits:
+            raise DataError(
+                f"{folder}: has no split {split!r}; its splits are {', '.join(manifest.splits)}\n  {REDO}"
+            )
+        RowGroups(folder, manifest, split)  # checks the columns and rows of every shard
     with tempfile.TemporaryDirectory(prefix="ham-dist-") as spill:
         connection = ibis.duckdb.connect(memory_limit=MEMORY, temp_directory=spill)
         try:

@@ -14,6 +14,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ham_dist.cli.describe import describe
@@ -51,12 +52,20 @@ def make_valid(folder: Path) -> Path:
     shutil.copyfile(recipe, folder / "recipe.toml")
     split = folder / "data" / "test" / "part-00000.parquet"
     pq.write_table(pq.read_table(split, partitioning=None).slice(0, 5), folder / "ids.parquet")
+    fields = ("user", "movie", "gender", "age", "occupation", "zip", "genres")
+    values = (("1", "4", "F", "25", "3", "48001", "Comedy|Drama"), ("9", "7", "M", None, "x", "", ""))
+    records = [dict(zip(fields, row, strict=True)) for row in values]
+    pq.write_table(pa.Table.from_pylist(records), folder / "records.parquet")
     return folder
 
 
 def read_bundle(folder: Path) -> None:
     print_parts(describe(folder / "bundle"))
     score(folder / "bundle", folder / "ids.parquet", folder / "scores.txt", values="ids")
+
+
+def read_vocabulary(folder: Path) -> None:
+    score(folder / "bundle", folder / "records.parquet", folder / "scores.txt", values="raw")
 
 
 def read_data(folder: Path) -> None:
@@ -127,6 +136,13 @@ KINDS = (
         _under("bundle/*.safetensors", "bundle/*/**/*"),
         read_bundle,
         130,
+    ),
+    Kind(
+        "vocabulary",
+        ("bundle", "records.parquet"),
+        _under("bundle/vocabulary/*", "records.parquet"),
+        read_vocabulary,
+        10,
     ),
     Kind("data manifest", ("data",), _under("data/manifest.json"), read_data, 170),
     Kind("data files", ("data",), _under("data/*/*.parquet"), read_data, 100),

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import duckdb
 import ibis
 import numpy as np
 import pyarrow as pa
@@ -93,7 +94,7 @@ def encode_blocks(
     schema = pa.schema(id_columns({name: isinstance(known[name], MultiValued) for name in names}))
     with DuckDB(machine or Machine()) as engine:
         tables = {
-            name: engine.keep(_read_vocabulary(engine, _vocabulary_file(vocabulary, name)))
+            name: _read_vocabulary(engine, _vocabulary_file(vocabulary, name))
             for name in names
             if not _is_hashed(known[name])
         }
@@ -150,10 +151,44 @@ def _vocabulary_file(vocabulary: str | Path | Mapping[str, Path], field: str) ->
 def _read_vocabulary(engine: DuckDB, path: Path) -> ibis.Table:
     if not path.is_file():
         raise DataError(f"{path}: no such vocabulary")
+    try:
+        return _checked_vocabulary(engine, path)
+    except duckdb.Error as error:
+        raise DataError(
+            f"{path}: cannot be read ({str(error).splitlines()[0]})\n  Copy it again from where it was written."
+        ) from None
+
+
+def _checked_vocabulary(engine: DuckDB, path: Path) -> ibis.Table:
     table = engine.read_parquet([path])
     missing = [name for name in VOCABULARY_SCHEMA.names if name not in table.columns]
     if missing:
         raise DataError(f"{path}: is no vocabulary: it lacks the column {', '.join(missing)}")
+    schema = table.schema()
+    if not (schema["value"].is_string() and schema["id"].is_integer()):
+        raise DataError(
+            f"{path}: has values of type {schema['value']} and ids of type {schema['id']}; expected text and whole numbers\n"
+            "  Copy it again from where it was written."
+        )
+    table = engine.keep(table.select("value", "id", "count"))
+    found = engine.query(
+        table.aggregate(
+            rows=table.count(),
+            values=table.value.nunique(),
+            ids=table.id.nunique(),
+            least=table.id.min(),
+            most=table.id.max(),
+        )
+    )().to_pylist()[0]
+    rows = found["rows"]
+    if rows and not (
+        found["values"] == found["ids"] == rows and 1 <= found["least"] <= found["most"] < 2**31
+    ):
+        raise DataError(
+            f"{path}: has {rows:,} rows with {found['values']:,} different values and {found['ids']:,} different ids from"
+            f" {found['least']} to {found['most']}; expected each once, and ids from 1\n"
+            "  Copy it again from where it was written."
+        )
     return table
 
 
