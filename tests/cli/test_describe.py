@@ -8,7 +8,7 @@ from rich.console import Console
 from ham_dist.cli.describe import describe, describe_look
 from ham_dist.config.load import load_run
 from ham_dist.data.statistics import DataLook, FieldLook
-from ham_dist.errors import BundleError, DataError
+from ham_dist.errors import BundleError, DataError, ReportError
 from ham_dist.io.atomic import write_json
 from ham_dist.training.run_folder import RunFolder
 
@@ -33,11 +33,37 @@ def test_run_of_several_targets(tmp_path: Path) -> None:
     done.path.mkdir()
     write_json(
         done.result,
-        {"test_auc": 0.8916, "test_logloss": 0.35, "embedding_bytes": 1234, "dense_parameters": 3281},
+        {
+            "model": "dcnv2",
+            "method": "ham",
+            "dataset": "x",
+            "seed": 0,
+            "kept_columns": {"a": 14},
+            "test_auc": 0.8916,
+            "test_logloss": 0.35,
+            "validation_auc": 0.9,
+            "embedding_parameters": 300,
+            "embedding_bytes": 1234,
+            "dense_parameters": 3281,
+            "seconds": {},
+            "samples_per_second": {},
+            "peak_memory_bytes": 1,
+            "world_size": 1,
+            "device": "cpu",
+        },
     )
     lines = _described(tmp_path)
     assert ["columns-14", "done", "0.8916", "0.3500", "1,234", "3,281"] in lines
     assert ["bytes-99", "not", "done"] in lines
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null", '{"test_auc": "[/]"}', "[" * 100_000])
+def test_a_damaged_result_is_refused(tmp_path: Path, content: str) -> None:
+    folder = RunFolder(tmp_path)
+    folder.start(load_run(None, []), resume=False, world_size=1, device="cpu")
+    folder.result.write_text(content)
+    with pytest.raises(ReportError, match=r"result\.json: is damaged"):
+        _described(tmp_path)
 
 
 def test_what_is_not_ours_is_said(tmp_path: Path) -> None:

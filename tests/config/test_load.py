@@ -204,7 +204,7 @@ def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
         _mistakes(str(tmp_path / "none.toml"))
         == f"{tmp_path}/none.toml: cannot be read: No such file or directory"
     )
-    assert _mistakes(str(tmp_path)) == f"{tmp_path}: cannot be read: Is a directory"
+    assert _mistakes(str(tmp_path)) == f"{tmp_path}: cannot be read: is a folder, not a regular file"
 
 
 def test_differences_name_the_keys() -> None:

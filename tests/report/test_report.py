@@ -354,7 +354,7 @@ def test_many_fields_are_drawn_in_part(copy: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("columns-4/result.json", "{", r"result\.json: is damaged: Invalid JSON"),
+        ("columns-4/result.json", "{", r"result\.json: is damaged: Expecting property name"),
         (
             "columns-4/result.json",
             '{"model": "fm"}',

@@ -165,8 +165,10 @@ class Manifest(_Part):
             )
         try:
             settings = parse_json(read_content(path))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: cannot be read as JSON ({error})\n  {REDO}") from None
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror or error})\n  {REDO}") from None
+        except ValueError as error:
+            raise DataError(f"{path}: not JSON ({error})\n  {REDO}") from None
         if not isinstance(settings, dict):
             raise DataError(f"{path}: holds {type(settings).__name__} where an object was wanted\n  {REDO}")
         version = settings.get("format_version")
