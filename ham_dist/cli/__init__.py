@@ -1,13 +1,15 @@
 """The command line. What a command needs is imported inside it, so that `ham-dist --help` answers at once."""
 
 import logging
+import os
+import signal
 from typing import Annotated
 
 import typer
 
 import ham_dist
 from ham_dist.cli import data, runs
-from ham_dist.cli.failures import EXIT_USERS, Commands
+from ham_dist.cli.failures import EXIT_INTERRUPTED, EXIT_USERS, Commands
 from ham_dist.io.huge_pages import use_huge_pages
 from ham_dist.io.openmp import limit_spinning
 from ham_dist.io.printable import printable
@@ -23,12 +25,20 @@ app = typer.Typer(
 
 def main() -> None:
     """The program `ham-dist`."""
-    app(prog_name="ham-dist")
+    _run(None)
 
 
 def train_command(arguments: list[str]) -> None:
     """`ham-dist train ARGUMENTS`, for the scripts that torchrun starts. Ends the process."""
-    app(["train", *arguments], prog_name="ham-dist")
+    _run(["train", *arguments])
+
+
+def _run(arguments: list[str] | None) -> None:
+    try:
+        app(arguments, prog_name="ham-dist")
+    finally:
+        # A second Ctrl-C would print a traceback of whatever Python does while it ends.
+        signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_INTERRUPTED))
 
 
 class _PrintableFormatter(logging.Formatter):

@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import typer
@@ -21,6 +22,11 @@ EXIT_PREEMPTED = 75
 """EX_TEMPFAIL of sysexits.h, "try again later": SIGTERM came, and the run was saved before it ended."""
 EXIT_INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
+
+_INTERRUPTED = {
+    "train": "interrupted; the last checkpoint is kept, and the same command with --run-dir and --resume resumes from it",
+    "prepare": "interrupted; what is finished is kept, and the same command resumes from it",
+}
 
 GRACE_SECONDS = 1.0
 """Pause of a rank that is not the first of its machine before it prints its mistake: if all made it, the first one prints it."""
@@ -43,14 +49,8 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            if ctx.invoked_subcommand == "train":
-                _tell(
-                    "interrupted; the last checkpoint is kept, and the same command with --run-dir and --resume goes on from it"
-                )
-            elif ctx.invoked_subcommand == "prepare":
-                _tell("interrupted; what is finished is kept, and the same command goes on from it")
-            else:
-                _tell("interrupted")
+            with suppress(KeyboardInterrupt):  # a second one
+                _tell(_INTERRUPTED.get(str(ctx.invoked_subcommand), "interrupted"))
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except Preempted as preempted:
             _tell(str(preempted))

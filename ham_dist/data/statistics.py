@@ -15,7 +15,6 @@ from ham_dist.config.units import NUMBER_BYTES
 from ham_dist.data.engines.base import literal
 from ham_dist.data.format.manifest import REDO, SPLITS, FieldEntry, Manifest
 from ham_dist.data.format.warnings import warnings_of
-from ham_dist.data.reader.row_groups import RowGroups
 from ham_dist.errors import DataError
 
 # Of the validation or test values of a field: where the share that training cannot have taught (id 0, or never in the training split) is greater by
@@ -104,7 +103,6 @@ def look_at(folder: Path, manifest: Manifest, width: int, precision: TablePrecis
             raise DataError(
                 f"{folder}: has no split {split!r}; its splits are {', '.join(manifest.splits)}\n  {REDO}"
             )
-        RowGroups(folder, manifest, split)  # checks the columns and rows of every shard
     with tempfile.TemporaryDirectory(prefix="ham-dist-") as spill:
         connection = ibis.duckdb.connect(memory_limit=MEMORY, temp_directory=spill)
         try:
@@ -151,6 +149,7 @@ def _open(connection: Any, folder: Path, manifest: Manifest) -> dict[str, ibis.T
             tables[split] = connection.read_parquet(
                 [literal(folder / shard.file) for shard in shards], table_name=split
             )
+            _check_columns(f"{folder}/{split}", tables[split].schema(), manifest)
         else:
             columns = [
                 (field.name, pa.list_(pa.int32()) if field.multi_valued else pa.int32())
@@ -158,6 +157,17 @@ def _open(connection: Any, folder: Path, manifest: Manifest) -> dict[str, ibis.T
             ]
             tables[split] = ibis.memtable(pa.schema(columns).empty_table())
     return tables
+
+
+def _check_columns(where: str, found: ibis.Schema, manifest: Manifest) -> None:
+    for field in manifest.fields:
+        column = found.get(field.name)
+        ids = column.value_type if field.multi_valued and column is not None and column.is_array() else column
+        if ids is None or not ids.is_integer():
+            kind = "lists of whole numbers" if field.multi_valued else "whole numbers"
+            raise DataError(
+                f"{where}: the column {field.name} is {'missing' if column is None else column}; expected {kind}\n  {REDO}"
+            )
 
 
 def _look_at_field(

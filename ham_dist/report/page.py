@@ -18,6 +18,8 @@ from ham_dist.report.record import RunRecord, TargetRecord, read_runs
 from ham_dist.report.text import quality_text
 
 TEMPLATE = "page.html"
+SUFFIXES = (".html", ".htm")
+"""A file with another ending is never replaced: it could be one of a run."""
 ROWS_UNASKED = 50_000_000
 """Rows of a data set, all splits together, that a report reads through without being asked."""
 
@@ -80,6 +82,10 @@ def _file(out: str, overwrite: bool) -> Path:
         raise ReportError(f"{out}: is a folder, and a report is one file. Give {path / 'report.html'}")
     if path.exists() and not overwrite:
         raise ReportError(f"{out}: is there already. --overwrite replaces it; or give another file")
+    if path.exists() and (path.suffix.lower() not in SUFFIXES or not path.is_file()):
+        raise ReportError(
+            f"{out}: is not a report, and --overwrite replaces reports alone. Give a file that ends in .html"
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -159,7 +159,7 @@ def test_interrupted_training_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch)
     _fail(monkeypatch, KeyboardInterrupt())
     result = runner.invoke(app, ["train"])
     assert result.exit_code == 130
-    assert "--resume goes on" in result.stderr
+    assert "--resume resumes" in result.stderr
 
 
 def test_usage_mistakes_exit_with_2() -> None:

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ runs = st.builds(
     model=st.builds(
         ModelSettings,
         name=st.sampled_from(["fm", "deepfm", "autoint", "dcnv2"]),
-        mlp=st.lists(positive).map(tuple),
+        mlp=st.lists(st.integers(1, 65_536), max_size=64).map(tuple),
         table_start=positive_floats,
     ),
     optimizer=st.builds(OptimizerSettings, tables=st.just("adam"), learning_rate=positive_floats),
@@ -210,3 +211,39 @@ def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
 def test_differences_name_the_keys() -> None:
     other = load_run(None, ["search.epochs=12", "data.path=a"])
     assert differences(RunSettings(), other) == ['data.path: nothing, not "a"', "search.epochs: 10, not 12"]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "model.cross_layers=10000000",
+        f"model.mlp={[16] * 65}",
+        "model.mlp=[65537]",
+        "model.attention_layers=65",
+        "model.lift_width=4097",
+        "data.synthetic.rows=1000000000001",
+        "model.base_width=1e400",
+        "seed=" + "1" * 5000,
+        "seed=" + "[" * 10_000,
+        "seed=nan",
+    ],
+)
+def test_a_setting_that_no_machine_could_meet_is_a_mistake(setting: str) -> None:
+    with pytest.raises(ConfigError, match=setting.partition("=")[0]):
+        load_run(None, [setting])
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff", b"seed = " + b"1" * 5000, b"a = " + b"[" * 100_000, b"\0", b"#" * (1 << 21)]
+)
+def test_a_hostile_file_of_settings_is_a_mistake(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "run.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"run\.toml: "):
+        load_run(str(path))
+
+
+def test_a_fifo_of_settings_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "run.toml")
+    with pytest.raises(ConfigError, match="is a FIFO, not a regular file"):
+        load_run(str(tmp_path / "run.toml"))

@@ -437,3 +437,11 @@ def test_without_matplotlib_the_mend_is_told(
         refused.stderr
         == "ham-dist: report: draws with matplotlib, which is not installed. pip install 'ham-dist[report]'\n"
     )
+
+
+@pytest.mark.parametrize("name", ["run.toml", "environment.json", "metrics.jsonl"])
+def test_a_file_of_the_run_is_never_replaced(copy: Path, name: str) -> None:
+    before = (copy / name).read_bytes()
+    with pytest.raises(ReportError, match="is not a report, and --overwrite replaces reports alone"):
+        write_report([str(copy)], str(copy / name), with_data=False, overwrite=True)
+    assert (copy / name).read_bytes() == before

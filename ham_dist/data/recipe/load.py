@@ -43,7 +43,7 @@ _RESERVED = ("_row", "_label", "_cell", "_ids", "_key")
 class Recipe(Part):
     """A data set: its files, its label and its fields."""
 
-    name: Annotated[str, Field(pattern=RECIPE_NAME)]
+    name: Annotated[str, Field(pattern=RECIPE_NAME, max_length=150)]
     """Of the data set."""
     source: Annotated[str, Field(min_length=1)]
     """Where the raw files come from; told to a user who lacks one."""

@@ -6,7 +6,7 @@ import duckdb
 import ibis
 import pytest
 
-from ham_dist.data.engines.base import Machine
+from ham_dist.data.engines.base import Machine, parse_size
 from ham_dist.data.engines.duckdb import DuckDB
 from ham_dist.errors import DataError
 
@@ -93,3 +93,12 @@ def test_what_spark_dies_of_is_told_in_a_line() -> None:
     with pytest.raises(AnalysisException):
         told(fail)(AnalysisException("no such column"))
     assert told(len)("abc") == 3
+
+
+@pytest.mark.parametrize(
+    "size", ["99999999999999999999TB", "9" * 5000 + "GB", "1001TB", "GB", "-1GB", "nanGB"]
+)
+def test_a_size_that_no_machine_has_is_refused(size: str) -> None:
+    with pytest.raises(DataError, match="--memory") as caught:
+        parse_size(size)
+    assert len(str(caught.value)) < 200

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -6,6 +7,7 @@ from typing import Any
 import pytest
 
 from ham_dist.data.format.manifest import FORMAT_VERSION, Manifest
+from ham_dist.data.reader.split import open_split
 from ham_dist.errors import DataError
 
 
@@ -96,3 +98,35 @@ def test_check_names_every_file_that_differs(copy: Path, manifest: Manifest) -> 
     ) as deep:
         manifest.check(copy, deep=True)
     assert len(str(deep.value).splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.parquet", "/etc/passwd", "a/../../x", "a\0b", "", "x" * 300, "a\x1b[31m"]
+)
+def test_a_name_that_leads_out_of_the_folder_is_refused(copy: Path, name: str) -> None:
+    settings = json.loads((copy / "manifest.json").read_text(encoding="utf-8"))
+    settings["splits"]["train"]["shards"][0]["file"] = name
+    edit(copy, **settings)
+    assert "splits.train.shards.0.file" in message_of(copy)
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "folder", "device", "outside", "itself"])
+def test_a_shard_that_is_not_a_file_of_the_folder_is_refused(
+    copy: Path, manifest: Manifest, kind: str
+) -> None:
+    shard = copy / manifest.splits["train"].shards[0].file
+    content = shard.read_bytes()
+    shard.unlink()
+    if kind == "FIFO":
+        os.mkfifo(shard)
+    elif kind == "folder":
+        shard.mkdir()
+    elif kind == "outside":
+        (copy.parent / "outside.parquet").write_bytes(content)
+        shard.symlink_to(copy.parent / "outside.parquet")
+    else:
+        shard.symlink_to("/dev/zero" if kind == "device" else shard.name)
+    with pytest.raises(DataError, match=shard.name):
+        manifest.check(copy, deep=True)
+    with pytest.raises(DataError, match=shard.name):
+        open_split(copy, manifest, "train")

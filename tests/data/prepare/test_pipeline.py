@@ -355,3 +355,14 @@ def test_a_label_column_called_label_in_other_letters(tmp_path: Path, raw: Path)
     assert {name: split.positives for name, split in manifest.splits.items()} == {
         name: split.positives for name, split in plain.splits.items()
     }
+
+
+@pytest.mark.parametrize("within", ["", "out", "a/../out"])
+def test_the_output_may_not_lie_among_the_raw_files(recipe: Recipe, tmp_path: Path, within: str) -> None:
+    raw = write_raw_movielens(tmp_path / "raw", ratings=50)
+    before = sorted(raw.rglob("*"))
+    (tmp_path / "link").symlink_to(raw)
+    for out in (raw / within, tmp_path / "link" / within):
+        with pytest.raises(DataError, match="lies in the folder of the raw files"):
+            prepare(recipe, raw, out)
+    assert sorted(raw.rglob("*")) == before

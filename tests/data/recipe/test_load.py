@@ -119,3 +119,24 @@ def test_recipes_of_the_working_folder_come_first(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     assert load_recipe("movielens-1m").min_count == 5
     assert "other" in recipe_names()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("min_count", 10**30), ("max_rows", 2**40), ("name", "x" * 300), ("source", "")],
+)
+def test_a_value_beyond_its_limit_is_a_mistake(settings: dict[str, Any], key: str, value: Any) -> None:
+    settings[key] = value
+    assert any(line.startswith(f"x.toml: {key}") and len(line) < 300 for line in mistakes(settings))
+
+
+def test_a_long_field_name_is_a_mistake(settings: dict[str, Any]) -> None:
+    """Its vocabulary's file could not have that name."""
+    settings["fields"]["x" * 300] = settings["fields"]["user"]
+    assert any("at most 150" in line for line in mistakes(settings))
+
+
+@pytest.mark.parametrize("file", ["../ratings.dat", "/etc/passwd", "a/../../b", "a\0b"])
+def test_a_raw_file_lies_in_the_raw_folder(settings: dict[str, Any], file: str) -> None:
+    settings["samples"]["file"] = file
+    assert any("samples.file" in line for line in mistakes(settings))
