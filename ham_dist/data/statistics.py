@@ -162,9 +162,11 @@ def _open(connection: Any, folder: Path, manifest: Manifest) -> dict[str, ibis.T
 def _check_columns(where: str, found: ibis.Schema, manifest: Manifest) -> None:
     for field in manifest.fields:
         column = found.get(field.name)
-        ids = column.value_type if field.multi_valued and column is not None and column.is_array() else column
-        if ids is None or not ids.is_integer():
-            kind = "lists of whole numbers" if field.multi_valued else "whole numbers"
+        ids = column
+        if field.multi_valued and column is not None:
+            ids = column.value_type if column.is_array() else None
+        if ids is None or not ids.is_int32():
+            kind = "lists of int32" if field.multi_valued else "int32"
             raise DataError(
                 f"{where}: the column {field.name} is {'missing' if column is None else column}; expected {kind}\n  {REDO}"
             )

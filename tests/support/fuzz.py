@@ -47,7 +47,7 @@ def make_valid(folder: Path) -> Path:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     shutil.move(folder / "finished", folder / "run")
     shutil.move(folder / "run" / "bundle", folder / "bundle")
-    write_raw_movielens(folder / "raw", ratings=60)
+    write_raw_movielens(folder / "raw", ratings=150)
     recipe = Path(__file__).parents[2] / "datasets" / "movielens-1m.toml"
     shutil.copyfile(recipe, folder / "recipe.toml")
     split = folder / "data" / "test" / "part-00000.parquet"
