@@ -1,5 +1,6 @@
 """manifest.json: what a prepared data folder holds, and whether it still holds it."""
 
+import errno
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -226,11 +227,14 @@ def require_own_file(folder: str | Path, name: str) -> None:
     """Check that a local file is a regular file within `folder`; readers that open it by name could wait on a FIFO without end.
 
     Raises:
-        ValueError: It leads out of the folder.
-        OSError: It is not a regular file.
+        OSError: It leads out of the folder, or is not a regular file.
     """
     if is_local(folder):
-        open_regular(inside(Path(folder), name)).close()
+        try:
+            path = inside(Path(folder), name)
+        except ValueError as error:
+            raise OSError(errno.EINVAL, str(error)) from None
+        open_regular(path).close()
 
 
 def _difference(folder: str | Path, stored: StoredFile, deep: bool) -> str | None:
@@ -240,8 +244,8 @@ def _difference(folder: str | Path, stored: StoredFile, deep: bool) -> str | Non
             return f"{path}: is missing"
         require_own_file(folder, stored.file)
         file = open_file(path, "rb")
-    except (OSError, ValueError) as error:
-        return f"{path}: cannot be read ({error})"
+    except OSError as error:
+        return f"{path}: cannot be read ({error.strerror or error})"
     with file:
         size = file.seek(0, 2)
         if size != stored.bytes:

@@ -91,7 +91,7 @@ def prepare(
     files = find_raw(recipe, raw)
     if out.resolve().is_relative_to(Path(raw).resolve()):
         raise DataError(
-            f"--out {out}: lies in the folder of the raw files, {raw}; nothing was written\n  Give a folder outside of it."
+            f"--out {out}: is inside the folder of the raw files, {raw}; nothing was written\n  Give a folder outside of it."
         )
     planned = {
         "name": recipe.name,

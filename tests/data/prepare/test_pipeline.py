@@ -363,6 +363,6 @@ def test_the_output_may_not_lie_among_the_raw_files(recipe: Recipe, tmp_path: Pa
     before = sorted(raw.rglob("*"))
     (tmp_path / "link").symlink_to(raw)
     for out in (raw / within, tmp_path / "link" / within):
-        with pytest.raises(DataError, match="lies in the folder of the raw files"):
+        with pytest.raises(DataError, match="is inside the folder of the raw files"):
             prepare(recipe, raw, out)
     assert sorted(raw.rglob("*")) == before
