@@ -7,8 +7,8 @@ import re
 import sys
 import time
 import traceback
-from pathlib import Path
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer

@@ -25,7 +25,7 @@ from ham_dist.data.reader.split import open_split
 from ham_dist.data.recipe.load import load_recipe
 from ham_dist.data.statistics import look_at
 from ham_dist.distributed.checkpoint.index import IndexedReader
-from ham_dist.distributed.checkpoint.save import values_of
+from ham_dist.distributed.checkpoint.storage import values_of
 from ham_dist.embedding.table_size import read_sizes
 from ham_dist.errors import HamError
 from ham_dist.export.scorer import score
