@@ -134,12 +134,22 @@ def schema(model: type[BaseModel], path: str = "") -> str:
 def _section(path: str, model: type[BaseModel]) -> str:
     kind = model.model_json_schema()["properties"].get("kind", {}).get("const")
     title = f"### `{path}`" + (f' with `kind = "{kind}"`' if kind else "")
+    if model in _chosen_by_name():
+        title = f'### `{path}` with `name = "{model.model_fields["name"].default}"`'
     return f"{title}\n\n{(model.__doc__ or '').strip()}\n\n{schema(model, path)}"
+
+
+def _chosen_by_name() -> list[type[BaseModel]]:
+    """The settings classes of all models and methods."""
+    from ham_dist.config.sections import BY_NAME
+
+    found = [choice.class_of(name) for choice in BY_NAME.values() for name in choice.names()]
+    return [kind for kind in found if kind is not None]
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
+        yield from [kind for kind in _chosen_by_name() if annotation in kind.__mro__[1:]] or [annotation]
     for argument in getattr(annotation, "__args__", ()):
         if argument is not Ellipsis:
             yield from _models_in(argument)

@@ -11,13 +11,13 @@ export(narrow, "bundle")
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from ham_dist.config.schema import SearchSettings, Target
+from ham_dist.config.schema import Target
 from ham_dist.distributed.ranks import process_group
 from ham_dist.embedding.mask import (
     ColumnLayout,
@@ -27,30 +27,48 @@ from ham_dist.embedding.mask import (
     as_evaluated,
 )
 from ham_dist.embedding.slicing import NarrowEmbeddingBagCollection, masked_tables, slice_columns
-from ham_dist.embedding.tables import BYTES_PER_NUMBER, TableChunk
-from ham_dist.errors import BundleError
+from ham_dist.embedding.tables import TableChunk
+from ham_dist.errors import BundleError, SlicingError
+from ham_dist.export.alone import write_bundle_alone
 from ham_dist.export.bundle import open_bundle
 from ham_dist.export.manifest import FieldEntry
-from ham_dist.export.writer import Description, write_bundle
+from ham_dist.export.precisions import precision_of
+from ham_dist.export.writer import Description
 from ham_dist.methods.budget import Budget
-from ham_dist.methods.ham import HardAuxiliaryMask
+from ham_dist.methods.ham import HamSettings, HardAuxiliaryMask
 from ham_dist.methods.method import SearchSpace
 
 __all__ = ["MaskedEmbeddingBagCollection", "Search", "export", "mask_columns", "slice_columns"]
 
 
 def mask_columns(ebc: EmbeddingBagCollection) -> MaskedEmbeddingBagCollection:
-    """`ebc` with a mask over its columns, all open; takes its place in the model. Do it before DistributedModelParallel shards the model."""
+    """`ebc` with a mask over its columns, all open; it replaces `ebc` in the model, before DistributedModelParallel shards the model.
+
+    Raises:
+        SlicingError: It is not an EmbeddingBagCollection, or is sharded already.
+    """
+    if not isinstance(ebc, EmbeddingBagCollection):
+        kind = type(ebc).__name__
+        how = {
+            "EmbeddingCollection": "Sequence embeddings have no pooled columns to mask; use an EmbeddingBagCollection for the tables to search.",
+            "ShardedEmbeddingBagCollection": "Call mask_columns before DistributedModelParallel shards the model.",
+            "MaskedEmbeddingBagCollection": "It is masked already: pass it on as it is.",
+        }.get(kind, "Pass the model's EmbeddingBagCollection.")
+        raise SlicingError(f"mask_columns: got {kind}, expected torchrec's EmbeddingBagCollection. {how}")
     return MaskedEmbeddingBagCollection(ebc, ColumnMask(ColumnLayout.of(ebc)))
 
 
 class Search:
     """HAM on any model: alpha, one number for each column of its tables (HAM paper, Eq. 2 and 3).
 
-    model:    holds one MaskedEmbeddingBagCollection; it may be sharded, but slice_columns takes tables that are not.
-    columns:  to keep, in all tables together; or bytes, at 4 bytes a number.
-    settings: alpha_start, alpha_learning_rate and push are read; the paper's by default.
-    raises:   TargetError if the tables cannot meet the target.
+    Args:
+        model: Holds one MaskedEmbeddingBagCollection; it may be sharded, but slice_columns takes tables that are not.
+        columns: Columns to keep, in all tables together.
+        bytes: Bytes to keep, in place of `columns`; a number counts as many bytes as its table's data type has.
+        settings: alpha_start, alpha_learning_rate and push (default: those of the paper).
+    Raises:
+        SlicingError: The model has no masked tables, or has several collections of them.
+        TargetError: The tables cannot meet the target.
     """
 
     def __init__(
@@ -59,7 +77,7 @@ class Search:
         *,
         columns: int | None = None,
         bytes: int | None = None,
-        settings: SearchSettings | None = None,
+        settings: HamSettings | None = None,
     ) -> None:
         self.model = model
         _, masked = masked_tables(model)
@@ -67,12 +85,12 @@ class Search:
         layout = self.mask.layout
         space = SearchSpace(
             layout=layout,
-            budget=Budget(Target(columns=columns, bytes=bytes), layout, BYTES_PER_NUMBER),
+            budget=Budget(Target(columns=columns, bytes=bytes), layout),
             column_norms=_not_known,
             seed=0,
             device=next(model.parameters()).device,
         )
-        self.method = HardAuxiliaryMask(space, settings or SearchSettings())
+        self.method = HardAuxiliaryMask(space, settings or HamSettings())
 
     def step(self, loss: Callable[[], torch.Tensor]) -> None:
         """One step on alpha; the mask that it gives is in force afterwards. Weights and BatchNorm's statistics stay as they are.
@@ -106,15 +124,68 @@ def export(
     model: nn.Module,
     out: str | Path,
     *,
-    precision: Literal["fp32", "fp16"] = "fp32",
+    precision: str = "fp32",
     run: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the tables of a sliced model, and the rest of its weights, as a bundle: safetensors and JSON, with a sha256 of every file.
+    """Writes the tables of a sliced model, and its other weights, as a bundle: safetensors and JSON, with a sha256 of every file.
 
-    model:  what `slice_columns` gave. `ham_dist.export.bundle.open_bundle(out)` gives its `.tables()` and `.dense()` back.
-    run:    what the bundle should say of where it comes from, as JSON.
-    raises: BundleError if it cannot be written, or its fp32 tables are not the model's bit for bit.
+    Each call works by itself and waits for no other rank. In a job of several ranks, call it on one of them; if all ranks call it
+    with the same `out`, the first to finish writes the bundle, and each other one checks that the bundle holds its weights too.
+
+    Args:
+        model: The result of `slice_columns`. `ham_dist.export.bundle.open_bundle(out)` gives its `.tables()` and `.dense()` back.
+        out: A folder that does not exist yet.
+        precision: Of the tables: "fp32" or "fp16".
+        run: Where the bundle comes from, as JSON.
+    Raises:
+        BundleError: `out` exists, the bundle cannot be written, or it does not hold the model's weights.
     """
+    path, narrow = _narrow_tables(model)
+    tables = {
+        config.name: narrow.ebc.embedding_bags[config.name].weight.detach().cpu()
+        for config in narrow.ebc.embedding_bag_configs()
+    }
+    dense = {
+        name: values.detach().cpu()
+        for name, values in model.state_dict().items()
+        if not name.startswith(f"{path}.")
+    }
+    fields = [
+        FieldEntry(name=name, rows=table.shape[0], width=table.shape[1], multi_valued=True)
+        for name, table in tables.items()
+    ]
+
+    def verify(written: Path) -> dict[str, bool]:
+        if not _holds(written, tables, dense, precision):
+            raise BundleError(
+                f"{written}: what was written is not what the model holds. Export again, on another disk if it happens twice."
+            )
+        return {"tables_equal": precision == "fp32"}
+
+    try:
+        write_bundle_alone(
+            Path(out),
+            Description(
+                fields,
+                model=None,
+                precision=precision,
+                run={**(run or {}), "tables": narrow.description()},
+            ),
+            chunks=[TableChunk(name, 0, table) for name, table in tables.items()],
+            dense=dense,
+            verify=verify,
+        )
+    except BundleError:
+        if process_group.world_size() == 1 or not Path(out).is_dir():
+            raise
+        if not _holds(Path(out), tables, dense, precision):
+            raise BundleError(
+                f"{out}: is there already, with other weights than those of rank {process_group.rank()}.\n"
+                "  Delete it, or give another folder; ranks that export to one folder must hold the same weights."
+            ) from None
+
+
+def _narrow_tables(model: nn.Module) -> tuple[str, NarrowEmbeddingBagCollection]:
     found = [
         (name, module)
         for name, module in model.named_modules()
@@ -122,38 +193,25 @@ def export(
     ]
     if len(found) != 1:
         raise BundleError(
-            f"{type(model).__name__}: has {len(found)} NarrowEmbeddingBagCollections, and one is wanted. Export what slice_columns gave"
+            f"export: {type(model).__name__} has {len(found)} NarrowEmbeddingBagCollections, expected 1. Export the result of slice_columns."
         )
-    path, narrow = found[0]
-    tables = {
-        config.name: narrow.ebc.embedding_bags[config.name].weight.detach().cpu()
-        for config in narrow.ebc.embedding_bag_configs()
-    }
-    fields = [
-        FieldEntry(name=name, rows=table.shape[0], width=table.shape[1], multi_valued=True)
-        for name, table in tables.items()
-    ]
+    return found[0]
 
-    def verify(partial: Path) -> dict[str, bool]:
-        stored = open_bundle(partial).tables()
-        if precision == "fp32" and not all(
-            torch.equal(stored[name], table) for name, table in tables.items()
-        ):
-            raise BundleError(
-                f"{partial}: what was written is not what the model holds. Export again, on another disk if it happens twice"
-            )
-        return {"tables_equal": precision == "fp32"}
 
-    write_bundle(
-        Path(out),
-        Description(
-            fields, model=None, precision=precision, run={**(run or {}), "tables": narrow.description()}
-        ),
-        chunks=[TableChunk(name, 0, table) for name, table in tables.items()],
-        dense={
-            name: values for name, values in model.state_dict().items() if not name.startswith(f"{path}.")
-        },
-        verify=verify,
+def _holds(
+    bundle: Path,
+    tables: Mapping[str, torch.Tensor],
+    dense: Mapping[str, torch.Tensor],
+    precision: str,
+) -> bool:
+    """Returns True if a bundle holds these weights bit for bit, the tables in `precision`."""
+    stored = open_bundle(bundle)
+    kind = getattr(torch, precision_of(precision).type)
+    wanted = {name: table.to(kind) for name, table in tables.items()}
+    return stored.manifest.precision == precision and all(
+        found.keys() == expected.keys()
+        and all(torch.equal(found[name], values) for name, values in expected.items())
+        for found, expected in ((stored.tables(), wanted), (stored.dense(), dense))
     )
 
 

@@ -18,6 +18,7 @@ from ham_dist.data.synthetic.write import generate
 from ham_dist.distributed.checkpoint.writer import CheckpointWriter
 from ham_dist.distributed.ranks import process_group
 from ham_dist.distributed.sharding import gram
+from ham_dist.distributed.sharding.model import TABLES
 from ham_dist.embedding.mask import Columns
 from ham_dist.embedding.sizes import table_sizes
 from ham_dist.embedding.table_size import read_sizes
@@ -35,6 +36,7 @@ from ham_dist.stages.pretrain import pretrain
 from ham_dist.stages.retrain import retrain
 from ham_dist.stages.search import search
 from ham_dist.stages.slice import slice_columns
+from ham_dist.training.axes import check_axes
 from ham_dist.training.checkpoints import Saving, StageCheckpoints
 from ham_dist.training.evaluation import evaluate, undefined_auc
 from ham_dist.training.preemption import Preemption
@@ -43,7 +45,7 @@ from ham_dist.training.run_folder import RunFolder, default_run_dir
 from ham_dist.training.run_identity import RunIdentity
 from ham_dist.training.run_log import RunLog
 from ham_dist.training.samples import Samples, StageName
-from ham_dist.training.state import TrainingState, open_supernet, warning_of_caches
+from ham_dist.training.state import TrainingState, open_supernet, table_groups, warning_of_caches
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,7 @@ def _data_folder(settings: RunSettings, folder: RunFolder, log: RunLog) -> str |
 
 def _all_stages(run: Run) -> None:
     """Algorithm 1, once for each target, from one pretrained supernet."""
+    process_group.on_first_rank(lambda: _check_axes(run))
     wide = open_supernet(run.settings, run.manifest.cardinalities(), run.device, run.manifest.single_valued())
     if warning := warning_of_caches(run.settings, wide.sharded.plan):
         run.log.say(warning)
@@ -202,13 +205,18 @@ def _all_stages(run: Run) -> None:
         if not process_group.on_first_rank(folder.result.exists):
             checkpoints.restore_best(pretrained)
             wide.sharded.mask.set(None)
-            method = METHODS[run.settings.search.method](space, run.settings.search)
+            method = METHODS[run.settings.search.method.name](space, run.settings.search.method)
             with _open_log(folder) if folder is not run.folder else nullcontext(run.log) as log:
                 saving = replace(run.saving, identity=_identity(folder))
                 of_target = replace(run, folder=folder, log=log, saving=saving)
                 _one_target(of_target, target, wide, method, pretrained, before)
             gc.collect()  # Sharded modules hold themselves: the narrow model's tables would lie in memory beside the next one's.
         process_group.on_first_rank(partial(_print_result, folder, run.manifest.truth))
+
+
+def _check_axes(run: Run) -> None:
+    tables = table_groups(run.settings, run.manifest.cardinalities())[TABLES]
+    check_axes(run.settings.model, {table.field: table.width for table in tables})
 
 
 def _one_target(
@@ -221,8 +229,9 @@ def _one_target(
 ) -> None:
     """Search, slice, retrain and export for one target; `result.json` comes last, as the mark of a finished target."""
     folder = run.folder
-    run.log.say(f"target {target.label}: search by {run.settings.search.method}")
-    _warn_of_too_short_a_search(run, method)
+    run.log.say(f"target {target.label}: search by {run.settings.search.method.name}")
+    if warning := method.warning(run.settings.search.epochs * run.samples.steps):
+        run.log.say(warning)
     columns, searched = search(
         wide, method, run.samples, run.checkpoints("search", wide, method.tensors), run.log
     )
@@ -266,22 +275,11 @@ def _one_target(
     process_group.on_first_rank(lambda: write_json(folder.result, result))
 
 
-def _warn_of_too_short_a_search(run: Run, method: Method) -> None:
-    """The push alone takes alpha_start / push steps to close a first column."""
-    settings, steps = run.settings.search, run.settings.search.epochs * run.samples.steps
-    needed = settings.alpha_start / settings.push
-    if method.searches and steps < 3 * needed:
-        run.log.say(
-            f"warning: the search has {steps:,} steps, and the push takes about {needed:,.0f} to close the first column. "
-            "The columns may be chosen before any was closed: raise search.epochs or search.push, or lower data.batch_size"
-        )
-
-
 def _search_space(run: Run, wide: TrainingState, target: Target) -> SearchSpace:
     layout = wide.sharded.mask.layout
     return SearchSpace(
         layout=layout,
-        budget=Budget(target, layout, wide.sharded.tables[0].number_bytes),
+        budget=Budget(target, layout),
         column_norms=lambda: gram.column_norms(wide.sharded),
         seed=run.settings.seed,
         device=run.device,
@@ -333,7 +331,7 @@ def _result(
 ) -> dict[str, Any]:
     return {
         "model": run.settings.model.name,
-        "method": run.settings.search.method,
+        "method": run.settings.search.method.name,
         "dataset": run.manifest.name,
         "seed": run.settings.seed,
         "target": target.model_dump(exclude_none=True),

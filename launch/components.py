@@ -4,6 +4,11 @@
     torchx run -s slurm dist.ddp -j 4x8 --gpu 8 --max_retries 3 ham_dist/train.py -- RUN.toml --run-dir /shared/runs/first --resume
     torchx run -s kubernetes -cfg queue=default dist.ddp -j 4x8 --gpu 8 --image IMAGE --max_retries 3 ham_dist/train.py -- RUN.toml ... --resume
 
+A torchx that is started in this repository runs processes on this machine, as `.torchxconfig` sets the scheduler local_cwd. From any other folder,
+name the scheduler:
+
+    torchx run -s local_cwd dist.ddp -j 1x8 -m ham_dist.train -- RUN.toml
+
 torchx's own `dist.ddp` wants the script as `--script` or `-m`, and has `--max_retries` start whole hosts again; this one takes the script as the
 first argument as well, has torchrun start ranks again that have died, and hands on to that one.
 """

@@ -48,7 +48,7 @@ def losses_of_stages(data: Path, starts: Path, precision: str) -> dict[str, list
         layout = state.sharded.mask.layout
         space = SearchSpace(
             layout,
-            Budget(Target(columns=COLUMNS), layout, state.sharded.tables[0].number_bytes),
+            Budget(Target(columns=COLUMNS), layout),
             lambda: gram.column_norms(state.sharded),
             0,
             device,

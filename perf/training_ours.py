@@ -23,12 +23,12 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from training_side import LEARNING_RATE, TABLE_START, Task, has_first_order_tables, run_side
 
-from ham_dist.config.schema import ModelSettings, RunSettings
+from ham_dist.config.schema import RunSettings
 from ham_dist.data.format.manifest import Manifest
 from ham_dist.data.reader.split import Split, open_split
 from ham_dist.distributed.planning.table_optimizers import table_rule
 from ham_dist.distributed.ranks.process_group import process_group
-from ham_dist.models.deepfm import DeepFM
+from ham_dist.models.deepfm import DeepFM, DeepFMSettings
 from ham_dist.models.registry import INTERACTIONS, build_interaction
 from ham_dist.training.evaluation import predict
 from ham_dist.training.loop import weight_step
@@ -45,11 +45,13 @@ def settings_of(task: Task) -> RunSettings:
             "model": {
                 "name": task.model,
                 "base_width": task.width,
-                "lift_width": task.width,
-                "first_order": task.first_order,
-                "mlp": task.mlp,
-                "cross_layers": task.cross_layers,
                 "table_start": TABLE_START,
+                "mlp": task.mlp,
+                **(
+                    {"cross_layers": task.cross_layers}
+                    if task.model == "dcnv2"
+                    else {"lift_width": task.width, "first_order": task.first_order}
+                ),
             },
             "optimizer": {
                 "tables": task.tables,
@@ -296,7 +298,7 @@ class _Fields(nn.Module):
 class _DeepFMWithoutLift(DeepFM):
     """For tables of one width that are not cut."""
 
-    def __init__(self, widths: Mapping[str, int], settings: ModelSettings) -> None:
+    def __init__(self, widths: Mapping[str, int], settings: DeepFMSettings) -> None:
         super().__init__(widths, settings)
         self.lift = _Fields(len(widths))  # type: ignore[assignment]
 

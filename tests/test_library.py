@@ -5,14 +5,16 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, EmbeddingConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from ham_dist.errors import SlicingError, TargetError
+from ham_dist.errors import BundleError, SlicingError, TargetError
 from ham_dist.export.bundle import open_bundle
 from ham_dist.library import Search, export, mask_columns, slice_columns
+from tests.support.ranks import run_on_ranks
 
 
 class ClickModel(nn.Module):
@@ -76,6 +78,82 @@ def test_export_holds_what_it_takes_to_build_the_model_again(tmp_path: Path) -> 
     assert torch.equal(again, wanted)
     assert tables["t_user"]["keys"] == ["user"]
     assert bundle.dense().keys() == {name for name in model.state_dict() if not name.startswith("ebc.")}
+
+
+def _export_on_ranks(out: str, who: str) -> str:
+    """Exports one and the same model from rank 0 alone, from every rank, or from ranks whose weights differ."""
+    model, search = opened()
+    if who == "others" and dist.get_rank() == 1:
+        with torch.no_grad():
+            model.over.get_parameter("1.bias").add_(1.0)
+    narrow = slice_columns(model, search.finish())
+    if who != "first" or dist.get_rank() == 0:
+        try:
+            export(narrow, out)
+        except BundleError as error:
+            return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("who", ["first", "all"])
+def test_export_works_from_one_rank_and_from_all(tmp_path: Path, who: str) -> None:
+    assert run_on_ranks(2, _export_on_ranks, str(tmp_path / "bundle"), who) == ["", ""]
+    model, search = opened()
+    narrow = slice_columns(model, search.finish())
+    found, wanted = open_bundle(tmp_path / "bundle").dense(), narrow.state_dict()
+    assert all(torch.equal(values, wanted[name]) for name, values in found.items())
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_ranks_that_export_other_weights_to_one_folder_are_refused(tmp_path: Path) -> None:
+    failures = run_on_ranks(2, _export_on_ranks, str(tmp_path / "bundle"), "others")
+    (failure,) = filter(None, failures)
+    assert "with other weights than those of rank" in failure
+
+
+def test_one_process_never_exports_onto_a_bundle(tmp_path: Path) -> None:
+    model, search = opened()
+    narrow = slice_columns(model, search.finish())
+    export(narrow, tmp_path / "bundle")
+    with pytest.raises(BundleError, match="is there already"):
+        export(narrow, tmp_path / "bundle")
+
+
+def test_bytes_are_those_of_each_tables_own_numbers() -> None:
+    configs = [
+        EmbeddingBagConfig(
+            name=f, embedding_dim=4, num_embeddings=rows, feature_names=[f], data_type=data_type
+        )
+        for f, rows, data_type in (("t_half", 10, DataType.FP16), ("t_whole", 7, DataType.FP32))
+    ]
+    model = nn.Module()
+    model.ebc = mask_columns(EmbeddingBagCollection(tables=configs))
+    search = Search(model, bytes=4 * 10 * 2 + 4 * 7 * 4)
+    assert search.used == 4 * 10 * 2 + 4 * 7 * 4
+    with pytest.raises(TargetError, match="more bytes than the 192"):
+        Search(model, bytes=193)
+    with pytest.raises(TargetError, match="the smallest takes 20"):
+        Search(model, bytes=19)
+
+
+def _tower(field: str) -> EmbeddingBagCollection:
+    return EmbeddingBagCollection(
+        tables=[EmbeddingBagConfig(name=field, embedding_dim=4, num_embeddings=9, feature_names=[field])]
+    )
+
+
+def test_what_the_library_does_not_take_is_refused_by_name() -> None:
+    model = nn.ModuleDict({"u": mask_columns(_tower("user")), "i": mask_columns(_tower("item"))})
+    with pytest.raises(SlicingError, match=r"2 masked collections \(u, i\).*\n.*one EmbeddingBagCollection"):
+        Search(model, columns=1)
+    sequences: Any = EmbeddingCollection(
+        tables=[EmbeddingConfig(name="a", embedding_dim=8, num_embeddings=9, feature_names=["a"])]
+    )
+    with pytest.raises(SlicingError, match="got EmbeddingCollection, expected torchrec's EmbeddingBagColl"):
+        mask_columns(sequences)
+    masked: Any = mask_columns(_tower("user"))
+    with pytest.raises(SlicingError, match="masked already"):
+        mask_columns(masked)
 
 
 def test_what_cannot_be_cut_is_said() -> None:

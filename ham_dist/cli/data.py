@@ -191,7 +191,7 @@ def inspect(
     from ham_dist.data.format.manifest import Manifest
     from ham_dist.data.statistics import look_at
 
-    look = look_at(path, Manifest.load(path), width or ModelSettings().base_width)
+    look = look_at(path, Manifest.load(path), width or ModelSettings.model_fields["base_width"].default)
     if as_json:
         typer.echo(look.model_dump_json(indent=1))
     else:

@@ -148,7 +148,7 @@ def _share(field: FieldLook, share: float, split: str) -> str:
 def _run(folder: RunFolder) -> Iterator[RenderableType]:
     settings = folder.read_settings()
     dataset = settings.data.path or "generated data"
-    yield f"{folder.path}: a run, {settings.model.name} on {dataset}, seed {settings.seed}, {settings.search.method}"
+    yield f"{folder.path}: a run, {settings.model.name} on {dataset}, seed {settings.seed}, {settings.search.method.name}"
     targets = {
         target.label: folder.of_target(target, settings.search.targets) for target in settings.search.targets
     }

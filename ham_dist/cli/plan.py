@@ -20,6 +20,9 @@ from ham_dist.distributed.sharding.model import FIRST_ORDER, TABLES
 from ham_dist.embedding.tables import KERNEL_WIDTH, Table
 from ham_dist.errors import DataError
 from ham_dist.io.console import make_table
+from ham_dist.methods.budget import Budget
+from ham_dist.models.ctr import column_layout
+from ham_dist.training.samples import require_samples
 from ham_dist.training.state import plan_for, table_groups, warning_of_caches
 
 MOST_RANKS = 16
@@ -32,27 +35,28 @@ def describe_plan(settings: RunSettings, topology_name: str | None) -> Iterator[
     topology_name: ranks that need not be there, as topology.parse takes them; None for those of this run.
     raises:        what making the plan raises; ConfigError and DataError for settings and data that cannot be used.
     """
-    cardinalities, ids = _fields(settings)
     if topology_name is not None:
-        yield from _parts(settings, topology.parse(topology_name), topology_name, cardinalities, ids)
+        asked = topology.parse(topology_name)
+        yield from _parts(settings, asked, topology_name, *_fields(settings, asked.ranks))
         return
     with process_group.process_group(settings.ranks) as device:
         here = topology.here(device)
         described = process_group.on_first_rank(
-            lambda: list(_parts(settings, here, "the ranks at hand", cardinalities, ids))
+            lambda: list(_parts(settings, here, "the ranks at hand", *_fields(settings, here.ranks)))
         )
         if process_group.rank() == 0:
             yield from described
 
 
-def _fields(settings: RunSettings) -> tuple[dict[str, int], dict[str, float]]:
-    """C_j and mean ids a row, by field."""
+def _fields(settings: RunSettings, ranks: int) -> tuple[dict[str, int], dict[str, float]]:
+    """C_j and mean ids a row, by field; refuses data that a run on so many ranks would refuse."""
     if settings.data.path is None:
         rows = settings.data.synthetic.cardinalities
         return {f"field_{number}": count for number, count in enumerate(rows)}, {}
     manifest = Manifest.load(settings.data.path)
     if not manifest.fields:
         raise DataError(f"{settings.data.path}: has no fields")
+    require_samples(settings.data.path, manifest, settings, ranks)
     return manifest.cardinalities(), ids_per_row(settings.data.path, manifest)
 
 
@@ -64,6 +68,8 @@ def _parts(
     ids: Mapping[str, float],
 ) -> Iterator[RenderableType]:
     groups, rule = table_groups(settings, cardinalities), table_rule(settings.optimizer)
+    for target in settings.search.targets:
+        Budget(target, column_layout(groups[TABLES]))  # refuses a target that the run would refuse
     plan = plan_for(settings, groups, ranks, fields=list(cardinalities))
     costs = costs_by_rank(plan, rule, ranks, settings.data.batch_size, ids)
     hosts = f"{ranks.hosts} host{'s' if ranks.hosts > 1 else ''}"

@@ -50,6 +50,8 @@ def train(
       torchx run dist.ddp -j 1x8 ham_dist/train.py -- launch/runs/movielens_dcnv2.toml --set=seed=1 --set=search.epochs=5
       ham-dist train launch/runs/movielens_dcnv2.toml --plan-only --topology 8xA100-80GB
 
+    Outside of ham_dist's repository, torchx needs its scheduler named: torchx run -s local_cwd dist.ddp -j 1x8 -m ham_dist.train
+
     torchx refuses an option that it sees twice, so several settings are written --set=KEY=VALUE there.
     """
     from ham_dist.config.load import DEMO, load_run
@@ -85,7 +87,7 @@ def train(
 def export(
     run_dir: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     out: Annotated[Path, typer.Option(help="New folder for the bundle.")],
-    precision: Annotated[Literal["fp32", "fp16"], typer.Option(help="Type of the tables.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="Type of the tables: fp32 or fp16.")] = "fp32",
 ) -> None:
     """Write the narrow model of a run as a bundle for serving.
 

@@ -2,8 +2,6 @@
 
 import difflib
 import json
-import types
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,9 @@ import tomlkit
 from pydantic import BaseModel, ValidationError
 from tomlkit.items import Table
 
+from ham_dist.config.migrate import MOVED, migrate_run
 from ham_dist.config.schema import RunSettings
+from ham_dist.config.sections import BY_NAME, dotted, model_at, models_in, owners
 from ham_dist.errors import ConfigError
 from ham_dist.io.paths import read_content
 from ham_dist.io.untrusted import TOML_BYTES, parse_toml
@@ -34,6 +34,11 @@ def load_run(path: str | None, overrides: Sequence[str] = ()) -> RunSettings:
         ConfigError: With every mistake of the file and of the overrides.
     """
     return settings_of(_read(path) if path is not None else {}, path, overrides)
+
+
+def load_saved_run(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
+    """The settings that a run folder holds, as this or an earlier version wrote them; else as `load_run`."""
+    return settings_of(migrate_run(_read(str(path))), str(path), overrides)
 
 
 def settings_of(tree: dict[str, Any], path: str | None, overrides: Sequence[str] = ()) -> RunSettings:
@@ -62,7 +67,9 @@ def settings_of(tree: dict[str, Any], path: str | None, overrides: Sequence[str]
                 continue  # Only that a list has too few right entries; each wrong entry has its own line.
             from_override = any(place[: len(key)] == key or key[: len(place)] == place for key in overridden)
             whole_run = f"{path} with {SET}" if path is not None and not place else SET
-            mistakes.append(f"{whole_run if from_override or path is None else path}: {_describe(problem)}")
+            mistakes.append(
+                f"{whole_run if from_override or path is None else path}: {_describe(problem, tree)}"
+            )
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     return settings
@@ -119,7 +126,12 @@ def differences(old: RunSettings, new: RunSettings) -> list[str]:
 def changes(old: RunSettings, new: RunSettings) -> list[tuple[str, str, str]]:
     """Every key whose value is not the same, with the old value and the new one as JSON; long ones are cut."""
     before, after = dict(_leaves(old)), dict(_leaves(new))
-    return [(key, _show(before[key]), _show(after[key])) for key in before if before[key] != after[key]]
+    keys = dict.fromkeys([*before, *after])
+    return [
+        (key, _show(before.get(key)), _show(after.get(key)))
+        for key in keys
+        if before.get(key) != after.get(key)
+    ]
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -147,6 +159,8 @@ def _parse_override(override: str) -> tuple[tuple[str, ...], Any]:
 def _put(tree: dict[str, Any], key: tuple[str, ...], value: Any) -> None:
     section = tree
     for depth, part in enumerate(key[:-1], start=1):
+        if isinstance(section.get(part), str) and ".".join(key[:depth]) in BY_NAME:
+            section[part] = {"name": section[part]}
         section = section.setdefault(part, {})
         if not isinstance(section, dict):
             where = ".".join(key[:depth])
@@ -156,13 +170,13 @@ def _put(tree: dict[str, Any], key: tuple[str, ...], value: Any) -> None:
     section[key[-1]] = value
 
 
-def _describe(problem: Mapping[str, Any]) -> str:
+def _describe(problem: Mapping[str, Any], tree: Mapping[str, Any]) -> str:
     """One mistake that pydantic found, as `key = value: what is wanted`."""
     place: tuple[str | int, ...] = problem["loc"]
-    key = _dotted(place)
+    key = dotted(place)
     if problem["type"] == "extra_forbidden":
-        return f"{key}: no such key.{_suggest_key(place)}"
-    wanted = _wanted(problem)
+        return f"{key}: no such key.{_suggest_key(place, tree)}"
+    wanted = _wanted(problem, tree)
     if problem["type"] == "value_error":
         return f"{key}: {wanted}" if key else wanted
     described = f"{key} = {_show(problem['input'])}: {wanted}"
@@ -171,7 +185,7 @@ def _describe(problem: Mapping[str, Any]) -> str:
             part for part in problem["ctx"]["expected"].split("'") if part.isidentifier() and part != "or"
         ]
         described += "." + _did_you_mean(difflib.get_close_matches(str(problem["input"]), choices, n=1))
-    return described + (f"\n  {description}" if (description := _description(place)) else "")
+    return described + (f"\n  {description}" if (description := _description(place, tree)) else "")
 
 
 _NOUNS = {
@@ -187,87 +201,70 @@ _NOUNS = {
 """The values that a key takes, by pydantic's name of the mistake."""
 
 
-def _wanted(problem: Mapping[str, Any]) -> str:
+def _wanted(problem: Mapping[str, Any], tree: Mapping[str, Any]) -> str:
     """The values that the key of a mistake takes, as `must be ...`."""
     kind, place, got = problem["type"], problem["loc"], problem["input"]
     if kind in _NOUNS:
         return f"must be {_NOUNS[kind]}"
     if kind in ("tuple_type", "list_type"):
-        return f"must be a list, such as {_example(place, got)}"
+        return f"must be a list, such as {_example(place, got, tree)}"
     if kind == "too_short":
         count = problem["ctx"]["min_length"]
-        return f"must have at least {count} {'entry' if count == 1 else 'entries'}, such as {_example(place, got)}"
+        return f"must have at least {count} {'entry' if count == 1 else 'entries'}, such as {_example(place, got, tree)}"
     if kind in ("model_type", "model_attributes_type"):
-        entry = f", such as {_item(_entry(place, got)).as_string()}" if isinstance(place[-1], int) else ""
+        entry = (
+            f", such as {_item(_entry(place, got, tree)).as_string()}" if isinstance(place[-1], int) else ""
+        )
         return f"must be a section with keys of its own{entry}"
     return str(problem["msg"]).removeprefix("Value error, ").replace("Input should", "must")
 
 
-def _example(place: Sequence[str | int], got: Any) -> str:
+def _example(place: Sequence[str | int], got: Any, tree: Mapping[str, Any]) -> str:
     """A list that the key at `place` takes, in TOML: with `got` as its entry where that makes sense, else the default."""
-    section = _model_at(place[:-1])
+    section = model_at(place[:-1], tree)
     field = section.model_fields[str(place[-1])] if section else None
-    if field is not None and list(_models_in(field.annotation)) and isinstance(got, int | dict):
-        return str(_item((_entry(place, got),)).as_string())
+    if field is not None and list(models_in(field.annotation)) and isinstance(got, int | dict):
+        return str(_item((_entry(place, got, tree),)).as_string())
     return str(_item(field.default if field is not None else ()).as_string())
 
 
-def _entry(place: Sequence[str | int], got: Any) -> dict[str, Any]:
+def _entry(place: Sequence[str | int], got: Any, tree: Mapping[str, Any]) -> dict[str, Any]:
     """A section of the kind at `place`: `got`, or its first key with `got` as the value."""
-    section = _model_at(place)
+    section = model_at(place, tree)
     return got if isinstance(got, dict) or section is None else {next(iter(section.model_fields)): got}
 
 
-def _suggest_key(place: tuple[str | int, ...]) -> str:
-    """The nearest key of the same section, else the nearest name anywhere, else the keys that the section has."""
+def _suggest_key(place: tuple[str | int, ...], tree: Mapping[str, Any]) -> str:
+    """Where an earlier version's key is in this one, else the nearest key of the same section, or anywhere, else the keys that the section has."""
     *parents, name = place
-    section = _model_at(parents)
+    if (moved := MOVED.get(dotted(place))) is not None:
+        return f" Write it as {moved}: it belongs to the method, in the section [{moved.rpartition('.')[0]}]."
+    section = model_at(parents, tree)
     if section is None:
         return ""
+    if having := owners(parents, name):
+        return f" It belongs to {dotted(parents)}.name = {' or '.join(map(repr, having))}."
     siblings = difflib.get_close_matches(str(name), section.model_fields, n=1)
     if siblings:
-        return _did_you_mean([_dotted((*parents, siblings[0]))])
-    everywhere = {key.rsplit(".", 1)[-1]: key for key, _ in _leaves(RunSettings())}
+        return _did_you_mean([dotted((*parents, siblings[0]))])
+    everywhere = {
+        key.rsplit(".", 1)[-1]: key for key, _ in _leaves(RunSettings()) if not key.endswith(".name")
+    }
     elsewhere = difflib.get_close_matches(str(name), everywhere, n=1)
     if elsewhere:
         return _did_you_mean([everywhere[elsewhere[0]]])
-    return f" {_dotted(parents) or 'A run'} has: {', '.join(section.model_fields)}."
+    return f" {dotted(parents) or 'A run'} has: {', '.join(section.model_fields)}."
 
 
 def _did_you_mean(matches: list[str]) -> str:
     return f" Did you mean {matches[0]}?" if matches else ""
 
 
-def _description(place: Sequence[str | int]) -> str:
+def _description(place: Sequence[str | int], tree: Mapping[str, Any]) -> str:
     names = [part for part in place if isinstance(part, str)]
-    section = _model_at(place[: place.index(names[-1])]) if names else None
+    section = model_at(place[: place.index(names[-1])], tree) if names else None
     field = section.model_fields.get(names[-1]) if section else None
     return (field.description or "") if field else ""
-
-
-def _model_at(place: Sequence[str | int]) -> type[BaseModel] | None:
-    """The section of the schema that `place` leads to; a number in it steps into a list of sections."""
-    model: type[BaseModel] = RunSettings
-    for part in place:
-        if isinstance(part, int):
-            continue
-        field = model.model_fields.get(part)
-        found = list(_models_in(field.annotation)) if field else []
-        if not found:
-            return None
-        model = found[0]
-    return model
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if (
-        isinstance(annotation, type)
-        and not isinstance(annotation, types.GenericAlias)
-        and issubclass(annotation, BaseModel)
-    ):
-        yield annotation
-    for argument in typing.get_args(annotation):
-        yield from _models_in(argument)
 
 
 def _leaves(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -326,8 +323,3 @@ def _show(value: Any) -> str:
         else json.dumps(value, default=lambda other: other.model_dump(exclude_none=True), ensure_ascii=False)
     )
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _dotted(place: Sequence[str | int]) -> str:
-    """`search.targets[0].columns` of ("search", "targets", 0, "columns")."""
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")

@@ -1,12 +1,19 @@
-"""The settings of a run. Every default lives here and nowhere else; `ham-dist train` writes them all to the run folder's run.toml."""
+"""The settings of a run. `ham-dist train` writes them all to the run folder's run.toml.
+
+Every default lives here, and those of a method's or a model's own keys in its settings class."""
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic_core import PydanticKnownError
 
+from ham_dist.config.choice import Choice, either
 from ham_dist.config.presets import PRESETS
 
 PositiveInt = Annotated[int, Field(gt=0)]
+LayerCount = Annotated[int, Field(gt=0, le=64)]
+LayerWidths = Annotated[tuple[Annotated[int, Field(gt=0, le=65_536)], ...], Field(max_length=64)]
+"""Bounds far above what a model needs, so that a damaged file cannot ask for endless memory."""
 PositiveFloat = Annotated[float, Field(gt=0)]
 
 
@@ -78,45 +85,35 @@ class DataSettings(Settings):
 
 
 class ModelSettings(Settings):
-    """The CTR model over the field embeddings."""
+    """The CTR model over the field embeddings; each model adds keys of its own (ham_dist/models)."""
 
-    name: Literal["fm", "deepfm", "autoint", "dcnv2"] = "dcnv2"
+    name: str
     """The interaction: fm, deepfm, autoint or dcnv2."""
     base_width: Annotated[int, Field(gt=0, le=1024)] = 16
     """Width of every table of the supernet, capped by its rows: d_j = min(base_width, C_j); fbgemm-gpu's kernels end at 1024."""
-    lift_width: Annotated[int, Field(gt=0, le=4096)] = 16
-    """Width that fm, deepfm and autoint lift each field to by a linear map without bias (HAM paper, section 4.3)."""
-    first_order: Literal["linear", "table"] = "linear"
-    """First-order term of fm and deepfm: `linear` in the masked embedding, so that a field can leave the model, or a `table` of width 1 a field."""
-    mlp: Annotated[tuple[Annotated[int, Field(gt=0, le=65_536)], ...], Field(max_length=64)] = (16, 16)
-    """Widths of the deep part of deepfm and dcnv2; each layer is linear, BatchNorm, ReLU."""
-    cross_layers: Annotated[int, Field(gt=0, le=64)] = 3
-    """Full-rank cross layers of dcnv2."""
-    attention_layers: Annotated[int, Field(gt=0, le=64)] = 3
-    """Self-attention layers of autoint."""
-    attention_heads: PositiveInt = 2
-    """Heads of each autoint layer; divides `lift_width`."""
     table_start: PositiveFloat = 0.01
-    """Standard deviation of the tables' start."""
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> "ModelSettings":
-        if self.lift_width % self.attention_heads:
-            raise ValueError(
-                f"attention_heads = {self.attention_heads} does not divide lift_width = {self.lift_width}"
-            )
-        return self
+    """Standard deviation of the embedding initialization."""
 
 
-TableRuleName = Literal[
-    "adam", "sgd", "adagrad", "rowwise_adagrad", "fused_adam", "lamb", "partial_rowwise_adam"
-]
+MODELS = Choice[ModelSettings]("model.name", "dcnv2", "ham_dist.models.registry")
+AnyModelSettings = Annotated[SerializeAsAny[ModelSettings], MODELS.validator()]
+"""Settings of the model that `name` chooses."""
+
+
+TABLE_OPTIMIZERS = ["adam", "sgd", "adagrad", "rowwise_adagrad", "fused_adam", "lamb", "partial_rowwise_adam"]
+"""Names of the table optimizers; ham_dist/distributed/planning/table_optimizers.py registers each, and adds those of plug-ins."""
+
+
+def _table_optimizer(name: str) -> str:
+    if name not in TABLE_OPTIMIZERS:
+        raise PydanticKnownError("literal_error", {"expected": either(TABLE_OPTIMIZERS)})
+    return name
 
 
 class OptimizerSettings(Settings):
     """How weights move in all three stages."""
 
-    tables: TableRuleName = "adam"
+    tables: Annotated[str, AfterValidator(_table_optimizer)] = "adam"
     """Rule of the tables: `adam` exactly as in the paper (every row, every step; by the dense kernel), or fused into the backward pass `sgd`,
     `adagrad` or `rowwise_adagrad`, and on GPU alone `fused_adam`, `lamb` or `partial_rowwise_adam`."""
     tables_learning_rate: PositiveFloat = 1e-3
@@ -219,25 +216,29 @@ class Target(Settings):
         return f"columns-{self.columns}" if self.columns is not None else f"bytes-{self.bytes}"
 
 
+class MethodSettings(Settings):
+    """The size-search method; each method adds keys of its own (ham_dist/methods)."""
+
+    name: str
+    """The method: ham, or a control that chooses without a search: uniform, random or magnitude."""
+
+
+METHODS = Choice[MethodSettings]("search.method", "ham", "ham_dist.methods.registry")
+AnyMethodSettings = Annotated[SerializeAsAny[MethodSettings], METHODS.validator()]
+"""Settings of the method that `name` chooses."""
+
+
 class SearchSettings(Settings):
     """Stage 2: find the columns to keep."""
 
-    method: Literal["ham", "uniform", "random", "magnitude"] = "ham"
-    """The size-search method; `uniform`, `random` and `magnitude` are controls that choose without a search."""
+    method: AnyMethodSettings = Field(default_factory=METHODS.start)
+    """The size-search method: a section [search.method], or its name alone."""
     targets: Annotated[tuple[Target, ...], Field(min_length=1)] = (Target(columns=16),)
     """One search, and one narrow model, for each target; all start from the one pretrained supernet."""
     epochs: PositiveInt = 10
     """Upper bound on epochs of alternating steps."""
     patience: PositiveInt = 3
     """Epochs without a better validation AUC, the column count being near the target, before the search stops early."""
-    alpha_start: PositiveFloat = 0.01
-    """eps: start of every alpha (HAM paper, section 4.3)."""
-    alpha_learning_rate: PositiveFloat = 1e-3
-    """eta of Eq. 3 (HAM paper, section 4.3)."""
-    alpha_every: PositiveInt = 1
-    """Training steps to one step on alpha. The paper takes one of each in turn; at `n`, alpha moves n times less in an epoch."""
-    push: PositiveFloat = 5e-5
-    """mu of Eq. 3: how hard the count is pushed to the target (HAM paper, section 4.3)."""
 
 
 class RetrainSettings(Settings):
@@ -279,13 +280,13 @@ class RunSettings(Settings):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of weights, of the order of samples and of methods that draw."""
     data: DataSettings = DataSettings()
-    model: ModelSettings = ModelSettings()
+    model: AnyModelSettings = Field(default_factory=MODELS.start)
     optimizer: OptimizerSettings = OptimizerSettings()
     sharding: ShardingSettings = ShardingSettings()
     precision: PrecisionSettings = PrecisionSettings()
     orthogonality: OrthogonalitySettings = OrthogonalitySettings()
     pretrain: PretrainSettings = PretrainSettings()
-    search: SearchSettings = SearchSettings()
+    search: SearchSettings = Field(default_factory=SearchSettings)
     retrain: RetrainSettings = RetrainSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     ranks: RanksSettings = RanksSettings()

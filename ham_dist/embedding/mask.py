@@ -8,8 +8,11 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torchrec.modules.embedding_configs import data_type_to_dtype
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+
+from ham_dist.embedding.tables import BYTES_PER_NUMBER
 
 Columns = Mapping[str, torch.Tensor]
 """Kept column numbers by table name, ascending, int64; empty for a table that leaves."""
@@ -18,16 +21,23 @@ Columns = Mapping[str, torch.Tensor]
 class ColumnLayout:
     """Where each table's columns stand in a vector of S numbers.
 
-    widths:     columns under search, by table name.
-    rows:       C_j, by table name.
-    table_of:   the table behind each key of the looked-up KeyedTensor; each key its own table by default.
+    Args:
+        widths: Columns under search, by table name.
+        rows: C_j, by table name.
+        table_of: The table behind each key of the looked-up KeyedTensor (default: each key is its own table).
+        number_bytes: Bytes of one number of each table (default: 4, float32).
     """
 
     def __init__(
-        self, widths: Mapping[str, int], rows: Mapping[str, int], table_of: Mapping[str, str] | None = None
+        self,
+        widths: Mapping[str, int],
+        rows: Mapping[str, int],
+        table_of: Mapping[str, str] | None = None,
+        number_bytes: Mapping[str, int] | None = None,
     ) -> None:
         self.widths = dict(widths)
         self.rows = dict(rows)
+        self.number_bytes = dict.fromkeys(self.widths, BYTES_PER_NUMBER) | dict(number_bytes or {})
         self.table_of = dict(table_of) if table_of is not None else {table: table for table in self.widths}
         self.slices: dict[str, slice] = {}
         start = 0
@@ -38,12 +48,13 @@ class ColumnLayout:
 
     @classmethod
     def of(cls, ebc: EmbeddingBagCollection) -> "ColumnLayout":
-        """The layout of any EmbeddingBagCollection, tables shared by several features among them."""
+        """The layout of any EmbeddingBagCollection, also one whose tables are shared by several features."""
         configs = ebc.embedding_bag_configs()
         return cls(
             {config.name: config.embedding_dim for config in configs},
             {config.name: config.num_embeddings for config in configs},
             {key: table for key, _, table in output_keys(ebc)},
+            {config.name: data_type_to_dtype(config.data_type).itemsize for config in configs},
         )
 
     def split(self, mask: torch.Tensor) -> dict[str, torch.Tensor]:

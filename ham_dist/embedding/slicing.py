@@ -124,16 +124,24 @@ def slice_columns(
 def masked_tables(model: nn.Module) -> tuple[str, MaskedEmbeddingBagCollection]:
     """The one MaskedEmbeddingBagCollection in `model`, with its name there.
 
-    raises: SlicingError if there is none, or more than one.
+    Raises:
+        SlicingError: There is none, or more than one.
     """
     found = [
         (name, module)
         for name, module in model.named_modules()
         if isinstance(module, MaskedEmbeddingBagCollection)
     ]
-    if len(found) != 1:
+    if not found:
         raise SlicingError(
-            f"{type(model).__name__}: has {len(found)} MaskedEmbeddingBagCollections, and one is wanted. Wrap its tables by mask_columns"
+            f"{type(model).__name__}: has no masked tables, expected one MaskedEmbeddingBagCollection. "
+            "Wrap its EmbeddingBagCollection with mask_columns."
+        )
+    if len(found) > 1:
+        raise SlicingError(
+            f"{type(model).__name__}: has {len(found)} masked collections ({', '.join(name for name, _ in found)}), expected one: "
+            "a search shares its target over the tables of one collection.\n"
+            "  Put all tables into one EmbeddingBagCollection, and give each part of the model its own keys of the KeyedTensor that it returns."
         )
     return found[0]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from urllib.parse import quote
 
 import torch
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
@@ -22,7 +23,7 @@ KERNEL_WIDTH = 4
 class Table:
     """One embedding table.
 
-    field:        the field that reads it; also the table's name.
+    field:        the field that reads it.
     rows:         C_j, row 0 for unknown values.
     width:        columns in use.
     stored_width: columns that lie in memory: `width`, or `width` filled up with columns that stay zero where a kernel needs it.
@@ -36,6 +37,14 @@ class Table:
     stored_width: int
     base_width: int
     precision: TablePrecision = "float32"
+
+    @property
+    def module_name(self) -> str:
+        """Its name in TorchRec's `embedding_bags`, an nn.ModuleDict.
+
+        A field may be called like an attribute of a module (`type`, `items`, `to`), and may hold characters that a module's name may not have.
+        """
+        return "table_" + quote(self.field, safe="").replace(".", "%2E")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -97,7 +106,7 @@ def embedding_bags(tables: Iterable[Table], device: torch.device | str = "meta")
     return EmbeddingBagCollection(
         tables=[
             EmbeddingBagConfig(
-                name=table.field,
+                name=table.module_name,
                 embedding_dim=table.stored_width,
                 num_embeddings=table.rows,
                 feature_names=[table.field],

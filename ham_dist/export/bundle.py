@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from ham_dist.errors import BundleError
 from ham_dist.export.compact import CompactModel
 from ham_dist.export.manifest import DENSE, MEND, BundleManifest, TableEntry, read_manifest
+from ham_dist.export.precisions import precision_of_type
 from ham_dist.io.hashing import sha256_of
 from ham_dist.io.paths import local_path
 from ham_dist.io.untrusted import inside
@@ -18,7 +19,6 @@ from ham_dist.models.registry import INTERACTIONS, build_interaction
 
 VALUES = "values"
 """Name of the one tensor in a table's piece."""
-_TYPES = {"float32": ("F32", torch.float32), "float16": ("F16", torch.float16)}
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Bundle:
             return torch.cat(
                 list(self._selected(table, rows.get(table.field, torch.zeros(1, dtype=torch.int64))))
             )
-        values = torch.empty(table.rows, table.width, dtype=_TYPES[table.type][1])
+        values = torch.empty(table.rows, table.width, dtype=getattr(torch, table.type))
         for piece in table.files:
             with safe_open(self.root / piece.file, framework="pt") as file:
                 values[piece.first_row : piece.first_row + piece.rows] = file.get_tensor(VALUES)
@@ -129,7 +129,10 @@ def open_bundle(path: str | Path) -> Bundle:
             raise BundleError(f"{found}: damaged: its sha256 is not the one in manifest.json. {MEND}")
     for table in (*manifest.tables, *manifest.first_order):
         for piece in table.files:
-            _check_tensors(root / piece.file, {VALUES: (_TYPES[table.type][0], [piece.rows, table.width])})
+            _check_tensors(
+                root / piece.file,
+                {VALUES: (precision_of_type(table.type).safetensors, [piece.rows, table.width])},
+            )
             _require_finite(root / piece.file)
     if manifest.model is None:
         _tensors_of(root / DENSE)
@@ -157,7 +160,7 @@ def _check_model(root: Path, manifest: BundleManifest) -> None:
             for name, values in state.items()
         },
     )
-    needs_first_order = kind.adds_first_order and manifest.model.first_order == "table"
+    needs_first_order = kind.has_first_order_tables(manifest.model)
     _same_names(
         root,
         "first-order tables",

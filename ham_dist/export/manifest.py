@@ -1,4 +1,4 @@
-"""What a bundle says of itself: manifest.json, its fields, and reading and writing it. Needs no torch."""
+"""What a bundle says of itself: manifest.json, its fields, and reading and writing it."""
 
 import json
 import re
@@ -9,8 +9,10 @@ from urllib.parse import quote
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from ham_dist.config.schema import ModelSettings
+from ham_dist.config.migrate import migrate_model
+from ham_dist.config.schema import AnyModelSettings
 from ham_dist.errors import BundleError
+from ham_dist.export.precisions import precision_of, precision_of_type
 from ham_dist.io.hashing import sha256_of_json
 from ham_dist.io.untrusted import read_json
 
@@ -21,7 +23,8 @@ MANIFEST = "manifest.json"
 DENSE = "dense.safetensors"
 MEND = "Copy the bundle again from where it was written, or export the run again."
 
-Precision = Literal["fp32", "fp16"]
+Precision = Annotated[str, AfterValidator(lambda name: precision_of(name).name)]
+"""The name of an entry of `PRECISIONS`."""
 
 
 def inside(path: str) -> str:
@@ -86,7 +89,7 @@ class TableEntry(_Entry):
     field: Name
     rows: PositiveCount
     width: PositiveCount
-    type: Literal["float32", "float16"]
+    type: Annotated[str, AfterValidator(lambda name: precision_of_type(name).type)]
     files: Annotated[tuple[Piece, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -122,7 +125,7 @@ class BundleManifest(_Entry):
     format_version: PositiveCount = FORMAT_VERSION
     kind: Literal["ctr", "custom"]
     """`ctr`: one of this package's models, which `ham-dist score` runs; `custom`: tables, and weights of a dense part that its owner builds."""
-    model: ModelSettings | None
+    model: AnyModelSettings | None
     """Settings of the interaction; null for `custom`."""
     precision: Precision
     """Of the tables; dense weights are always fp32."""
@@ -168,7 +171,7 @@ class BundleManifest(_Entry):
             wanted = (
                 field.rows,
                 width or field.width,
-                {"fp32": "float32", "fp16": "float16"}[self.precision],
+                precision_of(self.precision).type,
             )
             if (table.rows, table.width, table.type) != wanted:
                 raise ValueError(
@@ -227,6 +230,8 @@ def read_manifest(root: Path) -> BundleManifest:
     found = content.pop("checksum", None)
     if found != _checksum(content):
         raise BundleError(f"{path}: damaged: its content does not give its own checksum. {MEND}")
+    if isinstance(content.get("model"), dict):
+        content["model"] = migrate_model(content["model"])
     try:
         return BundleManifest.model_validate(content)
     except ValidationError as error:

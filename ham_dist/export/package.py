@@ -15,6 +15,7 @@ from ham_dist.embedding.table_size import read_sizes
 from ham_dist.errors import BundleError, CheckpointError
 from ham_dist.export.compact import Ids
 from ham_dist.export.manifest import FieldEntry, Precision
+from ham_dist.export.precisions import precision_of
 from ham_dist.export.unknown import shares_of
 from ham_dist.export.verify import verify_bundle
 from ham_dist.export.writer import Description, write_bundle
@@ -83,6 +84,7 @@ def export_run(run_dir: Path, out: Path, precision: Precision) -> dict[str, Any]
             else f"`ham-dist train --resume --run-dir {(folder.whole() or folder).path}` finishes it"
         )
         raise CheckpointError(f"{run_dir}: no narrow model here yet. {mend}")
+    precision_of(precision)
     if out.exists():
         raise BundleError(
             f"{out}: is there already; a bundle is never written over. Delete it, or give another folder"
@@ -107,7 +109,7 @@ def origin(settings: RunSettings, manifest: Manifest) -> dict[str, Any]:
     """What a bundle says of the run that it comes from."""
     return {
         "dataset": manifest.name,
-        "method": settings.search.method,
+        "method": settings.search.method.name,
         "seed": settings.seed,
         "targets": [target.model_dump(exclude_none=True) for target in settings.search.targets],
     }

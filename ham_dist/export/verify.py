@@ -8,11 +8,7 @@ import torch
 from ham_dist.errors import BundleError
 from ham_dist.export.bundle import open_bundle
 from ham_dist.export.compact import CompactModel, Ids
-from ham_dist.export.manifest import Precision
-
-TOLERANCE: dict[Precision, float] = {"fp32": 1e-6, "fp16": 2e-3}
-"""Largest difference of a probability. fp32 tables are copied, as are all whose numbers the bundle's precision has: only the order of sums is left;
-fp16 keeps 11 bits of each number."""
+from ham_dist.export.precisions import precision_of
 
 
 @torch.inference_mode()
@@ -40,7 +36,7 @@ def verify_bundle(
     raises:  BundleError if the bundle cannot be opened, if a probability differs by more than the tolerance or is not a number, or without records.
     """
     bundle = open_bundle(path)
-    tolerance = TOLERANCE["fp32" if copied else bundle.manifest.precision]
+    tolerance = precision_of("fp32" if copied else bundle.manifest.precision).tolerance
     batches = list(batches)
     # Of tables that are spread over many ranks only the rows of these records come together here.
     rows = _rows_of(batches)
@@ -54,7 +50,7 @@ def verify_bundle(
         raise BundleError(
             f"{path}: probabilities differ from the live model's by up to {difference:.3g}, more than {tolerance:g}, over {len(found)} records.\n"
             "  Export from the checkpoint that the live model was loaded from"
-            + (", or with precision fp32." if bundle.manifest.precision == "fp16" else ".")
+            + (", or with precision fp32." if bundle.manifest.precision != "fp32" else ".")
         )
     return {"rows": len(found), "max_difference": difference, "tolerance": tolerance}
 

@@ -32,6 +32,7 @@ from ham_dist.export.manifest import (
     piece_path,
     write_manifest,
 )
+from ham_dist.export.precisions import precision_of
 from ham_dist.io.atomic import publish_folder, temporary_path
 from ham_dist.io.hashing import copy_and_hash, sha256_of_bytes
 from ham_dist.io.paths import exists, open_file
@@ -44,10 +45,8 @@ PIECE_NUMBERS = 1 << 24
 
 """Bytes of a vocabulary that are copied at a time."""
 
-_TYPES = {"fp32": ("float32", torch.float32), "fp16": ("float16", torch.float16)}
 
-
-class _Vocabulary(NamedTuple):
+class VocabularySource(NamedTuple):
     """The folder with `<field>.parquet`, or None; and the sha256 of each file by field, where one is known."""
 
     folder: str | Path | None
@@ -119,16 +118,22 @@ def write_bundle(
         BundleError: On the failing rank, and HamError on the others: `out` exists, a rank cannot write, a value does not
             fit `precision` or is not finite, or the ranks' rows do not make the tables. Nothing is left on the disk.
     """
-    partial = on_first_rank(lambda: _open_folder(out))
+    partial = on_first_rank(lambda: open_folder(out))
     try:
         together(lambda: _require_seen(partial))
         written = together(
-            lambda: list(_write_tables(partial, description, chunks, first_order_chunks, piece_numbers))
+            lambda: list(write_tables(partial, description, chunks, first_order_chunks, piece_numbers))
         )
         pieces = [piece for of_rank in gather_objects(written) for piece in of_rank]
         return on_first_rank(
-            lambda: _finish(
-                partial, out, description, pieces, dense, _Vocabulary(vocabulary, vocabulary_sha256), verify
+            lambda: finish(
+                partial,
+                out,
+                description,
+                pieces,
+                dense,
+                VocabularySource(vocabulary, vocabulary_sha256),
+                verify,
             )
         )
     except BaseException:
@@ -138,7 +143,7 @@ def write_bundle(
         raise
 
 
-def _open_folder(out: Path) -> Path:
+def open_folder(out: Path) -> Path:
     """Make the temporary folder of the bundle `out`."""
     if out.exists() or out.is_symlink():
         raise BundleError(
@@ -157,7 +162,7 @@ def _require_seen(partial: Path) -> None:
         )
 
 
-def _write_tables(
+def write_tables(
     partial: Path,
     description: Description,
     chunks: Iterable["TableChunk"],
@@ -199,13 +204,13 @@ def _write_chunk(
 def _write_piece(
     partial: Path, folder: str, field: str, first_row: int, values: torch.Tensor, precision: Precision
 ) -> _Written:
-    kind = _TYPES[precision][1]
+    kind = getattr(torch, precision_of(precision).type)
     values = values.detach().to("cpu", torch.float32)
     largest = values.abs().max().item() if values.numel() else 0.0
     if not largest <= torch.finfo(kind).max:  # also true of NaN
         if values.isfinite().all():
             raise BundleError(
-                f"table {field!r}: holds {largest:g}, and fp16 ends at {torch.finfo(kind).max:g}. Export it with precision fp32."
+                f"table {field!r}: holds {largest:g}, and {precision} ends at {torch.finfo(kind).max:g}. Export it with precision fp32."
             )
         raise BundleError(
             f"table {field!r}: holds numbers that are not finite, in rows {first_row} to {first_row + len(values) - 1}. Train it again."
@@ -224,13 +229,13 @@ def _write_file(partial: Path, path: str, content: bytes) -> FileEntry:
     return FileEntry(size=len(content), sha256=sha256_of_bytes(content))
 
 
-def _finish(
+def finish(
     partial: Path,
     out: Path,
     description: Description,
     written: Sequence[_Written],
     dense: Mapping[str, torch.Tensor],
-    vocabulary: _Vocabulary,
+    vocabulary: VocabularySource,
     verify: Callable[[Path], Mapping[str, Any]] | None,
 ) -> dict[str, Any]:
     """What rank 0 does when all tables are there: dense weights, vocabulary, manifest, the check, and the name."""
@@ -241,10 +246,8 @@ def _finish(
         save({name: values.detach().cpu().contiguous().clone() for name, values in dense.items()}),
     )
     try:
-        tables, first_order = (
-            _entries("tables", description, written),
-            _entries("first_order", description, written),
-        )
+        tables = _entries("tables", description, written)
+        first_order = _entries("first_order", description, written)
         read = dict.fromkeys(table.field for table in (*tables, *first_order))
         vocabularies = _copy_vocabulary(partial, read, vocabulary, files)
         manifest = BundleManifest(
@@ -296,20 +299,15 @@ def _entries(folder: str, description: Description, written: Sequence[_Written])
                 f"table {field.name!r}: its rows have {' and '.join(map(str, sorted(widths)))} columns on different ranks"
             )
         pieces = tuple(item.piece for item in of_field)
+        kind = precision_of(description.precision).type
         tables.append(
-            TableEntry(
-                field=field.name,
-                rows=field.rows,
-                width=widths.pop(),
-                type=_TYPES[description.precision][0],
-                files=pieces,
-            )
+            TableEntry(field=field.name, rows=field.rows, width=widths.pop(), type=kind, files=pieces)
         )
     return tuple(tables)
 
 
 def _copy_vocabulary(
-    partial: Path, fields: Iterable[str], vocabulary: _Vocabulary, files: dict[str, FileEntry]
+    partial: Path, fields: Iterable[str], vocabulary: VocabularySource, files: dict[str, FileEntry]
 ) -> dict[str, str]:
     """Copy the vocabulary of each field that the model reads.
 

@@ -16,12 +16,17 @@ NEAR = 0.1
 class Budget:
     """A limit, and what each column takes of it.
 
-    number_bytes: of a number of a table.
-    costs:        (S,) int64.
-    limit:        columns or bytes.
+    Args:
+        target: The limit, in columns or in bytes.
+        layout: The columns that there are, and the bytes of their numbers.
+    Attributes:
+        costs: (S,) int64, what each column takes.
+        limit: Columns or bytes.
+    Raises:
+        TargetError: The limit is more than all columns take, or less than the smallest column takes.
     """
 
-    def __init__(self, target: Target, layout: ColumnLayout, number_bytes: int) -> None:
+    def __init__(self, target: Target, layout: ColumnLayout) -> None:
         if target.columns is not None:
             self.unit, self.limit = "columns", target.columns
             self.costs = torch.ones(layout.size, dtype=torch.int64)
@@ -29,7 +34,7 @@ class Budget:
             assert target.bytes is not None, "a target has columns or bytes"
             self.unit, self.limit = "bytes", target.bytes
             per_table = [
-                torch.full((width,), layout.rows[table] * number_bytes)
+                torch.full((width,), layout.rows[table] * layout.number_bytes[table])
                 for table, width in layout.widths.items()
             ]
             self.costs = torch.cat(per_table)

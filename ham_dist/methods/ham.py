@@ -1,9 +1,25 @@
 """HAM: a hard 0/1 mask over columns, learned through a straight-through gradient (HAM paper, section 3.3)."""
 
+from typing import Literal
+
 import torch
 
-from ham_dist.config.schema import SearchSettings
+from ham_dist.config.schema import MethodSettings, PositiveFloat, PositiveInt
 from ham_dist.methods.method import MaskGradient, Method, SearchSpace
+
+
+class HamSettings(MethodSettings):
+    """HAM: a hard mask, learned by steps on alpha."""
+
+    name: Literal["ham"] = "ham"
+    alpha_start: PositiveFloat = 0.01
+    """eps: start of every alpha (HAM paper, section 4.3)."""
+    alpha_learning_rate: PositiveFloat = 1e-3
+    """eta of Eq. 3 (HAM paper, section 4.3)."""
+    alpha_every: PositiveInt = 1
+    """Training steps to one step on alpha. The paper takes one of each in turn; at `n`, alpha moves n times less in an epoch."""
+    push: PositiveFloat = 5e-5
+    """mu of Eq. 3: how hard the count is pushed to the target (HAM paper, section 4.3)."""
 
 
 class HardAuxiliaryMask(Method):
@@ -13,9 +29,27 @@ class HardAuxiliaryMask(Method):
     while more columns are open than the target and up while fewer are, so that the count swings around the target.
     """
 
-    def __init__(self, space: SearchSpace, settings: SearchSettings) -> None:
+    Settings = HamSettings
+    settings: HamSettings
+
+    def __init__(self, space: SearchSpace, settings: HamSettings) -> None:
         super().__init__(space, settings)
         self.alpha = torch.full((space.layout.size,), settings.alpha_start, device=space.device)
+
+    @property
+    def every(self) -> int:
+        """alpha_every."""
+        return self.settings.alpha_every
+
+    def warning(self, steps: int) -> str | None:
+        """A warning if the push alone, which takes alpha_start / push steps to close a first column, has too few steps."""
+        needed = self.settings.alpha_start / self.settings.push
+        if steps >= 3 * needed:
+            return None
+        return (
+            f"warning: the search has {steps:,} steps, and the push takes about {needed:,.0f} to close the first column. "
+            "The columns may be chosen before any was closed: raise search.epochs or search.method.push, or lower data.batch_size"
+        )
 
     def mask(self) -> torch.Tensor:
         """1[alpha > 0]."""

@@ -6,13 +6,15 @@ S columns under search
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from ham_dist.config.schema import SearchSettings
-from ham_dist.embedding.mask import ColumnLayout
-from ham_dist.methods.budget import Budget
+from ham_dist.config.schema import MethodSettings
+
+if TYPE_CHECKING:  # TorchRec, which settings are read without
+    from ham_dist.embedding.mask import ColumnLayout
+    from ham_dist.methods.budget import Budget
 
 MaskGradient = Callable[[torch.Tensor], torch.Tensor]
 """dL/dm (S,) on the next validation batch at a mask m (S,) of any real numbers; a method may ask several times
@@ -30,8 +32,8 @@ class SearchSpace:
     device:       where masks live.
     """
 
-    layout: ColumnLayout
-    budget: Budget
+    layout: "ColumnLayout"
+    budget: "Budget"
     column_norms: Callable[[], torch.Tensor]
     seed: int
     device: torch.device
@@ -40,12 +42,23 @@ class SearchSpace:
 class Method(ABC):
     """Chooses columns. Alike on every rank: it sees only numbers that are alike on every rank."""
 
+    Settings: ClassVar[type[MethodSettings]]
+    """Its keys in [search.method]; the default of `name` is the method's name."""
     searches: ClassVar[bool] = True
     """False for a method that chooses from the pretrained supernet at once, without epochs of search."""
 
-    def __init__(self, space: SearchSpace, settings: SearchSettings) -> None:
+    def __init__(self, space: SearchSpace, settings: MethodSettings) -> None:
         self.space = space
         self.settings = settings
+
+    @property
+    def every(self) -> int:
+        """Training steps to one step of the method."""
+        return 1
+
+    def warning(self, steps: int) -> str | None:
+        """A warning before a search of `steps` training steps, if there is a reason for one."""
+        return None
 
     def mask(self) -> torch.Tensor:
         """(S,) what columns are multiplied by in the next step on the weights, and in evaluation. Soft and drawn masks are masks too."""

@@ -1,15 +1,29 @@
 """The methods by the name that `search.method` gives them."""
 
+from typing import TypeVar
+
+from ham_dist.config import schema
 from ham_dist.methods.ham import HardAuxiliaryMask
 from ham_dist.methods.magnitude import Magnitude
 from ham_dist.methods.method import Method
 from ham_dist.methods.random import Random
 from ham_dist.methods.uniform import Uniform
 
-METHODS: dict[str, type[Method]] = {
-    "ham": HardAuxiliaryMask,
-    "uniform": Uniform,
-    "random": Random,
-    "magnitude": Magnitude,
-}
-"""To add a method: a class in a file of its own, a line here, and its name in `SearchSettings.method`."""
+METHODS: dict[str, type[Method]] = {}
+"""All methods, built-in ones and those of plug-ins, by name."""
+
+Kind = TypeVar("Kind", bound=type[Method])
+
+
+def register_method(method: Kind) -> Kind:
+    """Makes a method available as `search.method`, by the name in its settings class; usable as a decorator.
+
+    Raises:
+        ConfigError: Its settings have no name, or the name of another method.
+    """
+    METHODS[schema.METHODS.register(method.Settings)] = method
+    return method
+
+
+for _built_in in (HardAuxiliaryMask, Uniform, Random, Magnitude):
+    register_method(_built_in)

@@ -1,8 +1,17 @@
 """Control: the same width for every field."""
 
+from typing import Literal
+
 import torch
 
+from ham_dist.config.schema import MethodSettings
 from ham_dist.methods.method import Method
+
+
+class UniformSettings(MethodSettings):
+    """Uniform: the same width for every field."""
+
+    name: Literal["uniform"] = "uniform"
 
 
 class Uniform(Method):
@@ -11,6 +20,7 @@ class Uniform(Method):
     What the last round cannot give to all goes to the fields with most rows. Within a field the first columns stay: none is special.
     """
 
+    Settings = UniformSettings
     searches = False
 
     def choice(self) -> torch.Tensor:

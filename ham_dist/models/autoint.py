@@ -4,15 +4,35 @@ B rows, F fields, L = lift_width, H heads of width L / H
 """
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
+from pydantic import model_validator
 from torch import nn
 from torch.nn import functional
 
-from ham_dist.config.schema import ModelSettings
+from ham_dist.config.schema import LayerCount, PositiveInt
 from ham_dist.models.interaction import Axis, Interaction
-from ham_dist.models.lift import Lift
+from ham_dist.models.lift import Lift, LiftedSettings
 from ham_dist.models.logit import Logit
+
+
+class AutoIntSettings(LiftedSettings):
+    """Self-attention over the lifted fields."""
+
+    name: Literal["autoint"] = "autoint"
+    attention_layers: LayerCount = 3
+    """Self-attention layers."""
+    attention_heads: PositiveInt = 2
+    """Heads of each layer; divides `lift_width`."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "AutoIntSettings":
+        if self.lift_width % self.attention_heads:
+            raise ValueError(
+                f"attention_heads = {self.attention_heads} does not divide lift_width = {self.lift_width}"
+            )
+        return self
 
 
 class AttentionLayer(nn.Module):
@@ -52,10 +72,11 @@ class AutoInt(Interaction):
     source:   Song et al. (2019), section 4.
     """
 
+    Settings = AutoIntSettings
     keeps_slots = True
 
-    def __init__(self, widths: Mapping[str, int], settings: ModelSettings) -> None:
-        super().__init__(widths)
+    def __init__(self, widths: Mapping[str, int], settings: AutoIntSettings) -> None:
+        super().__init__(widths, settings)
         self.lift = Lift(self.widths, settings.lift_width)
         self.attention = nn.Sequential(
             *(

@@ -48,7 +48,7 @@ class CTRModel(nn.Module):
         first_order = (
             []
             if first_order_tables is None
-            else [config.name for config in first_order_tables.embedding_bag_configs()]
+            else [config.feature_names[0] for config in first_order_tables.embedding_bag_configs()]
         )
         self._terms = dict.fromkeys(first_order, 1)
         self._averaged = [
@@ -97,6 +97,15 @@ def first_rows(values: torch.Tensor, rows: int | None) -> torch.Tensor:
     return values if rows is None else values[:rows]
 
 
+def column_layout(tables: Sequence[Table]) -> ColumnLayout:
+    """The layout of the columns of `tables`."""
+    return ColumnLayout(
+        {table.field: table.width for table in tables},
+        {table.field: table.rows for table in tables},
+        number_bytes={table.field: table.number_bytes for table in tables},
+    )
+
+
 def ctr_model(
     tables: Sequence[Table],
     interaction: Interaction,
@@ -109,9 +118,7 @@ def ctr_model(
 
     single_valued, autocasts: as of CTRModel.
     """
-    layout = ColumnLayout(
-        {table.field: table.width for table in tables}, {table.field: table.rows for table in tables}
-    )
+    layout = column_layout(tables)
     masked = MaskedEmbeddingBagCollection(embedding_bags(tables), ColumnMask(layout))
     return CTRModel(
         masked,

@@ -4,14 +4,25 @@ B rows, D columns
 """
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import nn
 
-from ham_dist.config.schema import ModelSettings
+from ham_dist.config.schema import LayerCount, LayerWidths, ModelSettings
 from ham_dist.models.interaction import Axis, Interaction
 from ham_dist.models.logit import Logit
 from ham_dist.models.mlp import hidden_layers
+
+
+class DCNV2Settings(ModelSettings):
+    """Cross layers and an MLP over the columns, in parallel."""
+
+    name: Literal["dcnv2"] = "dcnv2"
+    mlp: LayerWidths = (16, 16)
+    """Widths of the deep part; each layer is linear, BatchNorm, ReLU."""
+    cross_layers: LayerCount = 3
+    """Full-rank cross layers."""
 
 
 class CrossNet(nn.Module):
@@ -46,8 +57,10 @@ class DCNV2(Interaction):
     source:   Wang et al. (2021), section 3.3, parallel structure; HAM paper, section 4.5: 3 D^2 + 20 D + 369 weights with 3 layers and mlp (16, 16).
     """
 
-    def __init__(self, widths: Mapping[str, int], settings: ModelSettings) -> None:
-        super().__init__(widths)
+    Settings = DCNV2Settings
+
+    def __init__(self, widths: Mapping[str, int], settings: DCNV2Settings) -> None:
+        super().__init__(widths, settings)
         columns = sum(self.widths.values())
         self.deep_width = settings.mlp[-1] if settings.mlp else 0
         self.cross = CrossNet(columns, settings.cross_layers)

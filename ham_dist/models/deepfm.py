@@ -9,11 +9,19 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from ham_dist.config.schema import ModelSettings
-from ham_dist.models.fm import FM
+from ham_dist.config.schema import LayerWidths
+from ham_dist.models.fm import FM, FMSettings
 from ham_dist.models.interaction import Axis
 from ham_dist.models.logit import Logit
 from ham_dist.models.mlp import hidden_layers
+
+
+class DeepFMSettings(FMSettings):
+    """A factorization machine and an MLP over the same lifted fields."""
+
+    name: str = "deepfm"
+    mlp: LayerWidths = (16, 16)
+    """Widths of the deep part; each layer is linear, BatchNorm, ReLU."""
 
 
 class DeepFM(FM):
@@ -26,7 +34,9 @@ class DeepFM(FM):
     source:   Guo et al., "DeepFM" (2017), Eq. 1 to 4.
     """
 
-    def __init__(self, widths: Mapping[str, int], settings: ModelSettings) -> None:
+    Settings = DeepFMSettings
+
+    def __init__(self, widths: Mapping[str, int], settings: DeepFMSettings) -> None:
         super().__init__(widths, settings)
         inputs = len(self.widths) * settings.lift_width
         self.lift_width = settings.lift_width

@@ -4,7 +4,7 @@ B rows, F fields, D columns, L = lift_width
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from ham_dist.config.schema import ModelSettings
 from ham_dist.models.interaction import Axis, Interaction
-from ham_dist.models.lift import Lift
+from ham_dist.models.lift import Lift, LiftedSettings
 
 
 class _PairwiseProducts(torch.autograd.Function):
@@ -42,6 +42,14 @@ def pairwise_products(lifted: torch.Tensor) -> torch.Tensor:
     return products
 
 
+class FMSettings(LiftedSettings):
+    """A factorization machine over lifted fields."""
+
+    name: str = "fm"
+    first_order: Literal["linear", "table"] = "linear"
+    """First-order term: `linear` in the masked embedding, so that a field can leave the model, or a `table` of width 1 a field."""
+
+
 class FM(Interaction):
     """Logit = bias + first order + sum of <v_i, v_j> over all pairs of lifted fields.
 
@@ -53,10 +61,15 @@ class FM(Interaction):
     source:   Rendle (2010), Eq. 1; the lift as in the HAM paper, section 4.3.
     """
 
-    adds_first_order = True
+    Settings: ClassVar[type[ModelSettings]] = FMSettings
 
-    def __init__(self, widths: Mapping[str, int], settings: ModelSettings) -> None:
-        super().__init__(widths)
+    @classmethod
+    def has_first_order_tables(cls, settings: ModelSettings) -> bool:
+        assert isinstance(settings, FMSettings)
+        return settings.first_order == "table"
+
+    def __init__(self, widths: Mapping[str, int], settings: FMSettings) -> None:
+        super().__init__(widths, settings)
         self.lift = Lift(self.widths, settings.lift_width)
         self.bias = nn.Parameter(torch.zeros(()))
         columns = sum(self.widths.values())

@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from ham_dist.config.schema import ModelSettings
 from ham_dist.errors import TargetError
 
 
@@ -50,21 +51,29 @@ class Axis:
 class Interaction(nn.Module, ABC):
     """The part of a CTR model above the tables, plain torch.
 
-    widths: d_j by field, in the order in which forward's columns stand; 0 for a field that has left the model but still has a slot.
+    Args:
+        widths: d_j by field, in the order in which forward's columns stand; 0 for a field that has left the model but still has a slot.
+        settings: The model's own settings.
     """
+
+    Settings: ClassVar[type[ModelSettings]]
+    """Its keys in [model]; the default of `name` is the model's name."""
 
     keeps_slots: ClassVar[bool] = False
     """Whether a field without columns still stands in the model, as a vector of zeros; elsewhere it is dropped from `widths`."""
-    adds_first_order: ClassVar[bool] = False
-    """Whether the model has a first-order term, which `model.first_order` places in the interaction or in tables of width 1."""
 
-    def __init__(self, widths: Mapping[str, int]) -> None:
+    def __init__(self, widths: Mapping[str, int], settings: ModelSettings) -> None:
         super().__init__()
         self.widths = {field: width for field, width in widths.items() if width or self.keeps_slots}
         if not any(self.widths.values()):
             raise TargetError(
                 f"{type(self).__name__}: no field has a column left; a model needs at least 1. Raise the target."
             )
+
+    @classmethod
+    def has_first_order_tables(cls, settings: ModelSettings) -> bool:
+        """Returns True if a first-order term comes from tables of width 1, one a field, outside of this module."""
+        return False
 
     @property
     def dtype(self) -> torch.dtype:

@@ -5,9 +5,20 @@ B rows, F fields, d_j columns of field j, D = sum of d_j, L = lift_width, n outp
 
 from collections.abc import Mapping
 from itertools import accumulate
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import nn
+
+from ham_dist.config.schema import ModelSettings
+
+
+class LiftedSettings(ModelSettings):
+    """Settings of a model that lifts its fields."""
+
+    lift_width: Annotated[int, Field(gt=0, le=4096)] = 16
+    """Width that each field is lifted to by a linear map without bias (HAM paper, section 4.3)."""
 
 
 class Lift(nn.Module):

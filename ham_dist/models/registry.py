@@ -1,7 +1,9 @@
 """The interactions by the name that `model.name` gives them."""
 
 from collections.abc import Mapping
+from typing import TypeVar
 
+from ham_dist.config import schema
 from ham_dist.config.schema import ModelSettings
 from ham_dist.models.autoint import AutoInt
 from ham_dist.models.dcnv2 import DCNV2
@@ -9,19 +11,33 @@ from ham_dist.models.deepfm import DeepFM
 from ham_dist.models.fm import FM
 from ham_dist.models.interaction import Interaction
 
-INTERACTIONS: dict[str, type[FM] | type[AutoInt] | type[DCNV2]] = {
-    "fm": FM,
-    "deepfm": DeepFM,
-    "autoint": AutoInt,
-    "dcnv2": DCNV2,
-}
-"""To add a model: a class like these, with `(widths, settings)`, a line here, and its name in `ModelSettings.name`."""
+INTERACTIONS: dict[str, type[Interaction]] = {}
+"""All models, built-in ones and those of plug-ins, by name."""
+
+Kind = TypeVar("Kind", bound=type[Interaction])
+
+
+def register_model(model: Kind) -> Kind:
+    """Makes a model available as `model.name`, by the name in its settings class; usable as a decorator.
+
+    Raises:
+        ConfigError: Its settings have no name, or the name of another model.
+    """
+    INTERACTIONS[schema.MODELS.register(model.Settings)] = model
+    return model
+
+
+for _built_in in (FM, DeepFM, AutoInt, DCNV2):
+    register_model(_built_in)
 
 
 def build_interaction(settings: ModelSettings, widths: Mapping[str, int]) -> Interaction:
-    """The interaction that `settings` names, freshly started (the same under the same torch seed).
+    """The interaction that `settings` names, freshly initialized (the same under the same torch seed).
 
-    widths:  d_j by field, in the order of the columns; a field of width 0 keeps a slot or is left out, as the model's `keeps_slots` says.
-    raises:  TargetError if no field has a column.
+    Args:
+        settings: Of the model's own class.
+        widths: d_j by field, in the order of the columns; a field of width 0 keeps a slot or is left out, by the model's `keeps_slots`.
+    Raises:
+        TargetError: No field has a column.
     """
     return INTERACTIONS[settings.name](widths, settings)

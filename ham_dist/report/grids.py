@@ -49,7 +49,7 @@ def results(runs: Sequence[RunRecord]) -> Grid:
                 Cell(run.label, run.name),
                 record.target.label,
                 run.settings.model.name,
-                search.method,
+                search.method.name,
                 str(run.settings.seed),
             )
             rows.append((*words, *(_result_row(result) if result else ("not done", *[NOTHING] * 7))))

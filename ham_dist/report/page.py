@@ -134,7 +134,7 @@ def _points(runs: Iterable[RunRecord]) -> Iterator[Point]:
 def _run(key: str, run: RunRecord) -> Section:
     settings = run.settings
     lines = [
-        f"{settings.model.name} on {run.dataset}, searched by {settings.search.method}, seed {settings.seed}.",
+        f"{settings.model.name} on {run.dataset}, searched by {settings.search.method.name}, seed {settings.seed}.",
         f"Data: {run.data_folder}",
     ]
     if run.truth is not None and run.truth.bayes_auc is not None:

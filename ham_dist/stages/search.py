@@ -28,14 +28,14 @@ def search(
     Leaves the searched weights in `state`, under the mask that the returned columns make.
     """
     settings, budget = state.settings.search, method.space.budget
-    alpha_steps = -(-samples.steps // settings.alpha_every)
+    alpha_steps = -(-samples.steps // method.every)
     progress = StageProgress(EarlyStopper(settings.patience))
     checkpoints.resume(progress)
     log.truncate_after("search", progress.epochs - 1)
     guard = Guard("search", state.sharded, progress, checkpoints, log)
     while method.searches and progress.epochs < settings.epochs and not progress.stopper.done:
         epoch = progress.epochs
-        done = -(-progress.steps // settings.alpha_every)
+        done = -(-progress.steps // method.every)
         validation = state.batches(
             islice(samples.validation_forever(start=epoch * alpha_steps + done), alpha_steps - done)
         )
@@ -81,7 +81,7 @@ def _alternate(
     train_batch: Batch,
 ) -> torch.Tensor:
     """One step on alpha where it is due, then one on the weights under the mask that it gives."""
-    if progress.steps % state.settings.search.alpha_every == 0:
+    if progress.steps % method.every == 0:
         method.step(partial(mask_gradient, state, next(validation)))  # Eq. 3
     mask = method.mask()
     progress.counts.saw(method.space.budget.used(mask))
@@ -107,7 +107,7 @@ def _close(state: TrainingState, method: Method, progress: StageProgress, log: R
         )
     else:
         log.say(
-            f"search: {state.settings.search.method} keeps {budget.used(choice):,} {budget.unit} of the pretrained tables"
+            f"search: {state.settings.search.method.name} keeps {budget.used(choice):,} {budget.unit} of the pretrained tables"
         )
     state.sharded.mask.set(choice.to(state.sharded.device))
     return method.space.layout.split(choice)

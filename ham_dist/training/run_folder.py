@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ham_dist.config.load import dump_run, flat, from_flat, keys_missing, load_run
+from ham_dist.config.load import dump_run, flat, from_flat, keys_missing, load_saved_run
 from ham_dist.config.schema import RunSettings, Target
 from ham_dist.data.format.manifest import Manifest
 from ham_dist.errors import CheckpointError
@@ -80,7 +80,7 @@ class RunFolder(RunPaths):
         """
         identity = self.read_identity()
         if identity is None:
-            return load_run(str(self.settings), overrides)
+            return load_saved_run(self.settings, overrides)
         if not self.settings.exists():
             return from_flat(identity.settings, str(self.identity), overrides)
         restore = f"Put it back; or remove {self.settings}, and `ham-dist train --resume --run-dir {self.path}` writes it again"
@@ -89,13 +89,13 @@ class RunFolder(RunPaths):
                 f"{self.settings}: is damaged: {', '.join(missing[:5])}{' and more' if len(missing) > 5 else ''} "
                 f"{'is' if len(missing) == 1 else 'are'} missing, which the run began with.\n  {restore}"
             )
-        now = RunIdentity(identity.id, flat(load_run(str(self.settings))))
+        now = RunIdentity(identity.id, flat(load_saved_run(self.settings)))
         if changed := changed_settings(identity.determining, now.determining):
             raise CheckpointError(
                 f"{self.settings}: was changed after the run began:{listed(changed)}\n"
                 f"  {restore}. Other settings need another run, with another --run-dir"
             )
-        return load_run(str(self.settings), overrides)
+        return load_saved_run(self.settings, overrides)
 
     def start(
         self, settings: RunSettings, *, resume: bool, world_size: int, device: str, run_id: str | None = None
@@ -267,7 +267,7 @@ class RunFolder(RunPaths):
 
     def _identity_of_earlier_version(self, run_id: str | None) -> RunIdentity:
         """An identity for a run without identity.json: that of its checkpoints, or a new one if they carry none."""
-        settings = flat(load_run(str(self.settings)))
+        settings = flat(load_saved_run(self.settings))
         for path in sorted(self.checkpoints.glob("*/*/values.json")):
             try:
                 mark = json.loads(path.read_bytes())["values"][

@@ -37,7 +37,7 @@ class Samples:
         self.folder = folder
         self.manifest = manifest
         self.digest = digest_of(manifest)
-        _require_samples(folder, manifest, settings)
+        require_samples(folder, manifest, settings, process_group.world_size())
         self._splits = {
             name: open_split(folder, manifest, name, settings.data)
             for name in ("train", "validation", "test")
@@ -109,8 +109,15 @@ class Samples:
         return self._settings.seed, epoch * len(ORDER_OF) + ORDER_OF[stage]
 
 
-def _require_samples(folder: str | Path, manifest: Manifest, settings: RunSettings) -> None:
-    """Before any training: what is wrong with validation or test data would be seen an epoch later, or at the end."""
+def require_samples(folder: str | Path, manifest: Manifest, settings: RunSettings, ranks: int) -> None:
+    """Refuses, before any training, data that would fail an epoch later or at the end.
+
+    Args:
+        folder: The data folder, for messages.
+        ranks: Number of ranks that share each batch.
+    Raises:
+        DataError: A split is empty, the validation split has one class, or a batch size does not fit.
+    """
     for name in ("train", "validation", "test"):
         if name in manifest.splits and manifest.splits[name].rows == 0:
             raise DataError(f"{folder}: its {name} split has no samples")
@@ -118,7 +125,6 @@ def _require_samples(folder: str | Path, manifest: Manifest, settings: RunSettin
         raise DataError(
             f"data.batch_size = {settings.data.batch_size}: more than the {train.rows} samples of the train split\n  Set it to at most that."
         )
-    ranks = process_group.world_size()
     if settings.data.evaluation_batch_size < ranks:
         size = settings.data.evaluation_batch_size
         raise DataError(

@@ -86,7 +86,7 @@ def table_groups(
     precision = settings.precision.tables
     tables = base_tables(cardinalities, settings.model.base_width, precision, fused=fused)
     groups = {TABLES: tables if columns is None else sliced_tables(tables, columns, fused=fused)}
-    if settings.model.first_order == "table" and INTERACTIONS[settings.model.name].adds_first_order:
+    if INTERACTIONS[settings.model.name].has_first_order_tables(settings.model):
         groups[FIRST_ORDER] = tuple(
             Table(field, rows, 1, stored_width(1, fused=fused), 1, precision)
             for field, rows in cardinalities.items()

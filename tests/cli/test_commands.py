@@ -13,7 +13,7 @@ from ham_dist import __version__, cli
 from ham_dist import run as run_module
 from ham_dist.cli import app, failures
 from ham_dist.config.load import DEMO, load_run
-from ham_dist.config.schema import ModelSettings, PrecisionSettings, RunSettings, SyntheticSettings
+from ham_dist.config.schema import PrecisionSettings, RunSettings, SyntheticSettings
 from ham_dist.errors import DataError
 from ham_dist.training.run_folder import RunFolder
 
@@ -218,7 +218,7 @@ def test_generated_data_can_be_prepared_and_inspected(tmp_path: Path) -> None:
     assert inspected.startswith(prepared.stdout)
     assert "tables of width 4 as float32: 0.04 MB" in inspected
     figures = json.loads(runner.invoke(app, ["inspect", str(tmp_path / "data"), "--json"]).stdout)
-    assert figures["width"] == ModelSettings().base_width
+    assert figures["width"] == RunSettings().model.base_width
     assert [field["rows"] for field in figures["fields"]] == list(SyntheticSettings().cardinalities)
 
 

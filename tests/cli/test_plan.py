@@ -3,6 +3,7 @@
 import io
 import itertools
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,12 +13,14 @@ from rich.console import Console
 
 from ham_dist.cli.plan import describe_plan, narrow_held
 from ham_dist.config.load import load_run
-from ham_dist.config.schema import OptimizerSettings, ShardingSettings, Target
+from ham_dist.config.schema import OptimizerSettings, ShardingSettings, SyntheticSettings, Target
+from ham_dist.data.synthetic.write import generate
 from ham_dist.distributed.planning.request import PlanRequest
 from ham_dist.distributed.planning.table_optimizers import Memory, table_rule
 from ham_dist.distributed.planning.topology import parse
 from ham_dist.distributed.sharding.model import FIRST_ORDER, TABLES
 from ham_dist.embedding.tables import Table, stored_width
+from ham_dist.errors import DataError, ShardingError, TargetError
 
 ON_HOST = (
     "optimizer.tables=sgd",
@@ -65,6 +68,28 @@ def test_emptied_caches_are_told_before_a_run() -> None:
     assert "every orthogonality.every = 20 steps" in printed(*cached, "orthogonality.every=20")
     assert "warning" not in printed(*ON_HOST)
     assert "warning" not in printed(*cached, "orthogonality.form=none")
+
+
+@pytest.mark.parametrize("target", ["{ columns = 1000 }", "{ bytes = 1 }"])
+def test_a_target_that_the_run_refuses_gets_no_plan(target: str) -> None:
+    with pytest.raises(TargetError, match=r"search\.targets"):
+        printed(f"search.targets=[{target}]")
+
+
+def test_a_batch_that_the_run_refuses_gets_no_plan(tmp_path: Path) -> None:
+    generate(SyntheticSettings(rows=1000), tmp_path / "data")
+    path = f"data.path={tmp_path / 'data'}"
+    assert "columns-16" in printed(path, "data.batch_size=64")
+    with pytest.raises(DataError, match="batch_size = 2048"):
+        printed(path)
+    with pytest.raises(DataError, match="fewer rows than the 8 ranks"):
+        printed(path, "data.batch_size=64", "data.evaluation_batch_size=4", topology="8x16GB")
+
+
+def test_a_plan_for_many_ranks_is_made_or_refused_at_once() -> None:
+    assert "4000 x cpu" in printed(topology="4000x16GB")
+    with pytest.raises(ShardingError, match=r"800,000 ranks, expected at most"):
+        printed(topology="100000x8x16GB")
 
 
 @given(

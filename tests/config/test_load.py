@@ -1,4 +1,5 @@
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -6,10 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ham_dist.config.load import differences, dump_run, load_run
+from ham_dist.config.load import differences, dump_run, load_run, load_saved_run
 from ham_dist.config.schema import (
     DataSettings,
-    ModelSettings,
     OptimizerSettings,
     OrthogonalitySettings,
     RunSettings,
@@ -19,6 +19,12 @@ from ham_dist.config.schema import (
     Target,
 )
 from ham_dist.errors import ConfigError
+from ham_dist.methods.ham import HamSettings
+from ham_dist.methods.uniform import UniformSettings
+from ham_dist.models.autoint import AutoIntSettings
+from ham_dist.models.dcnv2 import DCNV2Settings
+from ham_dist.models.deepfm import DeepFMSettings
+from ham_dist.models.fm import FMSettings
 
 positive = st.integers(1, 2**63 - 1)
 positive_floats = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
@@ -34,6 +40,7 @@ def _synthetic(fields: list[tuple[int, int]], **values: Any) -> SyntheticSetting
     )
 
 
+layer_widths = st.lists(st.integers(1, 65_536), max_size=64).map(tuple)
 runs = st.builds(
     RunSettings,
     seed=st.integers(0, 2**63 - 1),
@@ -42,11 +49,11 @@ runs = st.builds(
         path=st.none() | st.text(st.characters(exclude_categories=["Cs"])),
         synthetic=st.builds(_synthetic, entries, skew=st.floats(0, 5), signal=positive_floats),
     ),
-    model=st.builds(
-        ModelSettings,
-        name=st.sampled_from(["fm", "deepfm", "autoint", "dcnv2"]),
-        mlp=st.lists(st.integers(1, 65_536), max_size=64).map(tuple),
-        table_start=positive_floats,
+    model=st.one_of(
+        st.builds(FMSettings, lift_width=st.integers(1, 4096), table_start=positive_floats),
+        st.builds(DeepFMSettings, mlp=layer_widths),
+        st.builds(AutoIntSettings, attention_layers=st.integers(1, 64)),
+        st.builds(DCNV2Settings, mlp=layer_widths, cross_layers=st.integers(1, 64)),
     ),
     optimizer=st.builds(OptimizerSettings, tables=st.just("adam"), learning_rate=positive_floats),
     sharding=st.builds(
@@ -62,7 +69,9 @@ runs = st.builds(
         OrthogonalitySettings, form=st.sampled_from(["gram", "cosine", "none"]), weight=positive_floats
     ),
     search=st.builds(
-        SearchSettings, targets=st.lists(targets, min_size=1, max_size=4).map(tuple), push=positive_floats
+        SearchSettings,
+        targets=st.lists(targets, min_size=1, max_size=4).map(tuple),
+        method=st.builds(HamSettings, push=positive_floats) | st.builds(UniformSettings),
     ),
 )
 
@@ -112,7 +121,7 @@ def test_overrides_are_toml_or_a_bare_word_and_later_ones_win(tmp_path: Path) ->
     assert run.data.path == "2025-12-31"
     assert run.search.targets == (Target(columns=14), Target(bytes=99))
     assert run.search.epochs == 3
-    assert run.model.mlp == (8,)
+    assert run.model == DCNV2Settings(mlp=(8,))
 
 
 def test_a_wrong_choice_is_one_line_with_all_choices(tmp_path: Path) -> None:
@@ -178,7 +187,10 @@ def test_every_mistake_is_reported_at_once(tmp_path: Path) -> None:
         ),
         ("[model]\nmlp = 16\n", "model.mlp = 16: must be a list, such as [16, 16]\n"),
         ("[data]\npath = 16\n", "data.path = 16: must be a string\n"),
-        ("[model]\nattention_heads = 3\n", "model: attention_heads = 3 does not divide lift_width = 16"),
+        (
+            '[model]\nname = "autoint"\nattention_heads = 3\n',
+            "model: attention_heads = 3 does not divide lift_width = 16",
+        ),
     ],
 )
 def test_mistake_names_file_and_key(tmp_path: Path, text: str, complaint: str) -> None:
@@ -229,8 +241,9 @@ def test_differences_name_the_keys() -> None:
     ],
 )
 def test_a_setting_that_no_machine_could_meet_is_a_mistake(setting: str) -> None:
-    with pytest.raises(ConfigError, match=setting.partition("=")[0]):
-        load_run(None, [setting])
+    model = "autoint" if "attention" in setting or "lift" in setting else "dcnv2"
+    with pytest.raises(ConfigError, match=f"{setting.partition('=')[0]}(?!.*no such key)"):
+        load_run(None, [f"model.name={model}", setting])
 
 
 @pytest.mark.parametrize(
@@ -247,3 +260,63 @@ def test_a_fifo_of_settings_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "run.toml")
     with pytest.raises(ConfigError, match="is a FIFO, not a regular file"):
         load_run(str(tmp_path / "run.toml"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "wanted"),
+    [
+        (
+            ["search.push=1e-3"],
+            r"search.push: no such key. Write it as search.method.push: .*\[search.method\]",
+        ),
+        (["search.alpha_every=2"], r"Write it as search.method.alpha_every"),
+        (["model.name=fm", "model.cross_layers=3"], r"cross_layers: .* belongs to model.name = 'dcnv2'"),
+        (["model.lift_width=4"], r"belongs to model.name = 'fm' or 'deepfm' or 'autoint'"),
+        (["search.method=uniform", "search.method.push=1.0"], r"belongs to search.method.name = 'ham'"),
+        (["search.method.psh=1.0"], r"Did you mean search.method.push\?"),
+        (["model.cros_layers=1"], r"Did you mean model.cross_layers\?"),
+        (["search.method=hma"], r"search.method = \"hma\": must be .*Did you mean ham\?"),
+        (["model.name=dcn"], r"model.name = \"dcn\": must be .*Did you mean dcnv2\?"),
+    ],
+)
+def test_keys_of_a_method_or_a_model_are_looked_up_in_its_own_settings(
+    overrides: list[str], wanted: str
+) -> None:
+    assert re.search(wanted, _mistakes(None, *overrides))
+
+
+def test_a_method_is_named_alone_or_in_a_section_of_its_own(tmp_path: Path) -> None:
+    path = _toml(tmp_path, '[search]\nmethod = "ham"\n')
+    assert load_run(path) == load_run(None)
+    assert load_run(path, ["search.method.push=0.5"]).search.method == HamSettings(push=0.5)
+    section = _toml(tmp_path, '[search.method]\nname = "ham"\npush = 0.25\n')
+    assert load_run(section).search.method == HamSettings(push=0.25)
+    assert load_run(section, ["search.method=uniform"]).search.method == UniformSettings()
+
+
+def test_a_run_folders_settings_of_an_earlier_version_are_read(tmp_path: Path) -> None:
+    old = """
+        [model]
+        name = "fm"
+        lift_width = 8
+        first_order = "table"
+        mlp = [4]
+        cross_layers = 2
+        attention_layers = 1
+        attention_heads = 1
+        [search]
+        method = "{method}"
+        epochs = 3
+        alpha_start = 0.5
+        push = 0.25
+    """
+    for method, own in (
+        ("ham", HamSettings(alpha_start=0.5, push=0.25)),
+        ("uniform", UniformSettings()),
+    ):
+        path = Path(_toml(tmp_path, old.format(method=method)))
+        run = load_saved_run(path)
+        assert run.model == FMSettings(lift_width=8, first_order="table")
+        assert run.search == SearchSettings(method=own, epochs=3)
+        assert "search.push: no such key. Write it as search.method.push" in _mistakes(str(path))
+        assert load_saved_run(Path(_toml(tmp_path, dump_run(run)))) == run

@@ -17,7 +17,7 @@ from ham_dist.export.manifest import FieldEntry
 from ham_dist.export.verify import probabilities
 from ham_dist.export.writer import Description, write_bundle
 from ham_dist.methods.budget import Budget
-from ham_dist.methods.ham import HardAuxiliaryMask
+from ham_dist.methods.ham import HamSettings, HardAuxiliaryMask
 from ham_dist.methods.method import SearchSpace
 from ham_dist.training.evaluation import predict
 from ham_dist.training.loop import mask_gradient, weight_step
@@ -37,7 +37,7 @@ KEPT = 12
 """Of the 27 columns of the supernet."""
 PRETRAINED, SEARCHED, RETRAINED, VALIDATED, SCORED = range(3), range(3, 6), range(6, 9), range(10, 13), 20
 """Seeds of the batches."""
-SEARCH = {"alpha_learning_rate": 1.0, "alpha_start": 0.001}
+SEARCH = {"method": {"name": "ham", "alpha_learning_rate": 1.0, "alpha_start": 0.001}}
 """So fast that three steps close columns and open some again."""
 
 
@@ -57,12 +57,13 @@ class Outcome:
 def search_method(run: RunSettings, layout: ColumnLayout) -> HardAuxiliaryMask:
     space = SearchSpace(
         layout,
-        Budget(Target(columns=KEPT), layout, 4),
+        Budget(Target(columns=KEPT), layout),
         lambda: torch.ones(layout.size),
         0,
         torch.device("cpu"),
     )
-    return HardAuxiliaryMask(space, run.search)
+    assert isinstance(run.search.method, HamSettings)
+    return HardAuxiliaryMask(space, run.search.method)
 
 
 def sharded_path(run: RunSettings, bundle: Path) -> Outcome:

@@ -15,7 +15,8 @@ from ham_dist.embedding.tables import TableChunk
 from ham_dist.errors import BundleError, HamError
 from ham_dist.export.bundle import open_bundle
 from ham_dist.export.manifest import FieldEntry, Precision
-from ham_dist.export.verify import TOLERANCE, probabilities, verify_bundle
+from ham_dist.export.precisions import precision_of
+from ham_dist.export.verify import probabilities, verify_bundle
 from ham_dist.export.writer import Description, write_bundle
 from ham_dist.models.registry import INTERACTIONS
 from tests.support.live_models import chunks, export, live_model, some_ids
@@ -36,13 +37,15 @@ def test_bundle_gives_the_live_models_probabilities(
         precision=precision,
         verify=lambda path: verify_bundle(path, [ids], expected),
     )
-    assert report["max_difference"] <= TOLERANCE[precision]
+    assert report["max_difference"] <= precision_of(precision).tolerance
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
     bundle = open_bundle(tmp_path / "bundle")
     assert bundle.manifest.verified == report
     model = bundle.model()
-    torch.testing.assert_close(probabilities(model, [ids]), expected, rtol=0, atol=TOLERANCE[precision])
+    torch.testing.assert_close(
+        probabilities(model, [ids]), expected, rtol=0, atol=precision_of(precision).tolerance
+    )
     assert {table.dtype for table in model.tables} == {
         torch.float32 if precision == "fp32" else torch.float16
     }

@@ -15,7 +15,7 @@ SCORES = st.lists(st.floats(-1, 1, width=32), min_size=10, max_size=10)
 
 @given(scores=SCORES, columns=st.integers(1, 10))
 def test_columns_are_met_exactly_by_the_highest_scores(scores: list[float], columns: int) -> None:
-    mask = Budget(Target(columns=columns), LAYOUT, 4).best(torch.tensor(scores))
+    mask = Budget(Target(columns=columns), LAYOUT).best(torch.tensor(scores))
     assert mask.sum() == columns
     if columns < 10:
         assert min(torch.tensor(scores)[mask > 0]) >= max(torch.tensor(scores)[mask == 0])
@@ -23,7 +23,7 @@ def test_columns_are_met_exactly_by_the_highest_scores(scores: list[float], colu
 
 @given(scores=SCORES, limit=st.integers(12, 2424))
 def test_bytes_are_never_passed_and_no_column_left_out_would_fit(scores: list[float], limit: int) -> None:
-    budget = Budget(Target(bytes=limit), LAYOUT, 4)
+    budget = Budget(Target(bytes=limit), LAYOUT)
     mask = budget.best(torch.tensor(scores))
     used = sum(4 * ROWS[table] * len(kept) for table, kept in LAYOUT.split(mask).items())
     assert budget.used(mask) == used <= limit
@@ -41,4 +41,4 @@ def test_bytes_are_never_passed_and_no_column_left_out_would_fit(scores: list[fl
 )
 def test_a_target_that_cannot_be_met(target: Target, message: str) -> None:
     with pytest.raises(TargetError, match=message):
-        Budget(target, LAYOUT, 4)
+        Budget(target, LAYOUT)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from ham_dist.config.schema import ModelSettings
 from ham_dist.embedding.mask import ColumnLayout, ColumnMask, MaskedEmbeddingBagCollection, ordered_columns
 from ham_dist.embedding.tables import Table, embedding_bags
 from ham_dist.models.ctr import CTRModel
 from ham_dist.models.registry import INTERACTIONS, build_interaction
+from tests.support.model_settings import model_settings
 
 WIDTHS = {"user": 4, "genres": 3, "hour": 1}
 ROWS = 10
@@ -20,7 +20,7 @@ def opened(name: Literal["fm", "deepfm", "autoint", "dcnv2"]) -> CTRModel:
     torch.manual_seed(0)
     bags = embedding_bags([Table(field, ROWS, width, width, width) for field, width in WIDTHS.items()], "cpu")
     layout = ColumnLayout(WIDTHS, dict.fromkeys(WIDTHS, ROWS))
-    interaction = build_interaction(ModelSettings(name=name, lift_width=6, mlp=(8, 4)), WIDTHS).double()
+    interaction = build_interaction(model_settings(name, lift_width=6, mlp=(8, 4)), WIDTHS).double()
     tables = MaskedEmbeddingBagCollection(bags, ColumnMask(layout))
     return CTRModel(tables, interaction, None, single_valued={"user", "hour"}).eval()
 

@@ -9,15 +9,15 @@ import torch
 from torchrec.modules.crossnet import CrossNet as TorchRecCrossNet
 from torchrec.modules.mlp import MLP as TorchRecMLP
 
-from ham_dist.config.schema import ModelSettings
 from ham_dist.errors import TargetError
-from ham_dist.models.autoint import AutoInt
-from ham_dist.models.dcnv2 import DCNV2, CrossNet
-from ham_dist.models.deepfm import DeepFM
-from ham_dist.models.fm import FM, pairwise_products
+from ham_dist.models.autoint import AutoInt, AutoIntSettings
+from ham_dist.models.dcnv2 import DCNV2, CrossNet, DCNV2Settings
+from ham_dist.models.deepfm import DeepFM, DeepFMSettings
+from ham_dist.models.fm import FM, FMSettings, pairwise_products
 from ham_dist.models.interaction import Axis
 from ham_dist.models.lift import Lift
 from ham_dist.models.registry import INTERACTIONS, build_interaction
+from tests.support.model_settings import model_settings
 
 WIDTHS = {"user.id": 5, "gender": 2, "age": 1, "genres": 5}
 D = sum(WIDTHS.values())
@@ -80,7 +80,7 @@ def test_lift_starts_as_one_linear_a_field() -> None:
 
 def test_fm_is_the_sum_over_pairs_of_fields() -> None:
     torch.manual_seed(0)
-    model = FM(WIDTHS, ModelSettings(name="fm", lift_width=6)).double()
+    model = FM(WIDTHS, FMSettings(lift_width=6)).double()
     values = columns()
     pairs = sum((left * right).sum(1) for left, right in combinations(lifted_by_loop(model.lift, values), 2))
     assert model.linear is not None
@@ -89,7 +89,7 @@ def test_fm_is_the_sum_over_pairs_of_fields() -> None:
 
 def test_fm_of_one_field_has_no_pairs_and_no_gradient() -> None:
     """Exactly: Adam makes full steps of what rounding would leave."""
-    model = FM({"alone": 3}, ModelSettings(name="fm", first_order="table"))
+    model = FM({"alone": 3}, FMSettings(first_order="table"))
     (0.37 * model(torch.randn(50, 3))).exp().sum().backward()
     assert model.lift.weight.grad is not None
     assert model.lift.weight.grad.abs().max() == 0.0
@@ -97,7 +97,7 @@ def test_fm_of_one_field_has_no_pairs_and_no_gradient() -> None:
 
 def test_fm_leaves_the_first_order_to_tables() -> None:
     torch.manual_seed(0)
-    model = FM(WIDTHS, ModelSettings(name="fm", lift_width=6, first_order="table")).double()
+    model = FM(WIDTHS, FMSettings(lift_width=6, first_order="table")).double()
     values = columns()
     torch.testing.assert_close(model(values), model.bias + pairwise_products(model.lift.by_field(values)))
     assert "linear" not in dict(model.named_parameters())
@@ -106,7 +106,7 @@ def test_fm_leaves_the_first_order_to_tables() -> None:
 
 def test_deepfm_is_fm_plus_torchrecs_mlp() -> None:
     torch.manual_seed(0)
-    settings = ModelSettings(name="deepfm", lift_width=6, mlp=(8, 4))
+    settings = DeepFMSettings(lift_width=6, mlp=(8, 4))
     model = DeepFM(WIDTHS, settings).double().eval()
     values = columns()
     torchrec_mlp = mlp_like(TorchRecMLP(len(WIDTHS) * 6, [8, 4], activation="relu").double(), model.deep)
@@ -118,7 +118,7 @@ def test_deepfm_is_fm_plus_torchrecs_mlp() -> None:
 
 def test_deepfm_without_hidden_layers_reads_the_lifted_fields() -> None:
     torch.manual_seed(0)
-    model = DeepFM(WIDTHS, ModelSettings(name="deepfm", lift_width=6, mlp=())).double()
+    model = DeepFM(WIDTHS, DeepFMSettings(lift_width=6, mlp=())).double()
     values = columns()
     flat = torch.cat(lifted_by_loop(model.lift, values), dim=1)
     torch.testing.assert_close(
@@ -129,9 +129,7 @@ def test_deepfm_without_hidden_layers_reads_the_lifted_fields() -> None:
 def test_autoint_is_the_papers_formula() -> None:
     torch.manual_seed(0)
     widths = {**WIDTHS, "left": 0}
-    model = AutoInt(
-        widths, ModelSettings(name="autoint", lift_width=6, attention_heads=2, attention_layers=2)
-    ).double()
+    model = AutoInt(widths, AutoIntSettings(lift_width=6, attention_heads=2, attention_layers=2)).double()
     values = columns()
     fields = torch.stack(lifted_by_loop(model.lift, values), dim=1)
     for number in range(2):
@@ -164,7 +162,7 @@ def test_cross_layers_are_torchrecs() -> None:
 
 def test_dcnv2_is_one_linear_over_cross_and_torchrecs_mlp() -> None:
     torch.manual_seed(0)
-    model = DCNV2(WIDTHS, ModelSettings(name="dcnv2", mlp=(8, 4))).double().eval()
+    model = DCNV2(WIDTHS, DCNV2Settings(mlp=(8, 4))).double().eval()
     values = columns()
     torchrec_mlp = mlp_like(TorchRecMLP(D, [8, 4], activation="relu").double(), model.deep)
     both = torch.cat([model.cross(values), torchrec_mlp(values)], dim=1)
@@ -176,7 +174,7 @@ def test_a_mask_in_the_weights_is_one_on_the_columns(
     name: Literal["fm", "deepfm", "autoint", "dcnv2"],
 ) -> None:
     torch.manual_seed(0)
-    model = build_interaction(ModelSettings(name=name, lift_width=6, mlp=(8, 4)), WIDTHS).double().eval()
+    model = build_interaction(model_settings(name, lift_width=6, mlp=(8, 4)), WIDTHS).double().eval()
     values = columns()
     hard = (torch.rand(D) < 0.5).double()
     assert torch.equal(model(values, hard), model(values * hard))
@@ -193,7 +191,7 @@ def test_a_mask_in_the_weights_is_one_on_the_columns(
 @pytest.mark.parametrize(("width", "expected"), [(16, 40_241), (4, 3_281)])
 def test_dcnv2_has_the_papers_number_of_weights(width: int, expected: int) -> None:
     """HAM paper, section 4.5, for the 7 fields of MovieLens-1M."""
-    model = build_interaction(ModelSettings(name="dcnv2"), {f"field {number}": width for number in range(7)})
+    model = build_interaction(model_settings("dcnv2"), {f"field {number}": width for number in range(7)})
     assert sum(parameter.numel() for parameter in model.parameters()) == expected
 
 
@@ -201,9 +199,7 @@ def test_dcnv2_has_the_papers_number_of_weights(width: int, expected: int) -> No
 @pytest.mark.parametrize("mlp", [(4,), ()])
 def test_gradients_reach_every_weight_and_are_right(name: str, mlp: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    model = build_interaction(
-        ModelSettings.model_validate({"name": name, "lift_width": 4, "mlp": mlp}), WIDTHS
-    ).double()
+    model = build_interaction(model_settings(name, lift_width=4, mlp=mlp), WIDTHS).double()
     values = columns().requires_grad_()
     assert torch.autograd.gradcheck(model, (values,))
     model(values).square().sum().backward()
@@ -218,7 +214,7 @@ def test_the_seed_decides_the_start(name: str) -> None:
     starts = []
     for _ in range(2):
         torch.manual_seed(3)
-        starts.append(build_interaction(ModelSettings.model_validate({"name": name}), WIDTHS).state_dict())
+        starts.append(build_interaction(model_settings(name), WIDTHS).state_dict())
     assert starts[0].keys() == starts[1].keys()
     assert all(torch.equal(starts[0][key], starts[1][key]) for key in starts[0])
     assert not any("padded" in key for key in starts[0])
@@ -226,11 +222,11 @@ def test_the_seed_decides_the_start(name: str) -> None:
 
 @pytest.mark.parametrize("name", INTERACTIONS)
 def test_empty_fields_keep_a_slot_only_where_the_model_needs_one(name: str) -> None:
-    model = build_interaction(ModelSettings.model_validate({"name": name}), {"a": 0, "b": 2, "c": 0})
+    model = build_interaction(model_settings(name), {"a": 0, "b": 2, "c": 0})
     assert list(model.widths) == (["a", "b", "c"] if model.keeps_slots else ["b"])
     assert model(torch.randn(B, 2)).shape == (B,)
     with pytest.raises(TargetError, match="no field has a column left"):
-        build_interaction(ModelSettings.model_validate({"name": name}), {"a": 0})
+        build_interaction(model_settings(name), {"a": 0})
 
 
 def test_axis_counts_columns_blocks_and_the_tail() -> None:

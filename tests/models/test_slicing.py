@@ -10,14 +10,15 @@ from hypothesis import strategies as st
 from ham_dist.config.schema import ModelSettings
 from ham_dist.models.interaction import Interaction
 from ham_dist.models.registry import INTERACTIONS, build_interaction
+from tests.support.model_settings import model_settings
 
 B = 9
 TOLERANCE = 1e-6  # double precision; the two models add the same numbers in another order
 
 
-def cut(model: Interaction, model_settings: ModelSettings, columns: dict[str, torch.Tensor]) -> Interaction:
+def cut(model: Interaction, settings: ModelSettings, columns: dict[str, torch.Tensor]) -> Interaction:
     """A narrow model with the weights of `model`, chosen along `axes()` and nothing else."""
-    narrow = build_interaction(model_settings, {field: len(kept) for field, kept in columns.items()}).double()
+    narrow = build_interaction(settings, {field: len(kept) for field, kept in columns.items()}).double()
     axes = model.axes()
     state = {}
     for name, values in model.state_dict().items():
@@ -46,15 +47,13 @@ def cuts(draw: st.DrawFn) -> dict[str, list[bool]]:
 def test_narrow_equals_masked(
     name: str, first_order: str, kept: dict[str, list[bool]], mlp: tuple[int, ...], seed: int
 ) -> None:
-    model_settings = ModelSettings.model_validate(
-        {"name": name, "lift_width": 4, "first_order": first_order, "mlp": mlp}
-    )
+    settings = model_settings(name, lift_width=4, first_order=first_order, mlp=mlp)
     columns = {field: torch.tensor(flags).nonzero().squeeze(1) for field, flags in kept.items()}
     mask = torch.tensor([flag for flags in kept.values() for flag in flags])
     torch.manual_seed(seed)
-    wide = build_interaction(model_settings, {field: len(flags) for field, flags in kept.items()}).double()
+    wide = build_interaction(settings, {field: len(flags) for field, flags in kept.items()}).double()
     values = torch.randn(B, len(mask), dtype=torch.float64)
-    narrow = cut(wide, model_settings, columns)
+    narrow = cut(wide, settings, columns)
 
     for training in (
         True,
@@ -68,15 +67,13 @@ def test_narrow_equals_masked(
 @pytest.mark.parametrize("name", INTERACTIONS)
 def test_cut_twice_equals_cut_once(name: str) -> None:
     """A search that falls from target to target cuts a model that was cut before, with slots that are empty already."""
-    model_settings = ModelSettings.model_validate({"name": name, "lift_width": 4, "mlp": (4,)})
+    settings = model_settings(name, lift_width=4, mlp=(4,))
     torch.manual_seed(0)
-    wide = build_interaction(model_settings, {"a": 3, "b": 2, "c": 4}).double()
+    wide = build_interaction(settings, {"a": 3, "b": 2, "c": 4}).double()
     none = torch.tensor([], dtype=torch.int64)
-    once = cut(deepcopy(wide), model_settings, {"a": torch.tensor([2]), "b": none, "c": none})
+    once = cut(deepcopy(wide), settings, {"a": torch.tensor([2]), "b": none, "c": none})
     first = {"a": torch.tensor([1, 2]), "b": none, "c": torch.tensor([0, 3])}
-    twice = cut(
-        cut(wide, model_settings, first), model_settings, {"a": torch.tensor([1]), "b": none, "c": none}
-    )
+    twice = cut(cut(wide, settings, first), settings, {"a": torch.tensor([1]), "b": none, "c": none})
     assert once.widths == twice.widths
     for key, values in once.state_dict().items():
         assert torch.equal(values, twice.state_dict()[key]), key

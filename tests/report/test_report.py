@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from ham_dist.cli import app
 from ham_dist.config.load import load_run
-from ham_dist.config.schema import ModelSettings, SyntheticSettings
+from ham_dist.config.schema import RunSettings, SyntheticSettings
 from ham_dist.config.units import size_text
 from ham_dist.data.format.manifest import Manifest
 from ham_dist.data.statistics import look_at
@@ -158,7 +158,7 @@ def test_tables_of_the_data_are_counted_in_the_precision_of_the_run(copy: Path, 
 
 def test_settings_and_versions(run: Path, page: Page) -> None:
     changed = {row[0]: row[1:] for row in page.tables["Settings that are not the default"][1:]}
-    assert changed["model.base_width"] == [str(ModelSettings().base_width), "4"]
+    assert changed["model.base_width"] == [str(RunSettings().model.base_width), "4"]
     assert "model.name" not in changed
     names, start = page.tables["Starts, with versions"]
     (entry,) = read_json(RunFolder(run).environment)

@@ -26,6 +26,7 @@ from ham_dist.training.checkpoints import load_best_weights
 from ham_dist.training.evaluation import predict
 from ham_dist.training.run_folder import RunFolder
 from ham_dist.training.state import open_sliced
+from tests.support.model_settings import model_settings
 from tests.support.ranks import run_on_ranks
 from tests.support.raw_everything import everything, write_everything
 from tests.support.raw_logs import raw_logs
@@ -40,7 +41,7 @@ def short_run(data: Path, model: str, columns: int, batch_size: int, method: str
     return RunSettings.model_validate(
         {
             "data": {"path": str(data), "batch_size": batch_size, "evaluation_batch_size": 4096},
-            "model": {"name": model, "base_width": 4, "lift_width": 4, "attention_layers": 1},
+            "model": model_settings(model, base_width=4, lift_width=4, attention_layers=1),
             "optimizer": {"learning_rate": 3e-3, "tables_learning_rate": 3e-3},
             "pretrain": {"max_epochs": 1},
             "search": {"targets": [{"columns": columns}], "epochs": 1, "method": method},

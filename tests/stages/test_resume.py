@@ -69,7 +69,7 @@ def test_a_run_stopped_within_epochs_of_all_stages_goes_on_to_the_same_bits(
 
 
 def test_alpha_steps_that_are_due_every_few_steps_go_on_within_an_epoch(tmp_path: Path) -> None:
-    settings = tiny_run(search={"alpha_every": 5})
+    settings = tiny_run(search={"method": {"name": "ham", "alpha_every": 5}})
     with counted_alpha_steps() as of_unbroken:
         do_run(settings, tmp_path / "unbroken")
     assert of_unbroken == [2 * 3], "steps 0, 5 and 10 of the 12 of each epoch"

@@ -14,6 +14,7 @@ from ham_dist.export.manifest import FieldEntry
 from ham_dist.export.writer import Description, write_bundle
 from ham_dist.models.interaction import Interaction
 from ham_dist.models.registry import INTERACTIONS, build_interaction
+from tests.support.model_settings import model_settings
 
 ROWS = {"user": 11, "gone": 6, "genres": 7, "age": 3}
 WIDTHS = {"user": 5, "gone": 0, "genres": 2, "age": 1}
@@ -55,11 +56,9 @@ def mean_rows(table: torch.Tensor, ids: Ids, rows: int) -> torch.Tensor:
 def live_model(name: str = "dcnv2", first_order: str = "linear", seed: int = 0) -> Live:
     """`name` over WIDTHS, one field of which has lost all its columns; BatchNorm has seen some data."""
     torch.manual_seed(seed)
-    settings = ModelSettings.model_validate(
-        {"name": name, "lift_width": 4, "mlp": (8, 4), "first_order": first_order}
-    )
+    settings = model_settings(name, lift_width=4, mlp=(8, 4), first_order=first_order)
     kind = INTERACTIONS[name]
-    has_tables = kind.adds_first_order and first_order == "table"
+    has_tables = kind.has_first_order_tables(settings)
     interaction = build_interaction(settings, WIDTHS)
     interaction.train()
     interaction(torch.randn(50, sum(WIDTHS.values())) + 0.5)

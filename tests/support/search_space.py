@@ -4,9 +4,8 @@ from typing import Any
 
 import torch
 
-from ham_dist.config.schema import SearchSettings, Target
+from ham_dist.config.schema import Target
 from ham_dist.embedding.mask import ColumnLayout
-from ham_dist.embedding.tables import BYTES_PER_NUMBER
 from ham_dist.methods.budget import Budget
 from ham_dist.methods.method import Method, SearchSpace
 from ham_dist.methods.registry import METHODS
@@ -20,7 +19,7 @@ def space(target: Target, *, norms: torch.Tensor | None = None, seed: int = 0) -
     """Ten columns; `norms` of them, ones by default."""
     return SearchSpace(
         LAYOUT,
-        Budget(target, LAYOUT, BYTES_PER_NUMBER),
+        Budget(target, LAYOUT),
         lambda: torch.ones(LAYOUT.size) if norms is None else norms,
         seed,
         torch.device("cpu"),
@@ -31,4 +30,6 @@ def method(
     name: str, target: Target, *, norms: torch.Tensor | None = None, seed: int = 0, **settings: Any
 ) -> Method:
     """A method on that space."""
-    return METHODS[name](space(target, norms=norms, seed=seed), SearchSettings(**settings))
+    return METHODS[name](
+        space(target, norms=norms, seed=seed), METHODS[name].Settings.model_validate(settings)
+    )

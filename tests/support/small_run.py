@@ -21,7 +21,11 @@ def small_run(name: str = "dcnv2", **sections: dict[str, Any]) -> RunSettings:
         "model": {"name": name, "base_width": 6},
         "optimizer": {"learning_rate": 3e-3, "tables_learning_rate": 3e-3},
         "pretrain": {"max_epochs": 4},
-        "search": {"targets": [{"columns": 6}], "epochs": 3, "alpha_learning_rate": 1e-2, "push": 5e-4},
+        "search": {
+            "targets": [{"columns": 6}],
+            "epochs": 3,
+            "method": {"name": "ham", "alpha_learning_rate": 1e-2, "push": 5e-4},
+        },
         "retrain": {"max_epochs": 3},
     }
     for key, section in sections.items():

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from itertools import pairwise
 
 from ham_dist.config.schema import ShardingKind
+from ham_dist.distributed.planning.errors import has_rows_for, require_rows
 from ham_dist.distributed.planning.placement import Part, Placement, Plan
 from ham_dist.distributed.planning.request import PlanRequest
 from ham_dist.embedding.tables import KERNEL_WIDTH, Table
-from ham_dist.errors import ShardingError
 
 LARGE_BYTES = 1 << 30
 """Under `auto` on CPU, a table (with its gradient and optimizer state) of more bytes than this, and more than a rank's fair share of all tables, goes
@@ -21,8 +21,9 @@ def plan_by_size(request: PlanRequest) -> Plan:
     """The plan for `request`.
 
     Raises:
-        ShardingError: A sharding type cannot take a table on so many ranks.
+        ShardingError: Tables to be spread by rows have too few of them for so many ranks.
     """
+    require_rows(request)
     return _BySize(request).plan()
 
 
@@ -56,7 +57,7 @@ class _BySize:
 
     def _kind_by_size(self, table: Table, total: int) -> ShardingKind:
         size = self.request.bytes_of(table, "table_wise").device
-        spreads = -(-table.rows // self.topology.ranks) * (self.topology.ranks - 1) < table.rows
+        spreads = has_rows_for(table.rows, self.topology.ranks)
         too_large = size > self.request.room - min(self.load)
         more_than_its_share = size > LARGE_BYTES and size * self.topology.ranks > total
         return (
@@ -106,13 +107,6 @@ class _BySize:
     def _rows(self, table: Table, ranks: range, first_column: int, columns: int) -> list[Part]:
         """Blocks of rows: TorchRec's id distribution takes the rank of row i to be i // ceil(C / ranks), so that the last block may be smaller."""
         block = -(-table.rows // len(ranks))
-        if not _has_rows_for(table.rows, len(ranks)):
-            enough = next(count for count in range(1, len(ranks)) if not _has_rows_for(table.rows, count + 1))
-            raise ShardingError(
-                f"sharding: table {table.field!r} has {table.rows} rows, and {len(ranks)} ranks are to get {block} each: the last would get none.\n"
-                f'  1. Another kind for it: sharding.tables = {{ {table.field} = "table_wise" }}, or "data_parallel".\n'
-                f"  2. Fewer ranks: {enough} or less."
-            )
         return [
             Part(rank, number * block, min(block, table.rows - number * block), first_column, columns)
             for number, rank in enumerate(ranks)
@@ -131,11 +125,6 @@ class _BySize:
             held = self.request.bytes_of(placement.table, placement.kind, part)
             self.load[part.rank] += held.device
             self.host_load[part.rank] += held.host
-
-
-def _has_rows_for(rows: int, ranks: int) -> bool:
-    """Whether blocks of ceil(rows / ranks) leave some for the last rank."""
-    return -(-rows // ranks) * (ranks - 1) < rows
 
 
 def _column_blocks(width: int, unit: int, most: int) -> list[tuple[int, int]]:

@@ -74,7 +74,9 @@ def plan_by_torchrec(request: PlanRequest) -> Plan:
                 batch_size=-(-request.batch_size // topology.ranks),
                 storage_reservation=FixedPercentageStorageReservation(0.0),
                 constraints={
-                    table.field: _constraints(request, table) for group in tables.values() for table in group
+                    table.module_name: _constraints(request, table)
+                    for group in tables.values()
+                    for table in group
                 },
                 stats=[],
                 debug=False,
@@ -85,7 +87,7 @@ def plan_by_torchrec(request: PlanRequest) -> Plan:
     return Plan(
         {
             path: {
-                table.field: _placement(request, table, plan.plan[_name(path)][table.field])
+                table.field: _placement(request, table, plan.plan[_name(path)][table.module_name])
                 for table in group
             }
             for path, group in tables.items()

@@ -42,6 +42,43 @@ def require_possible(request: PlanRequest, table: Table) -> None:
         )
 
 
+def has_rows_for(rows: int, ranks: int) -> bool:
+    """Returns True if blocks of ceil(rows / ranks) rows leave some for the last rank."""
+    return -(-rows // ranks) * (ranks - 1) < rows
+
+
+def require_rows(request: PlanRequest) -> None:
+    """Refuses tables that the settings spread by rows over more ranks than they have rows for.
+
+    Raises:
+        ShardingError: It names every such table.
+    """
+    topology = request.topology
+    ranks_of = {
+        "row_wise": topology.ranks,
+        "table_row_wise": topology.ranks_of_host,
+        "grid": topology.ranks_of_host,
+    }
+    spread = {table.field: (table.rows, ranks_of.get(request.kind_of(table), 1)) for table in request.tables}
+    short = {field: found for field, found in spread.items() if not has_rows_for(*found)}
+    if not short:
+        return
+    listed = "".join(
+        f"  table {field!r}: {rows:,} rows; {ranks:,} ranks with {-(-rows // ranks):,} rows each leave none for the last.\n"
+        for field, (rows, ranks) in short.items()
+    )
+    others = ", ".join(f'{field} = "table_wise"' for field in short)
+    enough = min(
+        next(count for count in range(1, ranks) if not has_rows_for(rows, count + 1))
+        for rows, ranks in short.values()
+    )
+    raise ShardingError(
+        f"sharding: too few rows to spread over the ranks:\n{listed}"
+        f"  1. Another kind for {'it' if len(short) == 1 else 'them'}: sharding.tables = {{ {others} }}.\n"
+        f"  2. Fewer ranks: {enough} or less."
+    )
+
+
 def _require_memory(request: PlanRequest, table: Table) -> None:
     place = request.memory_of(table).place
     if place == "device":

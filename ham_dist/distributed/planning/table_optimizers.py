@@ -9,9 +9,9 @@ from torch import nn
 from torchrec.optim.optimizers import LAMB, PartialRowWiseAdam
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-from ham_dist.config.schema import OptimizerSettings, TableMemory, TablePrecision
+from ham_dist.config.schema import TABLE_OPTIMIZERS, OptimizerSettings, TableMemory, TablePrecision
 from ham_dist.embedding.tables import BYTES_PER_NUMBER
-from ham_dist.errors import BackendError
+from ham_dist.errors import BackendError, ConfigError
 
 EPSILON = 1e-8
 """Added to the root in Adagrad's rules: fbgemm's default, given to all kernels alike so that a table moves alike under each."""
@@ -184,37 +184,50 @@ def _rowwise_adagrad(parameters: Iterable[nn.Parameter], rate: float) -> torch.o
 _MOMENTS = {"exp_avg": False, "exp_avg_sq": False}
 _GPU = ("cuda",)
 
-TABLE_RULES: dict[str, TableRule] = {
-    rule.name: rule
-    for rule in (
-        TableRule("adam", None, _adam, _MOMENTS),
-        TableRule("sgd", (torch.optim.SGD, {}), _sgd, {}),
-        TableRule(
-            "adagrad", (torch.optim.Adagrad, {"eps": EPSILON}), _adagrad, {"sum": False}, ("momentum1",)
-        ),
-        TableRule(
-            "rowwise_adagrad",
-            (RowWiseAdagrad, {"eps": EPSILON}),
-            _rowwise_adagrad,
-            {"sum": True},
-            ("momentum1",),
-        ),
-        TableRule(
-            "fused_adam", (torch.optim.Adam, {}), None, _MOMENTS, ("momentum1", "exp_avg_sq"), _GPU, "adam"
-        ),
-        TableRule("lamb", (LAMB, {}), None, _MOMENTS, ("momentum1", "exp_avg_sq"), _GPU, "adam"),
-        TableRule(
-            "partial_rowwise_adam",
-            (PartialRowWiseAdam, {}),
-            None,
-            {"exp_avg": False, "exp_avg_sq": True},
-            ("momentum1", "exp_avg_sq"),
-            _GPU,
-            "rowwise_adagrad",
-        ),
-    )
-}
-"""The rules by name. Fused Adam, LAMB and partial row-wise Adam fail on fbgemm's CPU build ("is not supported in CPU mode")."""
+TABLE_RULES: dict[str, TableRule] = {}
+"""All table optimizers, built-in ones and those of plug-ins, by name."""
+
+
+def register_table_optimizer(rule: TableRule) -> None:
+    """Makes a table optimizer available as `optimizer.tables`.
+
+    Raises:
+        ConfigError: Its name is another one's.
+    """
+    if rule.name in TABLE_RULES:
+        raise ConfigError(f"optimizer.tables = {rule.name!r} is there already. Give it another name.")
+    TABLE_RULES[rule.name] = rule
+    if rule.name not in TABLE_OPTIMIZERS:
+        TABLE_OPTIMIZERS.append(rule.name)
+
+
+# Fused Adam, LAMB and partial row-wise Adam fail on fbgemm's CPU build ("is not supported in CPU mode").
+for _rule in (
+    TableRule("adam", None, _adam, _MOMENTS),
+    TableRule("sgd", (torch.optim.SGD, {}), _sgd, {}),
+    TableRule("adagrad", (torch.optim.Adagrad, {"eps": EPSILON}), _adagrad, {"sum": False}, ("momentum1",)),
+    TableRule(
+        "rowwise_adagrad",
+        (RowWiseAdagrad, {"eps": EPSILON}),
+        _rowwise_adagrad,
+        {"sum": True},
+        ("momentum1",),
+    ),
+    TableRule(
+        "fused_adam", (torch.optim.Adam, {}), None, _MOMENTS, ("momentum1", "exp_avg_sq"), _GPU, "adam"
+    ),
+    TableRule("lamb", (LAMB, {}), None, _MOMENTS, ("momentum1", "exp_avg_sq"), _GPU, "adam"),
+    TableRule(
+        "partial_rowwise_adam",
+        (PartialRowWiseAdam, {}),
+        None,
+        {"exp_avg": False, "exp_avg_sq": True},
+        ("momentum1", "exp_avg_sq"),
+        _GPU,
+        "rowwise_adagrad",
+    ),
+):
+    register_table_optimizer(_rule)
 
 
 def table_rule(settings: OptimizerSettings) -> TableRule:

@@ -17,6 +17,9 @@ _PATTERN = re.compile(
     r"(?:\+(?P<host>\d+(?:\.\d+)?)(?P<host_unit>[GT]B))?"
 )
 CPU = torch.device("cpu")
+
+MOST_RANKS = 16_384
+"""Ranks that a plan is made for: the planner's work grows with the ranks times the tables."""
 _BYTES = {"GB": 10**9, "TB": 10**12}
 
 
@@ -65,7 +68,8 @@ def parse(text: str) -> Topology:
 
     1 GB is 10^9 bytes. Without the memory of a host, tables in it are not held against it.
 
-    raises: ShardingError if it is not written so.
+    Raises:
+        ShardingError: The text has another form, or names more than MOST_RANKS ranks.
     """
     found = _PATTERN.fullmatch(text)
     if found is None or not int(found["ranks"]) or found["hosts"] == "0" or not float(found["memory"]):
@@ -77,6 +81,10 @@ def parse(text: str) -> Topology:
             f"--topology {text}: a CPU process has its memory in its host's. Leave out +{found['host']}{found['host_unit']}"
         )
     hosts, ranks = int(found["hosts"] or 1), int(found["ranks"])
+    if hosts * ranks > MOST_RANKS:
+        raise ShardingError(
+            f"--topology {text}: {hosts * ranks:,} ranks, expected at most {MOST_RANKS:,}. Give fewer hosts or ranks."
+        )
     host_memory = int(float(found["host"]) * _BYTES[found["host_unit"]]) // ranks if found["host"] else None
     return Topology(
         "cuda" if found["card"] else "cpu",

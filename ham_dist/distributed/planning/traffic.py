@@ -19,7 +19,7 @@ within a host and then between hosts.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from ham_dist.distributed.planning.placement import Placement, Plan
 from ham_dist.distributed.planning.table_optimizers import TableRule
@@ -65,8 +65,9 @@ class RankCost:
         return self.ids_in + self.vectors_in + self.vectors_out + self.copies_in
 
     def __iadd__(self, other: "RankCost") -> "RankCost":
-        for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+        for name, value in vars(other).items():
+            if value:
+                setattr(self, name, getattr(self, name) + value)
         return self
 
 
@@ -79,12 +80,10 @@ def costs_by_rank(
     """
     costs = [RankCost() for _ in range(topology.ranks)]
     for placement in plan.placements:
-        for rank, cost in enumerate(
-            _of_table(
-                placement, rule, topology.ranks, batch_size, ids_per_row.get(placement.table.field, 1.0)
-            )
-        ):
-            costs[rank] += cost
+        ids = ids_per_row.get(placement.table.field, 1.0)
+        of_table = _of_table(placement, rule, topology.ranks, batch_size, ids)
+        for total, cost in zip(costs, of_table, strict=True):
+            total += cost
     return costs
 
 
@@ -93,6 +92,7 @@ def _of_table(
 ) -> list[RankCost]:
     costs = [RankCost() for _ in range(ranks)]
     rows = -(-batch_size // ranks)
+    all_ids = all_vectors = 0
     for part in placement.parts:
         table, memory = placement.table, placement.memory
         held = rule.bytes_of(
@@ -115,8 +115,15 @@ def _of_table(
             continue
         of_ids = round(rows * (ids * part.rows / placement.table.rows + 1) * ID_BYTES)
         of_vectors = rows * part.columns * BYTES_PER_NUMBER
-        for rank in range(ranks):
-            if rank != part.rank:
-                costs[rank] += RankCost(ids_out=of_ids, vectors_in=of_vectors)
-                costs[part.rank] += RankCost(ids_in=of_ids, vectors_out=of_vectors)
+        all_ids, all_vectors = all_ids + of_ids, all_vectors + of_vectors
+        # Its own part costs a rank no traffic; it is subtracted here from what all parts cost every rank.
+        costs[part.rank] += RankCost(
+            ids_out=-of_ids,
+            vectors_in=-of_vectors,
+            ids_in=(ranks - 1) * of_ids,
+            vectors_out=(ranks - 1) * of_vectors,
+        )
+    for cost in costs:
+        cost.ids_out += all_ids
+        cost.vectors_in += all_vectors
     return costs

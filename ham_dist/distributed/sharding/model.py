@@ -70,7 +70,10 @@ class ShardedModel:
         self._placements = dict(self.placements())
         parts = {
             f"{path}/{field}": local_table(
-                placement, state, parameters, f"{path}.embedding_bags.{field}.weight"
+                placement,
+                state,
+                parameters,
+                f"{path}.embedding_bags.{placement.table.module_name}.weight",
             )
             for path, group in plan.groups.items()
             for field, placement in group.items()
@@ -178,11 +181,12 @@ class ShardedModel:
         states: dict[str, dict[str, torch.Tensor]] = {}
         if self.rule.fused is None:
             return states
+        fields = {placement.table.module_name: placement.table.field for _, placement in self.placements()}
         for name, found in self.parallel.fused_optimizer.state_dict()["state"].items():
             path, _, rest = name.rpartition(".embedding_bags.")
-            field = rest.removesuffix(".weight")
-            states[f"{path}/{field}"] = {
-                state: found[f"{field}.{kernel_key}"].local_shards()[0].tensor
+            table = rest.removesuffix(".weight")
+            states[f"{path}/{fields[table]}"] = {
+                state: found[f"{table}.{kernel_key}"].local_shards()[0].tensor
                 for state, kernel_key in zip(self.rule.states, self.rule.kernel_keys, strict=True)
             }
         return states

@@ -1,5 +1,7 @@
 """Puts a model under TorchRec: tables as planned, the rest replicated."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -23,15 +25,17 @@ def parallelize(
     """
     shardings: dict[str, EmbeddingModuleShardingPlan] = {}
     for path, group in plan.groups.items():
-        bags = model.get_submodule(path).embedding_bags
+        bags: Any = model.get_submodule(path).embedding_bags
         if rule.fused is not None:
             kind, options = rule.fused
-            trained = [bags[field].weight for field, placement in group.items() if placement.fused]  # type: ignore[index, union-attr]
+            trained = [
+                bags[placement.table.module_name].weight for placement in group.values() if placement.fused
+            ]
             apply_optimizer_in_backward(kind, trained, {"lr": learning_rate, **options})
         shardings[path] = EmbeddingModuleShardingPlan(
             {
-                field: placement.sharding(device, process_group.ranks_of_host())
-                for field, placement in group.items()
+                placement.table.module_name: placement.sharding(device, process_group.ranks_of_host())
+                for placement in group.values()
             }
         )
     # fbgemm takes managed memory for tables on the host by default, which can hang a GPU that is asked for more than it has.

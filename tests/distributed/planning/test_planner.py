@@ -165,7 +165,7 @@ MISTAKES: list[tuple[str, dict[str, Any], Topology, type[HamError], str]] = [
         {"kind": "row_wise"},
         cpu(4),
         ShardingError,
-        r"'t1' has 5 rows, and 4 ranks .* get 2 each.*\n  1\. Another kind.*\n  2\. Fewer",
+        r"table 't1': 5 rows; 4 ranks with 2 rows each .*\n(  table 't\d.*\n)*  1\. Another kind.*t1 = \"table_wise\".*\n  2\. Fewer",
     ),
     (
         "rowwise_adagrad",

@@ -119,11 +119,10 @@ def test_a_step_is_near_the_same_in_float32() -> None:
 
 def test_the_pairs_of_a_factorization_machine_do_not_take_one_another_away() -> None:
     """Half of (square of sum - sum of squares), of two fields of which one is a thousand times as long: in bfloat16 nothing would be left."""
-    from ham_dist.config.schema import ModelSettings
-    from ham_dist.models.fm import FM
+    from ham_dist.models.fm import FM, FMSettings
 
     torch.manual_seed(0)
-    model = FM({"a": 4, "b": 4}, ModelSettings(lift_width=4))
+    model = FM({"a": 4, "b": 4}, FMSettings(lift_width=4))
     columns = torch.cat([torch.randn(64, 4) * 1000, torch.randn(64, 4)], dim=1)
     expected = model(columns).detach()
     with torch.autocast("cpu", torch.bfloat16):

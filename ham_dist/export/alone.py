@@ -1,0 +1,47 @@
+"""Writing a bundle from one process, whatever other ranks do."""
+
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ham_dist.export.writer import (
+    PIECE_NUMBERS,
+    Description,
+    VocabularySource,
+    finish,
+    open_folder,
+    write_tables,
+)
+
+if TYPE_CHECKING:
+    from ham_dist.embedding.tables import TableChunk
+
+
+def write_bundle_alone(
+    out: Path,
+    description: Description,
+    *,
+    chunks: Iterable["TableChunk"],
+    dense: Mapping[str, torch.Tensor],
+    verify: Callable[[Path], Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Writes the bundle `out` from this process: no other rank is waited for.
+
+    Args:
+        chunks: All rows of all tables.
+        dense, verify: As for `write_bundle`.
+    Returns:
+        What `verify` gave.
+    Raises:
+        BundleError: As for `write_bundle`.
+    """
+    partial = open_folder(out)
+    try:
+        written = list(write_tables(partial, description, chunks, (), PIECE_NUMBERS))
+        return finish(partial, out, description, written, dense, VocabularySource(None, None), verify)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
