@@ -1,14 +1,12 @@
 """A whole run: pretrain once, then for each target search, slice, retrain and export."""
 
 import gc
-import resource
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,7 +17,6 @@ from ham_dist.distributed.checkpoint.writer import CheckpointWriter
 from ham_dist.distributed.ranks import process_group
 from ham_dist.distributed.sharding import gram
 from ham_dist.distributed.sharding.model import TABLES
-from ham_dist.embedding.mask import Columns
 from ham_dist.embedding.sizes import table_sizes
 from ham_dist.embedding.table_size import read_sizes
 from ham_dist.errors import CheckpointError
@@ -33,12 +30,13 @@ from ham_dist.report import grids
 from ham_dist.report.record import read_result
 from ham_dist.report.terminal import print_grids
 from ham_dist.stages.pretrain import pretrain
+from ham_dist.stages.result import ModelResult, device_name, model_result, result_of
 from ham_dist.stages.retrain import retrain
 from ham_dist.stages.search import search
 from ham_dist.stages.slice import slice_columns
 from ham_dist.training.axes import check_axes
 from ham_dist.training.checkpoints import Saving, StageCheckpoints
-from ham_dist.training.evaluation import evaluate, undefined_auc
+from ham_dist.training.evaluation import undefined_auc
 from ham_dist.training.preemption import Preemption
 from ham_dist.training.progress import StageProgress
 from ham_dist.training.run_folder import RunFolder, default_run_dir
@@ -46,23 +44,6 @@ from ham_dist.training.run_identity import RunIdentity
 from ham_dist.training.run_log import RunLog
 from ham_dist.training.samples import Samples, StageName
 from ham_dist.training.state import TrainingState, open_supernet, table_groups, warning_of_caches
-
-
-@dataclass(frozen=True)
-class ModelResult:
-    """What one model reaches and costs.
-
-    auc, logloss:         on the test split; auc is None if all of its labels are alike.
-    embedding_parameters: numbers in its tables, at searched widths.
-    embedding_bytes:      of its tables.
-    dense_parameters:     numbers outside the tables.
-    """
-
-    auc: float | None
-    logloss: float
-    embedding_parameters: int
-    embedding_bytes: int
-    dense_parameters: int
 
 
 @dataclass(frozen=True)
@@ -98,7 +79,7 @@ def run_stages(settings: RunSettings, run_dir: Path | None, *, resume: bool) -> 
     with process_group.process_group(settings.ranks) as device, Preemption() as preemption:
         folder = RunFolder(process_group.on_first_rank(lambda: run_dir or default_run_dir(settings)))
         process_group.on_first_rank(lambda: _refuse_part(folder))
-        with _started(folder, settings, _device_name(device), resume=resume), _open_log(folder) as log:
+        with _started(folder, settings, device_name(device), resume=resume), _open_log(folder) as log:
             _log_differences(folder, log)
             data = _data_folder(settings, folder, log)
             manifest = process_group.together(lambda: Manifest.load(data))
@@ -199,7 +180,7 @@ def _all_stages(run: Run) -> None:
     }  # a target out of reach is said before any training
     checkpoints = run.checkpoints("pretrain", wide)
     pretrained = pretrain(wide, run.samples, checkpoints, run.log)
-    before = _model_result(run, wide)
+    before = model_result(wide, run.samples)
     for target, space in spaces.items():
         folder = _target_folder(run, target)
         if not process_group.on_first_rank(folder.result.exists):
@@ -238,7 +219,7 @@ def _one_target(
     wide.optimizers.zero_grad()  # gradients as large as the tables, which retraining would carry along
     sliced = slice_columns(wide, columns, run.samples, run.log)
     retrained = retrain(sliced, run.samples, run.checkpoints("retrain", sliced), run.log)
-    after = _model_result(run, sliced)
+    after = model_result(sliced, run.samples)
     sizes = table_sizes(wide.sharded.tables, sliced.sharded.tables, columns)
     plan = {"supernet": wide.sharded.plan.describe(), "narrow": sliced.sharded.plan.describe()}
     process_group.on_first_rank(lambda: write_json(folder.plan, plan))
@@ -255,14 +236,8 @@ def _one_target(
             f"bundle: {folder.bundle}: probabilities of {verified['rows']:,} records differ from the live model's "
             f"by at most {verified['max_difference']:.1e}"
         )
-    result = _result(
-        run,
-        target,
-        before,
-        after,
-        columns,
-        {"pretrain": pretrained, "search": searched, "retrain": retrained},
-    )
+    stages = {"pretrain": pretrained, "search": searched, "retrain": retrained}
+    result = result_of(run.settings, run.manifest, target, before, after, columns, stages, run.device)
     run.log.truncate_after("result", -1)
     run.log.metrics(
         "result",
@@ -298,7 +273,7 @@ def _target_folder(run: Run, target: Target) -> RunFolder:
             settings,
             resume=True,
             world_size=process_group.world_size(),
-            device=_device_name(run.device),
+            device=device_name(run.device),
             run_id=run.saving.identity.id,
         )
     )
@@ -306,68 +281,7 @@ def _target_folder(run: Run, target: Target) -> RunFolder:
     return folder
 
 
-def _model_result(run: Run, state: TrainingState) -> ModelResult:
-    quality = evaluate(state, run.samples.evaluation("test"))
-    numbers = {
-        table: table.rows * table.width
-        for table in (*state.sharded.tables, *state.sharded.first_order_tables)
-    }
-    return ModelResult(
-        auc=quality.auc,
-        logloss=quality.log_loss,
-        embedding_parameters=sum(numbers.values()),
-        embedding_bytes=sum(count * table.number_bytes for table, count in numbers.items()),
-        dense_parameters=sum(parameter.numel() for parameter in state.interaction.parameters()),
-    )
-
-
-def _result(
-    run: Run,
-    target: Target,
-    before: ModelResult,
-    after: ModelResult,
-    columns: Columns,
-    stages: dict[str, StageProgress],
-) -> dict[str, Any]:
-    return {
-        "model": run.settings.model.name,
-        "method": run.settings.search.method.name,
-        "dataset": run.manifest.name,
-        "seed": run.settings.seed,
-        "target": target.model_dump(exclude_none=True),
-        "kept_columns": {table: len(kept) for table, kept in columns.items()},
-        "test_auc": after.auc,
-        "test_auc_undefined": undefined_auc(run.manifest, "test"),
-        "test_logloss": after.logloss,
-        "validation_auc": stages["retrain"].stopper.best,
-        "embedding_parameters": after.embedding_parameters,
-        "embedding_bytes": after.embedding_bytes,
-        "dense_parameters": after.dense_parameters,
-        "supernet": {**asdict(before), "validation_auc": stages["pretrain"].stopper.best},
-        "epochs": {stage: progress.epochs for stage, progress in stages.items()},
-        "seconds": {stage: progress.seconds for stage, progress in stages.items()},
-        "samples_per_second": {
-            stage: progress.samples / progress.training_seconds if progress.samples else None
-            for stage, progress in stages.items()
-        },
-        "peak_memory_bytes": max(process_group.gather_objects(_peak_memory(run.device))),
-        "world_size": process_group.world_size(),
-        "device": _device_name(run.device),
-    }
-
-
 def _print_result(folder: RunFolder, truth: Truth | None) -> None:
     result = read_result(folder)
     if result is not None:
         print_grids([grids.sizes(read_sizes(folder.sizes), truth), grids.quality(result)])
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Most bytes in use at once by this rank: on its GPU, or resident in the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

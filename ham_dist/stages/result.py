@@ -1,0 +1,109 @@
+"""The quality and the cost of a run's models, as result.json keeps them."""
+
+import resource
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from ham_dist.config.schema import RunSettings, Target
+from ham_dist.data.format.manifest import Manifest
+from ham_dist.distributed.ranks import process_group
+from ham_dist.embedding.mask import Columns
+from ham_dist.training.evaluation import evaluate, undefined_auc
+from ham_dist.training.progress import StageProgress
+from ham_dist.training.samples import Samples
+from ham_dist.training.state import TrainingState
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """Quality and cost of one model.
+
+    Attributes:
+        auc: AUC on the test split; None if all of its labels are equal.
+        logloss: Mean log loss on the test split.
+        embedding_parameters: Numbers in its tables, at searched dims.
+        embedding_bytes: Bytes of those numbers.
+        dense_parameters: Numbers outside the tables.
+    """
+
+    auc: float | None
+    logloss: float
+    embedding_parameters: int
+    embedding_bytes: int
+    dense_parameters: int
+
+
+def model_result(state: TrainingState, samples: Samples) -> ModelResult:
+    """Evaluates a model on the test split and counts its numbers. A collective."""
+    quality = evaluate(state, samples.evaluation("test"))
+    numbers = {
+        table: table.rows * table.width
+        for table in (*state.sharded.tables, *state.sharded.first_order_tables)
+    }
+    return ModelResult(
+        auc=quality.auc,
+        logloss=quality.log_loss,
+        embedding_parameters=sum(numbers.values()),
+        embedding_bytes=sum(count * table.number_bytes for table, count in numbers.items()),
+        dense_parameters=sum(parameter.numel() for parameter in state.interaction.parameters()),
+    )
+
+
+def result_of(
+    settings: RunSettings,
+    manifest: Manifest,
+    target: Target,
+    before: ModelResult,
+    after: ModelResult,
+    columns: Columns,
+    stages: Mapping[str, StageProgress],
+    device: torch.device,
+) -> dict[str, Any]:
+    """The content of result.json for one target. A collective.
+
+    Args:
+        before: The supernet.
+        after: The sliced, retrained model.
+        columns: Kept columns of every table.
+        stages: Progress by stage: pretrain, search, retrain.
+    """
+    return {
+        "model": settings.model.name,
+        "method": settings.search.method.name,
+        "dataset": manifest.name,
+        "seed": settings.seed,
+        "target": target.model_dump(exclude_none=True),
+        "kept_columns": {table: len(kept) for table, kept in columns.items()},
+        "test_auc": after.auc,
+        "test_auc_undefined": undefined_auc(manifest, "test"),
+        "test_logloss": after.logloss,
+        "validation_auc": stages["retrain"].stopper.best,
+        "embedding_parameters": after.embedding_parameters,
+        "embedding_bytes": after.embedding_bytes,
+        "dense_parameters": after.dense_parameters,
+        "supernet": {**asdict(before), "validation_auc": stages["pretrain"].stopper.best},
+        "epochs": {stage: progress.epochs for stage, progress in stages.items()},
+        "seconds": {stage: progress.seconds for stage, progress in stages.items()},
+        "samples_per_second": {
+            stage: progress.samples / progress.training_seconds if progress.samples else None
+            for stage, progress in stages.items()
+        },
+        "peak_memory_bytes": max(process_group.gather_objects(_peak_memory(device))),
+        "world_size": process_group.world_size(),
+        "device": device_name(device),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """`cpu`, or the model of the GPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Most bytes in use at once by this rank: on its GPU, or resident in the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
