@@ -65,7 +65,7 @@ class Search:
         model: Holds one MaskedEmbeddingBagCollection; it may be sharded, but slice_columns takes tables that are not.
         columns: Columns to keep, in all tables together.
         bytes: Bytes to keep, in place of `columns`; a number counts as many bytes as its table's data type has.
-        settings: alpha_start, alpha_learning_rate and push (default: those of the paper).
+        settings: alpha_init, alpha_learning_rate and penalty (default: those of the paper).
     Raises:
         SlicingError: The model has no masked tables, or has several collections of them.
         TargetError: The tables cannot meet the target.

@@ -172,7 +172,9 @@ def _data_folder(settings: RunSettings, folder: RunFolder, log: RunLog) -> str |
 def _all_stages(run: Run) -> None:
     """Algorithm 1, once for each target, from one pretrained supernet."""
     process_group.on_first_rank(lambda: _check_axes(run))
-    wide = open_supernet(run.settings, run.manifest.cardinalities(), run.device, run.manifest.single_valued())
+    wide = open_supernet(
+        run.settings, run.manifest.num_embeddings(), run.device, run.manifest.single_valued()
+    )
     if warning := warning_of_caches(run.settings, wide.sharded.plan):
         run.log.say(warning)
     spaces = {
@@ -196,8 +198,8 @@ def _all_stages(run: Run) -> None:
 
 
 def _check_axes(run: Run) -> None:
-    tables = table_groups(run.settings, run.manifest.cardinalities())[TABLES]
-    check_axes(run.settings.model, {table.field: table.width for table in tables})
+    tables = table_groups(run.settings, run.manifest.num_embeddings())[TABLES]
+    check_axes(run.settings.model, {table.field: table.embedding_dim for table in tables})
 
 
 def _one_target(

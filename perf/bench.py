@@ -59,12 +59,12 @@ def seconds_of_search(rounds: int) -> tuple[dict[int, dict[str, list[float]]], d
     with process_group() as device:
         states, batches = {}, {}
         for rows in ROWS:
-            cardinalities = bench_search.cardinalities_of(rows)
+            num_embeddings = bench_search.cardinalities_of(rows)
             batches[rows] = [
-                bench_search.generated(cardinalities, settings.data.batch_size)
+                bench_search.generated(num_embeddings, settings.data.batch_size)
                 for _ in range(bench_search.BATCHES)
             ]
-            states[rows] = open_supernet(settings, cardinalities, device, single_valued=cardinalities)
+            states[rows] = open_supernet(settings, num_embeddings, device, single_valued=num_embeddings)
             of_sides[rows] = bench_search.seconds_of_steps(states[rows], batches[rows], rounds)
         steps = {rows: bench_search.sides_of(state)[bench_search.PLAIN] for rows, state in states.items()}
         for number in range(2 * rounds + 1):
@@ -102,14 +102,14 @@ def search(rounds: int) -> Iterator[Figure]:
 def memory_of_steps(rows: int) -> tuple[int, int]:
     """The most bytes that twenty steps hold, and bytes of the tables and of what their rule remembers."""
     torch.set_num_threads(1)
-    cardinalities = bench_search.cardinalities_of(rows)
+    num_embeddings = bench_search.cardinalities_of(rows)
     settings = bench_search.settings_of("deepfm", "rowwise_adagrad", 2048)
     with process_group() as device:
-        state = open_supernet(settings, cardinalities, device, single_valued=cardinalities)
-        batch = bench_search.generated(cardinalities, settings.data.batch_size)
+        state = open_supernet(settings, num_embeddings, device, single_valued=num_embeddings)
+        batch = bench_search.generated(num_embeddings, settings.data.batch_size)
         for _ in range(20):
             weight_step(state, batch)
-    return peak_bytes(), sum(cardinalities.values()) * (WIDTH + 1) * 4
+    return peak_bytes(), sum(num_embeddings.values()) * (WIDTH + 1) * 4
 
 
 def memory() -> Iterator[Figure]:

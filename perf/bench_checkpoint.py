@@ -20,7 +20,7 @@ from ranks import on_ranks
 
 from ham_dist.config.schema import RunSettings, SyntheticSettings
 
-CARDINALITIES = (400_000, 300_000, 200_000, 100_000)
+NUM_EMBEDDINGS = (400_000, 300_000, 200_000, 100_000)
 STEPS, EXCHANGES, SAVES = 30, 500, 5
 
 
@@ -44,7 +44,7 @@ def costs(data: Path, out: Path) -> dict[str, list[float]]:
     with process_group.process_group() as device:
         manifest = Manifest.load(data)
         samples = Samples(data, manifest, settings, device)
-        state = open_supernet(settings, manifest.cardinalities(), device, manifest.single_valued())
+        state = open_supernet(settings, manifest.num_embeddings(), device, manifest.single_valued())
         for epoch in range(-(-STEPS // samples.steps)):
             for batch in samples.training("pretrain", epoch):
                 start = time.perf_counter()
@@ -90,7 +90,7 @@ def main() -> None:
 
         data = Path(temporary) / "data"
         generate(
-            SyntheticSettings(rows=30_000, planted_ranks=(2, 2, 1, 1), cardinalities=CARDINALITIES), data
+            SyntheticSettings(rows=30_000, planted_ranks=(2, 2, 1, 1), num_embeddings=NUM_EMBEDDINGS), data
         )
         print(
             "| ranks | step | exchange of a step | of a step | MB of rank 0 | stop, copied | and written after | stop, not copied |"

@@ -4,7 +4,7 @@
     OMP_NUM_THREADS=1 python perf/bench_generate.py --rounds 1 --sizes 200000    a glance
 
 Rows a second are told by the clock, and by the processor's time of the one thread that works, which other programs disturb less. Memory is the peak
-of a fresh process. Data of 39 fields has the `dlrm-39` cardinalities, in the sizes capped at 200,000 rows a table, so that the rows are what grows.
+of a fresh process. Data of 39 fields has the `dlrm-39` num_embeddings, in the sizes capped at 200,000 rows a table, so that the rows are what grows.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def capped(rows: int) -> SyntheticSettings:
     return SyntheticSettings.model_validate(
         preset
         | {
-            "cardinalities": [min(size, CAP) for size in preset["cardinalities"]],
+            "num_embeddings": [min(size, CAP) for size in preset["num_embeddings"]],
             "rows": rows,
             "missing": 0.05,
         }

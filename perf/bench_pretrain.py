@@ -30,7 +30,7 @@ MIRRORED = (
     "data.",
     "pretrain.",
     "model.name",
-    "model.base_width",
+    "model.base_dim",
     "model.mlp",
     "model.cross_layers",
     "optimizer.learning_rate",
@@ -51,9 +51,9 @@ def timed(work, *arguments) -> float:
 
 
 def epoch_seconds(settings: RunSettings, samples: Samples, manifest: Manifest, rounds: int) -> None:
-    state = open_supernet(settings, manifest.cardinalities(), samples.device, manifest.single_valued())
+    state = open_supernet(settings, manifest.num_embeddings(), samples.device, manifest.single_valued())
     plain = {
-        fused: PlainModel(settings, manifest.cardinalities()).to(samples.device) for fused in (False, True)
+        fused: PlainModel(settings, manifest.num_embeddings()).to(samples.device) for fused in (False, True)
     }
     adam = {
         fused: torch.optim.Adam(model.parameters(), lr=settings.optimizer.learning_rate, fused=fused)
@@ -83,8 +83,8 @@ def epoch_seconds(settings: RunSettings, samples: Samples, manifest: Manifest, r
 def test_auc(settings: RunSettings, samples: Samples, manifest: Manifest) -> tuple[float, float]:
     """Test AUC of ham_dist's supernet and of the plain one, each at its epoch of best validation AUC; chosen on validation alone."""
     found = []
-    state = open_supernet(settings, manifest.cardinalities(), samples.device, manifest.single_valued())
-    plain = PlainModel(settings, manifest.cardinalities()).to(samples.device)
+    state = open_supernet(settings, manifest.num_embeddings(), samples.device, manifest.single_valued())
+    plain = PlainModel(settings, manifest.num_embeddings()).to(samples.device)
     adam = torch.optim.Adam(plain.parameters(), lr=settings.optimizer.learning_rate)
     programs = [
         (

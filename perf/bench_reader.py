@@ -27,7 +27,7 @@ from ham_dist.distributed.ranks.process_group import process_group
 from ham_dist.training.loop import weight_step
 from ham_dist.training.state import open_supernet
 
-CARDINALITIES = (
+NUM_EMBEDDINGS = (
     *(10_000_000, 40_000, 17_000, 7_400, 20_000, 3, 7_200, 1_550, 63, 10_000_000, 3_000_000, 350_000, 10),
     *(2_200, 11_000, 155, 4, 976, 14, 10_000_000, 10_000_000, 10_000_000, 590_000, 13_000, 108, 36),
     *(100,) * 13,
@@ -41,14 +41,14 @@ LARGEST_TABLE = 100_000
 """Rows that tables are capped to where a model is trained, to fit any memory. The step is faster for it, so the share of waiting is higher."""
 
 
-def tables(rows: int, cardinalities: tuple[int, ...]) -> Iterator[pa.Table]:
+def tables(rows: int, num_embeddings: tuple[int, ...]) -> Iterator[pa.Table]:
     """Rows in chunks: ids are log-uniform in [0, C_j), so that a tenth of the values has most of the rows; labels are 1 in a quarter."""
     random = np.random.Generator(np.random.Philox(0))
-    schema = split_schema({f"field_{number}": False for number in range(len(cardinalities))})
+    schema = split_schema({f"field_{number}": False for number in range(len(num_embeddings))})
     for first in range(0, rows, CHUNK):
         size = min(CHUNK, rows - first)
         ids = [
-            np.minimum(count ** random.random(size), count - 1).astype(np.int32) for count in cardinalities
+            np.minimum(count ** random.random(size), count - 1).astype(np.int32) for count in num_embeddings
         ]
         yield pa.table([(random.random(size) < 0.25).astype(np.int8), *ids], schema=schema)
 
@@ -57,7 +57,7 @@ def write(
     folder: Path,
     split: str,
     chunks: Iterator[pa.Table],
-    cardinalities: tuple[int, ...],
+    num_embeddings: tuple[int, ...],
     row_group: int = ROW_GROUP,
     **options: Any,
 ) -> Manifest:
@@ -77,7 +77,7 @@ def write(
     nothing = StoredFile(file="", rows=0, bytes=0, sha256="")
     fields = (
         FieldEntry(name=f"field_{n}", rows=count, multi_valued=False, vocabulary=nothing)
-        for n, count in enumerate(cardinalities)
+        for n, count in enumerate(num_embeddings)
     )
     return Manifest.model_construct(
         fields=tuple(fields),
@@ -130,19 +130,19 @@ def waiting(folder: Path, manifest: Manifest, shuffle_rows: int, steps: int) -> 
             "data": {"shuffle_rows": shuffle_rows},
         }
     )
-    cardinalities = {field.name: min(field.rows, LARGEST_TABLE) for field in manifest.fields}
-    limits = torch.tensor(list(cardinalities.values()), dtype=torch.int32)[:, None]
+    num_embeddings = {field.name: min(field.rows, LARGEST_TABLE) for field in manifest.fields}
+    limits = torch.tensor(list(num_embeddings.values()), dtype=torch.int32)[:, None]
     split = open_split(folder, manifest, "train", settings.data)
     with process_group() as device:
         for batch_size in BATCHES:
-            state = open_supernet(settings, cardinalities, device, manifest.single_valued())
+            state = open_supernet(settings, num_embeddings, device, manifest.single_valued())
             batches = split.batches(batch_size, rank=0, world_size=1, order=(0, 0), keep_last=False)
             begin = time.perf_counter()
             batch, waited = next(batches), 0.0
             start = time.perf_counter()
             count = 0
             while batch is not None and count < max(3, steps * BATCHES[0] // batch_size):
-                ids = batch.sparse_features.values().view(len(cardinalities), -1)
+                ids = batch.sparse_features.values().view(len(num_embeddings), -1)
                 torch.minimum(ids, limits - 1, out=ids)
                 weight_step(state, batch)
                 count += 1
@@ -190,7 +190,7 @@ def options(folder: Path, rounds: int) -> None:
     print(
         "\n| compression | encoding | checksums | row group | bytes a row | million rows/s written | read |\n|---|---|---|---|---|---|---|"
     )
-    table = pa.concat_tables(tables(1 << 19, CARDINALITIES))
+    table = pa.concat_tables(tables(1 << 19, NUM_EMBEDDINGS))
     split = dict.fromkeys(table.column_names[1:], "BYTE_STREAM_SPLIT")
     kinds: list[tuple[str, int, dict[str, Any]]] = [
         ("dictionary", ROW_GROUP, {}),
@@ -249,10 +249,10 @@ def main() -> None:
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        manifest = write(folder / "data", "train", tables(chosen.rows, CARDINALITIES), CARDINALITIES)
+        manifest = write(folder / "data", "train", tables(chosen.rows, NUM_EMBEDDINGS), NUM_EMBEDDINGS)
         size = sum(shard.bytes for shard in manifest.splits["train"].shards)
         print(
-            f"{chosen.rows:,} rows of {len(CARDINALITIES)} fields, {size / chosen.rows:.1f} bytes a row in files\n"
+            f"{chosen.rows:,} rows of {len(NUM_EMBEDDINGS)} fields, {size / chosen.rows:.1f} bytes a row in files\n"
         )
         speed(folder / "data", manifest, chosen.shuffle_rows, chosen.rounds)
         waiting(folder / "data", manifest, chosen.shuffle_rows, chosen.steps)

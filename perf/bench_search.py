@@ -60,12 +60,12 @@ def cardinalities_of(rows: int) -> dict[str, int]:
     return {f"I{n}": 50 for n in range(NUMERIC)} | {f"C{n}": rows // CATEGORICAL for n in range(CATEGORICAL)}
 
 
-def generated(cardinalities: dict[str, int], rows: int) -> Batch:
+def generated(num_embeddings: dict[str, int], rows: int) -> Batch:
     """A batch whose ids are the more frequent the smaller they are."""
     ids = torch.cat(
-        [(count * torch.rand(rows) ** 3).int().clamp(max=count - 1) for count in cardinalities.values()]
+        [(count * torch.rand(rows) ** 3).int().clamp(max=count - 1) for count in num_embeddings.values()]
     )
-    features = KeyedJaggedTensor(list(cardinalities), ids, lengths=torch.ones_like(ids), stride=rows)
+    features = KeyedJaggedTensor(list(num_embeddings), ids, lengths=torch.ones_like(ids), stride=rows)
     return Batch(features, torch.randint(0, 2, (rows,)).float(), rows)
 
 
@@ -178,17 +178,17 @@ def _seconds_of_case(
     settings = settings_of(model, rule, options.batch)
     with process_group() as device:
         if options.data is None:
-            cardinalities = cardinalities_of(rows)
-            single_valued = set(cardinalities)
-            batches = [generated(cardinalities, options.batch) for _ in range(BATCHES)]
+            num_embeddings = cardinalities_of(rows)
+            single_valued = set(num_embeddings)
+            batches = [generated(num_embeddings, options.batch) for _ in range(BATCHES)]
         else:
             manifest = Manifest.load(options.data)
-            cardinalities, single_valued = manifest.cardinalities(), manifest.single_valued()
+            num_embeddings, single_valued = manifest.num_embeddings(), manifest.single_valued()
             batches = list(
                 islice(Samples(options.data, manifest, settings, device).training("pretrain", 0), BATCHES)
             )
-        state = open_supernet(settings, cardinalities, device, single_valued)
-        return seconds_of_steps(state, batches, options.rounds), sum(cardinalities.values())
+        state = open_supernet(settings, num_embeddings, device, single_valued)
+        return seconds_of_steps(state, batches, options.rounds), sum(num_embeddings.values())
 
 
 def in_new_process(function: Callable[..., T], *arguments: object) -> T:

@@ -5,7 +5,7 @@
 Kinds take their steps in turn, round by round, so that a machine that slows down slows all of them; figures are medians, the ratio is taken round by
 round. With one core a rank or less, what is measured is mostly arithmetic and copying, not a network.
 
-The last column is what it buys to send the ids of the next batches ahead (`ranks.ids_ahead`): a step with it beside one without.
+The last column is what it buys to send the ids of the next batches ahead (`ranks.prefetch_ids`): a step with it beside one without.
 The last line is what equal parts of a batch cost (row_wise needs them): the seconds of adding empty bags to a batch, of a step's.
 """
 
@@ -40,28 +40,28 @@ def settings(kind: str, rule: str) -> RunSettings:
     return RunSettings.model_validate(
         {
             "optimizer": {"tables": rule},
-            "sharding": {"kind": kind},
+            "sharding": {"sharding_type": kind},
             "orthogonality": {"form": "none"},
             "data": {"batch_size": BATCH},
         }
     )
 
 
-def batch(cardinalities: dict[str, int]) -> Batch:
+def batch(num_embeddings: dict[str, int]) -> Batch:
     """This rank's part of a batch of random ids."""
     low, high = rows_of_rank(BATCH, dist.get_rank(), dist.get_world_size())
     ids = torch.cat(
-        [torch.randint(rows, (high - low,), dtype=torch.int32) for rows in cardinalities.values()]
+        [torch.randint(rows, (high - low,), dtype=torch.int32) for rows in num_embeddings.values()]
     )
-    features = KeyedJaggedTensor(list(cardinalities), ids, lengths=torch.ones_like(ids), stride=high - low)
+    features = KeyedJaggedTensor(list(num_embeddings), ids, lengths=torch.ones_like(ids), stride=high - low)
     return Batch(features, torch.randint(0, 2, (high - low,)).float(), BATCH)
 
 
-def seconds_of_steps(state: TrainingState, batches: list[Batch], *, ids_ahead: bool) -> float:
+def seconds_of_steps(state: TrainingState, batches: list[Batch], *, prefetch_ids: bool) -> float:
     """A step's, mean over the batches."""
     dist.barrier()
     start = time.perf_counter()
-    for one in state.sharded.prefetch(iter(batches)) if ids_ahead else batches:
+    for one in state.sharded.prefetch(iter(batches)) if prefetch_ids else batches:
         weight_step(state, one)
     dist.barrier()
     return (time.perf_counter() - start) / len(batches)
@@ -94,11 +94,11 @@ def _measure(rank: int, ranks: int, rows: int, rounds: int, rule: str, folder: s
     dist.init_process_group(
         "gloo", store=dist.FileStore(f"{folder}/store", ranks), rank=rank, world_size=ranks
     )
-    cardinalities = {f"field_{number}": rows for number in range(FIELDS)}
-    batches = [batch(cardinalities) for _ in range(STEPS)]
+    num_embeddings = {f"field_{number}": rows for number in range(FIELDS)}
+    batches = [batch(num_embeddings) for _ in range(STEPS)]
     states = {
         kind: open_supernet(
-            settings(kind, rule), cardinalities, torch.device("cpu"), single_valued=cardinalities
+            settings(kind, rule), num_embeddings, torch.device("cpu"), single_valued=num_embeddings
         )
         for kind in KINDS
     }
@@ -106,8 +106,8 @@ def _measure(rank: int, ranks: int, rows: int, rounds: int, rule: str, folder: s
     ahead: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for number in range(rounds + 1):
         for kind, state in states.items():
-            for ids_ahead, figures in ((False, seconds), (True, ahead)):
-                taken = seconds_of_steps(state, batches, ids_ahead=ids_ahead)
+            for prefetch_ids, figures in ((False, seconds), (True, ahead)):
+                taken = seconds_of_steps(state, batches, prefetch_ids=prefetch_ids)
                 if number:  # the first round warms up
                     figures[kind].append(taken)
     start = time.perf_counter()

@@ -4,7 +4,7 @@
     python perf/bench_training.py --rounds 5      all sides, DeepFM and DCN-V2
     python perf/bench_training.py --models deepfm --sides ham_dist/adam fuxictr/adam
 
-Data: generated, 39 fields with cardinalities of Criteo's kind, 1.6 million table rows; tables 16 wide. A measurement is one epoch in a process of its
+Data: generated, 39 fields with num_embeddings of Criteo's kind, 1.6 million table rows; tables 16 wide. A measurement is one epoch in a process of its
 own, from the opening of the training files to the last step: the program's own reading and batching are in it, the start of Python and the making of
 the model are not. The sides take turns, so that a machine that slows down slows all of them; figures are medians, and each ratio is taken round by
 round.
@@ -35,7 +35,7 @@ from training_side import Task
 from ham_dist.config.presets import NUMERIC_CARDINALITIES
 from ham_dist.config.schema import SyntheticSettings
 from ham_dist.data.format.manifest import Manifest
-from ham_dist.data.synthetic.criteo_text import CARDINALITIES as CRITEO_CARDINALITIES
+from ham_dist.data.synthetic.criteo_text import NUM_EMBEDDINGS as CRITEO_CARDINALITIES
 from ham_dist.data.synthetic.write import generate
 from ham_dist.io.huge_pages import use_huge_pages
 from ham_dist.training.evaluation import area_under_roc
@@ -44,9 +44,9 @@ HERE = Path(__file__).parent
 PEERS = HERE.parent / ".venv-peers" / "bin" / "python"
 
 # Criteo's categorical columns with the few large ones cut, so that all tables together have about 1.6 million rows; no table is narrower than 16.
-CARDINALITIES = (*NUMERIC_CARDINALITIES, *(min(max(rows, 16), 219_000) for rows in CRITEO_CARDINALITIES))
+NUM_EMBEDDINGS = (*NUMERIC_CARDINALITIES, *(min(max(rows, 16), 219_000) for rows in CRITEO_CARDINALITIES))
 # A truth in few and small fields is learnt from the samples of one epoch, so that test AUC says whether a program learns.
-PLANTED_RANKS = (*(2,) * 6, *(0,) * (len(CARDINALITIES) - 6))
+PLANTED_RANKS = (*(2,) * 6, *(0,) * (len(NUM_EMBEDDINGS) - 6))
 
 
 CORE = max(os.sched_getaffinity(0))
@@ -148,7 +148,9 @@ def generated_data(rows: int) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_FOLDER")) as temporary:
         folder = Path(temporary) / "data"
         generate(
-            SyntheticSettings(rows=rows, cardinalities=CARDINALITIES, planted_ranks=PLANTED_RANKS, skew=1.05),
+            SyntheticSettings(
+                rows=rows, num_embeddings=NUM_EMBEDDINGS, planted_ranks=PLANTED_RANKS, skew=1.05
+            ),
             folder,
         )
         write_arrays(folder, [field.name for field in Manifest.load(folder).fields])
@@ -166,14 +168,14 @@ def measure(
     core: int = CORE,
 ) -> dict[str, list[dict[str, float]]]:
     """An epoch of each side in each round: samples, seconds, peak memory and test AUC, by the side's label."""
-    cardinalities = Manifest.load(folder).cardinalities()
+    num_embeddings = Manifest.load(folder).num_embeddings()
     labels = torch.tensor(pq.read_table(folder / "test")["label"].to_numpy())
     found = defaultdict(list)
     for number in range(rounds):
         for side in sides:
             task = Task(
                 folder=str(folder), model=model, tables=side.tables, first_order=first_order, has_lift=side.has_lift,
-                cardinalities=cardinalities, width=16, mlp=[128, 64], cross_layers=3, batch_size=2048, seed=number, core=core,
+                num_embeddings=num_embeddings, width=16, mlp=[128, 64], cross_layers=3, batch_size=2048, seed=number, core=core,
                 scores=str(folder.parent / "scores.npy"),
                 tables_learning_rate=tables_learning_rate if side.tables != "adam" else 1e-3,
             )  # fmt: skip
@@ -223,9 +225,9 @@ def main() -> None:
     parser.add_argument("--core", type=int, default=CORE)
     options = parser.parse_args()
     with generated_data(options.rows) as folder:
-        rows = sum(CARDINALITIES)
+        rows = sum(NUM_EMBEDDINGS)
         print(
-            f"{len(CARDINALITIES)} fields, {rows:,} table rows, {options.rows:,} samples, {options.rounds} round(s), one core"
+            f"{len(NUM_EMBEDDINGS)} fields, {rows:,} table rows, {options.rows:,} samples, {options.rounds} round(s), one core"
         )
         for model in options.models:
             sides = [

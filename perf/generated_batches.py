@@ -93,8 +93,8 @@ class _Rows:
         self._planted = planted
         settings = planted.settings
         self._missing = settings.missing
-        self._fields = len(settings.cardinalities)
-        self._zipf = Zipf.over(np.array(settings.cardinalities)[:, None] - 1, settings.skew)
+        self._fields = len(settings.num_embeddings)
+        self._zipf = Zipf.over(np.array(settings.num_embeddings)[:, None] - 1, settings.skew)
         self._key = np.random.SeedSequence([settings.seed, _STREAM]).generate_state(1, np.uint64)
 
     def ids(self, first: int, rows: int) -> Array:

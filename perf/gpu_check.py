@@ -37,8 +37,8 @@ VARIANTS = {
     "float16 tables": ["precision.tables=float16"],
     "bfloat16 tables": ["precision.tables=bfloat16"],
     "bfloat16 products": ["precision.dense=bfloat16"],
-    "tables cached": ["sharding.memory=cached"],
-    "tables on the host": ["sharding.memory=host"],
+    "tables cached": ["sharding.compute_kernel=fused_uvm_caching"],
+    "tables on the host": ["sharding.compute_kernel=fused_uvm"],
 }
 CLOSE = {"supernet": 2e-3, "narrow": 1e-2}
 """AUC of the same run on GPU and CPU: their sums run in another order, and a search whose mask is hard may keep other columns of equal worth."""
@@ -107,14 +107,14 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def batch_of(cardinalities: dict[str, int], rows: int, device: torch.device) -> Batch:
+def batch_of(num_embeddings: dict[str, int], rows: int, device: torch.device) -> Batch:
     ids = torch.cat(
         [
             (count * torch.rand(rows, device=device) ** 3).int().clamp(max=count - 1)
-            for count in cardinalities.values()
+            for count in num_embeddings.values()
         ]
     )
-    features = KeyedJaggedTensor(list(cardinalities), ids, lengths=torch.ones_like(ids), stride=rows)
+    features = KeyedJaggedTensor(list(num_embeddings), ids, lengths=torch.ones_like(ids), stride=rows)
     return Batch(features, torch.randint(0, 2, (rows,), device=device).float(), rows)
 
 
@@ -129,8 +129,8 @@ def speed(rows: int, batch_rows: int, device: torch.device) -> dict[str, Any]:
     """Training, a step on alpha, and lookups alone, at `rows` rows of tables: each model, and one of them under other settings."""
     size = 1 << 28 if device.type == "cuda" else 1 << 24
     copied = copying_bandwidth(size, device)
-    cardinalities = cardinalities_of(rows)
-    batches = [batch_of(cardinalities, batch_rows, device) for _ in range(4)]
+    num_embeddings = cardinalities_of(rows)
+    batches = [batch_of(num_embeddings, batch_rows, device) for _ in range(4)]
     cases = {model: [f"model.name={model}"] for model in MODELS} | {
         f"deepfm, {name}": ["model.name=deepfm", *more] for name, more in VARIANTS.items()
     }
@@ -144,7 +144,7 @@ def speed(rows: int, batch_rows: int, device: torch.device) -> dict[str, Any]:
         try:
             found["cases"][name] = speed_of(
                 load_run(None, [*settings, "precision.dense=float32", *changes]),
-                cardinalities,
+                num_embeddings,
                 batches,
                 device,
                 copied,
@@ -159,10 +159,14 @@ def speed(rows: int, batch_rows: int, device: torch.device) -> dict[str, Any]:
 
 
 def speed_of(
-    run: RunSettings, cardinalities: dict[str, int], batches: list[Batch], device: torch.device, copied: float
+    run: RunSettings,
+    num_embeddings: dict[str, int],
+    batches: list[Batch],
+    device: torch.device,
+    copied: float,
 ) -> dict[str, Any]:
     """copied: bytes a second of copying."""
-    state = open_supernet(run, cardinalities, device, single_valued=cardinalities)
+    state = open_supernet(run, num_embeddings, device, single_valued=num_embeddings)
     mask = torch.ones(state.sharded.mask.layout.size, device=device)
     supply = cycle(batches)
 

@@ -26,18 +26,18 @@ SMALL = (50,) * 7
 
 def peak_of_run(method: str, rows: int, samples: int, folder: Path) -> int:
     """The most bytes that the process of a run held."""
-    cardinalities = [rows, *SMALL]
+    num_embeddings = [rows, *SMALL]
     settings = {
         "data.synthetic.rows": samples,
-        "data.synthetic.cardinalities": cardinalities,
-        "data.synthetic.planted_ranks": [2] * len(cardinalities),
+        "data.synthetic.num_embeddings": num_embeddings,
+        "data.synthetic.planted_ranks": [2] * len(num_embeddings),
         "model.name": "deepfm",
-        "model.base_width": WIDTH,
+        "model.base_dim": WIDTH,
         "optimizer.tables": "rowwise_adagrad",
         "optimizer.tables_learning_rate": 0.02,
         "orthogonality.application": "decoupled",
         "search.method": method,
-        "search.targets": [{"columns": 4 * len(cardinalities)}],
+        "search.targets": [{"columns": 4 * len(num_embeddings)}],
         "pretrain.max_epochs": 1,
         "search.epochs": 1,
         "retrain.max_epochs": 1,

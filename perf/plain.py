@@ -17,17 +17,17 @@ from ham_dist.training.samples import Samples
 class PlainModel(nn.Module):
     """Logits of a batch."""
 
-    def __init__(self, settings: RunSettings, cardinalities: dict[str, int]) -> None:
+    def __init__(self, settings: RunSettings, num_embeddings: dict[str, int]) -> None:
         super().__init__()
         torch.manual_seed(settings.seed)
-        widths = {field: min(settings.model.base_width, rows) for field, rows in cardinalities.items()}
-        self.fields = list(widths)
-        self.interaction = build_interaction(settings.model, widths)
+        dims = {field: min(settings.model.base_dim, rows) for field, rows in num_embeddings.items()}
+        self.fields = list(dims)
+        self.interaction = build_interaction(settings.model, dims)
         self.tables = nn.ModuleList(
-            nn.EmbeddingBag(rows, widths[field], mode="mean") for field, rows in cardinalities.items()
+            nn.EmbeddingBag(rows, dims[field], mode="mean") for field, rows in num_embeddings.items()
         )
         for table in self.tables:
-            nn.init.normal_(table.weight, std=settings.model.table_start)
+            nn.init.normal_(table.weight, std=settings.model.init_std)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """(B,)"""

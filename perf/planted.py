@@ -2,7 +2,7 @@
 
     python perf/planted.py --runs runs/planted --methods ham random --seeds 5
 
-A seed is that of the data and of the run. Spearman's rank correlation is taken between planted and kept widths over the eight fields.
+A seed is that of the data and of the run. Spearman's rank correlation is taken between planted and kept dims over the eight fields.
 """
 
 import argparse

@@ -44,7 +44,7 @@ def losses_of_stages(data: Path, starts: Path, precision: str) -> dict[str, list
     with process_group.process_group() as device:
         manifest = Manifest.load(data)
         samples = Samples(data, manifest, settings, device)
-        state = open_supernet(settings, manifest.cardinalities(), device, manifest.single_valued())
+        state = open_supernet(settings, manifest.num_embeddings(), device, manifest.single_valued())
         layout = state.sharded.mask.layout
         space = SearchSpace(
             layout,

@@ -10,7 +10,7 @@ import argparse
 from dataclasses import dataclass
 
 from ham_dist.config.load import load_run
-from ham_dist.distributed.planning.table_optimizers import table_rule
+from ham_dist.distributed.planning.table_optimizers import table_optimizer_of
 from ham_dist.distributed.planning.topology import Topology
 from ham_dist.distributed.planning.traffic import RankCost, costs_by_rank
 from ham_dist.errors import ShardingError
@@ -77,17 +77,17 @@ def main() -> None:
     machine = Machine()
     settings = load_run(None, ["optimizer.tables=rowwise_adagrad", "orthogonality.application=decoupled", f"data.batch_size={options.batch}",
                                "precision.dense=float32"])  # fmt: skip
-    rule = table_rule(settings.optimizer)
+    rule = table_optimizer_of(settings.optimizer)
     print(
         "| parameters | GPUs | kinds | GB a GPU, most | MB out of a GPU a step, most | ms: lookups | exchange | dense | fixed | million samples/s |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
     for parameters in options.parameters:
-        cardinalities = {f"field_{number}": int(parameters / FIELDS / WIDTH) for number in range(FIELDS)}
+        num_embeddings = {f"field_{number}": int(parameters / FIELDS / WIDTH) for number in range(FIELDS)}
         for gpus in options.gpus:
             batch = options.batch if options.batch_of_gpu is None else options.batch_of_gpu * gpus
             settings = load_run(None, [*SETTINGS, f"data.batch_size={batch}"])
-            rule, groups = table_rule(settings.optimizer), table_groups(settings, cardinalities)
+            rule, groups = table_optimizer_of(settings.optimizer), table_groups(settings, num_embeddings)
             topology = Topology("cuda", gpus, min(gpus, GPUS_OF_HOST), int(machine.memory))
             try:
                 plan = plan_for(settings, groups, topology)

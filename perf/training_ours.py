@@ -26,7 +26,7 @@ from training_side import LEARNING_RATE, TABLE_START, Task, has_first_order_tabl
 from ham_dist.config.schema import RunSettings
 from ham_dist.data.format.manifest import Manifest
 from ham_dist.data.reader.split import Split, open_split
-from ham_dist.distributed.planning.table_optimizers import table_rule
+from ham_dist.distributed.planning.table_optimizers import table_optimizer_of
 from ham_dist.distributed.ranks.process_group import process_group
 from ham_dist.models.deepfm import DeepFM, DeepFMSettings
 from ham_dist.models.registry import INTERACTIONS, build_interaction
@@ -44,13 +44,13 @@ def settings_of(task: Task) -> RunSettings:
             "data": {"batch_size": task.batch_size},
             "model": {
                 "name": task.model,
-                "base_width": task.width,
-                "table_start": TABLE_START,
+                "base_dim": task.width,
+                "init_std": TABLE_START,
                 "mlp": task.mlp,
                 **(
                     {"cross_layers": task.cross_layers}
                     if task.model == "dcnv2"
-                    else {"lift_width": task.width, "first_order": task.first_order}
+                    else {"lift_dim": task.width, "first_order": task.first_order}
                 ),
             },
             "optimizer": {
@@ -76,7 +76,7 @@ class HamDist:
         choose_model(task)
         self.settings = settings_of(task)
         self.folder, self.manifest = Path(task.folder), Manifest.load(Path(task.folder))
-        self.state = open_supernet(self.settings, task.cardinalities, CPU, single_valued=task.cardinalities)
+        self.state = open_supernet(self.settings, task.num_embeddings, CPU, single_valued=task.num_embeddings)
 
     def train(self) -> int:
         samples = 0
@@ -106,7 +106,7 @@ class Rows:
 
     def __init__(self, task: Task, split: str) -> None:
         table = pq.read_table(Path(task.folder) / split, use_threads=False)
-        self.ids = np.stack([table[field].to_numpy() for field in task.cardinalities], axis=1)
+        self.ids = np.stack([table[field].to_numpy() for field in task.num_embeddings], axis=1)
         self.labels = table["label"].to_numpy().astype(np.float32)
         self.batch_size = task.batch_size
 
@@ -159,7 +159,7 @@ class TorchRec(_Looped):
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
-        rule = table_rule(settings_of(task).optimizer)
+        rule = table_optimizer_of(settings_of(task).optimizer)
         model = _TorchRecModel(task, padded_first_order=rule.fused is not None)
         plans = {}
         for name, module in model.named_children():
@@ -173,7 +173,7 @@ class TorchRec(_Looped):
             place = table_wise(rank=0, compute_kernel="dense" if rule.fused is None else "fused")
             plans[name] = construct_module_sharding_plan(
                 module,
-                dict.fromkeys(task.cardinalities, place),
+                dict.fromkeys(task.num_embeddings, place),
                 local_size=1,
                 world_size=1,
                 device_type="cpu",
@@ -193,7 +193,7 @@ class TorchRec(_Looped):
                 parameters, lambda them: torch.optim.Adam(them, lr=LEARNING_RATE, fused=True)
             )
         ]
-        self.lengths = torch.ones(len(task.cardinalities) * task.batch_size, dtype=torch.int32)
+        self.lengths = torch.ones(len(task.num_embeddings) * task.batch_size, dtype=torch.int32)
 
     def module(self) -> nn.Module:
         return self.parallel
@@ -201,7 +201,7 @@ class TorchRec(_Looped):
     def logits(self, ids: np.ndarray) -> torch.Tensor:
         values = torch.from_numpy(ids.T.reshape(-1))
         features = KeyedJaggedTensor(
-            list(self.task.cardinalities), values, lengths=self.lengths[: len(values)], stride=len(ids)
+            list(self.task.num_embeddings), values, lengths=self.lengths[: len(values)], stride=len(ids)
         )
         return self.parallel(features)
 
@@ -214,7 +214,7 @@ class _TorchRecModel(nn.Module):
             _collection(task, 4 if padded_first_order else 1) if has_first_order_tables(task) else None
         )
         self.interaction = build_interaction(
-            settings_of(task).model, dict.fromkeys(task.cardinalities, task.width)
+            settings_of(task).model, dict.fromkeys(task.num_embeddings, task.width)
         )
 
     def forward(self, features: KeyedJaggedTensor) -> torch.Tensor:
@@ -228,7 +228,7 @@ class _TorchRecModel(nn.Module):
 def _collection(task: Task, width: int) -> EmbeddingBagCollection:
     tables = [
         EmbeddingBagConfig(name=field, embedding_dim=width, num_embeddings=rows, feature_names=[field])
-        for field, rows in task.cardinalities.items()
+        for field, rows in task.num_embeddings.items()
     ]
     return EmbeddingBagCollection(tables=tables, device=torch.device("meta"))
 
@@ -252,11 +252,11 @@ class _PlainModel(nn.Module):
     def __init__(self, task: Task) -> None:
         super().__init__()
         self.tables = nn.ModuleList(
-            nn.EmbeddingBag(rows, task.width, mode="sum") for rows in task.cardinalities.values()
+            nn.EmbeddingBag(rows, task.width, mode="sum") for rows in task.num_embeddings.values()
         )
         self.first_order = nn.ModuleList(
             nn.EmbeddingBag(rows, 1, mode="sum")
-            for rows in task.cardinalities.values()
+            for rows in task.num_embeddings.values()
             if has_first_order_tables(task)
         )
         for table in self.tables:
@@ -264,7 +264,7 @@ class _PlainModel(nn.Module):
         for table in self.first_order:
             nn.init.zeros_(table.weight)
         self.interaction = build_interaction(
-            settings_of(task).model, dict.fromkeys(task.cardinalities, task.width)
+            settings_of(task).model, dict.fromkeys(task.num_embeddings, task.width)
         )
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
@@ -298,9 +298,9 @@ class _Fields(nn.Module):
 class _DeepFMWithoutLift(DeepFM):
     """For tables of one width that are not cut."""
 
-    def __init__(self, widths: Mapping[str, int], settings: DeepFMSettings) -> None:
-        super().__init__(widths, settings)
-        self.lift = _Fields(len(widths))  # type: ignore[assignment]
+    def __init__(self, dims: Mapping[str, int], settings: DeepFMSettings) -> None:
+        super().__init__(dims, settings)
+        self.lift = _Fields(len(dims))  # type: ignore[assignment]
 
 
 def main() -> None:

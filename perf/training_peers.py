@@ -28,7 +28,7 @@ class FuxiCTR:
         self.map.features.update(
             {
                 field: {"source": "", "type": "categorical", "vocab_size": rows}
-                for field, rows in task.cardinalities.items()
+                for field, rows in task.num_embeddings.items()
             }
         )
         self.map.num_fields = self.map.get_num_fields()
@@ -100,7 +100,7 @@ class DeepCTR:
         self.task = task
         fields = [
             SparseFeat(field, vocabulary_size=rows, embedding_dim=task.width)
-            for field, rows in task.cardinalities.items()
+            for field, rows in task.num_embeddings.items()
         ]
         shared = {
             "dnn_hidden_units": task.mlp,
@@ -133,7 +133,7 @@ class DeepCTR:
 
     def _split(self, name: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
         with np.load(arrays(self.task, name)) as found:
-            return {field: found[field] for field in self.task.cardinalities}, found["label"].astype(
+            return {field: found[field] for field in self.task.num_embeddings}, found["label"].astype(
                 np.float32
             )
 

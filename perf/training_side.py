@@ -39,7 +39,7 @@ class Task:
     tables: str
     first_order: str
     has_lift: bool
-    cardinalities: dict[str, int]
+    num_embeddings: dict[str, int]
     width: int
     mlp: list[int]
     cross_layers: int

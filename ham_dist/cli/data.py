@@ -165,9 +165,7 @@ def inspect(
     path: Annotated[Path, typer.Argument(help="Folder of prepared data, of a run, or of a bundle.")],
     width: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Of data: count the bytes of tables this wide; model.base_width without it."
-        ),
+        typer.Option(min=1, help="Of data: count the bytes of tables this wide; model.base_dim without it."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Of data: the same figures as JSON.")] = False,
 ) -> None:
@@ -191,7 +189,7 @@ def inspect(
     from ham_dist.data.format.manifest import Manifest
     from ham_dist.data.statistics import look_at
 
-    look = look_at(path, Manifest.load(path), width or ModelSettings.model_fields["base_width"].default)
+    look = look_at(path, Manifest.load(path), width or ModelSettings.model_fields["base_dim"].default)
     if as_json:
         typer.echo(look.model_dump_json(indent=1))
     else:

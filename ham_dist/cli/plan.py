@@ -13,11 +13,16 @@ from ham_dist.data.reader.pooling_factor import ids_per_row
 from ham_dist.distributed.planning import topology
 from ham_dist.distributed.planning.placement import Plan
 from ham_dist.distributed.planning.request import PlanRequest
-from ham_dist.distributed.planning.table_optimizers import BytesHeld, Memory, TableRule, table_rule
+from ham_dist.distributed.planning.table_optimizers import (
+    BytesHeld,
+    Memory,
+    TableOptimizer,
+    table_optimizer_of,
+)
 from ham_dist.distributed.planning.traffic import RankCost, costs_by_rank
 from ham_dist.distributed.ranks import process_group
 from ham_dist.distributed.sharding.model import FIRST_ORDER, TABLES
-from ham_dist.embedding.tables import KERNEL_WIDTH, Table
+from ham_dist.embedding.tables import KERNEL_DIM, Table
 from ham_dist.errors import DataError
 from ham_dist.io.console import make_table
 from ham_dist.methods.budget import Budget
@@ -51,38 +56,38 @@ def describe_plan(settings: RunSettings, topology_name: str | None) -> Iterator[
 def _fields(settings: RunSettings, ranks: int) -> tuple[dict[str, int], dict[str, float]]:
     """C_j and mean ids a row, by field; refuses data that a run on so many ranks would refuse."""
     if settings.data.path is None:
-        rows = settings.data.synthetic.cardinalities
+        rows = settings.data.synthetic.num_embeddings
         return {f"field_{number}": count for number, count in enumerate(rows)}, {}
     manifest = Manifest.load(settings.data.path)
     if not manifest.fields:
         raise DataError(f"{settings.data.path}: has no fields")
     require_samples(settings.data.path, manifest, settings, ranks)
-    return manifest.cardinalities(), ids_per_row(settings.data.path, manifest)
+    return manifest.num_embeddings(), ids_per_row(settings.data.path, manifest)
 
 
 def _parts(
     settings: RunSettings,
     ranks: topology.Topology,
     name: str,
-    cardinalities: Mapping[str, int],
+    num_embeddings: Mapping[str, int],
     ids: Mapping[str, float],
 ) -> Iterator[RenderableType]:
-    groups, rule = table_groups(settings, cardinalities), table_rule(settings.optimizer)
+    groups, table_optimizer = table_groups(settings, num_embeddings), table_optimizer_of(settings.optimizer)
     for target in settings.search.targets:
         Budget(target, column_layout(groups[TABLES]))  # refuses a target that the run would refuse
-    plan = plan_for(settings, groups, ranks, fields=list(cardinalities))
-    costs = costs_by_rank(plan, rule, ranks, settings.data.batch_size, ids)
+    plan = plan_for(settings, groups, ranks, fields=list(num_embeddings))
+    costs = costs_by_rank(plan, table_optimizer, ranks, settings.data.batch_size, ids)
     hosts = f"{ranks.hosts} host{'s' if ranks.hosts > 1 else ''}"
     yield (
         f"{name}: {ranks.ranks} x {ranks.device} on {hosts}, {size_text(ranks.memory)} each, {settings.sharding.memory_share:.0%} of it for tables; "
-        f'optimizer.tables = "{rule.name}", tables in {settings.precision.tables}, {settings.data.batch_size:,} rows a step'
+        f'optimizer.tables = "{table_optimizer.name}", tables in {settings.precision.tables}, {settings.data.batch_size:,} rows a step'
     )
     yield _tables(plan)
     yield _ranks(costs)
     if plan.uses_host_memory:
         yield _hosts(costs)
-    yield _kinds(plan, rule, ranks, settings.data.batch_size, ids)
-    yield _narrow(settings, groups, rule, plan, ranks, costs)
+    yield _kinds(plan, table_optimizer, ranks, settings.data.batch_size, ids)
+    yield _narrow(settings, groups, table_optimizer, plan, ranks, costs)
     if warning := warning_of_caches(settings, plan):
         yield warning
     yield "A step on the weights moves this much; a step of the search looks up a validation batch besides: its ids and vectors, no gradients."
@@ -99,14 +104,14 @@ def _tables(plan: Plan) -> Grid:
             )
             name = field if path == TABLES else f"{field} (first order)"
             kernel = "fused" if placement.fused else "dense"
-            if placement.memory.place != "device":
-                kernel = f"{kernel}, {placement.memory.place}"
+            if placement.memory.kernel != "device":
+                kernel = f"{kernel}, {placement.memory.kernel}"
             lines.append(
                 (
                     name,
-                    f"{placement.table.rows:,}",
-                    str(placement.table.stored_width),
-                    placement.kind,
+                    f"{placement.table.num_embeddings:,}",
+                    str(placement.table.stored_dim),
+                    placement.sharding_type,
                     kernel,
                     where,
                 )
@@ -161,19 +166,23 @@ def _shown(costs: Sequence[RankCost]) -> list[tuple[str, RankCost]]:
 
 
 def _kinds(
-    plan: Plan, rule: TableRule, ranks: topology.Topology, batch_size: int, ids: Mapping[str, float]
+    plan: Plan,
+    table_optimizer: TableOptimizer,
+    ranks: topology.Topology,
+    batch_size: int,
+    ids: Mapping[str, float],
 ) -> Grid:
     heads = ("kind", "tables", "bytes of tables", "bytes between ranks a step")
     lines: list[tuple[str, ...]] = []
-    counts = Counter(placement.kind for placement in plan.placements)
+    counts = Counter(placement.sharding_type for placement in plan.placements)
     for kind, count in counts.items():
         of_kind = Plan(
             {
-                path: {field: entry for field, entry in group.items() if entry.kind == kind}
+                path: {field: entry for field, entry in group.items() if entry.sharding_type == kind}
                 for path, group in plan.groups.items()
             }
         )
-        costs = costs_by_rank(of_kind, rule, ranks, batch_size, ids)
+        costs = costs_by_rank(of_kind, table_optimizer, ranks, batch_size, ids)
         size = sum(placement.bytes for placement in of_kind.placements)
         lines.append((kind, str(count), size_text(size), size_text(sum(cost.out for cost in costs))))
     return make_table(heads, lines)
@@ -182,14 +191,16 @@ def _kinds(
 def _narrow(
     settings: RunSettings,
     groups: Mapping[str, Sequence[Table]],
-    rule: TableRule,
+    table_optimizer: TableOptimizer,
     plan: Plan,
     ranks: topology.Topology,
     costs: Sequence[RankCost],
 ) -> Grid:
     """What the narrow model's tables and their state take at most, whichever columns the search keeps."""
-    request = PlanRequest(settings.sharding, rule, ranks, groups, settings.data.batch_size)
-    fused = rule.fused is not None and not any(placement.replicated for placement in plan.placements)
+    request = PlanRequest(settings.sharding, table_optimizer, ranks, groups, settings.data.batch_size)
+    fused = table_optimizer.fused is not None and not any(
+        placement.replicated for placement in plan.placements
+    )
     held = {target: narrow_held(request, target, fused=fused) for target in settings.search.targets}
     device, host = max(cost.tables + cost.beside for cost in costs), max(cost.host for cost in costs)
     hosted = host or any(of_target.host for of_target in held.values())
@@ -198,8 +209,8 @@ def _narrow(
     lines: list[tuple[str, ...]] = []
     number_bytes = groups[TABLES][0].number_bytes
     for target, of_target in held.items():
-        rows, numbers = _most(groups, target, rule)
-        whole = rule.bytes_of(rows, numbers, fused=fused, number_bytes=number_bytes)
+        rows, numbers = _most(groups, target, table_optimizer)
+        whole = table_optimizer.bytes_of(rows, numbers, fused=fused, number_bytes=number_bytes)
         on_host = (size_text(of_target.host + host),) if hosted else ()
         lines.append(
             (
@@ -220,7 +231,7 @@ def narrow_held(request: PlanRequest, target: Target, *, fused: bool) -> BytesHe
         request: For the supernet. Tables that `auto` may cache or not are counted in both places.
         fused: True if no table has a gradient.
     """
-    rule, groups = request.rule, request.groups
+    table_optimizer, groups = request.table_optimizer, request.groups
     number_bytes = groups[TABLES][0].number_bytes
     movable = set(request.movable())
 
@@ -233,22 +244,28 @@ def narrow_held(request: PlanRequest, target: Target, *, fused: bool) -> BytesHe
             path: [table for table in group if place(table) == (memory, moves)]
             for path, group in groups.items()
         }
-        rows, numbers = _most(of_place, target, rule)
-        found = rule.bytes_of(rows, numbers, fused=fused, number_bytes=number_bytes, memory=memory)
+        rows, numbers = _most(of_place, target, table_optimizer)
+        found = table_optimizer.bytes_of(rows, numbers, fused=fused, number_bytes=number_bytes, memory=memory)
         if moves:
-            cached = Memory("cached", request.settings.cache_share)
-            lists = rule.bytes_of(rows, 0, fused=True, number_bytes=number_bytes, memory=cached).tables
-            host = rule.bytes_of(rows, numbers, fused=True, number_bytes=number_bytes, memory=cached).host
+            cached = Memory("fused_uvm_caching", request.settings.cache_load_factor)
+            lists = table_optimizer.bytes_of(
+                rows, 0, fused=True, number_bytes=number_bytes, memory=cached
+            ).tables
+            host = table_optimizer.bytes_of(
+                rows, numbers, fused=True, number_bytes=number_bytes, memory=cached
+            ).host
             found = BytesHeld(found.tables + lists, found.beside, host)
         held = held.plus(found)
     return held
 
 
-def _most(groups: Mapping[str, Sequence[Table]], target: Target, rule: TableRule) -> tuple[int, int]:
+def _most(
+    groups: Mapping[str, Sequence[Table]], target: Target, table_optimizer: TableOptimizer
+) -> tuple[int, int]:
     """Rows of all tables, and the most numbers in them once those under search are within `target`; first-order tables stay as they are."""
-    unit = KERNEL_WIDTH if rule.fused is not None else 1
-    first_order = sum(table.rows * table.stored_width for table in groups.get(FIRST_ORDER, ()))
-    return sum(table.rows for group in groups.values() for table in group), most_numbers(
+    unit = KERNEL_DIM if table_optimizer.fused is not None else 1
+    first_order = sum(table.num_embeddings * table.stored_dim for table in groups.get(FIRST_ORDER, ()))
+    return sum(table.num_embeddings for group in groups.values() for table in group), most_numbers(
         groups[TABLES], target, unit
     ) + first_order
 
@@ -261,8 +278,11 @@ def most_numbers(tables: Sequence[Table], target: Target, unit: int) -> int:
     """
     pieces = []
     for table in tables:
-        cost = 1 if target.columns is not None else table.rows * table.number_bytes
-        pieces += [(unit * table.rows, cost), ((table.width - 1) * table.rows, cost * (table.width - 1))]
+        cost = 1 if target.columns is not None else table.num_embeddings * table.number_bytes
+        pieces += [
+            (unit * table.num_embeddings, cost),
+            ((table.embedding_dim - 1) * table.num_embeddings, cost * (table.embedding_dim - 1)),
+        ]
     left: float = target.columns if target.columns is not None else target.bytes or 0
     numbers = 0.0
     for stored, cost in sorted(
@@ -271,4 +291,4 @@ def most_numbers(tables: Sequence[Table], target: Target, unit: int) -> int:
         share = min(1.0, left / cost)
         numbers += share * stored
         left -= share * cost
-    return min(round(numbers), sum(table.rows * table.stored_width for table in tables))
+    return min(round(numbers), sum(table.num_embeddings * table.stored_dim for table in tables))

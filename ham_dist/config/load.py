@@ -10,7 +10,7 @@ import tomlkit
 from pydantic import BaseModel, ValidationError
 from tomlkit.items import Table
 
-from ham_dist.config.migrate import MOVED, migrate_run
+from ham_dist.config.migrate import RENAMED, migrate_run
 from ham_dist.config.schema import RunSettings
 from ham_dist.config.sections import BY_NAME, dotted, model_at, models_in, owners
 from ham_dist.errors import ConfigError
@@ -237,8 +237,8 @@ def _entry(place: Sequence[str | int], got: Any, tree: Mapping[str, Any]) -> dic
 def _suggest_key(place: tuple[str | int, ...], tree: Mapping[str, Any]) -> str:
     """Where an earlier version's key is in this one, else the nearest key of the same section, or anywhere, else the keys that the section has."""
     *parents, name = place
-    if (moved := MOVED.get(dotted(place))) is not None:
-        return f" Write it as {moved}: it belongs to the method, in the section [{moved.rpartition('.')[0]}]."
+    if (new := RENAMED.get(dotted(place))) is not None:
+        return f" It is called {new}; write it in the section [{new.rpartition('.')[0]}]."
     section = model_at(parents, tree)
     if section is None:
         return ""

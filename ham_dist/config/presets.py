@@ -16,11 +16,11 @@ _DLRM_RANKS = (8, 4, 4, 3, 4, 1, 3, 2, 2, 8, 6, 5, 1, 3, 4, 2, 1, 2, 1, 6, 6, 4,
 _NUMERIC_RANKS = (3, 2, 2, 1, 3, 2, 1, 1, 2, 1, 1, 0, 0)
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "dlrm": {"cardinalities": DLRM_CARDINALITIES, "planted_ranks": _DLRM_RANKS, "skew": 1.05},
+    "dlrm": {"num_embeddings": DLRM_CARDINALITIES, "planted_ranks": _DLRM_RANKS, "skew": 1.05},
     "dlrm-39": {
-        "cardinalities": NUMERIC_CARDINALITIES + DLRM_CARDINALITIES,
+        "num_embeddings": NUMERIC_CARDINALITIES + DLRM_CARDINALITIES,
         "planted_ranks": _NUMERIC_RANKS + _DLRM_RANKS,
         "skew": 1.05,
     },
 }
-"""The cardinalities are the benchmark's. Ranks and skew are made up: wider tables need more columns, and a few fields are noise."""
+"""The num_embeddings are the benchmark's. Ranks and skew are made up: wider tables need more columns, and a few fields are noise."""

@@ -32,7 +32,16 @@ class SyntheticSettings(Settings):
     """Rows of all three splits together."""
     planted_ranks: tuple[Annotated[int, Field(ge=0)], ...] = (6, 4, 3, 2, 1, 0, 0, 0)
     """Columns that each field truly needs; 0 makes a field pure noise. One entry a field."""
-    cardinalities: tuple[Annotated[int, Field(ge=2, lt=2**31)], ...] = (600, 400, 300, 200, 100, 500, 200, 50)
+    num_embeddings: tuple[Annotated[int, Field(ge=2, lt=2**31)], ...] = (
+        600,
+        400,
+        300,
+        200,
+        100,
+        500,
+        200,
+        50,
+    )
     """Rows C_j of each field's table, the unknown row 0 included."""
     skew: Annotated[float, Field(ge=0)] = 0.6
     """Zipf exponent of how often the values of a field occur; 0 is uniform."""
@@ -47,8 +56,8 @@ class SyntheticSettings(Settings):
     def _spell_out_preset(self) -> "SyntheticSettings":
         if self.preset is None:
             return self
-        if "cardinalities" in self.model_fields_set:
-            raise ValueError(f"preset = {self.preset!r} and cardinalities are both given; give one of them")
+        if "num_embeddings" in self.model_fields_set:
+            raise ValueError(f"preset = {self.preset!r} and num_embeddings are both given; give one of them")
         for name, value in PRESETS[self.preset].items():
             if name not in self.model_fields_set:
                 object.__setattr__(
@@ -59,9 +68,9 @@ class SyntheticSettings(Settings):
 
     @model_validator(mode="after")
     def _one_entry_a_field(self) -> "SyntheticSettings":
-        if len(self.planted_ranks) != len(self.cardinalities):
+        if len(self.planted_ranks) != len(self.num_embeddings):
             raise ValueError(
-                f"planted_ranks has {len(self.planted_ranks)} entries and cardinalities {len(self.cardinalities)}; give one of each a field"
+                f"planted_ranks has {len(self.planted_ranks)} entries and num_embeddings {len(self.num_embeddings)}; give one of each a field"
             )
         return self
 
@@ -89,9 +98,9 @@ class ModelSettings(Settings):
 
     name: str
     """The interaction: fm, deepfm, autoint or dcnv2."""
-    base_width: Annotated[int, Field(gt=0, le=1024)] = 16
-    """Width of every table of the supernet, capped by its rows: d_j = min(base_width, C_j); fbgemm-gpu's kernels end at 1024."""
-    table_start: PositiveFloat = 0.01
+    base_dim: Annotated[int, Field(gt=0, le=1024)] = 16
+    """Width of every table of the supernet, capped by its rows: d_j = min(base_dim, C_j); fbgemm-gpu's kernels end at 1024."""
+    init_std: PositiveFloat = 0.01
     """Standard deviation of the embedding initialization."""
 
 
@@ -122,31 +131,32 @@ class OptimizerSettings(Settings):
     """Learning rate of Adam on the dense weights."""
 
 
-ShardingKind = Literal["table_wise", "row_wise", "column_wise", "table_row_wise", "grid", "data_parallel"]
+ShardingType = Literal["table_wise", "row_wise", "column_wise", "table_row_wise", "grid", "data_parallel"]
 """`table_wise`: whole on one rank; `row_wise`: blocks of rows on all ranks; `column_wise`: blocks of columns on several; `table_row_wise`: blocks of
 rows on the ranks of one host; `grid`: blocks of columns on several hosts, each in blocks of rows there; `data_parallel`: a copy on every rank."""
 
 
-TableMemory = Literal["device", "host", "cached"]
-"""`device`: the memory of the rank's own device; `host`: its machine's, which a GPU reads row by row; `cached`: the same, with the rows used last on
-the GPU."""
+ComputeKernel = Literal["device", "fused_uvm", "fused_uvm_caching"]
+"""`device`: TorchRec's `fused` or `dense`, as the table optimizer needs, in the memory of the rank's device; `fused_uvm`: in
+host memory, which a GPU reads row by row; `fused_uvm_caching`: the same, with the rows used last cached on the GPU."""
 
 
 class ShardingSettings(Settings):
     """How tables are spread over the ranks. `ham-dist train --plan-only` shows what comes of it."""
 
-    kind: Literal["auto", ShardingKind] = "auto"
-    """Of every table that `tables` does not name. `auto` on GPU: what TorchRec's planner takes for the fastest plan that fits; on CPU: table_wise by
-    size, and row_wise for a table too large for one rank."""
-    tables: dict[str, ShardingKind] = {}
-    """Kind of single tables, by field: { user = "row_wise" }."""
-    memory: Literal["auto", TableMemory] = "device"
-    """Memory of every table that `memories` does not name. `host` and `cached` exist on GPU, under fused rules; `auto` takes `cached` for as few
-    tables as do, the largest first, where not all fit on the device. A rank on CPU has its tables in the machine's memory anyway."""
-    memories: dict[str, TableMemory] = {}
-    """Memory of single tables, by field: { user = "cached" }."""
-    cache_share: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """Share of the rows of a `cached` table that the GPU has room for."""
+    sharding_type: Literal["auto", ShardingType] = "auto"
+    """Sharding type of every table that `sharding_types` does not name. `auto` on GPU: the plan that TorchRec's planner
+    estimates to be fastest among those that fit; on CPU: table_wise by size, and row_wise for a table too large for one rank."""
+    sharding_types: dict[str, ShardingType] = {}
+    """Sharding type of single tables, by field: { user = "row_wise" }."""
+    compute_kernel: Literal["auto", ComputeKernel] = "device"
+    """Compute kernel of every table that `compute_kernels` does not name. `fused_uvm` and `fused_uvm_caching` exist on GPU,
+    with fused table optimizers; `auto` takes `fused_uvm_caching` for the fewest tables, the largest first, where not all fit on
+    the device. A rank on CPU has its tables in host memory in any case."""
+    compute_kernels: dict[str, ComputeKernel] = {}
+    """Compute kernel of single tables, by field: { user = "fused_uvm_caching" }."""
+    cache_load_factor: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Share of the rows of a `fused_uvm_caching` table that the GPU has room for (`load_factor` in TorchRec)."""
     memory_share: Annotated[float, Field(gt=0, le=1)] = 0.85
     """Share of a rank's memory that tables, their gradients and their optimizer's state may take; the rest is for batches, activations and the
     dense part. TorchRec's planner keeps 15 % free as well."""
@@ -200,7 +210,7 @@ class Target(Settings):
     columns: PositiveInt | None = None
     """Columns left in all tables together."""
     bytes: PositiveInt | None = None
-    """Bytes of all tables under search together, at searched widths and 4 bytes a number (2 with `precision.tables` of half the bytes); first-order
+    """Bytes of all tables under search together, at searched dims and 4 bytes a number (2 with `precision.tables` of half the bytes); first-order
     tables of width 1 come on top. A run's own bundle stores as many, but for `bfloat16` tables: it has them in float32, and takes
     twice as many."""
 
@@ -270,7 +280,7 @@ class RanksSettings(Settings):
     """How long a rank may keep the others waiting before all end and it is named. Rank 0 alone hashes a bundle, at about a second a gigabyte."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`cuda`: each rank has a GPU of its own. `auto`: so where the host has any GPU, else `cpu`. Fewer GPUs on a host than ranks are an error."""
-    ids_ahead: bool = True
+    prefetch_ids: bool = True
     """Whether the ids of the next two batches travel between ranks, and to the GPU, while a batch is trained on; no number depends on it."""
 
 

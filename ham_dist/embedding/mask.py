@@ -22,7 +22,7 @@ class ColumnLayout:
     """Where each table's columns stand in a vector of S numbers.
 
     Args:
-        widths: Columns under search, by table name.
+        dims: Columns under search, by table name.
         rows: C_j, by table name.
         table_of: The table behind each key of the looked-up KeyedTensor (default: each key is its own table).
         number_bytes: Bytes of one number of each table (default: 4, float32).
@@ -30,18 +30,18 @@ class ColumnLayout:
 
     def __init__(
         self,
-        widths: Mapping[str, int],
+        dims: Mapping[str, int],
         rows: Mapping[str, int],
         table_of: Mapping[str, str] | None = None,
         number_bytes: Mapping[str, int] | None = None,
     ) -> None:
-        self.widths = dict(widths)
+        self.dims = dict(dims)
         self.rows = dict(rows)
-        self.number_bytes = dict.fromkeys(self.widths, BYTES_PER_NUMBER) | dict(number_bytes or {})
-        self.table_of = dict(table_of) if table_of is not None else {table: table for table in self.widths}
+        self.number_bytes = dict.fromkeys(self.dims, BYTES_PER_NUMBER) | dict(number_bytes or {})
+        self.table_of = dict(table_of) if table_of is not None else {table: table for table in self.dims}
         self.slices: dict[str, slice] = {}
         start = 0
-        for table, width in self.widths.items():
+        for table, width in self.dims.items():
             self.slices[table] = slice(start, start + width)
             start += width
         self.size = start
@@ -147,11 +147,11 @@ class ColumnMask:
     def _place(self, keys: Sequence[str], lengths: Sequence[int]) -> torch.Tensor | None:
         """Which number of the mask each column of the looked-up vectors takes; None if they come in the mask's own order."""
         places: list[int] = []
-        for key, stored_width in zip(keys, lengths, strict=True):
+        for key, stored_dim in zip(keys, lengths, strict=True):
             part = self.layout.slices[self.layout.table_of[key]]
             places += [
                 *range(part.start, part.stop),
-                *[self.layout.size] * (stored_width - (part.stop - part.start)),
+                *[self.layout.size] * (stored_dim - (part.stop - part.start)),
             ]
         return None if places == list(range(self.layout.size)) else torch.tensor(places)
 
@@ -169,7 +169,7 @@ class MaskedEmbeddingBagCollection(nn.Module):
         self.mask = mask
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
-        """Masked vectors of all keys, values (B, sum of stored widths)."""
+        """Masked vectors of all keys, values (B, sum of stored dims)."""
         return self.mask(self.look_up(features))
 
     def look_up(self, features: KeyedJaggedTensor, sent: object = None) -> KeyedTensor:
@@ -196,24 +196,24 @@ def look_up(ebc: nn.Module, features: KeyedJaggedTensor, sent: object = None) ->
 
 
 def ordered_columns(
-    looked_up: KeyedTensor, widths: Mapping[str, int], counts: Mapping[str, torch.Tensor] | None = None
+    looked_up: KeyedTensor, dims: Mapping[str, int], counts: Mapping[str, torch.Tensor] | None = None
 ) -> torch.Tensor:
-    """The columns in use, (B, D), keys in the order of `widths`, whatever the order and the padding in `looked_up`.
+    """The columns in use, (B, D), keys in the order of `dims`, whatever the order and the padding in `looked_up`.
 
     counts: (B, 1) by key, for keys that hold sums: what makes means of them.
     """
     keys, lengths, values = looked_up.keys(), looked_up.length_per_key(), looked_up.values()
-    if not counts and list(keys) == list(widths):
-        if list(lengths) == list(widths.values()):
+    if not counts and list(keys) == list(dims):
+        if list(lengths) == list(dims.values()):
             return values
-        if len(set(lengths)) == len(set(widths.values())) == 1:
+        if len(set(lengths)) == len(set(dims.values())) == 1:
             # All alike, as tables of width 1 in rows of 4 are: one cut for all of them.
-            return values.unflatten(1, (len(lengths), lengths[0]))[
-                :, :, : next(iter(widths.values()))
-            ].flatten(1)
+            return values.unflatten(1, (len(lengths), lengths[0]))[:, :, : next(iter(dims.values()))].flatten(
+                1
+            )
     # One split, since the gradient of each `looked_up[key]` would be (B, all columns): its own, and zeros.
     by_key = dict(zip(keys, values.split(lengths, dim=1), strict=True))
-    parts = {key: by_key[key][:, :width] for key, width in widths.items()}
+    parts = {key: by_key[key][:, :width] for key, width in dims.items()}
     return torch.cat(
         [part / counts[key] if counts and key in counts else part for key, part in parts.items()], dim=1
     )

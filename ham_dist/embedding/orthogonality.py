@@ -16,30 +16,30 @@ SMALLEST_NORM = 1e-12
 """A column shorter than this (padding, or a column that has died) has no direction: `cosine` leaves it out."""
 
 
-def penalty(gram: torch.Tensor, form: Form, base_width: int) -> torch.Tensor:
+def penalty(gram: torch.Tensor, form: Form, base_dim: int) -> torch.Tensor:
     """R of one table, a scalar.
 
     gram:       G, (d, d).
-    form:       "gram": ||G - I||_F^2 / base_width^2 (Eq. 1). "cosine": the same of the columns at unit length, so its diagonal counts nothing.
-    base_width: the paper's d_j. A narrow table keeps the divisor of the supernet's, so that retraining goes on with the objective that the search
+    form:       "gram": ||G - I||_F^2 / base_dim^2 (Eq. 1). "cosine": the same of the columns at unit length, so its diagonal counts nothing.
+    base_dim: the paper's d_j. A narrow table keeps the divisor of the supernet's, so that retraining goes on with the objective that the search
                 ended with: by its own width, a table cut from 16 columns to 1 would be pulled to unit length 256 times as hard.
     """
-    return _difference(gram, form).square().sum() / base_width**2
+    return _difference(gram, form).square().sum() / base_dim**2
 
 
-def gradient_matrix(gram: torch.Tensor, form: Form, base_width: int | torch.Tensor) -> torch.Tensor:
-    """The matrix M with dR/dV = V M; the d that divides below is base_width.
+def gradient_matrix(gram: torch.Tensor, form: Form, base_dim: int | torch.Tensor) -> torch.Tensor:
+    """The matrix M with dR/dV = V M; the d that divides below is base_dim.
 
     "gram":   M = 4 (G - I) / d^2.
     "cosine": with N = diag(column norms), C = N^-1 G N^-1 and A = C - I, the gradient of unit columns U = V N^-1 is 4 U A / d^2, and the way back
               through u = v / |v| takes off its part along u: M = 4 N^-1 (A - diag(C A)) N^-1 / d^2.
 
     gram:       G (d, d), or those of T tables (T, d, d).
-    base_width: a number, or (T, 1, 1).
+    base_dim: a number, or (T, 1, 1).
     returns:    of the shape of `gram`.
     """
     difference = _difference(gram, form)
-    scale = 4.0 / base_width**2
+    scale = 4.0 / base_dim**2
     if form == "gram":
         return scale * difference
     inverse = _inverse_norms(gram)

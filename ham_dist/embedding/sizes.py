@@ -12,17 +12,17 @@ def table_sizes(before: Sequence[Table], after: Sequence[Table], columns: Column
 
     before: the supernet's tables; after: the narrow model's.
     """
-    stored = {table.field: table.stored_width for table in after}
+    stored = {table.field: table.stored_dim for table in after}
     return [
         TableSize(
             field=table.field,
-            rows=table.rows,
-            base_width=table.width,
+            num_embeddings=table.num_embeddings,
+            base_dim=table.embedding_dim,
             kept_columns=columns[table.field].tolist(),
-            searched_width=len(columns[table.field]),
-            stored_width=stored.get(table.field, 0),
-            bytes_before=table.rows * table.width * table.number_bytes,
-            bytes_after=table.rows * len(columns[table.field]) * table.number_bytes,
+            searched_dim=len(columns[table.field]),
+            stored_dim=stored.get(table.field, 0),
+            bytes_before=table.num_embeddings * table.embedding_dim * table.number_bytes,
+            bytes_after=table.num_embeddings * len(columns[table.field]) * table.number_bytes,
         )
         for table in before
     ]

@@ -71,7 +71,7 @@ class NarrowEmbeddingBagCollection(nn.Module):
             table: {
                 "keys": features[table],
                 "pooling": pooling.get(table),
-                "base_width": self._widths[table],
+                "base_dim": self._widths[table],
                 "columns": kept.tolist(),
             }
             for table, kept in self.columns.items()
@@ -150,9 +150,9 @@ def _slice_reader(
     model: nn.Module, name: str, place: int | tuple[int, int], wide: EmbeddingBagCollection, columns: Columns
 ) -> None:
     dimension, start = place if isinstance(place, tuple) else (place, 0)
-    widths = {config.name: config.embedding_dim for config in wide.embedding_bag_configs()}
+    dims = {config.name: config.embedding_dim for config in wide.embedding_bag_configs()}
     tables = [table for _, _, table in output_keys(wide)]
-    total = sum(widths[table] for table in tables)
+    total = sum(dims[table] for table in tables)
     parameters = dict(model.named_parameters())
     if name not in parameters:
         raise SlicingError(f"readers: the model has no weight {name!r}. Its weights: {', '.join(parameters)}")
@@ -164,7 +164,7 @@ def _slice_reader(
     kept, first = [torch.arange(start)], start
     for table in tables:
         kept.append(columns[table] + first)
-        first += widths[table]
+        first += dims[table]
     kept.append(torch.arange(first, weight.shape[dimension]))
     module_name, _, attribute = name.rpartition(".")
     module = model.get_submodule(module_name)

@@ -2,33 +2,43 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from ham_dist.errors import CheckpointError
 from ham_dist.io.untrusted import parse_json, read_bytes
 
+_RENAMED = {
+    "rows": "num_embeddings",
+    "base_width": "base_dim",
+    "searched_width": "searched_dim",
+    "stored_width": "stored_dim",
+}
+"""The key of this version, by the key of version 0.1.0."""
+
 
 @dataclass(frozen=True)
 class TableSize:
-    """One table before and after.
+    """One table before and after the search.
 
-    rows:           C_j.
-    base_width:     columns in the supernet.
-    kept_columns:   their numbers in the supernet's table, ascending.
-    searched_width: how many they are.
-    stored_width:   columns in memory after the cut, padding included; 0 for a table that has left.
-    bytes_before:   in the tables' precision, at the base width.
-    bytes_after:    in the tables' precision, at the searched width: without padding. The run's own bundle stores float32 and float16 so; bfloat16
-                    goes into it as float32, in twice as many.
+    Attributes:
+        num_embeddings: C_j.
+        base_dim: Columns in the supernet.
+        kept_columns: Numbers of the kept columns in the supernet's table, ascending.
+        searched_dim: How many columns are kept.
+        stored_dim: Columns in memory after slicing, padding included; 0 for a table that was removed.
+        bytes_before: Bytes at the base dim, in the tables' precision.
+        bytes_after: Bytes at the searched dim, in the tables' precision, without padding. The run's own bundle stores
+            float32 and float16 tables in as many bytes, and bfloat16 tables as float32 in twice as many.
     """
 
     field: str
-    rows: int
-    base_width: int
+    num_embeddings: int
+    base_dim: int
     kept_columns: list[int]
-    searched_width: int
-    stored_width: int
+    searched_dim: int
+    stored_dim: int
     bytes_before: int
     bytes_after: int
 
@@ -40,9 +50,8 @@ def read_sizes(path: Path) -> list[TableSize]:
         CheckpointError: The file is missing or damaged.
     """
     try:
-        content = read_bytes(path)
-        parse_json(content)  # pydantic's own parser has no limits
-        sizes = TypeAdapter(list[TableSize]).validate_json(content, strict=True)
+        content = parse_json(read_bytes(path))  # pydantic's own parser has no limits
+        sizes = TypeAdapter(list[TableSize]).validate_python(_migrated(content), strict=True)
         for size in sizes:
             _check(size)
     except (OSError, ValueError) as error:
@@ -56,13 +65,21 @@ def read_sizes(path: Path) -> list[TableSize]:
     return sizes
 
 
+def _migrated(content: Any) -> Any:
+    """The entries with the keys of this version in place of those of version 0.1.0."""
+    if not isinstance(content, list):
+        return content
+    return [
+        {_RENAMED.get(key, key): value for key, value in entry.items()} if isinstance(entry, dict) else entry
+        for entry in content
+    ]
+
+
 def _check(size: TableSize) -> None:
     kept = size.kept_columns
-    if kept != sorted(set(kept)) or not all(0 <= column < size.base_width for column in kept):
+    if kept != sorted(set(kept)) or not all(0 <= column < size.base_dim for column in kept):
+        raise ValueError(f"{size.field}: kept_columns are not ascending columns of 0 to {size.base_dim - 1}")
+    if size.searched_dim != len(kept):
         raise ValueError(
-            f"{size.field}: kept_columns are not ascending columns of 0 to {size.base_width - 1}"
-        )
-    if size.searched_width != len(kept):
-        raise ValueError(
-            f"{size.field}: searched_width = {size.searched_width}, but {len(kept)} columns are kept"
+            f"{size.field}: searched_dim = {size.searched_dim}, but {len(kept)} columns are kept"
         )

@@ -15,7 +15,7 @@ BYTES_PER_NUMBER = 4
 
 _KERNEL_TYPE = {"float32": DataType.FP32, "float16": DataType.FP16, "bfloat16": DataType.BF16}
 
-KERNEL_WIDTH = 4
+KERNEL_DIM = 4
 """Fused kernels need the width of a table to be a multiple of this (fbgemm-gpu, on CPU too)."""
 
 
@@ -24,18 +24,18 @@ class Table:
     """One embedding table.
 
     field:        the field that reads it.
-    rows:         C_j, row 0 for unknown values.
-    width:        columns in use.
-    stored_width: columns that lie in memory: `width`, or `width` filled up with columns that stay zero where a kernel needs it.
-    base_width:   columns that it had in the supernet.
+    num_embeddings:         C_j, row 0 for unknown values.
+    embedding_dim:        columns in use.
+    stored_dim: columns that lie in memory: `embedding_dim`, or `embedding_dim` filled up with columns that stay zero where a kernel needs it.
+    base_dim:   columns that it had in the supernet.
     precision:    of its numbers, as in `precision.tables`.
     """
 
     field: str
-    rows: int
-    width: int
-    stored_width: int
-    base_width: int
+    num_embeddings: int
+    embedding_dim: int
+    stored_dim: int
+    base_dim: int
     precision: TablePrecision = "float32"
 
     @property
@@ -70,19 +70,19 @@ class TableChunk:
     values: torch.Tensor
 
 
-def stored_width(width: int, *, fused: bool) -> int:
+def stored_dim(width: int, *, fused: bool) -> int:
     """`width`, raised to what the kernel can hold."""
-    return -(-width // KERNEL_WIDTH) * KERNEL_WIDTH if fused else width
+    return -(-width // KERNEL_DIM) * KERNEL_DIM if fused else width
 
 
 def base_tables(
-    cardinalities: Mapping[str, int], base_width: int, precision: TablePrecision, *, fused: bool
+    num_embeddings: Mapping[str, int], base_dim: int, precision: TablePrecision, *, fused: bool
 ) -> tuple[Table, ...]:
-    """The supernet's tables: d_j = min(base_width, C_j), so that no table has more columns than rows (HAM paper, section 3.3)."""
-    widths = {field: min(base_width, rows) for field, rows in cardinalities.items()}
+    """The supernet's tables: d_j = min(base_dim, C_j), so that no table has more columns than rows (HAM paper, section 3.3)."""
+    dims = {field: min(base_dim, rows) for field, rows in num_embeddings.items()}
     return tuple(
-        Table(field, cardinalities[field], width, stored_width(width, fused=fused), width, precision)
-        for field, width in widths.items()
+        Table(field, num_embeddings[field], width, stored_dim(width, fused=fused), width, precision)
+        for field, width in dims.items()
     )
 
 
@@ -91,7 +91,7 @@ def sliced_tables(
 ) -> tuple[Table, ...]:
     """The tables with only `columns` of each; a table without any is left out."""
     return tuple(
-        replace(table, width=len(kept), stored_width=stored_width(len(kept), fused=fused))
+        replace(table, embedding_dim=len(kept), stored_dim=stored_dim(len(kept), fused=fused))
         for table in tables
         if len(kept := columns[table.field])
     )
@@ -107,8 +107,8 @@ def embedding_bags(tables: Iterable[Table], device: torch.device | str = "meta")
         tables=[
             EmbeddingBagConfig(
                 name=table.module_name,
-                embedding_dim=table.stored_width,
-                num_embeddings=table.rows,
+                embedding_dim=table.stored_dim,
+                num_embeddings=table.num_embeddings,
                 feature_names=[table.field],
                 data_type=_KERNEL_TYPE[table.precision],
                 pooling=PoolingType.SUM,

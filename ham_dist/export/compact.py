@@ -1,4 +1,4 @@
-"""The exported model: plain torch tables of mixed widths under an interaction.
+"""The exported model: plain torch tables of mixed dims under an interaction.
 
 B rows, d_j columns of field j, D = sum of d_j
 """
@@ -33,8 +33,8 @@ def pooled(table: torch.Tensor, ids: Ids) -> torch.Tensor:
 class CompactModel(nn.Module):
     """A model as serving runs it: frozen, in evaluation mode.
 
-    tables:      by field, (C_j, d_j) float32 or float16, for the fields of `interaction.widths` that have columns.
-    interaction: reads the columns in the order of its own `widths`.
+    tables:      by field, (C_j, d_j) float32 or float16, for the fields of `interaction.dims` that have columns.
+    interaction: reads the columns in the order of its own `dims`.
     first_order: by field, (C_j, 1): tables whose rows are added to the logit; may name fields that have no other table.
     """
 
@@ -46,7 +46,7 @@ class CompactModel(nn.Module):
     ) -> None:
         super().__init__()
         # Kept as lists beside the names: a field's name may hold characters that torch does not take in a parameter's.
-        self.fields = [field for field, width in interaction.widths.items() if width]
+        self.fields = [field for field, width in interaction.dims.items() if width]
         self.tables = nn.ParameterList(
             nn.Parameter(tables[field], requires_grad=False) for field in self.fields
         )

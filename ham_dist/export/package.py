@@ -99,7 +99,7 @@ def export_run(run_dir: Path, out: Path, precision: Precision) -> dict[str, Any]
             size.field: torch.tensor(size.kept_columns, dtype=torch.int64)
             for size in process_group.together(lambda: read_sizes(folder.sizes))
         }
-        state = open_sliced(settings, manifest.cardinalities(), columns, device, manifest.single_valued())
+        state = open_sliced(settings, manifest.num_embeddings(), columns, device, manifest.single_valued())
         identity = process_group.on_first_rank(folder.read_identity)
         load_best_weights(folder.checkpoints / "retrain", state, identity)
         return export_state(state, samples, out, precision=precision, run=origin(settings, manifest))
@@ -116,18 +116,18 @@ def origin(settings: RunSettings, manifest: Manifest) -> dict[str, Any]:
 
 
 def _fields(state: TrainingState, manifest: Manifest) -> list[FieldEntry]:
-    widths = state.interaction.widths
+    dims = state.interaction.dims
     first_order = {table.field for table in state.sharded.first_order_tables}
     return [
         FieldEntry(
             name=field.name,
             rows=field.rows,
-            width=widths.get(field.name, 0),
+            width=dims.get(field.name, 0),
             multi_valued=field.multi_valued,
-            keeps_slot=widths.get(field.name) == 0,
+            keeps_slot=dims.get(field.name) == 0,
         )
         for field in manifest.fields
-        if field.name in widths or field.name in first_order
+        if field.name in dims or field.name in first_order
     ]
 
 

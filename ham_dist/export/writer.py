@@ -293,15 +293,15 @@ def _entries(folder: str, description: Description, written: Sequence[_Written])
         )
         if not of_field:
             continue
-        widths = {item.width for item in of_field}
-        if len(widths) > 1:
+        dims = {item.width for item in of_field}
+        if len(dims) > 1:
             raise BundleError(
-                f"table {field.name!r}: its rows have {' and '.join(map(str, sorted(widths)))} columns on different ranks"
+                f"table {field.name!r}: its rows have {' and '.join(map(str, sorted(dims)))} columns on different ranks"
             )
         pieces = tuple(item.piece for item in of_field)
         kind = precision_of(description.precision).type
         tables.append(
-            TableEntry(field=field.name, rows=field.rows, width=widths.pop(), type=kind, files=pieces)
+            TableEntry(field=field.name, rows=field.rows, width=dims.pop(), type=kind, files=pieces)
         )
     return tuple(tables)
 

@@ -35,7 +35,7 @@ class Budget:
             self.unit, self.limit = "bytes", target.bytes
             per_table = [
                 torch.full((width,), layout.rows[table] * layout.number_bytes[table])
-                for table, width in layout.widths.items()
+                for table, width in layout.dims.items()
             ]
             self.costs = torch.cat(per_table)
         total, least = int(self.costs.sum()), int(self.costs.min())

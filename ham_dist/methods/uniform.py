@@ -27,10 +27,8 @@ class Uniform(Method):
         """The first columns of every field."""
         layout = self.space.layout
         scores = torch.empty(layout.size)
-        by_rows = sorted(layout.widths, key=lambda table: -layout.rows[table])
+        by_rows = sorted(layout.dims, key=lambda table: -layout.rows[table])
         for place, table in enumerate(by_rows):
             # Column k is dealt in round k; in a round the field with most rows comes first.
-            scores[layout.slices[table]] = -(
-                torch.arange(layout.widths[table]) * len(by_rows) + place
-            ).float()
+            scores[layout.slices[table]] = -(torch.arange(layout.dims[table]) * len(by_rows) + place).float()
         return self.space.budget.best(scores)

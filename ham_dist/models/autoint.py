@@ -1,6 +1,6 @@
 """AutoInt: self-attention over the fields of a row.
 
-B rows, F fields, L = lift_width, H heads of width L / H
+B rows, F fields, L = lift_dim, H heads of width L / H
 """
 
 from collections.abc import Mapping
@@ -24,13 +24,13 @@ class AutoIntSettings(LiftedSettings):
     attention_layers: LayerCount = 3
     """Self-attention layers."""
     attention_heads: PositiveInt = 2
-    """Heads of each layer; divides `lift_width`."""
+    """Heads of each layer; divides `lift_dim`."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "AutoIntSettings":
-        if self.lift_width % self.attention_heads:
+        if self.lift_dim % self.attention_heads:
             raise ValueError(
-                f"attention_heads = {self.attention_heads} does not divide lift_width = {self.lift_width}"
+                f"attention_heads = {self.attention_heads} does not divide lift_dim = {self.lift_dim}"
             )
         return self
 
@@ -67,27 +67,27 @@ class AutoInt(Interaction):
     A field that has lost all its columns stands as a slot of zeros: the softmax of every other field goes on counting it (with score 0), as it
     does in the masked wide model.
 
-    widths:   d_j by field; 0 where only the slot is left.
-    settings: reads lift_width, attention_layers and attention_heads.
+    dims:   d_j by field; 0 where only the slot is left.
+    settings: reads lift_dim, attention_layers and attention_heads.
     source:   Song et al. (2019), section 4.
     """
 
     Settings = AutoIntSettings
     keeps_slots = True
 
-    def __init__(self, widths: Mapping[str, int], settings: AutoIntSettings) -> None:
-        super().__init__(widths, settings)
-        self.lift = Lift(self.widths, settings.lift_width)
+    def __init__(self, dims: Mapping[str, int], settings: AutoIntSettings) -> None:
+        super().__init__(dims, settings)
+        self.lift = Lift(self.dims, settings.lift_dim)
         self.attention = nn.Sequential(
             *(
-                AttentionLayer(settings.lift_width, settings.attention_heads)
+                AttentionLayer(settings.lift_dim, settings.attention_heads)
                 for _ in range(settings.attention_layers)
             )
         )
-        self.last = Logit(len(self.widths) * settings.lift_width, 1)
+        self.last = Logit(len(self.dims) * settings.lift_dim, 1)
 
     def forward(self, columns: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         return self.last(self.attention(self.lift(columns, mask)).flatten(1)).squeeze(1)
 
     def axes(self) -> dict[str, dict[int, Axis]]:
-        return {"lift.weight": {0: Axis(tuple(self.widths))}}
+        return {"lift.weight": {0: Axis(tuple(self.dims))}}

@@ -22,7 +22,7 @@ class CTRModel(nn.Module):
     """Logits of a batch: the masked columns of all fields through one interaction.
 
     tables:             the embedding tables, with the mask over their columns; they give the sum of a bag's rows.
-    interaction:        reads the columns of all fields, in the order of its `widths`.
+    interaction:        reads the columns of all fields, in the order of its `dims`.
     first_order_tables: tables of width 1 (the usual first-order term of FM and DeepFM), added up into the logit; None where the term, if there is
                         one, is part of the interaction. They give sums too.
     single_valued:      fields of which no bag has more than one id. Of the others the mean is taken here.
@@ -44,7 +44,7 @@ class CTRModel(nn.Module):
         self.tables = tables
         self.interaction = interaction
         self.first_order_tables = first_order_tables
-        self._widths = {field: width for field, width in interaction.widths.items() if width}
+        self._widths = {field: width for field, width in interaction.dims.items() if width}
         first_order = (
             []
             if first_order_tables is None
@@ -100,8 +100,8 @@ def first_rows(values: torch.Tensor, rows: int | None) -> torch.Tensor:
 def column_layout(tables: Sequence[Table]) -> ColumnLayout:
     """The layout of the columns of `tables`."""
     return ColumnLayout(
-        {table.field: table.width for table in tables},
-        {table.field: table.rows for table in tables},
+        {table.field: table.embedding_dim for table in tables},
+        {table.field: table.num_embeddings for table in tables},
         number_bytes={table.field: table.number_bytes for table in tables},
     )
 

@@ -52,16 +52,16 @@ class CrossNet(nn.Module):
 class DCNV2(Interaction):
     """Logit = linear([cross layers (B, D), MLP (B, last of mlp)]), reading the columns as they are, without a lift.
 
-    widths:   d_j by field; fields of width 0 are left out.
+    dims:   d_j by field; fields of width 0 are left out.
     settings: reads cross_layers and mlp; without an mlp the linear reads the cross layers alone.
     source:   Wang et al. (2021), section 3.3, parallel structure; HAM paper, section 4.5: 3 D^2 + 20 D + 369 weights with 3 layers and mlp (16, 16).
     """
 
     Settings = DCNV2Settings
 
-    def __init__(self, widths: Mapping[str, int], settings: DCNV2Settings) -> None:
-        super().__init__(widths, settings)
-        columns = sum(self.widths.values())
+    def __init__(self, dims: Mapping[str, int], settings: DCNV2Settings) -> None:
+        super().__init__(dims, settings)
+        columns = sum(self.dims.values())
         self.deep_width = settings.mlp[-1] if settings.mlp else 0
         self.cross = CrossNet(columns, settings.cross_layers)
         self.deep = nn.Sequential(*hidden_layers(columns, settings.mlp))
@@ -78,7 +78,7 @@ class DCNV2(Interaction):
         return self.last(torch.cat(parts, dim=1)).squeeze(1)
 
     def axes(self) -> dict[str, dict[int, Axis]]:
-        columns = Axis(tuple(self.widths))
+        columns = Axis(tuple(self.dims))
         axes: dict[str, dict[int, Axis]] = {"last.weight": {1: Axis(columns.fields, tail=self.deep_width)}}
         for layer in range(len(self.cross.layers)):
             axes |= {

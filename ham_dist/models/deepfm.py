@@ -1,6 +1,6 @@
 """DeepFM: a factorization machine and an MLP over the same lifted fields.
 
-B rows, F fields, L = lift_width
+B rows, F fields, L = lift_dim
 """
 
 from collections.abc import Mapping
@@ -29,17 +29,17 @@ class DeepFM(FM):
 
     The MLP reads no lifted row: the lift is multiplied into its first layer, which then costs B D n products, and less with each column that is cut.
 
-    widths:   d_j by field; fields of width 0 are left out, so the MLP reads L inputs less for each.
-    settings: reads lift_width, first_order and mlp.
+    dims:   d_j by field; fields of width 0 are left out, so the MLP reads L inputs less for each.
+    settings: reads lift_dim, first_order and mlp.
     source:   Guo et al., "DeepFM" (2017), Eq. 1 to 4.
     """
 
     Settings = DeepFMSettings
 
-    def __init__(self, widths: Mapping[str, int], settings: DeepFMSettings) -> None:
-        super().__init__(widths, settings)
-        inputs = len(self.widths) * settings.lift_width
-        self.lift_width = settings.lift_width
+    def __init__(self, dims: Mapping[str, int], settings: DeepFMSettings) -> None:
+        super().__init__(dims, settings)
+        inputs = len(self.dims) * settings.lift_dim
+        self.lift_dim = settings.lift_dim
         # FM holds the bias of the logit.
         last = Logit(settings.mlp[-1] if settings.mlp else inputs, 1, bias=False)
         self.deep = nn.Sequential(*hidden_layers(inputs, settings.mlp), last)
@@ -54,4 +54,4 @@ class DeepFM(FM):
         return super().forward(columns, mask) + hidden.squeeze(1)
 
     def axes(self) -> dict[str, dict[int, Axis]]:
-        return super().axes() | {"deep.0.weight": {1: Axis(tuple(self.widths), block=self.lift_width)}}
+        return super().axes() | {"deep.0.weight": {1: Axis(tuple(self.dims), block=self.lift_dim)}}

@@ -1,6 +1,6 @@
 """Factorization machine over lifted fields.
 
-B rows, F fields, D columns, L = lift_width
+B rows, F fields, D columns, L = lift_dim
 """
 
 from collections.abc import Mapping
@@ -56,8 +56,8 @@ class FM(Interaction):
     The first-order term is linear in the columns (`first_order = "linear"`), or comes from tables of width 1 outside of this module
     (`first_order = "table"`: nothing is added here).
 
-    widths:   d_j by field; fields of width 0 are left out.
-    settings: reads lift_width and first_order.
+    dims:   d_j by field; fields of width 0 are left out.
+    settings: reads lift_dim and first_order.
     source:   Rendle (2010), Eq. 1; the lift as in the HAM paper, section 4.3.
     """
 
@@ -68,11 +68,11 @@ class FM(Interaction):
         assert isinstance(settings, FMSettings)
         return settings.first_order == "table"
 
-    def __init__(self, widths: Mapping[str, int], settings: FMSettings) -> None:
-        super().__init__(widths, settings)
-        self.lift = Lift(self.widths, settings.lift_width)
+    def __init__(self, dims: Mapping[str, int], settings: FMSettings) -> None:
+        super().__init__(dims, settings)
+        self.lift = Lift(self.dims, settings.lift_dim)
         self.bias = nn.Parameter(torch.zeros(()))
-        columns = sum(self.widths.values())
+        columns = sum(self.dims.values())
         self.linear = (
             nn.Parameter(torch.empty(columns).uniform_(-(columns**-0.5), columns**-0.5))
             if settings.first_order == "linear"
@@ -89,6 +89,6 @@ class FM(Interaction):
             return logits + columns @ (self.linear if mask is None else self.linear * mask)
 
     def axes(self) -> dict[str, dict[int, Axis]]:
-        columns = Axis(tuple(self.widths))
+        columns = Axis(tuple(self.dims))
         axes = {"lift.weight": {0: columns}}
         return axes if self.linear is None else axes | {"linear": {0: columns}}

@@ -28,10 +28,10 @@ class Axis:
     block: int | None = None
     tail: int = 0
 
-    def kept(self, widths: Mapping[str, int], columns: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def kept(self, dims: Mapping[str, int], columns: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Indices of this dimension that stay when only `columns` of each field stay.
 
-        widths:   d_j before slicing.
+        dims:   d_j before slicing.
         columns:  kept column numbers of each field, ascending, int64; an empty tensor for a field that leaves.
         returns:  int64 indices, ascending.
         """
@@ -39,7 +39,7 @@ class Axis:
         for field in self.fields:
             if self.block is None:
                 kept.append(columns[field] + start)
-                start += widths[field]
+                start += dims[field]
             else:
                 if len(columns[field]):
                     kept.append(torch.arange(start, start + self.block))
@@ -52,7 +52,7 @@ class Interaction(nn.Module, ABC):
     """The part of a CTR model above the tables, plain torch.
 
     Args:
-        widths: d_j by field, in the order in which forward's columns stand; 0 for a field that has left the model but still has a slot.
+        dims: d_j by field, in the order in which forward's columns stand; 0 for a field that has left the model but still has a slot.
         settings: The model's own settings.
     """
 
@@ -60,12 +60,12 @@ class Interaction(nn.Module, ABC):
     """Its keys in [model]; the default of `name` is the model's name."""
 
     keeps_slots: ClassVar[bool] = False
-    """Whether a field without columns still stands in the model, as a vector of zeros; elsewhere it is dropped from `widths`."""
+    """Whether a field without columns still stands in the model, as a vector of zeros; elsewhere it is dropped from `dims`."""
 
-    def __init__(self, widths: Mapping[str, int], settings: ModelSettings) -> None:
+    def __init__(self, dims: Mapping[str, int], settings: ModelSettings) -> None:
         super().__init__()
-        self.widths = {field: width for field, width in widths.items() if width or self.keeps_slots}
-        if not any(self.widths.values()):
+        self.dims = {field: width for field, width in dims.items() if width or self.keeps_slots}
+        if not any(self.dims.values()):
             raise TargetError(
                 f"{type(self).__name__}: no field has a column left; a model needs at least 1. Raise the target."
             )
@@ -82,7 +82,7 @@ class Interaction(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, columns: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits (B,) of the columns of all fields, (B, D), fields in the order of `widths`.
+        """Logits (B,) of the columns of all fields, (B, D), fields in the order of `dims`.
 
         mask: (D,), multiplied into the columns; or, to the same effect and for less, into the weights that alone read them. None: all ones.
         """

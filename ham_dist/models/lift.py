@@ -1,6 +1,6 @@
-"""One linear map for each field, without bias, that brings fields of different widths to one width.
+"""One linear map for each field, without bias, that brings fields of different dims to one width.
 
-B rows, F fields, d_j columns of field j, D = sum of d_j, L = lift_width, n outputs of a linear map behind the lift
+B rows, F fields, d_j columns of field j, D = sum of d_j, L = lift_dim, n outputs of a linear map behind the lift
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from ham_dist.config.schema import ModelSettings
 class LiftedSettings(ModelSettings):
     """Settings of a model that lifts its fields."""
 
-    lift_width: Annotated[int, Field(gt=0, le=4096)] = 16
+    lift_dim: Annotated[int, Field(gt=0, le=4096)] = 16
     """Width that each field is lifted to by a linear map without bias (HAM paper, section 4.3)."""
 
 
@@ -30,27 +30,27 @@ class Lift(nn.Module):
     with zero weights, so that one batched product does for all: F products would start F kernels, and a block-diagonal matrix multiplies F times as
     many numbers.
 
-    widths: d_j by field; a field of width 0 gives a slot of zeros.
+    dims: d_j by field; a field of width 0 gives a slot of zeros.
     """
 
     padded_columns: torch.Tensor
     padded_rows: torch.Tensor
     unpadded: torch.Tensor
 
-    def __init__(self, widths: Mapping[str, int], lift_width: int) -> None:
+    def __init__(self, dims: Mapping[str, int], lift_dim: int) -> None:
         super().__init__()
-        self.widths = tuple(widths.values())
-        self.widest = max(self.widths)
-        total = sum(self.widths)
-        self.weight = nn.Parameter(torch.empty(total, lift_width))
-        for width, block in zip(self.widths, self.weight.detach().split(self.widths), strict=True):
+        self.dims = tuple(dims.values())
+        self.widest = max(self.dims)
+        total = sum(self.dims)
+        self.weight = nn.Parameter(torch.empty(total, lift_dim))
+        for width, block in zip(self.dims, self.weight.detach().split(self.dims), strict=True):
             if width:
                 nn.init.uniform_(block, -(width**-0.5), width**-0.5)  # as nn.Linear(d_j, L) starts
-        self.is_even = all(width == self.widest for width in self.widths)
-        starts = list(accumulate(self.widths, initial=0))[:-1]
+        self.is_even = all(width == self.widest for width in self.dims)
+        starts = list(accumulate(self.dims, initial=0))[:-1]
         slots = [
             (start + i, i < width)
-            for start, width in zip(starts, self.widths, strict=True)
+            for start, width in zip(starts, self.dims, strict=True)
             for i in range(self.widest)
         ]
         # A place without a column reads column 0 times the row of zeros that _blocks puts after the weight's last.
@@ -103,4 +103,4 @@ class Lift(nn.Module):
             weight = torch.cat([weight, weight.new_zeros(1, weight.shape[1])]).index_select(
                 0, self.padded_rows
             )
-        return weight.unflatten(0, (len(self.widths), self.widest))
+        return weight.unflatten(0, (len(self.dims), self.widest))

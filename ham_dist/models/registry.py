@@ -31,13 +31,13 @@ for _built_in in (FM, DeepFM, AutoInt, DCNV2):
     register_model(_built_in)
 
 
-def build_interaction(settings: ModelSettings, widths: Mapping[str, int]) -> Interaction:
+def build_interaction(settings: ModelSettings, dims: Mapping[str, int]) -> Interaction:
     """The interaction that `settings` names, freshly initialized (the same under the same torch seed).
 
     Args:
         settings: Of the model's own class.
-        widths: d_j by field, in the order of the columns; a field of width 0 keeps a slot or is left out, by the model's `keeps_slots`.
+        dims: d_j by field, in the order of the columns; a field of width 0 keeps a slot or is left out, by the model's `keeps_slots`.
     Raises:
         TargetError: No field has a column.
     """
-    return INTERACTIONS[settings.name](widths, settings)
+    return INTERACTIONS[settings.name](dims, settings)

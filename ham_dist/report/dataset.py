@@ -54,7 +54,7 @@ def look_at_dataset(dataset: Dataset, most_rows: int | None) -> DataLook | str:
 
     most_rows: of all splits; data with more is not read. None reads data of any size.
     """
-    width = max(run.settings.model.base_width for run in dataset.runs)
+    width = max(run.settings.model.base_dim for run in dataset.runs)
     precision = max((run.settings.precision.tables for run in dataset.runs), key=NUMBER_BYTES.__getitem__)
     problems = {}
     for run in dataset.runs:

@@ -148,7 +148,7 @@ def sizes(name: str, tables: Sequence[TableSize]) -> Figure:
         columns, memory = canvas.subplots(1, 2, sharey=True)
         places = range(len(order))
         for axes, before, after in (
-            (columns, [table.base_width for table in order], [table.searched_width for table in order]),
+            (columns, [table.base_dim for table in order], [table.searched_dim for table in order]),
             (memory, [table.bytes_before for table in order], [table.bytes_after for table in order]),
         ):
             axes.barh(places, before, height=0.75, color=_COLOURS[-1], alpha=0.35, label="before")

@@ -124,9 +124,9 @@ def sizes(tables: Sequence[TableSize], truth: Truth | None) -> Grid:
     rows: list[Sequence[Cell | str]] = [
         (
             table.field,
-            count_text(table.rows),
-            count_text(table.base_width),
-            count_text(table.searched_width),
+            count_text(table.num_embeddings),
+            count_text(table.base_dim),
+            count_text(table.searched_dim),
             size_cell(table.bytes_before),
             size_cell(table.bytes_after),
             _change(table.bytes_before, table.bytes_after),
@@ -136,9 +136,9 @@ def sizes(tables: Sequence[TableSize], truth: Truth | None) -> Grid:
     before, after = sum(table.bytes_before for table in tables), sum(table.bytes_after for table in tables)
     total: Sequence[Cell | str] = (
         "all",
-        count_text(sum(table.rows for table in tables)),
-        count_text(sum(table.base_width for table in tables)),
-        count_text(sum(table.searched_width for table in tables)),
+        count_text(sum(table.num_embeddings for table in tables)),
+        count_text(sum(table.base_dim for table in tables)),
+        count_text(sum(table.searched_dim for table in tables)),
         size_cell(before),
         size_cell(after),
         _change(before, after),

@@ -40,7 +40,7 @@ def model_result(state: TrainingState, samples: Samples) -> ModelResult:
     """Evaluates a model on the test split and counts its numbers. A collective."""
     quality = evaluate(state, samples.evaluation("test"))
     numbers = {
-        table: table.rows * table.width
+        table: table.num_embeddings * table.embedding_dim
         for table in (*state.sharded.tables, *state.sharded.first_order_tables)
     }
     return ModelResult(

@@ -16,26 +16,26 @@ LARGEST_DIFFERENCE = 1e-9
 """Largest difference of two logits in float64 that are the same sums in another order, as a share of the largest logit where that is above 1."""
 
 
-def check_axes(settings: ModelSettings, widths: Mapping[str, int]) -> None:
+def check_axes(settings: ModelSettings, dims: Mapping[str, int]) -> None:
     """Refuses a model whose `axes()` do not describe it, before anything is trained: random columns are cut from random weights.
 
     The random numbers of the caller do not change.
 
     Args:
         settings: Of the model.
-        widths: d_j of every field in the supernet.
+        dims: d_j of every field in the supernet.
     Raises:
         SlicingError: The narrow model cannot be built, or its logits are not those of the masked model.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        wide = build_interaction(settings, widths).double().eval()
+        wide = build_interaction(settings, dims).double().eval()
         for weight in wide.parameters():
             weight.copy_(0.3 * torch.randn_like(weight))
         for values in wide.buffers():
             if values.is_floating_point():
                 values.copy_(torch.rand_like(values) + 0.5)  # BatchNorm's variances are positive
-        total = sum(wide.widths.values())
+        total = sum(wide.dims.values())
         for _ in range(CHECKED_MASKS):
             _check_cut(wide, settings, torch.randn(CHECKED_ROWS, total, dtype=torch.float64))
 
@@ -43,19 +43,19 @@ def check_axes(settings: ModelSettings, widths: Mapping[str, int]) -> None:
 def _check_cut(wide: Interaction, settings: ModelSettings, batch: torch.Tensor) -> None:
     """Compares the model under one random mask with the narrow model over the open columns."""
     mask = (torch.rand(batch.shape[1]) < 0.5).double()
-    parts = mask.split(list(wide.widths.values()))
+    parts = mask.split(list(wide.dims.values()))
     if len(parts) > 1:
         parts[int(torch.randint(len(parts), ()))].zero_()  # a field that leaves
     if not mask.any():
         mask[0] = 1.0
-    columns = {field: torch.nonzero(part).flatten() for field, part in zip(wide.widths, parts, strict=True)}
+    columns = {field: torch.nonzero(part).flatten() for field, part in zip(wide.dims, parts, strict=True)}
     name = f'model.name = "{settings.name}"'
     try:
         narrow = slice_interaction(wide, settings, columns).eval()
     except (RuntimeError, IndexError, KeyError) as error:
         raise SlicingError(
             f"{name}: {type(wide).__name__} cannot be cut by its axes(): {error}\n"
-            "  axes() must name every dimension of every weight that runs over columns or fields, in the order of `widths`."
+            "  axes() must name every dimension of every weight that runs over columns or fields, in the order of `dims`."
         ) from error
     masked = wide(batch, mask)
     scale = LARGEST_DIFFERENCE * max(1.0, float(masked.abs().max()))

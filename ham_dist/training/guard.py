@@ -226,11 +226,11 @@ class FieldWatch:
         if self._steps_left == 0:
             self._hook.remove()  # Nobody closes the watch of a stage that is shorter.
         looked_up: KeyedTensor = output  # or TorchRec's promise of one
-        values, keys, widths = looked_up.values(), looked_up.keys(), looked_up.length_per_key()
+        values, keys, dims = looked_up.values(), looked_up.keys(), looked_up.length_per_key()
         features: KeyedJaggedTensor = inputs[0]
 
         def saw(gradient: torch.Tensor) -> None:
-            for key, part in zip(keys, gradient.split(widths, dim=1), strict=True):
+            for key, part in zip(keys, gradient.split(dims, dim=1), strict=True):
                 self._alive[key] |= ((part != 0).any(dim=1) & (features[key].lengths() > 0)).any()
 
         if values.requires_grad:

@@ -35,10 +35,10 @@ class Optimizers:
         self.adam = torch.optim.Adam(self._dense, lr=settings.learning_rate, fused=True)
         self.of_tables: torch.optim.Optimizer | None = None
         if self._tables:
-            assert model.rule.dense is not None, (
+            assert model.table_optimizer.dense is not None, (
                 "the plan puts no table of such a rule outside of the fused kernels"
             )
-            self.of_tables = model.rule.dense(self._tables.values(), settings.tables_learning_rate)
+            self.of_tables = model.table_optimizer.dense(self._tables.values(), settings.tables_learning_rate)
         self._steps = 0
 
     def zero_grad(self) -> None:
@@ -88,7 +88,7 @@ class Optimizers:
             found = self.of_tables.state[parameter]
             states[key] = {
                 name: found[name].view(-1) if of_row else found[name]
-                for name, of_row in self.model.rule.states.items()
+                for name, of_row in self.model.table_optimizer.states.items()
             }
         return states
 

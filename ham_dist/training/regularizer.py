@@ -23,10 +23,8 @@ class Regularizer:
         self._learning_rate = optimizer.tables_learning_rate
         if settings.form != "none":
             form = settings.form
-            self._matrix_of = lambda matrix, base_width: orthogonality.gradient_matrix(
-                matrix, form, base_width
-            )
-            self._penalty_of = lambda matrix, base_width: orthogonality.penalty(matrix, form, base_width)
+            self._matrix_of = lambda matrix, base_dim: orthogonality.gradient_matrix(matrix, form, base_dim)
+            self._penalty_of = lambda matrix, base_dim: orthogonality.penalty(matrix, form, base_dim)
 
     def before_step(self, model: ShardedModel) -> None:
         """Between the backward pass and the optimizer's step."""
@@ -46,14 +44,17 @@ class Regularizer:
         ):
             at = found.at
             gradient = settings.weight * found.product
-            of_rows = {name: at.stacked([states[key][name] for key in at.keys]) for name in model.rule.states}
+            of_rows = {
+                name: at.stacked([states[key][name] for key in at.keys])
+                for name in model.table_optimizer.states
+            }
             strides = torch.tensor([rows.step for rows in at.rows], device=gradient.device).view(-1, 1, 1)
             rate = (
                 self._learning_rate
                 * settings.every
                 * settings.weight
                 * strides
-                / model.rule.divisor(of_rows, gradient, steps)
+                / model.table_optimizer.divisor(of_rows, gradient, steps)
             )
             moved = orthogonality.damped(found.values, found.product, found.matrix[..., at.columns], rate)
             at.put_back([parts[key] for key in at.keys], moved)

@@ -31,7 +31,7 @@ def slice_state(wide: TrainingState, columns: Columns) -> TrainingState:
     """
     settings, sharded = wide.settings, wide.sharded
     interaction = slice_interaction(wide.interaction, settings.model, columns)
-    fused = sharded.rule.fused is not None
+    fused = sharded.table_optimizer.fused is not None
     groups = {TABLES: sliced_tables(sharded.tables, columns, fused=fused)}
     if sharded.first_order_tables:
         groups[FIRST_ORDER] = sharded.first_order_tables
@@ -39,7 +39,7 @@ def slice_state(wide: TrainingState, columns: Columns) -> TrainingState:
         settings,
         groups,
         sharded.device,
-        taken=bytes_held(sharded.plan, sharded.rule, process_group.world_size()),
+        taken=bytes_held(sharded.plan, sharded.table_optimizer, process_group.world_size()),
     )
     state = place_model(settings, plan, interaction, sharded.device, wide.single_valued)
     _slice_tables(wide, state, columns)
@@ -60,7 +60,7 @@ def slice_weight(
         A copy; all of it where the weight reads no columns.
     """
     for dimension, axis in wide.axes().get(name, {}).items():
-        values = values.index_select(dimension, axis.kept(wide.widths, columns).to(values.device))
+        values = values.index_select(dimension, axis.kept(wide.dims, columns).to(values.device))
     return values.clone()
 
 
@@ -73,9 +73,9 @@ def slice_interaction(
 
     Args:
         wide: The interaction before; it does not change.
-        columns: Kept columns of every field in `wide.widths`.
+        columns: Kept columns of every field in `wide.dims`.
     """
-    sliced = build_interaction(settings, {field: len(columns[field]) for field in wide.widths}).to(wide.dtype)
+    sliced = build_interaction(settings, {field: len(columns[field]) for field in wide.dims}).to(wide.dtype)
     state = wide.state_dict()
     with torch.no_grad():
         for name, values in sliced.state_dict().items():
@@ -111,7 +111,7 @@ def _slice_optimizers(wide: TrainingState, state: TrainingState, columns: Column
             values.copy_(slice_weight(wide.interaction, name, before[moment], columns))
     wide_states, states = wide.optimizers.table_states(), state.optimizers.table_states()
     for key, placement in state.sharded.placements():
-        for name, of_row in state.sharded.rule.states.items():
+        for name, of_row in state.sharded.table_optimizer.states.items():
             source, target = wide_states.get(key, {}).get(name), states.get(key, {}).get(name)
             # One number a row says how far the row has moved: it holds for the columns that stay as it did for all.
             _slice(
@@ -130,7 +130,7 @@ def _kept(key: str, placement: Placement, columns: Columns) -> torch.Tensor:
     return (
         columns[placement.table.field]
         if key.startswith(f"{TABLES}/")
-        else torch.arange(placement.table.width)
+        else torch.arange(placement.table.embedding_dim)
     )
 
 

@@ -12,11 +12,11 @@ from ham_dist.distributed.planning import topology
 from ham_dist.distributed.planning.placement import Plan
 from ham_dist.distributed.planning.planner import make_plan, require_known_fields
 from ham_dist.distributed.planning.request import PlanRequest
-from ham_dist.distributed.planning.table_optimizers import BytesHeld, table_rule
+from ham_dist.distributed.planning.table_optimizers import BytesHeld, table_optimizer_of
 from ham_dist.distributed.ranks import process_group
 from ham_dist.distributed.sharding.model import FIRST_ORDER, TABLES, ShardedModel
 from ham_dist.embedding.mask import Columns
-from ham_dist.embedding.tables import Table, base_tables, sliced_tables, stored_width
+from ham_dist.embedding.tables import Table, base_tables, sliced_tables, stored_dim
 from ham_dist.models.ctr import ctr_model
 from ham_dist.models.interaction import Interaction
 from ham_dist.models.registry import INTERACTIONS, build_interaction
@@ -44,7 +44,7 @@ class TrainingState:
 
     def batches(self, stream: Iterator[Batch]) -> Iterator[Batch]:
         """`stream`, with the ids of its next batches on their way between the ranks where the settings ask for that."""
-        return self.sharded.prefetch(stream) if self.settings.ranks.ids_ahead else stream
+        return self.sharded.prefetch(stream) if self.settings.ranks.prefetch_ids else stream
 
     def logits(self, batch: Batch, *, trains: bool = False) -> torch.Tensor:
         """Logits (B,) of this rank's part of a batch, under the mask in force.
@@ -72,24 +72,24 @@ class TrainingState:
             }
         states = self.optimizers.table_states()
         for key, _ in self.sharded.placements():
-            for state, of_row in self.sharded.rule.states.items():
+            for state, of_row in self.sharded.table_optimizer.states.items():
                 found = states[key][state] if key in states else None
                 tensors[f"{state}/{key}"] = self.sharded.tensor_like(key, found, torch.float32, of_row=of_row)
         return tensors
 
 
 def table_groups(
-    settings: RunSettings, cardinalities: Mapping[str, int], columns: Columns | None = None
+    settings: RunSettings, num_embeddings: Mapping[str, int], columns: Columns | None = None
 ) -> dict[str, tuple[Table, ...]]:
     """The tables of a run's model by their place in it; the supernet's, or with `columns` those of the model over just these."""
-    fused = table_rule(settings.optimizer).fused is not None
+    fused = table_optimizer_of(settings.optimizer).fused is not None
     precision = settings.precision.tables
-    tables = base_tables(cardinalities, settings.model.base_width, precision, fused=fused)
+    tables = base_tables(num_embeddings, settings.model.base_dim, precision, fused=fused)
     groups = {TABLES: tables if columns is None else sliced_tables(tables, columns, fused=fused)}
     if INTERACTIONS[settings.model.name].has_first_order_tables(settings.model):
         groups[FIRST_ORDER] = tuple(
-            Table(field, rows, 1, stored_width(1, fused=fused), 1, precision)
-            for field, rows in cardinalities.items()
+            Table(field, rows, 1, stored_dim(1, fused=fused), 1, precision)
+            for field, rows in num_embeddings.items()
         )
     return groups
 
@@ -109,8 +109,10 @@ def plan_for(
     """
     if fields:
         require_known_fields(settings.sharding, fields)
-    rule = table_rule(settings.optimizer)
-    return make_plan(PlanRequest(settings.sharding, rule, ranks, groups, settings.data.batch_size, taken))
+    table_optimizer = table_optimizer_of(settings.optimizer)
+    return make_plan(
+        PlanRequest(settings.sharding, table_optimizer, ranks, groups, settings.data.batch_size, taken)
+    )
 
 
 def warning_of_caches(settings: RunSettings, plan: Plan) -> str | None:
@@ -126,28 +128,30 @@ def warning_of_caches(settings: RunSettings, plan: Plan) -> str | None:
 
 def open_supernet(
     settings: RunSettings,
-    cardinalities: Mapping[str, int],
+    num_embeddings: Mapping[str, int],
     device: torch.device,
     single_valued: Container[str] = (),
 ) -> TrainingState:
     """The wide model of a run, freshly started: the same weights for one seed on any number of ranks and under any plan.
 
-    cardinalities: C_j by field, in the order of the data.
+    num_embeddings: C_j by field, in the order of the data.
     single_valued: fields of which no row of the data has more than one id, so that no mean is to be taken; wrong for others, and not checked.
     raises:        on all ranks together, what `plan_for` raises.
     """
-    groups = table_groups(settings, cardinalities)
-    plan = plan_together(settings, groups, device, fields=list(cardinalities))
+    groups = table_groups(settings, num_embeddings)
+    plan = plan_together(settings, groups, device, fields=list(num_embeddings))
     torch.manual_seed(settings.seed)
-    interaction = build_interaction(settings.model, {table.field: table.width for table in groups[TABLES]})
+    interaction = build_interaction(
+        settings.model, {table.field: table.embedding_dim for table in groups[TABLES]}
+    )
     state = place_model(settings, plan, interaction, device, single_valued)
-    state.sharded.start_tables(settings.seed, settings.model.table_start)
+    state.sharded.init_tables(settings.seed, settings.model.init_std)
     return state
 
 
 def open_sliced(
     settings: RunSettings,
-    cardinalities: Mapping[str, int],
+    num_embeddings: Mapping[str, int],
     columns: Columns,
     device: torch.device,
     single_valued: Container[str],
@@ -156,8 +160,8 @@ def open_sliced(
 
     single_valued: as of open_supernet.
     """
-    plan = plan_together(settings, table_groups(settings, cardinalities, columns), device)
-    interaction = build_interaction(settings.model, {field: len(columns[field]) for field in cardinalities})
+    plan = plan_together(settings, table_groups(settings, num_embeddings, columns), device)
+    interaction = build_interaction(settings.model, {field: len(columns[field]) for field in num_embeddings})
     return place_model(settings, plan, interaction, device, single_valued)
 
 
@@ -193,13 +197,13 @@ def place_model(
         single_valued,
         autocasts=settings.precision.dense == "bfloat16",
     )
-    rule = table_rule(settings.optimizer)
+    table_optimizer = table_optimizer_of(settings.optimizer)
     sharded = ShardedModel(
         model,
         plan,
         model.mask,
         device=device,
-        rule=rule,
+        table_optimizer=table_optimizer,
         learning_rate=settings.optimizer.tables_learning_rate,
     )
     optimizers = Optimizers(sharded, interaction.parameters(), settings.optimizer)

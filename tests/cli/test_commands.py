@@ -218,8 +218,8 @@ def test_generated_data_can_be_prepared_and_inspected(tmp_path: Path) -> None:
     assert inspected.startswith(prepared.stdout)
     assert "tables of width 4 as float32: 0.04 MB" in inspected
     figures = json.loads(runner.invoke(app, ["inspect", str(tmp_path / "data"), "--json"]).stdout)
-    assert figures["width"] == RunSettings().model.base_width
-    assert [field["rows"] for field in figures["fields"]] == list(SyntheticSettings().cardinalities)
+    assert figures["width"] == RunSettings().model.base_dim
+    assert [field["rows"] for field in figures["fields"]] == list(SyntheticSettings().num_embeddings)
 
 
 def test_only_data_has_figures(tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_plan_only_prints_what_each_rank_would_hold_and_makes_no_run(
         "--topology",
         "4x8xA100-80GB",
         "--set",
-        "sharding.tables.field_1=row_wise",
+        "sharding.sharding_types.field_1=row_wise",
     ]
     told = runner.invoke(app, arguments)
     assert told.exit_code == 0, told.stderr
@@ -270,7 +270,7 @@ def test_plan_only_prints_what_each_rank_would_hold_and_makes_no_run(
     hosted = [
         "optimizer.tables=rowwise_adagrad",
         "orthogonality.application=decoupled",
-        "sharding.memories.field_0=cached",
+        "sharding.compute_kernels.field_0=cached",
         "precision.tables=float16",
     ]
     sets = [word for text in hosted for word in ("--set", text)]

@@ -16,17 +16,17 @@ from ham_dist.config.load import load_run
 from ham_dist.config.schema import OptimizerSettings, ShardingSettings, SyntheticSettings, Target
 from ham_dist.data.synthetic.write import generate
 from ham_dist.distributed.planning.request import PlanRequest
-from ham_dist.distributed.planning.table_optimizers import Memory, table_rule
+from ham_dist.distributed.planning.table_optimizers import Memory, table_optimizer_of
 from ham_dist.distributed.planning.topology import parse
 from ham_dist.distributed.sharding.model import FIRST_ORDER, TABLES
-from ham_dist.embedding.tables import Table, stored_width
+from ham_dist.embedding.tables import Table, stored_dim
 from ham_dist.errors import DataError, ShardingError, TargetError
 
 ON_HOST = (
     "optimizer.tables=sgd",
     "orthogonality.application=decoupled",
-    "sharding.kind=table_wise",
-    "sharding.memory=host",
+    "sharding.sharding_type=table_wise",
+    "sharding.compute_kernel=fused_uvm",
 )
 
 
@@ -59,12 +59,14 @@ def test_a_kind_has_the_bytes_of_its_tables_whatever_lies_beside_them() -> None:
     wide = of_kind(*ON_HOST)
     assert len(wide) == 1
     assert (
-        of_kind(*ON_HOST, "sharding.memory=cached") == of_kind(*ON_HOST, "optimizer.tables=adagrad") == wide
+        of_kind(*ON_HOST, "sharding.compute_kernel=fused_uvm_caching")
+        == of_kind(*ON_HOST, "optimizer.tables=adagrad")
+        == wide
     )
 
 
 def test_emptied_caches_are_told_before_a_run() -> None:
-    cached = (*ON_HOST, "sharding.memory=cached")
+    cached = (*ON_HOST, "sharding.compute_kernel=fused_uvm_caching")
     assert "every orthogonality.every = 20 steps" in printed(*cached, "orthogonality.every=20")
     assert "warning" not in printed(*ON_HOST)
     assert "warning" not in printed(*cached, "orthogonality.form=none")
@@ -94,39 +96,50 @@ def test_a_plan_for_many_ranks_is_made_or_refused_at_once() -> None:
 
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 50), st.integers(1, 6)), min_size=1, max_size=3),
-    rule=st.sampled_from(["sgd", "adagrad", "rowwise_adagrad"]),
-    memory=st.sampled_from(["device", "host", "auto"]),
-    second=st.sampled_from([None, "device", "host"]),
+    table_optimizer=st.sampled_from(["sgd", "adagrad", "rowwise_adagrad"]),
+    memory=st.sampled_from(["device", "fused_uvm", "auto"]),
+    second=st.sampled_from([None, "device", "fused_uvm"]),
     columns=st.integers(1, 18),
 )
 def test_no_choice_takes_more_of_either_memory_than_is_said(
-    sizes: list[tuple[int, int]], rule: str, memory: Any, second: Any, columns: int
+    sizes: list[tuple[int, int]], table_optimizer: str, memory: Any, second: Any, columns: int
 ) -> None:
     """Whichever columns the search keeps, and whichever tables `auto` caches."""
     settings = ShardingSettings(
-        memory=memory, memories={} if second is None else {"t1": second}, cache_share=1.0
+        compute_kernel=memory, compute_kernels={} if second is None else {"t1": second}, cache_load_factor=1.0
     )
     tables = [
-        Table(f"t{number}", rows, width, stored_width(width, fused=True), width)
+        Table(f"t{number}", rows, width, stored_dim(width, fused=True), width)
         for number, (rows, width) in enumerate(sizes)
     ]
-    groups = {TABLES: tables, FIRST_ORDER: [Table(table.field, table.rows, 1, 4, 1) for table in tables]}
+    groups = {
+        TABLES: tables,
+        FIRST_ORDER: [Table(table.field, table.num_embeddings, 1, 4, 1) for table in tables],
+    }
     request = PlanRequest(
-        settings, table_rule(OptimizerSettings(tables=rule)), parse("1xV100-16GB"), groups, batch_size=2048
+        settings,
+        table_optimizer_of(OptimizerSettings(tables=table_optimizer)),
+        parse("1xV100-16GB"),
+        groups,
+        batch_size=2048,
     )
     most = narrow_held(request, Target(columns=columns), fused=True)
     movable = request.movable()
     places = [
-        [request.memory_of(table), *([Memory("cached", 1.0)] if table.field in movable else [])]
+        [request.memory_of(table), *([Memory("fused_uvm_caching", 1.0)] if table.field in movable else [])]
         for table in tables
     ]
-    for widths in itertools.product(*(range(table.width + 1) for table in tables)):
-        if sum(widths) <= columns:
-            stored = [stored_width(width, fused=True) for width in widths]
+    for dims in itertools.product(*(range(table.embedding_dim + 1) for table in tables)):
+        if sum(dims) <= columns:
+            stored = [stored_dim(width, fused=True) for width in dims]
             for chosen in itertools.product(*places):
                 held = [
-                    request.rule.bytes_of(
-                        table.rows, table.rows * columns_of, fused=True, number_bytes=4, memory=place
+                    request.table_optimizer.bytes_of(
+                        table.num_embeddings,
+                        table.num_embeddings * columns_of,
+                        fused=True,
+                        number_bytes=4,
+                        memory=place,
                     )
                     for table, wide, place in zip(tables, stored, chosen, strict=True)
                     for columns_of in (wide, 4)
@@ -136,7 +149,7 @@ def test_no_choice_takes_more_of_either_memory_than_is_said(
                 assert sum(of_table.host for of_table in held) <= most.host
 
 
-@pytest.mark.parametrize("memory", ["host", "auto"])
+@pytest.mark.parametrize("memory", ["fused_uvm", "auto"])
 def test_what_may_lie_on_the_host_is_counted_there(memory: str) -> None:
-    assert "in its host memory at most" in printed(*ON_HOST, f"sharding.memory={memory}")
-    assert "in its host memory at most" not in printed(*ON_HOST, "sharding.memory=device")
+    assert "in its host memory at most" in printed(*ON_HOST, f"sharding.compute_kernel={memory}")
+    assert "in its host memory at most" not in printed(*ON_HOST, "sharding.compute_kernel=device")

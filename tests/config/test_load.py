@@ -35,7 +35,7 @@ entries = st.lists(st.tuples(st.integers(0, 64), st.integers(2, 10**6)), max_siz
 def _synthetic(fields: list[tuple[int, int]], **values: Any) -> SyntheticSettings:
     return SyntheticSettings(
         planted_ranks=tuple(ranks for ranks, _ in fields),
-        cardinalities=tuple(rows for _, rows in fields),
+        num_embeddings=tuple(rows for _, rows in fields),
         **values,
     )
 
@@ -50,7 +50,7 @@ runs = st.builds(
         synthetic=st.builds(_synthetic, entries, skew=st.floats(0, 5), signal=positive_floats),
     ),
     model=st.one_of(
-        st.builds(FMSettings, lift_width=st.integers(1, 4096), table_start=positive_floats),
+        st.builds(FMSettings, lift_dim=st.integers(1, 4096), init_std=positive_floats),
         st.builds(DeepFMSettings, mlp=layer_widths),
         st.builds(AutoIntSettings, attention_layers=st.integers(1, 64)),
         st.builds(DCNV2Settings, mlp=layer_widths, cross_layers=st.integers(1, 64)),
@@ -71,7 +71,7 @@ runs = st.builds(
     search=st.builds(
         SearchSettings,
         targets=st.lists(targets, min_size=1, max_size=4).map(tuple),
-        method=st.builds(HamSettings, push=positive_floats) | st.builds(UniformSettings),
+        method=st.builds(HamSettings, penalty=positive_floats) | st.builds(UniformSettings),
     ),
 )
 
@@ -125,10 +125,10 @@ def test_overrides_are_toml_or_a_bare_word_and_later_ones_win(tmp_path: Path) ->
 
 
 def test_a_wrong_choice_is_one_line_with_all_choices(tmp_path: Path) -> None:
-    kind, *_ = _mistakes(None, "sharding.kind=rowwise").splitlines()
-    assert kind.startswith("--set: sharding.kind = \"rowwise\": must be 'auto', 'table_wise', ")
+    kind, *_ = _mistakes(None, "sharding.sharding_type=rowwise").splitlines()
+    assert kind.startswith("--set: sharding.sharding_type = \"rowwise\": must be 'auto', 'table_wise', ")
     assert kind.endswith("Did you mean row_wise?")
-    assert "'device'" in _mistakes(None, "sharding.memory=devise").splitlines()[0]
+    assert "'device'" in _mistakes(None, "sharding.compute_kernel=devise").splitlines()[0]
 
 
 def test_every_mistake_is_reported_at_once(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_every_mistake_is_reported_at_once(tmp_path: Path) -> None:
         ("[data]\npath = 16\n", "data.path = 16: must be a string\n"),
         (
             '[model]\nname = "autoint"\nattention_heads = 3\n',
-            "model: attention_heads = 3 does not divide lift_width = 16",
+            "model: attention_heads = 3 does not divide lift_dim = 16",
         ),
     ],
 )
@@ -232,9 +232,9 @@ def test_differences_name_the_keys() -> None:
         f"model.mlp={[16] * 65}",
         "model.mlp=[65537]",
         "model.attention_layers=65",
-        "model.lift_width=4097",
+        "model.lift_dim=4097",
         "data.synthetic.rows=1000000000001",
-        "model.base_width=1e400",
+        "model.base_dim=1e400",
         "seed=" + "1" * 5000,
         "seed=" + "[" * 10_000,
         "seed=nan",
@@ -267,13 +267,13 @@ def test_a_fifo_of_settings_does_not_hang(tmp_path: Path) -> None:
     [
         (
             ["search.push=1e-3"],
-            r"search.push: no such key. Write it as search.method.push: .*\[search.method\]",
+            r"search.push: no such key. It is called search.method.penalty; .*\[search.method\]",
         ),
-        (["search.alpha_every=2"], r"Write it as search.method.alpha_every"),
+        (["search.alpha_every=2"], r"It is called search.method.alpha_every"),
         (["model.name=fm", "model.cross_layers=3"], r"cross_layers: .* belongs to model.name = 'dcnv2'"),
-        (["model.lift_width=4"], r"belongs to model.name = 'fm' or 'deepfm' or 'autoint'"),
-        (["search.method=uniform", "search.method.push=1.0"], r"belongs to search.method.name = 'ham'"),
-        (["search.method.psh=1.0"], r"Did you mean search.method.push\?"),
+        (["model.lift_dim=4"], r"belongs to model.name = 'fm' or 'deepfm' or 'autoint'"),
+        (["search.method=uniform", "search.method.penalty=1.0"], r"belongs to search.method.name = 'ham'"),
+        (["search.method.penlty=1.0"], r"Did you mean search.method.penalty\?"),
         (["model.cros_layers=1"], r"Did you mean model.cross_layers\?"),
         (["search.method=hma"], r"search.method = \"hma\": must be .*Did you mean ham\?"),
         (["model.name=dcn"], r"model.name = \"dcn\": must be .*Did you mean dcnv2\?"),
@@ -288,9 +288,9 @@ def test_keys_of_a_method_or_a_model_are_looked_up_in_its_own_settings(
 def test_a_method_is_named_alone_or_in_a_section_of_its_own(tmp_path: Path) -> None:
     path = _toml(tmp_path, '[search]\nmethod = "ham"\n')
     assert load_run(path) == load_run(None)
-    assert load_run(path, ["search.method.push=0.5"]).search.method == HamSettings(push=0.5)
-    section = _toml(tmp_path, '[search.method]\nname = "ham"\npush = 0.25\n')
-    assert load_run(section).search.method == HamSettings(push=0.25)
+    assert load_run(path, ["search.method.penalty=0.5"]).search.method == HamSettings(penalty=0.5)
+    section = _toml(tmp_path, '[search.method]\nname = "ham"\npenalty = 0.25\n')
+    assert load_run(section).search.method == HamSettings(penalty=0.25)
     assert load_run(section, ["search.method=uniform"]).search.method == UniformSettings()
 
 
@@ -298,7 +298,9 @@ def test_a_run_folders_settings_of_an_earlier_version_are_read(tmp_path: Path) -
     old = """
         [model]
         name = "fm"
+        base_width = 8
         lift_width = 8
+        table_start = 0.5
         first_order = "table"
         mlp = [4]
         cross_layers = 2
@@ -309,14 +311,34 @@ def test_a_run_folders_settings_of_an_earlier_version_are_read(tmp_path: Path) -
         epochs = 3
         alpha_start = 0.5
         push = 0.25
+        [sharding]
+        kind = "row_wise"
+        tables = {{ user = "table_wise" }}
+        memory = "host"
+        memories = {{ user = "cached" }}
+        cache_share = 0.5
+        [ranks]
+        ids_ahead = false
+        [data.synthetic]
+        cardinalities = [3]
+        planted_ranks = [1]
     """
     for method, own in (
-        ("ham", HamSettings(alpha_start=0.5, push=0.25)),
+        ("ham", HamSettings(alpha_init=0.5, penalty=0.25)),
         ("uniform", UniformSettings()),
     ):
         path = Path(_toml(tmp_path, old.format(method=method)))
         run = load_saved_run(path)
-        assert run.model == FMSettings(lift_width=8, first_order="table")
+        assert run.model == FMSettings(base_dim=8, lift_dim=8, init_std=0.5, first_order="table")
+        assert run.sharding == ShardingSettings(
+            sharding_type="row_wise",
+            sharding_types={"user": "table_wise"},
+            compute_kernel="fused_uvm",
+            compute_kernels={"user": "fused_uvm_caching"},
+            cache_load_factor=0.5,
+        )
+        assert not run.ranks.prefetch_ids
+        assert run.data.synthetic.num_embeddings == (3,)
         assert run.search == SearchSettings(method=own, epochs=3)
-        assert "search.push: no such key. Write it as search.method.push" in _mistakes(str(path))
+        assert "search.push: no such key. It is called search.method.penalty" in _mistakes(str(path))
         assert load_saved_run(Path(_toml(tmp_path, dump_run(run)))) == run

@@ -19,18 +19,18 @@ def test_runs_and_bundles_of_version_0_1_0(tmp_path: Path) -> None:
     for name in ("finished", "unfinished"):
         path = earlier / name / "run.toml"
         run = load_saved_run(path)
-        assert run.model == DCNV2Settings(base_width=4)
+        assert run.model == DCNV2Settings(base_dim=4)
         assert run.search.method == HamSettings()
         with pytest.raises(
-            ConfigError, match=r"search\.alpha_start: .* Write it as search\.method\.alpha_start"
+            ConfigError, match=r"search\.alpha_start: .* It is called search\.method\.alpha_init"
         ):
             load_run(str(path))
-    assert open_bundle(earlier / "finished" / "bundle").manifest.model == DCNV2Settings(base_width=4)
+    assert open_bundle(earlier / "finished" / "bundle").manifest.model == DCNV2Settings(base_dim=4)
 
 
 def test_settings_of_this_version_stay_as_they_are() -> None:
     for tree in (
-        {"model": {"name": "dcnv2", "mlp": [4]}, "search": {"method": {"name": "ham", "push": 0.5}}},
+        {"model": {"name": "dcnv2", "mlp": [4]}, "search": {"method": {"name": "ham", "penalty": 0.5}}},
         {"model": {"name": "a_plug_in", "mlp": [4], "cross_layers": 2}, "search": {"method": "uniform"}},
         {"model": "fm", "search": 3},
         {},

@@ -13,7 +13,7 @@ from ham_dist.data.synthetic.write import generate
 from ham_dist.errors import DataError
 
 SETTINGS = SyntheticSettings(
-    rows=20_000, planted_ranks=(2, 1, 1), cardinalities=(900, 20, 5000), missing=0.15
+    rows=20_000, planted_ranks=(2, 1, 1), num_embeddings=(900, 20, 5000), missing=0.15
 )
 
 
@@ -90,7 +90,7 @@ def test_multi_valued_fields_are_counted_by_value(prepared: Path, manifest: Mani
 def test_alarm_where_validation_holds_what_training_lacks(tmp_path: Path, generated: Path) -> None:
     assert look_at(generated, Manifest.load(generated), 16).alarms == []
     generate(
-        SETTINGS.model_copy(update={"rows": 2000, "cardinalities": (900, 20, 100_000), "skew": 0.0}),
+        SETTINGS.model_copy(update={"rows": 2000, "num_embeddings": (900, 20, 100_000), "skew": 0.0}),
         tmp_path / "sparse",
     )
     look = look_at(tmp_path / "sparse", Manifest.load(tmp_path / "sparse"), 16)

@@ -19,7 +19,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from ham_dist.config.schema import OptimizerSettings, RunSettings
 from ham_dist.distributed import internals
 from ham_dist.distributed.internals import HOST_MAPPED
-from ham_dist.distributed.planning.table_optimizers import table_rule
+from ham_dist.distributed.planning.table_optimizers import table_optimizer_of
 from ham_dist.distributed.sharding.id_prefetch import PrefetchingEmbeddingBagCollection
 from ham_dist.training.state import open_supernet
 from tests.support.plain_model import FIELDS
@@ -75,7 +75,7 @@ def _fused_tables() -> tuple[list[str], list[bool], dict[str, list[str]]]:
     run = RunSettings.model_validate(
         {
             "optimizer": {"tables": "rowwise_adagrad"},
-            "sharding": {"kind": "table_wise"},
+            "sharding": {"sharding_type": "table_wise"},
             "orthogonality": {"form": "none"},
         }
     )
@@ -98,7 +98,10 @@ def test_torchrec_lookups_of_a_sharded_collection_and_their_optimizer_state() ->
 
 def test_torch_apply_optimizer_in_backward_notes_the_optimizer() -> None:
     parameter = nn.Parameter(torch.zeros(3, 2))
-    kind, options = table_rule(OptimizerSettings(tables="rowwise_adagrad")).fused or (torch.optim.SGD, {})
+    kind, options = table_optimizer_of(OptimizerSettings(tables="rowwise_adagrad")).fused or (
+        torch.optim.SGD,
+        {},
+    )
     internals.apply_optimizer_in_backward(kind, [parameter], {"lr": 0.1, **options})
     assert parameter._optimizer_classes == [kind]  # type: ignore[attr-defined]
 

@@ -30,14 +30,14 @@ from tests.support.sharded_model import MODELS, local_batch, plain_batch, settin
 from tests.support.sharding_types import KINDS, WHOLE
 
 PATHS = {
-    "table_wise": {"kind": "table_wise"},
+    "table_wise": {"sharding_type": "table_wise"},
     **{name: KINDS[name] for name in ("row_wise", "column_wise", "data_parallel", "mixed")},
 }
 KEPT = 12
 """Of the 27 columns of the supernet."""
 PRETRAINED, SEARCHED, RETRAINED, VALIDATED, SCORED = range(3), range(3, 6), range(6, 9), range(10, 13), 20
 """Seeds of the batches."""
-SEARCH = {"method": {"name": "ham", "alpha_learning_rate": 1.0, "alpha_start": 0.001}}
+SEARCH = {"method": {"name": "ham", "alpha_learning_rate": 1.0, "alpha_init": 0.001}}
 """So fast that three steps close columns and open some again."""
 
 
@@ -96,7 +96,7 @@ def sharded_path(run: RunSettings, bundle: Path) -> Outcome:
             keeps_slot=not len(kept[field]),
         )
         for field, rows in FIELDS.items()
-        if field in state.interaction.widths
+        if field in state.interaction.dims
     ]
     write_bundle(
         bundle,
@@ -125,17 +125,14 @@ class PlainPath:
 
     def __init__(self, run: RunSettings, start: dict[str, torch.Tensor]) -> None:
         self.run, self.model = run, PlainModel(run, start)
-        self.base_widths = {field: table.shape[1] for field, table in start.items()}
+        self.base_dims = {field: table.shape[1] for field, table in start.items()}
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
         self.losses: list[float] = []
 
     def regularizer(self) -> torch.Tensor:
         weights = {field: bag.weight for field, bag in zip(self.model.fields, self.model.bags, strict=True)}
         return sum(
-            (
-                penalty(values.T @ values, "gram", self.base_widths[field])
-                for field, values in weights.items()
-            ),
+            (penalty(values.T @ values, "gram", self.base_dims[field]) for field, values in weights.items()),
             torch.zeros(()),
         )
 
@@ -193,7 +190,7 @@ def plain_path(run: RunSettings, start: dict[str, torch.Tensor]) -> Outcome:
     plain, masks = PlainPath(run, start), []
     for seed in PRETRAINED:
         plain.step(seed)
-    method = search_method(run, ColumnLayout(plain.base_widths, FIELDS))
+    method = search_method(run, ColumnLayout(plain.base_dims, FIELDS))
     for validated, seed in zip(VALIDATED, SEARCHED, strict=True):
         method.step(lambda mask, validated=validated: plain.mask_gradient(validated, mask))  # type: ignore[misc]
         masks.append(method.mask())

@@ -9,21 +9,21 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from ham_dist.embedding.mask import ColumnLayout, ColumnMask, MaskedEmbeddingBagCollection, ordered_columns
 
-WIDTHS = {"user": 3, "item": 2, "hour": 1}
-LAYOUT = ColumnLayout(WIDTHS, {"user": 9, "item": 8, "hour": 7})
+DIMS = {"user": 3, "item": 2, "hour": 1}
+LAYOUT = ColumnLayout(DIMS, {"user": 9, "item": 8, "hour": 7})
 
 
 def looked_up(order: list[str], stored: dict[str, int]) -> KeyedTensor:
-    """Four rows; the values of key k are 100 * its place in WIDTHS + the column number."""
+    """Four rows; the values of key k are 100 * its place in DIMS + the column number."""
     values = [
-        torch.full((4, stored[key]), 100.0 * list(WIDTHS).index(key)) + torch.arange(stored[key])
+        torch.full((4, stored[key]), 100.0 * list(DIMS).index(key)) + torch.arange(stored[key])
         for key in order
     ]
     return KeyedTensor(order, [stored[key] for key in order], torch.cat(values, dim=1))
 
 
 @given(
-    order=st.permutations(list(WIDTHS)),
+    order=st.permutations(list(DIMS)),
     padding=st.integers(0, 3),
     open_columns=st.lists(st.booleans(), min_size=6, max_size=6),
 )
@@ -32,26 +32,26 @@ def test_mask_goes_by_name_in_any_order_and_under_padding(
 ) -> None:
     mask = ColumnMask(LAYOUT)
     mask.set(torch.tensor(open_columns).float())
-    stored = {key: width + padding for key, width in WIDTHS.items()}
-    masked = ordered_columns(mask(looked_up(order, stored)), WIDTHS)
-    unmasked = ordered_columns(looked_up(order, stored), WIDTHS)
+    stored = {key: width + padding for key, width in DIMS.items()}
+    masked = ordered_columns(mask(looked_up(order, stored)), DIMS)
+    unmasked = ordered_columns(looked_up(order, stored), DIMS)
     assert torch.equal(masked, unmasked * torch.tensor(open_columns).float())
     assert unmasked[0].tolist() == [0, 1, 2, 100, 101, 200]
 
 
-@given(order=st.permutations(list(WIDTHS)), width=st.integers(1, 3), padding=st.integers(0, 3))
+@given(order=st.permutations(list(DIMS)), width=st.integers(1, 3), padding=st.integers(0, 3))
 def test_tables_that_are_all_alike_come_in_order_and_padding_gets_no_gradient(
     order: list[str], width: int, padding: int
 ) -> None:
-    found = looked_up(order, dict.fromkeys(WIDTHS, width + padding))
+    found = looked_up(order, dict.fromkeys(DIMS, width + padding))
     values = found.values().requires_grad_()
-    columns = ordered_columns(found, dict.fromkeys(WIDTHS, width))
+    columns = ordered_columns(found, dict.fromkeys(DIMS, width))
     assert columns[0].tolist() == [
-        100 * place + column for place in range(len(WIDTHS)) for column in range(width)
+        100 * place + column for place in range(len(DIMS)) for column in range(width)
     ]
     columns.sum().backward()
     assert values.grad is not None
-    assert values.grad[0].tolist() == len(WIDTHS) * [*width * [1.0], *padding * [0.0]]
+    assert values.grad[0].tolist() == len(DIMS) * [*width * [1.0], *padding * [0.0]]
 
 
 @given(open_columns=st.lists(st.booleans(), min_size=6, max_size=6))
@@ -62,7 +62,7 @@ def test_join_is_the_inverse_of_split(open_columns: list[bool]) -> None:
 
 
 def test_without_a_mask_nothing_is_multiplied() -> None:
-    values = looked_up(["hour", "user", "item"], WIDTHS)
+    values = looked_up(["hour", "user", "item"], DIMS)
     assert ColumnMask(LAYOUT)(values) is values
 
 

@@ -150,7 +150,7 @@ def test_link_out_of_the_bundle_is_refused(whole: Path) -> None:
             "no size and sha256 of dense.safetensors",
         ),
         (
-            lambda content: content["model"].update(lift_width=6),
+            lambda content: content["model"].update(lift_dim=6),
             r"dense.safetensors: lift.weight is F32 \[8, 4\], wanted F32 \[8, 6\]",
         ),
         (

@@ -5,11 +5,11 @@ import torch
 
 from ham_dist.config.schema import Target
 from ham_dist.methods.registry import METHODS
-from tests.support.search_space import LAYOUT, WIDTHS, method
+from tests.support.search_space import DIMS, LAYOUT, method
 
 
 def test_ham_follows_equation_3() -> None:
-    ham = method("ham", Target(columns=6), alpha_start=0.01, alpha_learning_rate=0.1, push=0.001)
+    ham = method("ham", Target(columns=6), alpha_init=0.01, alpha_learning_rate=0.1, penalty=0.001)
     alpha = torch.full((10,), 0.01)
     generator = torch.Generator().manual_seed(0)
     for _ in range(50):
@@ -36,18 +36,20 @@ def test_ham_follows_equation_3() -> None:
 
 
 def test_ham_starts_with_every_column_open_and_is_pushed_to_the_target_by_no_gradient_at_all() -> None:
-    ham = method("ham", Target(columns=6), alpha_start=0.01, push=0.004)
+    ham = method("ham", Target(columns=6), alpha_init=0.01, penalty=0.004)
     assert ham.mask().sum() == 10
     for _ in range(3):
         ham.step(torch.zeros_like)
-    assert ham.mask().sum() == 0  # all alphas are equal: they cross zero together, and the push turns round
+    assert (
+        ham.mask().sum() == 0
+    )  # all alphas are equal: they cross zero together, and the penalty turns round
     ham.step(torch.zeros_like)
     assert ham.mask().sum() == 10
 
 
 def test_a_useful_column_comes_back() -> None:
     """A closed column whose opening would lower the loss has a negative gradient and opens again (HAM paper, section 3.4)."""
-    ham = method("ham", Target(columns=5), alpha_start=0.01, alpha_learning_rate=1.0, push=1e-6)
+    ham = method("ham", Target(columns=5), alpha_init=0.01, alpha_learning_rate=1.0, penalty=1e-6)
     ham.step(lambda mask: torch.full((10,), 0.02))
     assert ham.mask().sum() == 0
     wanted = torch.zeros(10)
@@ -61,7 +63,7 @@ def test_uniform_deals_columns_in_rounds() -> None:
     for columns in range(1, 11):
         kept = LAYOUT.split(method("uniform", Target(columns=columns)).choice())
         assert all(part.tolist() == list(range(len(part))) for part in kept.values())
-        counts[columns] = [len(kept[table]) for table in WIDTHS]
+        counts[columns] = [len(kept[table]) for table in DIMS]
     assert counts[6] == [2, 2, 2]
     assert counts[7] == [3, 2, 2], (
         "what is left over goes to the table with most rows, and gender has no third column"

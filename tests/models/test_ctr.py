@@ -12,15 +12,15 @@ from ham_dist.models.ctr import CTRModel
 from ham_dist.models.registry import INTERACTIONS, build_interaction
 from tests.support.model_settings import model_settings
 
-WIDTHS = {"user": 4, "genres": 3, "hour": 1}
+DIMS = {"user": 4, "genres": 3, "hour": 1}
 ROWS = 10
 
 
 def opened(name: Literal["fm", "deepfm", "autoint", "dcnv2"]) -> CTRModel:
     torch.manual_seed(0)
-    bags = embedding_bags([Table(field, ROWS, width, width, width) for field, width in WIDTHS.items()], "cpu")
-    layout = ColumnLayout(WIDTHS, dict.fromkeys(WIDTHS, ROWS))
-    interaction = build_interaction(model_settings(name, lift_width=6, mlp=(8, 4)), WIDTHS).double()
+    bags = embedding_bags([Table(field, ROWS, width, width, width) for field, width in DIMS.items()], "cpu")
+    layout = ColumnLayout(DIMS, dict.fromkeys(DIMS, ROWS))
+    interaction = build_interaction(model_settings(name, lift_dim=6, mlp=(8, 4)), DIMS).double()
     tables = MaskedEmbeddingBagCollection(bags, ColumnMask(layout))
     return CTRModel(tables, interaction, None, single_valued={"user", "hour"}).eval()
 
@@ -29,13 +29,13 @@ def features() -> KeyedJaggedTensor:
     """Four rows; of genres none, one, two and three ids."""
     lengths = torch.tensor([1, 1, 1, 1, 0, 1, 2, 3, 1, 1, 1, 1])
     ids = torch.randint(ROWS, (int(lengths.sum()),), generator=torch.Generator().manual_seed(1))
-    return KeyedJaggedTensor(list(WIDTHS), ids, lengths=lengths)
+    return KeyedJaggedTensor(list(DIMS), ids, lengths=lengths)
 
 
 def logits_of_masked_vectors(model: CTRModel) -> torch.Tensor:
     """The mask in the vectors, as any model has it; the interaction knows of none."""
     counts = {"genres": features()["genres"].lengths().clamp(min=1).unsqueeze(1)}
-    columns = ordered_columns(model.tables(features()), WIDTHS, counts)
+    columns = ordered_columns(model.tables(features()), DIMS, counts)
     logits: torch.Tensor = model.interaction(columns.double())
     return logits
 

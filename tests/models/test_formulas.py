@@ -19,18 +19,18 @@ from ham_dist.models.lift import Lift
 from ham_dist.models.registry import INTERACTIONS, build_interaction
 from tests.support.model_settings import model_settings
 
-WIDTHS = {"user.id": 5, "gender": 2, "age": 1, "genres": 5}
-D = sum(WIDTHS.values())
+DIMS = {"user.id": 5, "gender": 2, "age": 1, "genres": 5}
+D = sum(DIMS.values())
 B = 7
 
 
-def columns(widths: Mapping[str, int] = WIDTHS) -> torch.Tensor:
-    return torch.randn(B, sum(widths.values()), dtype=torch.float64)
+def columns(dims: Mapping[str, int] = DIMS) -> torch.Tensor:
+    return torch.randn(B, sum(dims.values()), dtype=torch.float64)
 
 
 def lifted_by_loop(lift: Lift, values: torch.Tensor) -> list[torch.Tensor]:
     """The fields, each times its own rows of the weight."""
-    ends = torch.tensor(lift.widths).cumsum(0).tolist()
+    ends = torch.tensor(lift.dims).cumsum(0).tolist()
     return [values[:, start:end] @ lift.weight[start:end] for start, end in pairwise([0, *ends])]
 
 
@@ -45,12 +45,12 @@ def mlp_like(torchrec_mlp: TorchRecMLP, deep: torch.nn.Sequential) -> TorchRecML
     return torchrec_mlp
 
 
-@pytest.mark.parametrize("widths", [{"a": 3, "b": 3}, WIDTHS, {"a": 0, "b": 4, "c": 1, "d": 0}])
-def test_lift_is_one_product_a_field(widths: Mapping[str, int]) -> None:
+@pytest.mark.parametrize("dims", [{"a": 3, "b": 3}, DIMS, {"a": 0, "b": 4, "c": 1, "d": 0}])
+def test_lift_is_one_product_a_field(dims: Mapping[str, int]) -> None:
     torch.manual_seed(0)
-    lift = Lift(widths, 6).double()
-    values = columns(widths)
-    assert lift(values).shape == (B, len(widths), 6)
+    lift = Lift(dims, 6).double()
+    values = columns(dims)
+    assert lift(values).shape == (B, len(dims), 6)
     torch.testing.assert_close(lift(values), torch.stack(lifted_by_loop(lift, values), dim=1))
     assert torch.autograd.gradcheck(
         lambda x, w: torch.func.functional_call(lift, {"weight": w}, x),
@@ -58,12 +58,12 @@ def test_lift_is_one_product_a_field(widths: Mapping[str, int]) -> None:
     )
 
 
-@pytest.mark.parametrize("widths", [{"a": 3, "b": 3}, WIDTHS, {"a": 0, "b": 4, "c": 1, "d": 0}])
-def test_lift_folds_into_the_linear_map_behind_it(widths: Mapping[str, int]) -> None:
+@pytest.mark.parametrize("dims", [{"a": 3, "b": 3}, DIMS, {"a": 0, "b": 4, "c": 1, "d": 0}])
+def test_lift_folds_into_the_linear_map_behind_it(dims: Mapping[str, int]) -> None:
     torch.manual_seed(0)
-    lift = Lift(widths, 6).double()
-    behind = torch.randn(5, len(widths) * 6, dtype=torch.float64, requires_grad=True)
-    values, mask = columns(widths), torch.rand(sum(widths.values()), dtype=torch.float64, requires_grad=True)
+    lift = Lift(dims, 6).double()
+    behind = torch.randn(5, len(dims) * 6, dtype=torch.float64, requires_grad=True)
+    values, mask = columns(dims), torch.rand(sum(dims.values()), dtype=torch.float64, requires_grad=True)
     torch.testing.assert_close(
         values @ lift.folded_into(behind, mask).t(), lift(values * mask).flatten(1) @ behind.t()
     )
@@ -80,7 +80,7 @@ def test_lift_starts_as_one_linear_a_field() -> None:
 
 def test_fm_is_the_sum_over_pairs_of_fields() -> None:
     torch.manual_seed(0)
-    model = FM(WIDTHS, FMSettings(lift_width=6)).double()
+    model = FM(DIMS, FMSettings(lift_dim=6)).double()
     values = columns()
     pairs = sum((left * right).sum(1) for left, right in combinations(lifted_by_loop(model.lift, values), 2))
     assert model.linear is not None
@@ -97,7 +97,7 @@ def test_fm_of_one_field_has_no_pairs_and_no_gradient() -> None:
 
 def test_fm_leaves_the_first_order_to_tables() -> None:
     torch.manual_seed(0)
-    model = FM(WIDTHS, FMSettings(lift_width=6, first_order="table")).double()
+    model = FM(DIMS, FMSettings(lift_dim=6, first_order="table")).double()
     values = columns()
     torch.testing.assert_close(model(values), model.bias + pairwise_products(model.lift.by_field(values)))
     assert "linear" not in dict(model.named_parameters())
@@ -106,10 +106,10 @@ def test_fm_leaves_the_first_order_to_tables() -> None:
 
 def test_deepfm_is_fm_plus_torchrecs_mlp() -> None:
     torch.manual_seed(0)
-    settings = DeepFMSettings(lift_width=6, mlp=(8, 4))
-    model = DeepFM(WIDTHS, settings).double().eval()
+    settings = DeepFMSettings(lift_dim=6, mlp=(8, 4))
+    model = DeepFM(DIMS, settings).double().eval()
     values = columns()
-    torchrec_mlp = mlp_like(TorchRecMLP(len(WIDTHS) * 6, [8, 4], activation="relu").double(), model.deep)
+    torchrec_mlp = mlp_like(TorchRecMLP(len(DIMS) * 6, [8, 4], activation="relu").double(), model.deep)
     flat = torch.cat(lifted_by_loop(model.lift, values), dim=1)
     last = model.get_parameter("deep.6.weight")
     deep = torchrec_mlp(flat) @ last[0]
@@ -118,7 +118,7 @@ def test_deepfm_is_fm_plus_torchrecs_mlp() -> None:
 
 def test_deepfm_without_hidden_layers_reads_the_lifted_fields() -> None:
     torch.manual_seed(0)
-    model = DeepFM(WIDTHS, DeepFMSettings(lift_width=6, mlp=())).double()
+    model = DeepFM(DIMS, DeepFMSettings(lift_dim=6, mlp=())).double()
     values = columns()
     flat = torch.cat(lifted_by_loop(model.lift, values), dim=1)
     torch.testing.assert_close(
@@ -128,8 +128,8 @@ def test_deepfm_without_hidden_layers_reads_the_lifted_fields() -> None:
 
 def test_autoint_is_the_papers_formula() -> None:
     torch.manual_seed(0)
-    widths = {**WIDTHS, "left": 0}
-    model = AutoInt(widths, AutoIntSettings(lift_width=6, attention_heads=2, attention_layers=2)).double()
+    dims = {**DIMS, "left": 0}
+    model = AutoInt(dims, AutoIntSettings(lift_dim=6, attention_heads=2, attention_layers=2)).double()
     values = columns()
     fields = torch.stack(lifted_by_loop(model.lift, values), dim=1)
     for number in range(2):
@@ -162,7 +162,7 @@ def test_cross_layers_are_torchrecs() -> None:
 
 def test_dcnv2_is_one_linear_over_cross_and_torchrecs_mlp() -> None:
     torch.manual_seed(0)
-    model = DCNV2(WIDTHS, DCNV2Settings(mlp=(8, 4))).double().eval()
+    model = DCNV2(DIMS, DCNV2Settings(mlp=(8, 4))).double().eval()
     values = columns()
     torchrec_mlp = mlp_like(TorchRecMLP(D, [8, 4], activation="relu").double(), model.deep)
     both = torch.cat([model.cross(values), torchrec_mlp(values)], dim=1)
@@ -174,7 +174,7 @@ def test_a_mask_in_the_weights_is_one_on_the_columns(
     name: Literal["fm", "deepfm", "autoint", "dcnv2"],
 ) -> None:
     torch.manual_seed(0)
-    model = build_interaction(model_settings(name, lift_width=6, mlp=(8, 4)), WIDTHS).double().eval()
+    model = build_interaction(model_settings(name, lift_dim=6, mlp=(8, 4)), DIMS).double().eval()
     values = columns()
     hard = (torch.rand(D) < 0.5).double()
     assert torch.equal(model(values, hard), model(values * hard))
@@ -199,7 +199,7 @@ def test_dcnv2_has_the_papers_number_of_weights(width: int, expected: int) -> No
 @pytest.mark.parametrize("mlp", [(4,), ()])
 def test_gradients_reach_every_weight_and_are_right(name: str, mlp: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    model = build_interaction(model_settings(name, lift_width=4, mlp=mlp), WIDTHS).double()
+    model = build_interaction(model_settings(name, lift_dim=4, mlp=mlp), DIMS).double()
     values = columns().requires_grad_()
     assert torch.autograd.gradcheck(model, (values,))
     model(values).square().sum().backward()
@@ -214,7 +214,7 @@ def test_the_seed_decides_the_start(name: str) -> None:
     starts = []
     for _ in range(2):
         torch.manual_seed(3)
-        starts.append(build_interaction(model_settings(name), WIDTHS).state_dict())
+        starts.append(build_interaction(model_settings(name), DIMS).state_dict())
     assert starts[0].keys() == starts[1].keys()
     assert all(torch.equal(starts[0][key], starts[1][key]) for key in starts[0])
     assert not any("padded" in key for key in starts[0])
@@ -223,16 +223,16 @@ def test_the_seed_decides_the_start(name: str) -> None:
 @pytest.mark.parametrize("name", INTERACTIONS)
 def test_empty_fields_keep_a_slot_only_where_the_model_needs_one(name: str) -> None:
     model = build_interaction(model_settings(name), {"a": 0, "b": 2, "c": 0})
-    assert list(model.widths) == (["a", "b", "c"] if model.keeps_slots else ["b"])
+    assert list(model.dims) == (["a", "b", "c"] if model.keeps_slots else ["b"])
     assert model(torch.randn(B, 2)).shape == (B,)
     with pytest.raises(TargetError, match="no field has a column left"):
         build_interaction(model_settings(name), {"a": 0})
 
 
 def test_axis_counts_columns_blocks_and_the_tail() -> None:
-    widths = {"a": 2, "b": 3, "c": 1}
+    dims = {"a": 2, "b": 3, "c": 1}
     kept = {"a": torch.tensor([1]), "b": torch.tensor([], dtype=torch.int64), "c": torch.tensor([0])}
-    assert Axis(("a", "b", "c")).kept(widths, kept).tolist() == [1, 5]
-    assert Axis(("a", "b", "c"), tail=2).kept(widths, kept).tolist() == [1, 5, 6, 7]
-    assert Axis(("a", "b", "c"), block=2).kept(widths, kept).tolist() == [0, 1, 4, 5]
-    assert Axis(()).kept(widths, kept).dtype == torch.int64
+    assert Axis(("a", "b", "c")).kept(dims, kept).tolist() == [1, 5]
+    assert Axis(("a", "b", "c"), tail=2).kept(dims, kept).tolist() == [1, 5, 6, 7]
+    assert Axis(("a", "b", "c"), block=2).kept(dims, kept).tolist() == [0, 1, 4, 5]
+    assert Axis(()).kept(dims, kept).dtype == torch.int64

@@ -23,7 +23,7 @@ def cut(model: Interaction, settings: ModelSettings, columns: dict[str, torch.Te
     state = {}
     for name, values in model.state_dict().items():
         for dimension, axis in axes.get(name, {}).items():
-            values = values.index_select(dimension, axis.kept(model.widths, columns))
+            values = values.index_select(dimension, axis.kept(model.dims, columns))
         state[name] = values
     narrow.load_state_dict(state)
     return narrow
@@ -47,7 +47,7 @@ def cuts(draw: st.DrawFn) -> dict[str, list[bool]]:
 def test_narrow_equals_masked(
     name: str, first_order: str, kept: dict[str, list[bool]], mlp: tuple[int, ...], seed: int
 ) -> None:
-    settings = model_settings(name, lift_width=4, first_order=first_order, mlp=mlp)
+    settings = model_settings(name, lift_dim=4, first_order=first_order, mlp=mlp)
     columns = {field: torch.tensor(flags).nonzero().squeeze(1) for field, flags in kept.items()}
     mask = torch.tensor([flag for flags in kept.values() for flag in flags])
     torch.manual_seed(seed)
@@ -67,13 +67,13 @@ def test_narrow_equals_masked(
 @pytest.mark.parametrize("name", INTERACTIONS)
 def test_cut_twice_equals_cut_once(name: str) -> None:
     """A search that falls from target to target cuts a model that was cut before, with slots that are empty already."""
-    settings = model_settings(name, lift_width=4, mlp=(4,))
+    settings = model_settings(name, lift_dim=4, mlp=(4,))
     torch.manual_seed(0)
     wide = build_interaction(settings, {"a": 3, "b": 2, "c": 4}).double()
     none = torch.tensor([], dtype=torch.int64)
     once = cut(deepcopy(wide), settings, {"a": torch.tensor([2]), "b": none, "c": none})
     first = {"a": torch.tensor([1, 2]), "b": none, "c": torch.tensor([0, 3])}
     twice = cut(cut(wide, settings, first), settings, {"a": torch.tensor([1]), "b": none, "c": none})
-    assert once.widths == twice.widths
+    assert once.dims == twice.dims
     for key, values in once.state_dict().items():
         assert torch.equal(values, twice.state_dict()[key]), key

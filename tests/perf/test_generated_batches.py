@@ -13,9 +13,9 @@ from ham_dist.errors import DataError
 from perf.generated_batches import generated_batches
 
 SETTINGS = SyntheticSettings(
-    planted_ranks=(3, 2, 1, 2, 0), cardinalities=(40, 50_000, 3, 2_000_000, 2), skew=0.9, missing=0.1, seed=4
+    planted_ranks=(3, 2, 1, 2, 0), num_embeddings=(40, 50_000, 3, 2_000_000, 2), skew=0.9, missing=0.1, seed=4
 )
-FIELDS = len(SETTINGS.cardinalities)
+FIELDS = len(SETTINGS.num_embeddings)
 
 
 def _ids(batch: Batch) -> torch.Tensor:
@@ -60,7 +60,7 @@ def test_batches_can_be_skipped_and_go_on_for_ever() -> None:
 def test_values_come_as_often_as_zipf_says_and_are_missing_at_the_rate() -> None:
     rows, cells = 200_000, 40
     ids = _ids(next(iter(generated_batches(SETTINGS, rows)))).numpy()
-    for of_field, count in zip(ids, SETTINGS.cardinalities, strict=True):
+    for of_field, count in zip(ids, SETTINGS.num_embeddings, strict=True):
         assert 0 <= of_field.min() <= of_field.max() < count
         there = of_field[of_field > 0]
         assert abs(1 - len(there) / rows - 0.1) < 5 * np.sqrt(0.09 / rows)
@@ -73,7 +73,7 @@ def test_values_come_as_often_as_zipf_says_and_are_missing_at_the_rate() -> None
 
 
 def test_neither_fields_nor_neighbouring_rows_know_of_each_other() -> None:
-    settings = SyntheticSettings(planted_ranks=(1, 1, 1), cardinalities=(1001, 1001, 1001), skew=0.0)
+    settings = SyntheticSettings(planted_ranks=(1, 1, 1), num_embeddings=(1001, 1001, 1001), skew=0.0)
     ids = next(iter(generated_batches(settings, 100_000))).sparse_features.values().reshape(3, -1).numpy()
     series = [*ids[:, :-1], *ids[:, 1:]]
     correlations = np.corrcoef(series)[np.triu_indices(6, 1)]
@@ -97,4 +97,4 @@ def test_ranks_that_make_no_sense(rank: int, world_size: int) -> None:
     with pytest.raises(DataError, match=rf"rank {rank} of {world_size} ranks sharing 8 rows"):
         generated_batches(SETTINGS, 8, rank=rank, world_size=world_size)
     with pytest.raises(DataError, match=r"synthetic\.planted_ranks"):
-        generated_batches(SyntheticSettings(planted_ranks=(1,), cardinalities=(9,)), 8)
+        generated_batches(SyntheticSettings(planted_ranks=(1,), num_embeddings=(9,)), 8)

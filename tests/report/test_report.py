@@ -90,12 +90,12 @@ def test_results_and_sizes_stand_in_the_tables(run: Path, page: Page) -> None:
         assert cells[:4] == [
             size["field"],
             str(size["rows"]),
-            str(size["base_width"]),
-            str(size["searched_width"]),
+            str(size["base_dim"]),
+            str(size["searched_dim"]),
         ]
         assert cells[4:6] == [size_text(size["bytes_before"]), size_text(size["bytes_after"])]
         assert cells[7] == str(planted.planted_ranks[size["field"]])
-    assert total[3] == str(sum(size["searched_width"] for size in sizes))
+    assert total[3] == str(sum(size["searched_dim"] for size in sizes))
     cost = {row[0]: row[1:] for row in page.tables["What it took"][1:]}
     for stage in ("pretrain", "search", "retrain"):
         assert cost[stage] == [
@@ -158,7 +158,7 @@ def test_tables_of_the_data_are_counted_in_the_precision_of_the_run(copy: Path, 
 
 def test_settings_and_versions(run: Path, page: Page) -> None:
     changed = {row[0]: row[1:] for row in page.tables["Settings that are not the default"][1:]}
-    assert changed["model.base_width"] == [str(RunSettings().model.base_width), "4"]
+    assert changed["model.base_dim"] == [str(RunSettings().model.base_dim), "4"]
     assert "model.name" not in changed
     names, start = page.tables["Starts, with versions"]
     (entry,) = read_json(RunFolder(run).environment)
@@ -297,7 +297,7 @@ def test_hostile_names_are_text(copy: Path, tmp_path: Path) -> None:
 
 
 def test_alarms_of_the_data_are_warnings(tmp_path: Path) -> None:
-    sparse = SyntheticSettings(rows=2000, planted_ranks=(1, 1), cardinalities=(20, 100_000), skew=0.0)
+    sparse = SyntheticSettings(rows=2000, planted_ranks=(1, 1), num_embeddings=(20, 100_000), skew=0.0)
     manifest = generate(sparse, tmp_path / "data")
     folder = RunFolder(tmp_path / "run")
     folder.start(load_run(None, [f"data.path={tmp_path / 'data'}"]), resume=False, world_size=1, device="cpu")

@@ -39,7 +39,7 @@ def _run(data: Path) -> RunSettings:
     return RunSettings.model_validate(
         {
             "data": {"path": str(data), "batch_size": 32, "evaluation_batch_size": 64},
-            "model": {"name": "deepfm", "base_width": 2, "first_order": "table", "lift_width": 2, "mlp": [2]},
+            "model": {"name": "deepfm", "base_dim": 2, "first_order": "table", "lift_dim": 2, "mlp": [2]},
             "optimizer": {"tables": "rowwise_adagrad"},
             "orthogonality": {"application": "decoupled"},
             "pretrain": {"max_epochs": 1},

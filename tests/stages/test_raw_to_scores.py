@@ -41,7 +41,7 @@ def short_run(data: Path, model: str, columns: int, batch_size: int, method: str
     return RunSettings.model_validate(
         {
             "data": {"path": str(data), "batch_size": batch_size, "evaluation_batch_size": 4096},
-            "model": model_settings(model, base_width=4, lift_width=4, attention_layers=1),
+            "model": model_settings(model, base_dim=4, lift_dim=4, attention_layers=1),
             "optimizer": {"learning_rate": 3e-3, "tables_learning_rate": 3e-3},
             "pretrain": {"max_epochs": 1},
             "search": {"targets": [{"columns": columns}], "epochs": 1, "method": method},
@@ -64,7 +64,7 @@ def _train_and_score(settings: RunSettings, folder: Path) -> dict[str, list[floa
         for size in read_sizes(RunFolder(folder).sizes)
     }
     live = open_sliced(
-        settings, manifest.cardinalities(), columns, torch.device("cpu"), manifest.single_valued()
+        settings, manifest.num_embeddings(), columns, torch.device("cpu"), manifest.single_valued()
     )
     load_best_weights(RunFolder(folder).checkpoints / "retrain", live)
     scores = {}
@@ -91,8 +91,8 @@ def check_run(folder: Path, columns: int, searched: int = 1) -> None:
     assert result["world_size"] == 2
     assert result["epochs"] == {"pretrain": 1, "search": searched, "retrain": 1}
     assert sum(result["kept_columns"].values()) == columns
-    widths = {table.field: table.width for table in open_bundle(folder / "bundle").manifest.tables}
-    assert widths == {field: kept for field, kept in result["kept_columns"].items() if kept}
+    dims = {table.field: table.width for table in open_bundle(folder / "bundle").manifest.tables}
+    assert dims == {field: kept for field, kept in result["kept_columns"].items() if kept}
 
 
 def check_scores(folder: Path, raw: Path, live: np.ndarray[Any, Any]) -> None:

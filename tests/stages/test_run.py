@@ -24,9 +24,9 @@ def test_a_run_takes_no_mean_of_fields_with_one_value(
 ) -> None:
     averaged = []
 
-    def spy(looked_up: KeyedTensor, widths: dict[str, int], counts: dict[str, torch.Tensor]) -> torch.Tensor:
+    def spy(looked_up: KeyedTensor, dims: dict[str, int], counts: dict[str, torch.Tensor]) -> torch.Tensor:
         averaged.append(list(counts))
-        return ordered_columns(looked_up, widths, counts)
+        return ordered_columns(looked_up, dims, counts)
 
     monkeypatch.setattr("ham_dist.models.ctr.ordered_columns", spy)
     do_run(small_run(), tmp_path / "run")
@@ -69,8 +69,8 @@ def test_a_run_leaves_its_whole_truth(unbroken: Path) -> None:
     ):
         assert (unbroken / name).exists(), name
     sizes = json.loads((unbroken / "sizes.json").read_text())
-    assert [size["base_width"] for size in sizes] == [6, 6, 6, 6]
-    assert {size["field"]: size["searched_width"] for size in sizes} == found["kept_columns"]
+    assert [size["base_dim"] for size in sizes] == [6, 6, 6, 6]
+    assert {size["field"]: size["searched_dim"] for size in sizes} == found["kept_columns"]
     assert sum(size["bytes_after"] for size in sizes) == found["embedding_bytes"]
     stages = [entry["stage"] for entry in metrics(unbroken)]
     assert stages == sorted(stages, key=["pretrain", "search", "retrain", "result"].index)

@@ -38,7 +38,7 @@ def do_run(settings: RunSettings, folder: Path) -> None:
 def test_in_float64_rows_and_columns_apart_make_the_same_model_bit_for_bit(tmp_path: Path) -> None:
     """As table_wise on as many ranks, where the arithmetic is the same: without the regularizer, whose products are cut where the rows are, and with
     parts of 16 n numbers: torch's fused Adam moves the last few of a part by scalar code, which in rare cases rounds otherwise (seen: 5e-10)."""
-    synthetic = {**small_run().data.synthetic.model_dump(), "rows": 4_000, "cardinalities": (96, 48, 48, 96)}
+    synthetic = {**small_run().data.synthetic.model_dump(), "rows": 4_000, "num_embeddings": (96, 48, 48, 96)}
     data = {**small_run().data.model_dump(), "synthetic": synthetic}
     base: dict[str, Any] = {
         **SHORT,
@@ -49,7 +49,7 @@ def test_in_float64_rows_and_columns_apart_make_the_same_model_bit_for_bit(tmp_p
     run_on_ranks(3, do_run, small_run(**base), tmp_path / "whole")
     run_on_ranks(3, do_run, small_run(**base, sharding={"tables": EXACT}), tmp_path / "apart")
     kinds = {
-        entry["table"]: entry["kind"]
+        entry["table"]: entry["sharding_type"]
         for entry in json.loads((tmp_path / "apart" / "plan.json").read_text())["supernet"]
     }
     assert kinds == EXACT
@@ -96,10 +96,10 @@ def test_a_plan_that_cannot_be_made_ends_all_ranks_together(tmp_path: Path) -> N
 def full_disk(folder: Path) -> str:
     """Export of column-wise tables, whose chunks are made by all ranks together, where rank 1 cannot write its first."""
     state = open_supernet(
-        small_run(sharding={"kind": "column_wise"}), {"user": 60, "movie": 40}, torch.device("cpu")
+        small_run(sharding={"sharding_type": "column_wise"}), {"user": 60, "movie": 40}, torch.device("cpu")
     )
     fields = [
-        FieldEntry(name=table.field, rows=table.rows, width=table.width, multi_valued=False)
+        FieldEntry(name=table.field, rows=table.num_embeddings, width=table.embedding_dim, multi_valued=False)
         for table in state.sharded.tables
     ]
     with pytest.MonkeyPatch.context() as patch:

@@ -17,7 +17,7 @@ from ham_dist.models.registry import INTERACTIONS, build_interaction
 from tests.support.model_settings import model_settings
 
 ROWS = {"user": 11, "gone": 6, "genres": 7, "age": 3}
-WIDTHS = {"user": 5, "gone": 0, "genres": 2, "age": 1}
+DIMS = {"user": 5, "gone": 0, "genres": 2, "age": 1}
 MULTI_VALUED = {"genres"}
 B = 13
 
@@ -54,14 +54,14 @@ def mean_rows(table: torch.Tensor, ids: Ids, rows: int) -> torch.Tensor:
 
 
 def live_model(name: str = "dcnv2", first_order: str = "linear", seed: int = 0) -> Live:
-    """`name` over WIDTHS, one field of which has lost all its columns; BatchNorm has seen some data."""
+    """`name` over DIMS, one field of which has lost all its columns; BatchNorm has seen some data."""
     torch.manual_seed(seed)
-    settings = model_settings(name, lift_width=4, mlp=(8, 4), first_order=first_order)
+    settings = model_settings(name, lift_dim=4, mlp=(8, 4), first_order=first_order)
     kind = INTERACTIONS[name]
     has_tables = kind.has_first_order_tables(settings)
-    interaction = build_interaction(settings, WIDTHS)
+    interaction = build_interaction(settings, DIMS)
     interaction.train()
-    interaction(torch.randn(50, sum(WIDTHS.values())) + 0.5)
+    interaction(torch.randn(50, sum(DIMS.values())) + 0.5)
     return Live(
         settings,
         fields=[
@@ -72,10 +72,10 @@ def live_model(name: str = "dcnv2", first_order: str = "linear", seed: int = 0) 
                 multi_valued=field in MULTI_VALUED,
                 keeps_slot=not width and kind.keeps_slots,
             )
-            for field, width in WIDTHS.items()
+            for field, width in DIMS.items()
             if width or kind.keeps_slots or has_tables
         ],
-        tables={field: torch.randn(ROWS[field], width) for field, width in WIDTHS.items() if width},
+        tables={field: torch.randn(ROWS[field], width) for field, width in DIMS.items() if width},
         first_order={field: torch.randn(rows, 1) for field, rows in ROWS.items()} if has_tables else {},
         interaction=interaction.eval(),
     )

@@ -62,11 +62,11 @@ def global_batch(rows: int, seed: int) -> tuple[list[tuple[torch.Tensor, torch.T
     """Ids of every field as (values, lengths), and labels."""
     generator = torch.Generator().manual_seed(seed)
     ids = []
-    for field, cardinality in FIELDS.items():
+    for field, num_embeddings in FIELDS.items():
         lengths = (
             torch.randint(0, 4, (rows,), generator=generator)
             if field == "genres"
             else torch.ones(rows, dtype=torch.int64)
         )
-        ids.append((torch.randint(0, cardinality, (int(lengths.sum()),), generator=generator), lengths))
+        ids.append((torch.randint(0, num_embeddings, (int(lengths.sum()),), generator=generator), lengths))
     return ids, torch.randint(0, 2, (rows,), generator=generator).float()

@@ -10,9 +10,9 @@ from ham_dist.methods.budget import Budget
 from ham_dist.methods.method import Method, SearchSpace
 from ham_dist.methods.registry import METHODS
 
-WIDTHS = {"user": 4, "gender": 2, "movie": 4}
+DIMS = {"user": 4, "gender": 2, "movie": 4}
 ROWS = {"user": 100, "gender": 3, "movie": 50}
-LAYOUT = ColumnLayout(WIDTHS, ROWS)
+LAYOUT = ColumnLayout(DIMS, ROWS)
 
 
 def space(target: Target, *, norms: torch.Tensor | None = None, seed: int = 0) -> SearchSpace:

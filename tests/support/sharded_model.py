@@ -19,9 +19,7 @@ ROWS = 31  # not a multiple of the ranks, so that they hold batches of different
 
 
 def settings(model: str, **sections: Any) -> RunSettings:
-    return RunSettings.model_validate(
-        {"model": {"name": model, "table_start": 0.3, "base_width": 8}, **sections}
-    )
+    return RunSettings.model_validate({"model": {"name": model, "init_std": 0.3, "base_dim": 8}, **sections})
 
 
 def local_batch(seed: int) -> Batch:
@@ -51,7 +49,10 @@ def plain_batch(seed: int) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], tor
 
 def whole_tables(state: TrainingState) -> dict[str, torch.Tensor]:
     """Every table under search, its parts put together from all ranks, on every rank."""
-    tables = {table.field: torch.full((table.rows, table.width), torch.nan) for table in state.sharded.tables}
+    tables = {
+        table.field: torch.full((table.num_embeddings, table.embedding_dim), torch.nan)
+        for table in state.sharded.tables
+    }
     for of_rank in process_group.gather_objects(
         {
             field: (local.part, local.in_use, local.columns.detach())
@@ -140,9 +141,9 @@ def whole(state: TrainingState) -> dict[str, torch.Tensor]:
             for name, values in parts.items():
                 assert part is not None
                 size = (
-                    (placement.table.rows,)
+                    (placement.table.num_embeddings,)
                     if values.dim() == 1
-                    else (placement.table.rows, placement.table.stored_width)
+                    else (placement.table.num_embeddings, placement.table.stored_dim)
                 )
                 table = found.setdefault(name, torch.full(size, torch.nan))
                 table[

@@ -18,11 +18,11 @@ TURNED = {"user": "column_wise", "gender": "table_wise", "movie": "data_parallel
 
 
 KINDS: dict[str, dict[str, Any]] = {
-    "row_wise": {"kind": "row_wise"},
-    "column_wise": {"kind": "column_wise"},
-    "data_parallel": {"kind": "data_parallel"},
-    "grid": {"kind": "grid"},
-    "table_row_wise": {"kind": "table_row_wise"},
+    "row_wise": {"sharding_type": "row_wise"},
+    "column_wise": {"sharding_type": "column_wise"},
+    "data_parallel": {"sharding_type": "data_parallel"},
+    "grid": {"sharding_type": "grid"},
+    "table_row_wise": {"sharding_type": "table_row_wise"},
     "mixed": {"tables": MIXED},
     "turned": {"tables": TURNED},
 }
@@ -37,7 +37,7 @@ def all_cases(cases: dict[str, RunSettings]) -> dict[str, dict[str, Any]]:
     return {name: three_steps(run) for name, run in cases.items()}
 
 
-RULES: dict[str, Any] = {
+TABLE_OPTIMIZERS: dict[str, Any] = {
     "sgd": torch.optim.SGD,
     "adagrad": torch.optim.Adagrad,
     "rowwise_adagrad": RowWiseAdagrad,
@@ -49,7 +49,7 @@ def plain_tables(run: RunSettings, start: dict[str, torch.Tensor]) -> list[torch
 
     Rounded to the tables' precision after each step, as the kernels do; that of Adagrad on CPU rounds the step besides.
     """
-    rule, dtype = RULES[run.optimizer.tables], getattr(torch, run.precision.tables)
+    table_optimizer, dtype = TABLE_OPTIMIZERS[run.optimizer.tables], getattr(torch, run.precision.tables)
     stored = {field: nn.functional.pad(table, (0, -table.shape[1] % 4)) for field, table in start.items()}
     model = PlainModel(run, start)
     tables = [nn.Parameter(table) for table in stored.values()]
@@ -57,7 +57,7 @@ def plain_tables(run: RunSettings, start: dict[str, torch.Tensor]) -> list[torch
         bag.weight.data = table.data[:, : values.shape[1]]
     options = {} if run.optimizer.tables == "sgd" else {"eps": 1e-8}
     of_tables, of_dense = (
-        rule(tables, lr=RATE, **options),
+        table_optimizer(tables, lr=RATE, **options),
         torch.optim.Adam(model.interaction.parameters(), lr=1e-3),
     )
     for seed in range(3):

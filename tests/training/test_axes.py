@@ -19,7 +19,7 @@ from tests.support.small_run import tiny_run
 @pytest.mark.parametrize("name", ["fm", "deepfm", "autoint", "dcnv2"])
 @pytest.mark.parametrize("first_order", ["linear", "table"])
 def test_the_axes_of_every_model_describe_it(name: str, first_order: str) -> None:
-    own = model_settings(name, lift_width=4, first_order=first_order)
+    own = model_settings(name, lift_dim=4, first_order=first_order)
     drawn = torch.get_rng_state()
     check_axes(own, {"a": 3, "b": 1, "c": 4})
     assert torch.equal(torch.get_rng_state(), drawn)

@@ -214,7 +214,7 @@ class Manifest(_Part):
         """Names of the F fields, in order."""
         return [field.name for field in self.fields]
 
-    def cardinalities(self) -> dict[str, int]:
+    def num_embeddings(self) -> dict[str, int]:
         """C_j by field, in order."""
         return {field.name: field.rows for field in self.fields}
 

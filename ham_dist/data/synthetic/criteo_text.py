@@ -42,7 +42,7 @@ _INTEGERS = (
 _NEGATIVE_COLUMN, _NEGATIVE = 1, 0.1
 
 # Distinct values of each categorical column in Criteo's Kaggle training file, as DLRM's preprocessing counts them (facebookresearch/dlrm).
-CARDINALITIES = (
+NUM_EMBEDDINGS = (
     1460, 583, 10_131_227, 2_202_608, 305, 24, 12_517, 633, 3, 93_145, 5683, 8_351_593, 3194,
     27, 14_992, 5_461_306, 10, 5652, 2173, 4, 7_046_547, 18, 15, 286_181, 105, 142_572,
 )  # fmt: skip
@@ -154,7 +154,7 @@ def write_criteo_days(folder: Path, rows: int, days: int, *, seed: int = 0, gzip
 
 @cache
 def _zipf(column: int) -> Zipf:
-    return Zipf.over(CARDINALITIES[column], _EXPONENT)
+    return Zipf.over(NUM_EMBEDDINGS[column], _EXPONENT)
 
 
 def _integers(

@@ -48,7 +48,7 @@ class Planted:
     @cached_property
     def zipfs(self) -> list[Zipf]:
         """How the values 1 .. C_j - 1 of each field are spread: most frequent first, as ids of prepared data are."""
-        return [Zipf.over(rows - 1, self.settings.skew) for rows in self.settings.cardinalities]
+        return [Zipf.over(rows - 1, self.settings.skew) for rows in self.settings.num_embeddings]
 
     @cached_property
     def distributions(self) -> list[Array]:
@@ -110,7 +110,7 @@ class Planted:
 
     def check(self) -> None:
         """raises: DataError if the settings plant ranks that no sample could show."""
-        ranks, rows = self.settings.planted_ranks, self.settings.cardinalities
+        ranks, rows = self.settings.planted_ranks, self.settings.num_embeddings
         mistakes = []
         if self.settings.rows < _LEAST_ROWS:
             mistakes.append(
@@ -128,7 +128,7 @@ class Planted:
                     )
                 if rank > count - 2:
                     mistakes.append(
-                        f"cardinalities: {name} has {count}; {rank} centred columns need at least {rank + 2}"
+                        f"num_embeddings: {name} has {count}; {rank} centred columns need at least {rank + 2}"
                     )
         if mistakes:
             raise DataError("\n".join(f"synthetic.{mistake}" for mistake in mistakes))

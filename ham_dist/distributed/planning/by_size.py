@@ -6,11 +6,11 @@ C rows, d stored columns of one table, W ranks
 from collections.abc import Iterable
 from itertools import pairwise
 
-from ham_dist.config.schema import ShardingKind
+from ham_dist.config.schema import ShardingType
 from ham_dist.distributed.planning.errors import has_rows_for, require_rows
 from ham_dist.distributed.planning.placement import Part, Placement, Plan
 from ham_dist.distributed.planning.request import PlanRequest
-from ham_dist.embedding.tables import KERNEL_WIDTH, Table
+from ham_dist.embedding.tables import KERNEL_DIM, Table
 
 LARGE_BYTES = 1 << 30
 """Under `auto` on CPU, a table (with its gradient and optimizer state) of more bytes than this, and more than a rank's fair share of all tables, goes
@@ -32,7 +32,7 @@ class _BySize:
 
     def __init__(self, request: PlanRequest) -> None:
         self.request = request
-        self.rule, self.topology = request.rule, request.topology
+        self.table_optimizer, self.topology = request.table_optimizer, request.topology
         self.load = [held.device for held in request.taken_by_rank]
         self.host_load = [held.host for held in request.taken_by_rank]
 
@@ -42,9 +42,10 @@ class _BySize:
         total = sum(self.request.bytes_of(table, "table_wise").device for table, _ in tables)
         placed: dict[tuple[str, str], Placement] = {}
         for table, path in sorted(
-            tables, key=lambda entry: (-entry[0].rows * entry[0].stored_width, entry[1], entry[0].field)
+            tables,
+            key=lambda entry: (-entry[0].num_embeddings * entry[0].stored_dim, entry[1], entry[0].field),
         ):
-            kind = self.request.kind_of(table)
+            kind = self.request.sharding_type_of(table)
             placement = self._place(table, self._kind_by_size(table, total) if kind == "auto" else kind)  # type: ignore[arg-type]
             self._add(placement)
             placed[path, table.field] = placement
@@ -55,9 +56,9 @@ class _BySize:
             }
         )
 
-    def _kind_by_size(self, table: Table, total: int) -> ShardingKind:
+    def _kind_by_size(self, table: Table, total: int) -> ShardingType:
         size = self.request.bytes_of(table, "table_wise").device
-        spreads = has_rows_for(table.rows, self.topology.ranks)
+        spreads = has_rows_for(table.num_embeddings, self.topology.ranks)
         too_large = size > self.request.room - min(self.load)
         more_than_its_share = size > LARGE_BYTES and size * self.topology.ranks > total
         return (
@@ -66,22 +67,22 @@ class _BySize:
             else "table_wise"
         )
 
-    def _place(self, table: Table, kind: ShardingKind) -> Placement:
-        unit = KERNEL_WIDTH if self.rule.fused is not None else 1
+    def _place(self, table: Table, kind: ShardingType) -> Placement:
+        unit = KERNEL_DIM if self.table_optimizer.fused is not None else 1
         ranks = range(self.topology.ranks)
         hosts = [
             range(host * self.topology.ranks_of_host, (host + 1) * self.topology.ranks_of_host)
             for host in range(self.topology.hosts)
         ]
-        width = table.stored_width
+        width = table.stored_dim
         if kind == "table_wise":
-            parts = [Part(self._emptiest(table, ranks, 1)[0], 0, table.rows, 0, width)]
+            parts = [Part(self._emptiest(table, ranks, 1)[0], 0, table.num_embeddings, 0, width)]
         elif kind == "row_wise":
             parts = self._rows(table, ranks, 0, width)
         elif kind == "column_wise":
             blocks = _column_blocks(width, unit, len(ranks))
             parts = [
-                Part(rank, 0, table.rows, *block)
+                Part(rank, 0, table.num_embeddings, *block)
                 for rank, block in zip(self._emptiest(table, ranks, len(blocks)), blocks, strict=True)
             ]
         elif kind == "table_row_wise":
@@ -99,16 +100,18 @@ class _BySize:
                 for part in self._rows(table, host, *block)
             ]
         else:
-            parts = [Part(rank, 0, table.rows, 0, width) for rank in ranks]
+            parts = [Part(rank, 0, table.num_embeddings, 0, width) for rank in ranks]
         return Placement(
             table, kind, self.request.is_fused(kind), tuple(parts), self.request.memory_of(table)
         )
 
     def _rows(self, table: Table, ranks: range, first_column: int, columns: int) -> list[Part]:
         """Blocks of rows: TorchRec's id distribution takes the rank of row i to be i // ceil(C / ranks), so that the last block may be smaller."""
-        block = -(-table.rows // len(ranks))
+        block = -(-table.num_embeddings // len(ranks))
         return [
-            Part(rank, number * block, min(block, table.rows - number * block), first_column, columns)
+            Part(
+                rank, number * block, min(block, table.num_embeddings - number * block), first_column, columns
+            )
             for number, rank in enumerate(ranks)
         ]
 
@@ -118,11 +121,11 @@ class _BySize:
     def _fullness(self, table: Table, ranks: Iterable[int]) -> tuple[int, int]:
         """Bytes of `ranks`, first in the memory that `table` fills: the host's under `host`, else the device's, of which a cache takes most."""
         device, host = (sum(load[rank] for rank in ranks) for load in (self.load, self.host_load))
-        return (host, device) if self.request.memory_of(table).place == "host" else (device, host)
+        return (host, device) if self.request.memory_of(table).kernel == "fused_uvm" else (device, host)
 
     def _add(self, placement: Placement) -> None:
         for part in placement.parts:
-            held = self.request.bytes_of(placement.table, placement.kind, part)
+            held = self.request.bytes_of(placement.table, placement.sharding_type, part)
             self.load[part.rank] += held.device
             self.host_load[part.rank] += held.host
 

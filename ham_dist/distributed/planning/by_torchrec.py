@@ -20,21 +20,21 @@ from ham_dist.distributed.internals import plan_with_optimizer
 from ham_dist.distributed.planning.errors import ShortMemory, ways_out
 from ham_dist.distributed.planning.placement import (
     FUSED_KERNEL,
-    TORCHREC_KIND,
+    TORCHREC_SHARDING_TYPE,
     Part,
     Placement,
     Plan,
     cache_params,
 )
 from ham_dist.distributed.planning.request import PlanRequest
-from ham_dist.distributed.planning.table_optimizers import TableRule
-from ham_dist.embedding.tables import BYTES_PER_NUMBER, KERNEL_WIDTH, Table, embedding_bags
+from ham_dist.distributed.planning.table_optimizers import TableOptimizer
+from ham_dist.embedding.tables import BYTES_PER_NUMBER, KERNEL_DIM, Table, embedding_bags
 from ham_dist.errors import ShardingError
 
 UNBOUNDED = 1 << 60
 """Bytes of host memory, where it is not known how much there is."""
 
-KIND = {torchrec.value: kind for kind, torchrec in TORCHREC_KIND.items()}
+KIND = {torchrec.value: kind for kind, torchrec in TORCHREC_SHARDING_TYPE.items()}
 
 
 def plan_by_torchrec(request: PlanRequest) -> Plan:
@@ -43,10 +43,10 @@ def plan_by_torchrec(request: PlanRequest) -> Plan:
     Raises:
         ShardingError: TorchRec finds none; with ways out.
     """
-    topology, rule = request.topology, request.rule
+    topology, table_optimizer = request.topology, request.table_optimizer
     tables = {path: list(group) for path, group in request.groups.items()}
     model = nn.ModuleDict({_name(path): embedding_bags(group) for path, group in tables.items()})
-    optimizer = rule.fused[0] if rule.fused is not None else torch.optim.Adam
+    optimizer = table_optimizer.fused[0] if table_optimizer.fused is not None else torch.optim.Adam
     for parameter in model.parameters():
         plan_with_optimizer(parameter, optimizer)
     memory = max(
@@ -54,7 +54,7 @@ def plan_by_torchrec(request: PlanRequest) -> Plan:
         int(topology.memory * request.settings.memory_share)
         - max(held.device for held in request.taken_by_rank),
     )
-    counted = _counted_share(rule, next(iter(tables.values()))[0])
+    counted = _counted_share(table_optimizer, next(iter(tables.values()))[0])
     host = (
         UNBOUNDED
         if request.host_room is None
@@ -113,14 +113,14 @@ def _no_place(request: PlanRequest, tables: Sequence[Table]) -> ShardingError:
     )
 
 
-def _counted_share(rule: TableRule, table: Table) -> float:
+def _counted_share(table_optimizer: TableOptimizer, table: Table) -> float:
     """What the planner counts of the bytes that a number of a table takes with all beside it; it is asked for ranks with so much less memory.
 
     It takes what a rule remembers to be as precise as the table, and knows the dense kernel for data-parallel tables alone: it is asked for fused
     ones, which have no gradient.
     """
-    remembered = sum(not of_row for of_row in rule.states.values())
-    gradient = table.number_bytes if rule.fused is None else 0
+    remembered = sum(not of_row for of_row in table_optimizer.states.values())
+    gradient = table.number_bytes if table_optimizer.fused is None else 0
     return (
         (1 + remembered)
         * table.number_bytes
@@ -129,19 +129,25 @@ def _counted_share(rule: TableRule, table: Table) -> float:
 
 
 def _constraints(request: PlanRequest, table: Table) -> ParameterConstraints:
-    kind = request.kind_of(table)
-    rowless = {"column_wise", "grid"} if request.rule.whole_rows else set()
+    kind = request.sharding_type_of(table)
+    rowless = {"column_wise", "grid"} if request.table_optimizer.whole_rows else set()
     memory = request.memory_of(table)
-    has_copies = request.rule.dense is not None and table.precision == "float32" and memory.place == "device"
+    has_copies = (
+        request.table_optimizer.dense is not None
+        and table.precision == "float32"
+        and memory.kernel == "device"
+    )
     copyless = set() if has_copies else {"data_parallel"}
     kinds: Iterable[str] = (
-        [kind] if kind != "auto" else [kind for kind in TORCHREC_KIND if kind not in rowless | copyless]
+        [kind]
+        if kind != "auto"
+        else [kind for kind in TORCHREC_SHARDING_TYPE if kind not in rowless | copyless]
     )
     return ParameterConstraints(
-        sharding_types=[TORCHREC_KIND[kind].value for kind in kinds],
+        sharding_types=[TORCHREC_SHARDING_TYPE[kind].value for kind in kinds],
         # Data-parallel tables have the dense kernel only, all others are asked for as fused.
-        compute_kernels=[FUSED_KERNEL[memory.place].value, EmbeddingComputeKernel.DENSE.value],
-        min_partition=KERNEL_WIDTH,
+        compute_kernels=[FUSED_KERNEL[memory.kernel].value, EmbeddingComputeKernel.DENSE.value],
+        min_partition=KERNEL_DIM,
         cache_params=cache_params(memory),
     )
 
@@ -149,7 +155,9 @@ def _constraints(request: PlanRequest, table: Table) -> ParameterConstraints:
 def _placement(request: PlanRequest, table: Table, sharding: ParameterSharding) -> Placement:
     kind = KIND[sharding.sharding_type]
     if kind == "data_parallel":
-        parts = [Part(rank, 0, table.rows, 0, table.stored_width) for rank in range(request.topology.ranks)]
+        parts = [
+            Part(rank, 0, table.num_embeddings, 0, table.stored_dim) for rank in range(request.topology.ranks)
+        ]
     else:
         shards = sharding.sharding_spec.shards
         parts = [

@@ -18,10 +18,10 @@ def require_possible(request: PlanRequest, table: Table) -> None:
     raises: ShardingError with ways out, BackendError with the nearest that exists.
     """
     _require_memory(request, table)
-    kind = request.kind_of(table)
-    if kind in ("column_wise", "grid") and request.rule.whole_rows:
+    kind = request.sharding_type_of(table)
+    if kind in ("column_wise", "grid") and request.table_optimizer.whole_rows:
         raise ShardingError(
-            f'sharding: table {table.field!r} is {kind}, and optimizer.tables = "{request.rule.name}" makes one number of all columns of a row: '
+            f'sharding: table {table.field!r} is {kind}, and optimizer.tables = "{request.table_optimizer.name}" makes one number of all columns of a row: '
             "ranks with some of the columns each would make another, and the table would move by another rule than on one rank.\n"
             '  1. A kind that keeps rows whole: "row_wise" or "table_wise".\n'
             '  2. A rule that moves each number by itself: optimizer.tables = "adagrad", "sgd" or "adam".'
@@ -33,9 +33,9 @@ def require_possible(request: PlanRequest, table: Table) -> None:
             '  1. Another kind: "table_wise" or "row_wise".\n'
             '  2. precision.tables = "float32".'
         )
-    if kind == "data_parallel" and request.rule.dense is None:
+    if kind == "data_parallel" and request.table_optimizer.dense is None:
         raise ShardingError(
-            f'sharding: table {table.field!r} is data_parallel, and optimizer.tables = "{request.rule.name}" exists inside the fused kernels alone, '
+            f'sharding: table {table.field!r} is data_parallel, and optimizer.tables = "{request.table_optimizer.name}" exists inside the fused kernels alone, '
             "which data-parallel tables do not have.\n"
             '  1. Another kind: "table_wise" or "row_wise".\n'
             '  2. Another rule: optimizer.tables = "adam", "adagrad" or "rowwise_adagrad".'
@@ -59,7 +59,10 @@ def require_rows(request: PlanRequest) -> None:
         "table_row_wise": topology.ranks_of_host,
         "grid": topology.ranks_of_host,
     }
-    spread = {table.field: (table.rows, ranks_of.get(request.kind_of(table), 1)) for table in request.tables}
+    spread = {
+        table.field: (table.num_embeddings, ranks_of.get(request.sharding_type_of(table), 1))
+        for table in request.tables
+    }
     short = {field: found for field, found in spread.items() if not has_rows_for(*found)}
     if not short:
         return
@@ -74,37 +77,37 @@ def require_rows(request: PlanRequest) -> None:
     )
     raise ShardingError(
         f"sharding: too few rows to spread over the ranks:\n{listed}"
-        f"  1. Another kind for {'it' if len(short) == 1 else 'them'}: sharding.tables = {{ {others} }}.\n"
+        f"  1. Another kind for {'it' if len(short) == 1 else 'them'}: sharding.sharding_types = {{ {others} }}.\n"
         f"  2. Fewer ranks: {enough} or less."
     )
 
 
 def _require_memory(request: PlanRequest, table: Table) -> None:
-    place = request.memory_of(table).place
+    place = request.memory_of(table).kernel
     if place == "device":
         return
     if request.topology.device == "cpu":
         raise BackendError(
-            f'sharding.memory = "{place}", of table {table.field!r}: exists on cuda only; a rank on cpu has its tables in host memory anyway.\n'
-            "  Leave sharding.memory and sharding.memories out."
+            f'sharding.compute_kernel = "{place}", of table {table.field!r}: exists on cuda only; a rank on cpu has its tables in host memory anyway.\n'
+            "  Leave sharding.compute_kernel and sharding.compute_kernels out."
         )
-    if request.rule.fused is None:
+    if request.table_optimizer.fused is None:
         raise BackendError(
-            f'sharding.memory = "{place}", of table {table.field!r}: exists in the fused kernels alone, and optimizer.tables = "{request.rule.name}" '
+            f'sharding.compute_kernel = "{place}", of table {table.field!r}: exists in the fused kernels alone, and optimizer.tables = "{request.table_optimizer.name}" '
             "goes through every row at every step.\n"
             '  Set optimizer.tables = "fused_adam", or "rowwise_adagrad", which keeps least.'
         )
-    if request.kind_of(table) == "data_parallel":
+    if request.sharding_type_of(table) == "data_parallel":
         raise ShardingError(
-            f'sharding: table {table.field!r} is data_parallel, and sharding.memory = "{place}" exists in the fused kernels alone, which copies '
+            f'sharding: table {table.field!r} is data_parallel, and sharding.compute_kernel = "{place}" exists in the fused kernels alone, which copies '
             "do not have.\n"
             '  1. Another kind: "table_wise" or "row_wise".\n'
-            f'  2. On the device: sharding.memories = {{ {table.field} = "device" }}.'
+            f'  2. On the device: sharding.compute_kernels = {{ {table.field} = "device" }}.'
         )
-    if place == "cached" and table.precision == "bfloat16":
+    if place == "fused_uvm_caching" and table.precision == "bfloat16":
         raise BackendError(
-            f'sharding.memory = "cached", of table {table.field!r}: the cache has no bfloat16.\n'
-            '  Set precision.tables = "float16", or sharding.memory = "host".'
+            f'sharding.compute_kernel = "fused_uvm_caching", of table {table.field!r}: the cache has no bfloat16.\n'
+            '  Set precision.tables = "float16", or sharding.compute_kernel = "fused_uvm".'
         )
 
 
@@ -112,7 +115,7 @@ def too_much_for_device(request: PlanRequest, plan: Plan, rank: int) -> Sharding
     """More on a rank than its device may take; `rank` is the fullest."""
     held = request.held(plan)
     copied = sum(
-        request.bytes_of(placement.table, placement.kind).device
+        request.bytes_of(placement.table, placement.sharding_type).device
         for placement in plan.placements
         if placement.replicated
     )
@@ -150,7 +153,9 @@ def _largest(request: PlanRequest, plan: Plan, rank: int, memory: ShortMemory) -
 
     def taken(placement: Placement) -> int:
         part = placement.part_of(rank)
-        return getattr(request.bytes_of(placement.table, placement.kind, part), memory) if part else 0
+        return (
+            getattr(request.bytes_of(placement.table, placement.sharding_type, part), memory) if part else 0
+        )
 
     return max(plan.placements, key=taken).table
 
@@ -163,23 +168,23 @@ def ways_out(request: PlanRequest, memory: ShortMemory, largest: Table, total: i
     total:   bytes of it on all ranks together.
     copied:  bytes of it that every rank has the same of, however many they are.
     """
-    ranks, rule = request.topology.ranks, request.rule
+    ranks, table_optimizer = request.topology.ranks, request.table_optimizer
     room = request.room if memory == "device" else request.host_room or 0
-    ways = ["Fewer columns: a lower model.base_width."]
-    if ranks > 1 and request.kind_of(largest) not in ("auto", "row_wise"):  # `auto` has tried it
+    ways = ["Fewer columns: a lower model.base_dim."]
+    if ranks > 1 and request.sharding_type_of(largest) not in ("auto", "row_wise"):  # `auto` has tried it
         ways.append(
-            f'Another kind: sharding.tables = {{ {largest.field} = "row_wise" }} spreads table {largest.field!r} over all ranks.'
+            f'Another kind: sharding.sharding_types = {{ {largest.field} = "row_wise" }} spreads table {largest.field!r} over all ranks.'
         )
     if copied < room or not copied:
         enough = max(-(-(total - ranks * copied) // max(1, room - copied)), ranks + 1)
         more = f"More ranks: {enough}" if memory == "device" else f"More hosts: of {enough} ranks together"
         ways.append(f"{more} or more, the tables spread evenly.")
-    kept = sum(not of_row for of_row in rule.states.values()) + (rule.fused is None)
+    kept = sum(not of_row for of_row in table_optimizer.states.values()) + (table_optimizer.fused is None)
     if kept:
         ways.append(
-            f'A rule that keeps less: optimizer.tables = "rowwise_adagrad" keeps a number a row, "{rule.name}" {kept} for each of the table\'s.'
+            f'A rule that keeps less: optimizer.tables = "rowwise_adagrad" keeps a number a row, "{table_optimizer.name}" {kept} for each of the table\'s.'
         )
-    if rule.fused is not None and largest.precision == "float32":
+    if table_optimizer.fused is not None and largest.precision == "float32":
         ways.append('Half the bytes of each number: precision.tables = "float16".')
     if memory == "host":
         ways += _of_device(request, largest)
@@ -193,13 +198,13 @@ def ways_out(request: PlanRequest, memory: ShortMemory, largest: Table, total: i
 
 def _of_host_memory(request: PlanRequest, largest: Table) -> list[str]:
     """Where else the largest table of a device could be, and what of it lies there that need not."""
-    place = request.memory_of(largest).place
-    if place == "cached":
+    place = request.memory_of(largest).kernel
+    if place == "fused_uvm_caching":
         return [
-            f'A smaller cache: a lower sharding.cache_share, or none: sharding.memories = {{ {largest.field} = "host" }}.'
+            f'A smaller cache: a lower sharding.cache_load_factor, or none: sharding.compute_kernels = {{ {largest.field} = "fused_uvm" }}.'
         ]
-    if place == "host":
-        on_device = any(request.rule.states.values())
+    if place == "fused_uvm":
+        on_device = any(request.table_optimizer.states.values())
         return (
             [
                 'State in host memory too: optimizer.tables = "adagrad"; what a rule keeps once a row lies on the GPU.'
@@ -207,17 +212,17 @@ def _of_host_memory(request: PlanRequest, largest: Table) -> list[str]:
             if on_device
             else []
         )
-    changes = [] if request.rule.fused is not None else ['optimizer.tables = "rowwise_adagrad"']
-    if request.kind_of(largest) == "data_parallel":
-        changes.append(f'sharding.tables = {{ {largest.field} = "table_wise" }}')
+    changes = [] if request.table_optimizer.fused is not None else ['optimizer.tables = "rowwise_adagrad"']
+    if request.sharding_type_of(largest) == "data_parallel":
+        changes.append(f'sharding.sharding_types = {{ {largest.field} = "table_wise" }}')
     puts = "puts it there, with a cache on the GPU"
     if largest.precision == "bfloat16":  # which has no cache, so that `auto` leaves it where it is
-        changes.append(f'sharding.memories = {{ {largest.field} = "host" }}')
+        changes.append(f'sharding.compute_kernels = {{ {largest.field} = "fused_uvm" }}')
         puts = "puts it there"
-    elif largest.field in request.user_settings.memories:
-        changes.append(f'sharding.memories = {{ {largest.field} = "cached" }}')
+    elif largest.field in request.user_settings.compute_kernels:
+        changes.append(f'sharding.compute_kernels = {{ {largest.field} = "fused_uvm_caching" }}')
     else:
-        changes.append('sharding.memory = "auto"')
+        changes.append('sharding.compute_kernel = "auto"')
         puts = "puts the largest tables there, with a cache on the GPU"
     return [f"Host memory: {' and '.join(changes)} {puts}."]
 
@@ -225,9 +230,11 @@ def _of_host_memory(request: PlanRequest, largest: Table) -> list[str]:
 def _of_device(request: PlanRequest, largest: Table) -> list[str]:
     """Back from host memory; what `auto` put there has no room on the device."""
     asked = request.user_settings
-    if largest.field not in asked.memories and asked.memory == "auto":
+    if largest.field not in asked.compute_kernels and asked.compute_kernel == "auto":
         return []
     or_open = (
-        "" if asked.memory == "auto" or largest.field in asked.memories else ', or sharding.memory = "auto"'
+        ""
+        if asked.compute_kernel == "auto" or largest.field in asked.compute_kernels
+        else ', or sharding.compute_kernel = "auto"'
     )
-    return [f'On the device: sharding.memories = {{ {largest.field} = "device" }}{or_open}.']
+    return [f'On the device: sharding.compute_kernels = {{ {largest.field} = "device" }}{or_open}.']

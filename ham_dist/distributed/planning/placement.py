@@ -13,27 +13,28 @@ from typing import Any
 
 import torch
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
-from torchrec.distributed.types import CacheParams, ParameterSharding, ShardingType
+from torchrec.distributed.types import CacheParams, ParameterSharding
+from torchrec.distributed.types import ShardingType as TorchRecShardingType
 
-from ham_dist.config.schema import ShardingKind
+from ham_dist.config.schema import ShardingType
 from ham_dist.distributed.internals import EnumerableShardingSpec, ShardMetadata
 from ham_dist.distributed.planning.table_optimizers import DEVICE, Memory
 from ham_dist.embedding.tables import BYTES_PER_NUMBER, Table
 
-TORCHREC_KIND = {
-    "table_wise": ShardingType.TABLE_WISE,
-    "row_wise": ShardingType.ROW_WISE,
-    "column_wise": ShardingType.COLUMN_WISE,
-    "table_row_wise": ShardingType.TABLE_ROW_WISE,
-    "grid": ShardingType.GRID_SHARD,
-    "data_parallel": ShardingType.DATA_PARALLEL,
+TORCHREC_SHARDING_TYPE = {
+    "table_wise": TorchRecShardingType.TABLE_WISE,
+    "row_wise": TorchRecShardingType.ROW_WISE,
+    "column_wise": TorchRecShardingType.COLUMN_WISE,
+    "table_row_wise": TorchRecShardingType.TABLE_ROW_WISE,
+    "grid": TorchRecShardingType.GRID_SHARD,
+    "data_parallel": TorchRecShardingType.DATA_PARALLEL,
 }
 """TorchRec's name of each kind."""
 
 FUSED_KERNEL = {
     "device": EmbeddingComputeKernel.FUSED,
-    "host": EmbeddingComputeKernel.FUSED_UVM,
-    "cached": EmbeddingComputeKernel.FUSED_UVM_CACHING,
+    "fused_uvm": EmbeddingComputeKernel.FUSED_UVM,
+    "fused_uvm_caching": EmbeddingComputeKernel.FUSED_UVM_CACHING,
 }
 """TorchRec's name of the fused kernel over each memory."""
 
@@ -70,14 +71,14 @@ class Part:
 class Placement:
     """Where one table lies.
 
-    kind:  how it was cut.
+    sharding_type:  how it was cut.
     fused: whether its kernel steps inside the backward pass; else its parts are parameters with a gradient.
     parts: cover the table without overlap, at most one a rank; under data_parallel one whole copy for each rank.
     memory: where each rank keeps its part.
     """
 
     table: Table
-    kind: ShardingKind
+    sharding_type: ShardingType
     fused: bool
     parts: tuple[Part, ...]
     memory: Memory = DEVICE
@@ -85,17 +86,17 @@ class Placement:
     @property
     def replicated(self) -> bool:
         """Whether every rank holds all of it."""
-        return self.kind == "data_parallel"
+        return self.sharding_type == "data_parallel"
 
     @property
     def spreads_rows(self) -> bool:
         """Whether TorchRec adds up partial sums of a bag over ranks."""
-        return self.kind in ROWS_SPREAD
+        return self.sharding_type in ROWS_SPREAD
 
     @cached_property
     def splits_columns(self) -> bool:
         """Whether a rank may hold only some of the columns of its rows."""
-        return any(part.columns != self.table.stored_width for part in self.parts)
+        return any(part.columns != self.table.stored_dim for part in self.parts)
 
     @cached_property
     def shares_rows(self) -> bool:
@@ -125,10 +126,10 @@ class Placement:
 
         ranks_of_host: how many of the ranks share a machine, which decides on which of its devices a part lies.
         """
-        kernel = FUSED_KERNEL[self.memory.place] if self.fused else EmbeddingComputeKernel.DENSE
+        kernel = FUSED_KERNEL[self.memory.kernel] if self.fused else EmbeddingComputeKernel.DENSE
         shards = self.shard_metadata(device, ranks_of_host)
         return ParameterSharding(
-            sharding_type=TORCHREC_KIND[self.kind].value,
+            sharding_type=TORCHREC_SHARDING_TYPE[self.sharding_type].value,
             compute_kernel=kernel.value,
             ranks=[part.rank for part in self.parts],
             sharding_spec=None if self.replicated else EnumerableShardingSpec(shards),
@@ -161,11 +162,11 @@ class Placement:
         """As plain data, for the run folder's plan.json; rows and columns of a part as [first, last + 1]."""
         return {
             "table": self.table.field,
-            "kind": self.kind,
+            "sharding_type": self.sharding_type,
             "kernel": "fused" if self.fused else "dense",
-            "memory": self.memory.place,
-            "rows": self.table.rows,
-            "stored_width": self.table.stored_width,
+            "memory": self.memory.kernel,
+            "rows": self.table.num_embeddings,
+            "stored_dim": self.table.stored_dim,
             "precision": self.table.precision,
             "bytes": self.bytes,
             "parts": [
@@ -201,12 +202,12 @@ class Plan:
     @property
     def uses_host_memory(self) -> bool:
         """Whether a GPU has some of its tables in its machine's memory."""
-        return any(placement.memory.place != "device" for placement in self.placements)
+        return any(placement.memory.kernel != "device" for placement in self.placements)
 
     @property
     def caches(self) -> bool:
         """Whether the last word on some rows may lie in a cache, and not where the table does."""
-        return any(placement.memory.place == "cached" for placement in self.placements)
+        return any(placement.memory.kernel == "fused_uvm_caching" for placement in self.placements)
 
     def describe(self) -> list[dict[str, Any]]:
         """As plain data, for the run folder's plan.json."""
@@ -215,7 +216,7 @@ class Plan:
 
 def cache_params(memory: Memory) -> CacheParams | None:
     """For TorchRec: how much of a cached table the device has room for."""
-    return CacheParams(load_factor=memory.cache_share) if memory.place == "cached" else None
+    return CacheParams(load_factor=memory.cache_load_factor) if memory.kernel == "fused_uvm_caching" else None
 
 
 def _metadata(part: Part, device: str, *, of_row: bool) -> ShardMetadata:

@@ -11,7 +11,7 @@ from ham_dist.distributed.planning.by_torchrec import plan_by_torchrec
 from ham_dist.distributed.planning.errors import require_possible, too_much_for_device, too_much_for_host
 from ham_dist.distributed.planning.placement import Plan
 from ham_dist.distributed.planning.request import PlanRequest
-from ham_dist.distributed.planning.table_optimizers import BytesHeld, TableRule
+from ham_dist.distributed.planning.table_optimizers import BytesHeld, TableOptimizer
 from ham_dist.errors import ConfigError, ShardingError
 
 
@@ -23,12 +23,12 @@ def make_plan(request: PlanRequest) -> Plan:
         BackendError: The table optimizer, or a memory, does not exist on the device.
     """
     for table in request.tables:
-        request.rule.require(request.topology.device, table.precision)
+        request.table_optimizer.require(request.topology.device, table.precision)
         require_possible(request, table)
     if movable := request.movable():
         return _plan_with_few_cached(request, movable)
     if request.topology.device == "cuda" and any(
-        request.kind_of(table) == "auto" for table in request.tables
+        request.sharding_type_of(table) == "auto" for table in request.tables
     ):
         plan = plan_by_torchrec(request)
     else:
@@ -41,9 +41,11 @@ def _plan_with_few_cached(request: PlanRequest, movable: Sequence[str]) -> Plan:
     """A plan with all of `movable` on the device, or with the fewest of them cached that fit; found by halving."""
 
     def attempt(count: int, request: PlanRequest) -> Plan:
-        memories = {field: "cached" if number < count else "device" for number, field in enumerate(movable)}
+        memories = {
+            field: "fused_uvm_caching" if number < count else "device" for number, field in enumerate(movable)
+        }
         settings = request.settings.model_copy(
-            update={"memory": "device", "memories": request.settings.memories | memories}
+            update={"memory": "device", "compute_kernels": request.settings.compute_kernels | memories}
         )
         return make_plan(replace(request, settings=settings, asked=request.user_settings))
 
@@ -78,7 +80,7 @@ def require_known_fields(settings: ShardingSettings, fields: Iterable[str]) -> N
     known = list(fields)
     wrong = [
         (key, field)
-        for key in ("tables", "memories")
+        for key in ("tables", "compute_kernels")
         for field in getattr(settings, key)
         if field not in known
     ]
@@ -97,12 +99,12 @@ def require_known_fields(settings: ShardingSettings, fields: Iterable[str]) -> N
         )
 
 
-def bytes_held(plan: Plan, rule: TableRule, ranks: int) -> list[BytesHeld]:
+def bytes_held(plan: Plan, table_optimizer: TableOptimizer, ranks: int) -> list[BytesHeld]:
     """What a trained model's tables and their optimizer's state take of each rank, gradients not counted (they go before another is made)."""
     held = [BytesHeld(0, 0, 0)] * ranks
     for placement in plan.placements:
         for part in placement.parts:
-            of_part = rule.bytes_of(
+            of_part = table_optimizer.bytes_of(
                 part.rows,
                 part.rows * part.columns,
                 fused=True,

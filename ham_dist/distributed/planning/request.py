@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from ham_dist.config.schema import ShardingKind, ShardingSettings
+from ham_dist.config.schema import ShardingSettings, ShardingType
 from ham_dist.distributed.planning.placement import Part, Plan
-from ham_dist.distributed.planning.table_optimizers import DEVICE, BytesHeld, Memory, TableRule
+from ham_dist.distributed.planning.table_optimizers import DEVICE, BytesHeld, Memory, TableOptimizer
 from ham_dist.distributed.planning.topology import Topology
 from ham_dist.embedding.tables import Table
 
@@ -29,7 +29,7 @@ class PlanRequest:
     """
 
     settings: ShardingSettings
-    rule: TableRule
+    table_optimizer: TableOptimizer
     topology: Topology
     groups: Mapping[str, Sequence[Table]]
     batch_size: int
@@ -46,25 +46,27 @@ class PlanRequest:
         """The settings that messages refer to."""
         return self.asked or self.settings
 
-    def kind_of(self, table: Table) -> str:
+    def sharding_type_of(self, table: Table) -> str:
         """The sharding type that the settings give a table; may be `auto`."""
-        return self.settings.tables.get(table.field, self.settings.kind)
+        return self.settings.sharding_types.get(table.field, self.settings.sharding_type)
 
     def memory_of(self, table: Table) -> Memory:
         """Where the settings put a table; the device where they leave that open."""
-        place = self.settings.memories.get(table.field, self.settings.memory)
+        place = self.settings.compute_kernels.get(table.field, self.settings.compute_kernel)
         if place == "auto":
             return DEVICE
-        return Memory(place, self.settings.cache_share if place == "cached" else 0.0)
+        return Memory(place, self.settings.cache_load_factor if place == "fused_uvm_caching" else 0.0)
 
-    def is_fused(self, kind: ShardingKind) -> bool:
+    def is_fused(self, kind: ShardingType) -> bool:
         """True if a table of this sharding type steps inside the backward pass: TorchRec has no fused kernel for data-parallel tables."""
-        return self.rule.fused is not None and kind != "data_parallel"
+        return self.table_optimizer.fused is not None and kind != "data_parallel"
 
-    def bytes_of(self, table: Table, kind: ShardingKind, part: Part | None = None) -> BytesHeld:
+    def bytes_of(self, table: Table, kind: ShardingType, part: Part | None = None) -> BytesHeld:
         """Bytes of `table`, or of a part of it, with its gradient and optimizer state."""
-        rows, columns = (table.rows, table.stored_width) if part is None else (part.rows, part.columns)
-        return self.rule.bytes_of(
+        rows, columns = (
+            (table.num_embeddings, table.stored_dim) if part is None else (part.rows, part.columns)
+        )
+        return self.table_optimizer.bytes_of(
             rows,
             rows * columns,
             fused=self.is_fused(kind),
@@ -82,7 +84,7 @@ class PlanRequest:
         held = list(self.taken_by_rank)
         for placement in plan.placements:
             for part in placement.parts:
-                of_part = self.rule.bytes_of(
+                of_part = self.table_optimizer.bytes_of(
                     part.rows,
                     part.rows * part.columns,
                     fused=placement.fused,
@@ -109,14 +111,14 @@ class PlanRequest:
         numbers: dict[str, int] = {}
         for table in self.tables:
             open_to_choice = (
-                self.settings.memories.get(table.field, self.settings.memory) == "auto"
-                and self.kind_of(table) != "data_parallel"
+                self.settings.compute_kernels.get(table.field, self.settings.compute_kernel) == "auto"
+                and self.sharding_type_of(table) != "data_parallel"
             )
             if (
                 self.topology.device == "cuda"
-                and self.rule.fused is not None
+                and self.table_optimizer.fused is not None
                 and table.precision != "bfloat16"
                 and open_to_choice
             ):
-                numbers[table.field] = numbers.get(table.field, 0) + table.rows * table.stored_width
+                numbers[table.field] = numbers.get(table.field, 0) + table.num_embeddings * table.stored_dim
         return sorted(numbers, key=lambda field: (-numbers[field], field))

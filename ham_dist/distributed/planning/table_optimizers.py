@@ -9,7 +9,7 @@ from torch import nn
 from torchrec.optim.optimizers import LAMB, PartialRowWiseAdam
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-from ham_dist.config.schema import TABLE_OPTIMIZERS, OptimizerSettings, TableMemory, TablePrecision
+from ham_dist.config.schema import TABLE_OPTIMIZERS, ComputeKernel, OptimizerSettings, TablePrecision
 from ham_dist.embedding.tables import BYTES_PER_NUMBER
 from ham_dist.errors import BackendError, ConfigError
 
@@ -29,14 +29,15 @@ number (fbgemm_gpu/split_table_batched_embeddings_ops_training.py, _apply_cache_
 
 @dataclass(frozen=True)
 class Memory:
-    """Where a table lies.
+    """The memory that holds a table.
 
-    place:       as in `sharding.memory`.
-    cache_share: of its rows on the GPU, where it is `cached`.
+    Attributes:
+        kernel: As in `sharding.compute_kernel`.
+        cache_load_factor: Share of its rows in the cache on the GPU, under `fused_uvm_caching`.
     """
 
-    place: TableMemory
-    cache_share: float = 0.0
+    kernel: ComputeKernel
+    cache_load_factor: float = 0.0
 
 
 DEVICE = Memory("device")
@@ -60,7 +61,7 @@ class BytesHeld(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TableRule:
+class TableOptimizer:
     """One rule for moving tables.
 
     name:        as in `optimizer.tables`.
@@ -134,11 +135,11 @@ class TableRule:
         """
         of_rows = sum(rows for of_row in self.states.values() if of_row) * BYTES_PER_NUMBER
         of_numbers = numbers * self.bytes_beside
-        if memory.place == "device":
+        if memory.kernel == "device":
             return BytesHeld(
                 numbers * number_bytes, of_rows + of_numbers + (0 if fused else numbers * number_bytes)
             )
-        in_cache = round(rows * memory.cache_share) if memory.place == "cached" else 0
+        in_cache = round(rows * memory.cache_load_factor) if memory.kernel == "fused_uvm_caching" else 0
         cache = (
             in_cache * numbers * number_bytes // max(1, rows)
             + in_cache * SLOT_BYTES
@@ -184,40 +185,44 @@ def _rowwise_adagrad(parameters: Iterable[nn.Parameter], rate: float) -> torch.o
 _MOMENTS = {"exp_avg": False, "exp_avg_sq": False}
 _GPU = ("cuda",)
 
-TABLE_RULES: dict[str, TableRule] = {}
+TABLE_RULES: dict[str, TableOptimizer] = {}
 """All table optimizers, built-in ones and those of plug-ins, by name."""
 
 
-def register_table_optimizer(rule: TableRule) -> None:
+def register_table_optimizer(table_optimizer: TableOptimizer) -> None:
     """Makes a table optimizer available as `optimizer.tables`.
 
     Raises:
         ConfigError: Its name is another one's.
     """
-    if rule.name in TABLE_RULES:
-        raise ConfigError(f"optimizer.tables = {rule.name!r} is there already. Give it another name.")
-    TABLE_RULES[rule.name] = rule
-    if rule.name not in TABLE_OPTIMIZERS:
-        TABLE_OPTIMIZERS.append(rule.name)
+    if table_optimizer.name in TABLE_RULES:
+        raise ConfigError(
+            f"optimizer.tables = {table_optimizer.name!r} is there already. Give it another name."
+        )
+    TABLE_RULES[table_optimizer.name] = table_optimizer
+    if table_optimizer.name not in TABLE_OPTIMIZERS:
+        TABLE_OPTIMIZERS.append(table_optimizer.name)
 
 
 # Fused Adam, LAMB and partial row-wise Adam fail on fbgemm's CPU build ("is not supported in CPU mode").
 for _rule in (
-    TableRule("adam", None, _adam, _MOMENTS),
-    TableRule("sgd", (torch.optim.SGD, {}), _sgd, {}),
-    TableRule("adagrad", (torch.optim.Adagrad, {"eps": EPSILON}), _adagrad, {"sum": False}, ("momentum1",)),
-    TableRule(
+    TableOptimizer("adam", None, _adam, _MOMENTS),
+    TableOptimizer("sgd", (torch.optim.SGD, {}), _sgd, {}),
+    TableOptimizer(
+        "adagrad", (torch.optim.Adagrad, {"eps": EPSILON}), _adagrad, {"sum": False}, ("momentum1",)
+    ),
+    TableOptimizer(
         "rowwise_adagrad",
         (RowWiseAdagrad, {"eps": EPSILON}),
         _rowwise_adagrad,
         {"sum": True},
         ("momentum1",),
     ),
-    TableRule(
+    TableOptimizer(
         "fused_adam", (torch.optim.Adam, {}), None, _MOMENTS, ("momentum1", "exp_avg_sq"), _GPU, "adam"
     ),
-    TableRule("lamb", (LAMB, {}), None, _MOMENTS, ("momentum1", "exp_avg_sq"), _GPU, "adam"),
-    TableRule(
+    TableOptimizer("lamb", (LAMB, {}), None, _MOMENTS, ("momentum1", "exp_avg_sq"), _GPU, "adam"),
+    TableOptimizer(
         "partial_rowwise_adam",
         (PartialRowWiseAdam, {}),
         None,
@@ -230,6 +235,6 @@ for _rule in (
     register_table_optimizer(_rule)
 
 
-def table_rule(settings: OptimizerSettings) -> TableRule:
+def table_optimizer_of(settings: OptimizerSettings) -> TableOptimizer:
     """The rule that `optimizer.tables` names."""
     return TABLE_RULES[settings.tables]

@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ham_dist.distributed.planning.placement import Placement, Plan
-from ham_dist.distributed.planning.table_optimizers import TableRule
+from ham_dist.distributed.planning.table_optimizers import TableOptimizer
 from ham_dist.distributed.planning.topology import Topology
 from ham_dist.embedding.tables import BYTES_PER_NUMBER
 
@@ -72,7 +72,11 @@ class RankCost:
 
 
 def costs_by_rank(
-    plan: Plan, rule: TableRule, topology: Topology, batch_size: int, ids_per_row: Mapping[str, float]
+    plan: Plan,
+    table_optimizer: TableOptimizer,
+    topology: Topology,
+    batch_size: int,
+    ids_per_row: Mapping[str, float],
 ) -> list[RankCost]:
     """What each rank holds and exchanges in a training step of `batch_size` rows over all ranks.
 
@@ -81,21 +85,21 @@ def costs_by_rank(
     costs = [RankCost() for _ in range(topology.ranks)]
     for placement in plan.placements:
         ids = ids_per_row.get(placement.table.field, 1.0)
-        of_table = _of_table(placement, rule, topology.ranks, batch_size, ids)
+        of_table = _of_table(placement, table_optimizer, topology.ranks, batch_size, ids)
         for total, cost in zip(costs, of_table, strict=True):
             total += cost
     return costs
 
 
 def _of_table(
-    placement: Placement, rule: TableRule, ranks: int, batch_size: int, ids: float
+    placement: Placement, table_optimizer: TableOptimizer, ranks: int, batch_size: int, ids: float
 ) -> list[RankCost]:
     costs = [RankCost() for _ in range(ranks)]
     rows = -(-batch_size // ranks)
     all_ids = all_vectors = 0
     for part in placement.parts:
         table, memory = placement.table, placement.memory
-        held = rule.bytes_of(
+        held = table_optimizer.bytes_of(
             part.rows,
             part.rows * part.columns,
             fused=placement.fused,
@@ -103,17 +107,20 @@ def _of_table(
             memory=memory,
         )
         costs[part.rank] += RankCost(tables=held.tables, beside=held.beside, host=held.host)
-        if memory.place != "device":
-            numbers = round(batch_size * ids * part.rows / table.rows) * part.columns
-            read = table.number_bytes + rule.passes * (table.number_bytes + rule.bytes_beside)
+        if memory.kernel != "device":
+            numbers = round(batch_size * ids * part.rows / table.num_embeddings) * part.columns
+            read = table.number_bytes + table_optimizer.passes * (
+                table.number_bytes + table_optimizer.bytes_beside
+            )
             costs[part.rank] += RankCost(
-                from_host=numbers * read, to_host=numbers * (table.number_bytes + rule.bytes_beside)
+                from_host=numbers * read,
+                to_host=numbers * (table.number_bytes + table_optimizer.bytes_beside),
             )
         if placement.replicated:
             copies = 2 * (ranks - 1) * part.rows * part.columns * BYTES_PER_NUMBER // ranks
             costs[part.rank] += RankCost(copies_out=copies, copies_in=copies)
             continue
-        of_ids = round(rows * (ids * part.rows / placement.table.rows + 1) * ID_BYTES)
+        of_ids = round(rows * (ids * part.rows / placement.table.num_embeddings + 1) * ID_BYTES)
         of_vectors = rows * part.columns * BYTES_PER_NUMBER
         all_ids, all_vectors = all_ids + of_ids, all_vectors + of_vectors
         # Its own part costs a rank no traffic; it is subtracted here from what all parts cost every rank.

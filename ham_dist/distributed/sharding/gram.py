@@ -24,7 +24,7 @@ from ham_dist.distributed.sharding.model import TABLES, ShardedModel
 NumberOf = Callable[[torch.Tensor, int], torch.Tensor]
 """A number made from the Gram matrix and the base width of a table."""
 MatrixOf = Callable[[torch.Tensor, int | torch.Tensor], torch.Tensor]
-"""A (d, d) matrix made from the Gram matrix and the base width of a table; or (T, d, d) from T of each, the widths as (T, 1, 1)."""
+"""A (d, d) matrix made from the Gram matrix and the base width of a table; or (T, d, d) from T of each, the dims as (T, 1, 1)."""
 
 BLOCK_NUMBERS = 1 << 22
 """Numbers of a table that are multiplied at a time, so that no second copy of it comes up."""
@@ -65,7 +65,7 @@ def add_to_gradients(model: ShardedModel, matrix_of: MatrixOf, scale: float) -> 
 def sum_over_tables(model: ShardedModel, number_of: NumberOf) -> float:
     """The sum of number_of(G, base width) over all tables of all ranks; the same on every rank, wherever the tables lie. A collective."""
     numbers = [
-        float(number_of(matrix, model.plan.groups[TABLES][field].table.base_width))
+        float(number_of(matrix, model.plan.groups[TABLES][field].table.base_dim))
         for field, matrix in _counted_once(model)
     ]
     return math.fsum(number for of_rank in process_group.gather_objects(numbers) for number in of_rank)
@@ -91,7 +91,10 @@ def no_sums(model: ShardedModel) -> dict[str, torch.Tensor]:
     """A float64 zero matrix for each table whose G is a sum over ranks, also for one that this rank has nothing of."""
     return {
         field: torch.zeros(
-            placement.table.width, placement.table.width, dtype=torch.float64, device=model.device
+            placement.table.embedding_dim,
+            placement.table.embedding_dim,
+            dtype=torch.float64,
+            device=model.device,
         )
         for field, placement in model.plan.groups[TABLES].items()
         if placement.splits_columns or placement.shares_rows
@@ -113,7 +116,7 @@ def summed(sums: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def share_of_gram(model: ShardedModel, placement: Placement, local: LocalTable | None) -> torch.Tensor:
     """This rank's share of G of a table that several ranks have, float64."""
     matrix = torch.zeros(
-        placement.table.width, placement.table.width, dtype=torch.float64, device=model.device
+        placement.table.embedding_dim, placement.table.embedding_dim, dtype=torch.float64, device=model.device
     )
     for rows in _whole_rows(model, placement, local):
         matrix += gram(rows, torch.float64)
@@ -136,7 +139,7 @@ def _matrices(
     model: ShardedModel, matrix_of: MatrixOf, grams_of: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     return {
-        field: matrix_of(matrix, model.plan.groups[TABLES][field].table.base_width)
+        field: matrix_of(matrix, model.plan.groups[TABLES][field].table.base_dim)
         for field, matrix in grams_of.items()
     }
 
@@ -158,12 +161,12 @@ def products_apart(
 
     Nothing for a rank without a part, which takes its share of the work all the same. A collective: go through to the end.
     """
-    kept = torch.arange(placement.table.width)
+    kept = torch.arange(placement.table.embedding_dim)
     for (start, stop), (_, rows) in zip(
         windows(placement.parts), joined_rows(placement, local, model.device), strict=True
     ):
         takers = [part.within(start, stop) for part in placement.parts]
-        blocks = even_blocks(start, stop, placement.table.width, process_group.world_size())
+        blocks = even_blocks(start, stop, placement.table.embedding_dim, process_group.world_size())
         back = (
             None if local is None else rows.new_empty(local.part.within(start, stop).rows, local.part.columns)
         )

@@ -44,7 +44,7 @@ class LocalTable:
     def in_use(self) -> slice:
         """Which of the table's columns in use lie here."""
         first = self.part.first_column
-        return slice(first, max(first, min(self.table.width, first + self.part.columns)))
+        return slice(first, max(first, min(self.table.embedding_dim, first + self.part.columns)))
 
 
 def local_table(
@@ -79,8 +79,8 @@ def initialize(local: LocalTable, name: str, seed: int, deviation: float) -> Non
     for block in range(first // START_ROWS, -(-last // START_ROWS)):
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}/{block}".encode()))
         block_first = block * START_ROWS
-        rows = min(START_ROWS, local.table.rows - block_first)
-        values = torch.randn(rows, local.table.width, generator=generator) * deviation
+        rows = min(START_ROWS, local.table.num_embeddings - block_first)
+        values = torch.randn(rows, local.table.embedding_dim, generator=generator) * deviation
         start, stop = max(first, block_first), min(last, block_first + rows)
         local.columns[start - first : stop - first] = values[
             start - block_first : stop - block_first, local.in_use
@@ -95,7 +95,7 @@ def joined_rows(
     local:  this rank's part.
     yields: which rows this rank got, maybe none, and (rows, width) of them: the columns in use.
     """
-    width = placement.table.width
+    width = placement.table.embedding_dim
     for start, stop in windows(placement.parts):
         blocks = even_blocks(start, stop, width, process_group.world_size())
         mine = blocks[process_group.rank()]

@@ -13,7 +13,7 @@ from ham_dist.data.reader.batch import Batch
 from ham_dist.data.reader.order import rows_of_rank
 from ham_dist.distributed.internals import Shard, ShardedTensorMetadata, TensorProperties, sharded_tensor
 from ham_dist.distributed.planning.placement import Placement, Plan
-from ham_dist.distributed.planning.table_optimizers import TableRule
+from ham_dist.distributed.planning.table_optimizers import TableOptimizer
 from ham_dist.distributed.ranks import process_group
 from ham_dist.distributed.sharding.batch_norm import synchronize_batch_norm
 from ham_dist.distributed.sharding.exchange import windows
@@ -46,7 +46,7 @@ class ShardedModel:
         mask: ColumnMask,
         *,
         device: torch.device,
-        rule: TableRule,
+        table_optimizer: TableOptimizer,
         learning_rate: float,
     ) -> None:
         """Shard `model`, whose tables have no memory yet.
@@ -56,14 +56,14 @@ class ShardedModel:
         """
         self.device = device
         self.mask = mask
-        self.rule = rule
+        self.table_optimizer = table_optimizer
         self.plan = plan
         self.tables = tuple(placement.table for placement in plan.groups[TABLES].values())
         self.first_order_tables = tuple(
             placement.table for placement in plan.groups.get(FIRST_ORDER, {}).values()
         )
         synchronize_batch_norm(model)
-        self.parallel = parallelize(model, plan, device, rule, learning_rate)
+        self.parallel = parallelize(model, plan, device, table_optimizer, learning_rate)
         self.model: nn.Module = self.parallel.module
         self._prefetcher = IdPrefetcher(self.model, device)
         state, parameters = self.parallel.state_dict(), dict(self.parallel.named_parameters())
@@ -170,7 +170,11 @@ class ShardedModel:
                     local.split([piece.shard_sizes[0] for piece in mine]), mine, strict=True
                 )
             ]
-        size = [placement.table.rows] if of_row else [placement.table.rows, placement.table.stored_width]
+        size = (
+            [placement.table.num_embeddings]
+            if of_row
+            else [placement.table.num_embeddings, placement.table.stored_dim]
+        )
         metadata = ShardedTensorMetadata(
             [piece for _, piece in pieces], torch.Size(size), TensorProperties(dtype=dtype)
         )
@@ -179,7 +183,7 @@ class ShardedModel:
     def kernel_state(self) -> dict[str, dict[str, torch.Tensor]]:
         """What the fused kernels remember of this rank's parts, live, by table (as in `placements`) and state: (rows, columns), or (rows,)."""
         states: dict[str, dict[str, torch.Tensor]] = {}
-        if self.rule.fused is None:
+        if self.table_optimizer.fused is None:
             return states
         fields = {placement.table.module_name: placement.table.field for _, placement in self.placements()}
         for name, found in self.parallel.fused_optimizer.state_dict()["state"].items():
@@ -187,12 +191,14 @@ class ShardedModel:
             table = rest.removesuffix(".weight")
             states[f"{path}/{fields[table]}"] = {
                 state: found[f"{table}.{kernel_key}"].local_shards()[0].tensor
-                for state, kernel_key in zip(self.rule.states, self.rule.kernel_keys, strict=True)
+                for state, kernel_key in zip(
+                    self.table_optimizer.states, self.table_optimizer.kernel_keys, strict=True
+                )
             }
         return states
 
     @torch.no_grad()
-    def start_tables(self, seed: int, deviation: float) -> None:
+    def init_tables(self, seed: int, deviation: float) -> None:
         """Fill the tables under search from a normal distribution: the same numbers for one seed whatever the world size and the plan.
 
         First-order tables and padding start at zero.

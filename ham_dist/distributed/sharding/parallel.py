@@ -9,14 +9,14 @@ from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan
 
 from ham_dist.distributed.internals import HOST_MAPPED, apply_optimizer_in_backward
 from ham_dist.distributed.planning.placement import Plan
-from ham_dist.distributed.planning.table_optimizers import TableRule
+from ham_dist.distributed.planning.table_optimizers import TableOptimizer
 from ham_dist.distributed.ranks import process_group
 from ham_dist.distributed.sharding.id_prefetch import PrefetchingSharder
 from ham_dist.distributed.sharding.lookups import sum_gradients, summed_gradients
 
 
 def parallelize(
-    model: nn.Module, plan: Plan, device: torch.device, rule: TableRule, learning_rate: float
+    model: nn.Module, plan: Plan, device: torch.device, table_optimizer: TableOptimizer, learning_rate: float
 ) -> DistributedModelParallel:
     """`model`, whose tables have no memory yet, under TorchRec; gradients are summed over the ranks.
 
@@ -26,8 +26,8 @@ def parallelize(
     shardings: dict[str, EmbeddingModuleShardingPlan] = {}
     for path, group in plan.groups.items():
         bags: Any = model.get_submodule(path).embedding_bags
-        if rule.fused is not None:
-            kind, options = rule.fused
+        if table_optimizer.fused is not None:
+            kind, options = table_optimizer.fused
             trained = [
                 bags[placement.table.module_name].weight for placement in group.values() if placement.fused
             ]

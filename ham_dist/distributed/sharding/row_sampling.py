@@ -101,18 +101,18 @@ def products(model: ShardedModel, matrix_of: MatrixOf, turn: Turn) -> Iterator[P
     stacks, apart = _stacks(model, turn), _apart(model, turn)
     found = _grams(model, stacks, apart, turn)
     for stack in stacks:
-        widths = [model.plan.groups[TABLES][field].table.base_width for field in stack.fields]
-        base_widths = torch.tensor(widths, dtype=torch.float32, device=model.device).view(-1, 1, 1)
-        matrix = matrix_of(torch.stack([found[field] for field in stack.fields]), base_widths)
+        dims = [model.plan.groups[TABLES][field].table.base_dim for field in stack.fields]
+        base_dims = torch.tensor(dims, dtype=torch.float32, device=model.device).view(-1, 1, 1)
+        matrix = matrix_of(torch.stack([found[field] for field in stack.fields]), base_dims)
         yield Product(stack.at, stack.values, stack.values @ matrix, matrix)
     for field, placement, local in apart:
         key = f"{TABLES}/{field}"
         whole = model.part(key)
-        matrix = matrix_of(found[field], placement.table.base_width)
+        matrix = matrix_of(found[field], placement.table.base_dim)
         for rows, product in products_apart(model, placement, local, matrix):
             assert whole is not None
             assert local is not None
-            _, stride = turn.of(placement.table.rows)
+            _, stride = turn.of(placement.table.num_embeddings)
             first = _first_row(whole, turn)
             at = TurnRows(
                 (key,),
@@ -143,10 +143,15 @@ def _stacks(model: ShardedModel, turn: Turn) -> list[_Stack]:
     for field, placement in model.plan.groups[TABLES].items():
         local = model.part(f"{TABLES}/{field}")
         if local is not None and not placement.splits_columns:
-            rows = range(_first_row(local, turn), local.part.rows, turn.of(local.table.rows)[1])
+            rows = range(_first_row(local, turn), local.part.rows, turn.of(local.table.num_embeddings)[1])
             # By powers of two, so that at most half of a stack is filling. Copies with copies alone: every rank then has the same stacks of them, and
             # sums them alike. Beside other tables, which differ by rank, a product is rounded otherwise, and copies would drift apart.
-            kind = placement.table.width, placement.shares_rows, placement.replicated, len(rows).bit_length()
+            kind = (
+                placement.table.embedding_dim,
+                placement.shares_rows,
+                placement.replicated,
+                len(rows).bit_length(),
+            )
             alike.setdefault(kind, []).append((field, local, rows))
     stacks = []
     for (width, shared, *_), members in alike.items():
@@ -163,7 +168,7 @@ def _apart(model: ShardedModel, turn: Turn) -> list[Held]:
     held: list[Held] = []
     for field, placement in model.plan.groups[TABLES].items():
         if placement.splits_columns:
-            first, stride = turn.of(placement.table.rows)
+            first, stride = turn.of(placement.table.num_embeddings)
             placement = replace(
                 placement, parts=tuple(part.of_turn(first, stride) for part in placement.parts)
             )
@@ -193,7 +198,7 @@ def _grams(
 
 def _share(model: ShardedModel, field: str, turn: Turn) -> float:
     """How many rows of a table stand behind each that has its turn."""
-    rows = model.plan.groups[TABLES][field].table.rows
+    rows = model.plan.groups[TABLES][field].table.num_embeddings
     first, stride = turn.of(rows)
     return rows / len(range(first, rows, stride))
 
@@ -204,5 +209,5 @@ def _slice(rows: range) -> slice:
 
 def _first_row(local: LocalTable, turn: Turn) -> int:
     """The first row of this rank's part that has its turn."""
-    first, stride = turn.of(local.table.rows)
+    first, stride = turn.of(local.table.num_embeddings)
     return (first - local.part.first_row) % stride

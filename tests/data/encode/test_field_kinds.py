@@ -71,7 +71,7 @@ def test_every_kind_gives_what_plain_python_gives(raw: Path, prepared: Path) -> 
     known = known_of(parts["train"])
     for split in SPLITS:
         assert stored(prepared, split) == wanted(parts[split], known)
-    rows = Manifest.load(prepared).cardinalities()
+    rows = Manifest.load(prepared).num_embeddings()
     assert rows["site"] == 8
     assert rows["device"] == 50
     assert len(known["city"]) == rows["city"] - 1 == 4

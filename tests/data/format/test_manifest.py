@@ -40,8 +40,8 @@ def test_fields_by_what_a_model_asks_of_them(manifest: Manifest) -> None:
         for field in manifest.fields
     }
     changed = manifest.model_copy(update={"fields": tuple(several.values())})
-    assert changed.cardinalities() == {field.name: field.rows for field in manifest.fields}
-    assert list(changed.cardinalities()) == changed.field_names()
+    assert changed.num_embeddings() == {field.name: field.rows for field in manifest.fields}
+    assert list(changed.num_embeddings()) == changed.field_names()
     assert changed.single_valued() == set(changed.field_names()) - {"item"}
 
 

@@ -330,7 +330,7 @@ class TestRealMovieLens:
         manifest.check(real, deep=True)
 
     def test_cardinalities(self, real: Path) -> None:
-        rows = Manifest.load(real).cardinalities()
+        rows = Manifest.load(real).num_embeddings()
         assert rows.pop("movie") < 3707, "movies that training never saw have no id"
         assert rows == {"user": 6041, "gender": 3, "age": 8, "occupation": 22, "zip": 3440, "genres": 19}
 

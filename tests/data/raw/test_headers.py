@@ -30,7 +30,7 @@ ITEM = {"item": {"kind": "categorical"}}
 def test_columns_have_any_text_as_a_name(tmp_path: Path) -> None:
     raw = write_tiny(tmp_path / "raw", HEADER, LINES, LINES)
     manifest = prepare(tiny_recipe(COLUMNS, FIELDS, ignored={"": "an index"}), raw, tmp_path / "out")
-    assert manifest.cardinalities() == {"user": 3, "city": 3, "c101": 3, "comma": 3}
+    assert manifest.num_embeddings() == {"user": 3, "city": 3, "c101": 3, "comma": 3}
     assert pq.read_table(tmp_path / "out/vocabulary/city.parquet")["value"].to_pylist() == ["北京", "南昌"]
 
 

@@ -69,7 +69,7 @@ def test_criteo_1tb_is_split_by_days(tmp_path: Path) -> None:
         "validation": 12,
         "test": 12,
     }
-    assert manifest.cardinalities()["C1"] == 24, "days 0 to 22 and unknown"
+    assert manifest.num_embeddings()["C1"] == 24, "days 0 to 22 and unknown"
     for split in ("validation", "test"):
         table = pq.read_table(tmp_path / "out" / split / "part-00000.parquet")
         assert set(table["C1"].to_pylist()) == {0}

@@ -8,9 +8,9 @@ import pytest
 
 from ham_dist.data.synthetic import criteo_text
 from ham_dist.data.synthetic.criteo_text import (
-    CARDINALITIES,
     CHUNK,
     CLICKS,
+    NUM_EMBEDDINGS,
     criteo_chunk,
     write_criteo_days,
     write_criteo_file,
@@ -37,7 +37,7 @@ def test_columns_are_criteos(table: pa.Table) -> None:
         assert all(
             len(value) == 8 and int(value, 16) >= 0 and value == value.lower() for value in values[:1000]
         )
-        assert len(set(values)) <= CARDINALITIES[number - 1]
+        assert len(set(values)) <= NUM_EMBEDDINGS[number - 1]
     assert len(set(table["C3"].to_pylist())) > 10_000
 
 

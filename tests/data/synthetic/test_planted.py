@@ -63,7 +63,7 @@ def test_fields_of_rank_0_do_not_enter(
     np.testing.assert_array_equal(planted.true_logits(other), logits[:1000])
     for field, rank in enumerate(planted.settings.planted_ranks):
         if rank == 0:
-            counts = np.bincount(ids[field], minlength=planted.settings.cardinalities[field])[1:]
+            counts = np.bincount(ids[field], minlength=planted.settings.num_embeddings[field])[1:]
             positives = np.bincount(ids[field], weights=labels, minlength=len(counts) + 1)[1:]
             mean = labels.mean()
             seen = counts > 0
@@ -113,24 +113,24 @@ def test_missing_values_are_id_0_at_the_rate_and_say_nothing() -> None:
 
 def test_preset_is_the_benchmarks_204_million_rows() -> None:
     settings = SyntheticSettings(preset="dlrm")
-    assert len(settings.cardinalities) == 26
-    assert sum(settings.cardinalities) == 204_184_588
+    assert len(settings.num_embeddings) == 26
+    assert sum(settings.num_embeddings) == 204_184_588
     assert settings.preset is None
     assert SyntheticSettings(preset="dlrm-39", skew=0.5).skew == 0.5
-    assert SyntheticSettings(preset="dlrm-39").cardinalities[13:] == settings.cardinalities
-    with pytest.raises(ValueError, match="preset = 'dlrm' and cardinalities are both given"):
-        SyntheticSettings(preset="dlrm", cardinalities=(3, 4))
+    assert SyntheticSettings(preset="dlrm-39").num_embeddings[13:] == settings.num_embeddings
+    with pytest.raises(ValueError, match="preset = 'dlrm' and num_embeddings are both given"):
+        SyntheticSettings(preset="dlrm", num_embeddings=(3, 4))
     Planted(settings).check()
     ids, labels, logits = Planted(settings).chunk("train", 0, 2_000)
     assert (ids >= 1).all()
-    assert (ids.max(axis=1) < settings.cardinalities).all()
+    assert (ids.max(axis=1) < settings.num_embeddings).all()
     assert ids[0].max() > 1_000_000
     assert logits.std() == pytest.approx(settings.signal, rel=0.2)
     assert 0.2 < labels.mean() < 0.5
 
 
 def test_values_of_a_large_field_share_latent_rows() -> None:
-    planted = Planted(SyntheticSettings(planted_ranks=(2, 2), cardinalities=(3 * LATENTS, 10)))
+    planted = Planted(SyntheticSettings(planted_ranks=(2, 2), num_embeddings=(3 * LATENTS, 10)))
     ids = np.array([[7, 7 + LATENTS, 7 + 2 * LATENTS, 8, LATENTS, 2 * LATENTS, 0], [3] * 7])
     logits = planted.true_logits(ids)
     assert logits[0] == logits[1] == logits[2] != logits[3]

@@ -42,7 +42,7 @@ def test_the_folder_is_one_that_prepare_could_have_written(small: Path) -> None:
         "test": 2000,
     }
     assert [(field.name, field.rows) for field in manifest.fields] == [
-        (f"field_{n}", rows) for n, rows in enumerate(SMALL.cardinalities)
+        (f"field_{n}", rows) for n, rows in enumerate(SMALL.num_embeddings)
     ]
     assert manifest.recipe is None
     assert SyntheticSettings.model_validate(manifest.settings) == SMALL
@@ -100,12 +100,12 @@ def test_settings_that_plant_nothing_that_shows(tmp_path: Path) -> None:
         return str(caught.value)
 
     assert "fewer than two fields have a rank above 0" in message(
-        planted_ranks=(3, 0), cardinalities=(10, 10)
+        planted_ranks=(3, 0), num_embeddings=(10, 10)
     )
-    assert message(planted_ranks=(6, 2, 1), cardinalities=(50, 3, 10), rows=10).splitlines() == [
+    assert message(planted_ranks=(6, 2, 1), num_embeddings=(50, 3, 10), rows=10).splitlines() == [
         "synthetic.rows = 10: give at least 1000, so that each split holds both labels",
         "synthetic.planted_ranks: field_0 has 6, and the others only 3 together, which cannot show so many",
-        "synthetic.cardinalities: field_1 has 3; 2 centred columns need at least 4",
+        "synthetic.num_embeddings: field_1 has 3; 2 centred columns need at least 4",
     ]
 
 
@@ -141,7 +141,7 @@ def test_rows_of_the_default_settings_stay_what_results_were_measured_on(tmp_pat
 
 
 TWO_SHARDS = SyntheticSettings(
-    rows=ROWS_PER_SHARD * 3 // 2, planted_ranks=(2, 1, 1), cardinalities=(50, 30, 20), missing=0.1
+    rows=ROWS_PER_SHARD * 3 // 2, planted_ranks=(2, 1, 1), num_embeddings=(50, 30, 20), missing=0.1
 )
 
 

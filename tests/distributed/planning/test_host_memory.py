@@ -18,7 +18,7 @@ from ham_dist.distributed.planning.table_optimizers import (
     SLOT_BYTES,
     BytesHeld,
     Memory,
-    table_rule,
+    table_optimizer_of,
 )
 from ham_dist.distributed.planning.topology import Topology, parse
 from ham_dist.distributed.planning.traffic import costs_by_rank
@@ -36,11 +36,14 @@ SIZES = [100_000_000, 1000, 60_000_000, 10, 1_000_000]
 
 
 def planned(
-    topology: Topology, rule: str = "rowwise_adagrad", precision: TablePrecision = "float32", **sharding: Any
+    topology: Topology,
+    table_optimizer: str = "rowwise_adagrad",
+    precision: TablePrecision = "float32",
+    **sharding: Any,
 ) -> tuple[PlanRequest, Plan]:
     request = PlanRequest(
         ShardingSettings(**sharding),
-        table_rule(OptimizerSettings(tables=rule)),
+        table_optimizer_of(OptimizerSettings(tables=table_optimizer)),
         topology,
         {"tables.ebc": tables(SIZES, width=64, precision=precision)},
         batch_size=2048,
@@ -57,7 +60,11 @@ def host_load(request: PlanRequest, plan: Plan) -> list[int]:
 
 
 def cached(plan: Plan) -> list[str]:
-    return [placement.table.field for placement in plan.placements if placement.memory.place == "cached"]
+    return [
+        placement.table.field
+        for placement in plan.placements
+        if placement.memory.kernel == "fused_uvm_caching"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +81,7 @@ def test_auto_caches_the_largest_tables_and_only_where_not_all_fit(
     kind: str, topology: str, expected: list[str]
 ) -> None:
     small = {"t1": "table_wise", "t3": "table_wise"}
-    request, plan = planned(parse(topology), kind=kind, tables=small, memory="auto")
+    request, plan = planned(parse(topology), sharding_type=kind, tables=small, compute_kernel="auto")
     assert cached(plan) == expected
     assert max(device_load(request, plan)) <= request.room
     assert bool(sum(host_load(request, plan))) == bool(expected)
@@ -83,19 +90,24 @@ def test_auto_caches_the_largest_tables_and_only_where_not_all_fit(
 def test_what_auto_may_not_move_stays_on_the_device() -> None:
     _, plan = planned(
         parse("4xV100-16GB"),
-        kind="table_wise",
+        sharding_type="table_wise",
         memory="auto",
-        memories={"t2": "host", "t4": "device"},
+        compute_kernels={"t2": "fused_uvm", "t4": "device"},
         tables={"t3": "data_parallel"},
     )
-    assert {placement.table.field: placement.memory.place for placement in plan.placements} == {
-        "t0": "cached", "t1": "device", "t2": "host", "t3": "device", "t4": "device",
+    assert {placement.table.field: placement.memory.kernel for placement in plan.placements} == {
+        "t0": "fused_uvm_caching", "t1": "device", "t2": "fused_uvm", "t3": "device", "t4": "device",
     }  # fmt: skip
-    assert not cached(planned(cpu(2), memory="auto")[1]), "on CPU all lies in host memory anyway"
+    assert not cached(planned(cpu(2), compute_kernel="auto")[1]), "on CPU all lies in host memory anyway"
 
 
 def test_torchrec_is_told_of_memory_and_cache() -> None:
-    _, plan = planned(V100, kind="table_wise", memories={"t0": "cached", "t2": "host"}, cache_share=0.1)
+    _, plan = planned(
+        V100,
+        sharding_type="table_wise",
+        compute_kernels={"t0": "fused_uvm_caching", "t2": "fused_uvm"},
+        cache_load_factor=0.1,
+    )
     found: dict[str, ParameterSharding] = {
         placement.table.field: placement.sharding(torch.device("cuda"), 4) for placement in plan.placements
     }
@@ -111,20 +123,24 @@ def test_torchrec_is_told_of_memory_and_cache() -> None:
 
 def test_bytes_on_the_device_and_on_the_host() -> None:
     """State of one number a row stays on the device; a cache has room for a share of the rows, and a number for each row of the table."""
-    rule = {name: table_rule(OptimizerSettings(tables=name)) for name in ("adagrad", "rowwise_adagrad")}
-    cache = Memory("cached", 0.25)
-    assert rule["adagrad"].bytes_of(1000, 8000, fused=True, number_bytes=4) == BytesHeld(32_000, 32_000, 0)
-    assert rule["adagrad"].bytes_of(
-        1000, 8000, fused=True, number_bytes=4, memory=Memory("host")
+    table_optimizer = {
+        name: table_optimizer_of(OptimizerSettings(tables=name)) for name in ("adagrad", "rowwise_adagrad")
+    }
+    cache = Memory("fused_uvm_caching", 0.25)
+    assert table_optimizer["adagrad"].bytes_of(1000, 8000, fused=True, number_bytes=4) == BytesHeld(
+        32_000, 32_000, 0
+    )
+    assert table_optimizer["adagrad"].bytes_of(
+        1000, 8000, fused=True, number_bytes=4, memory=Memory("fused_uvm")
     ) == BytesHeld(0, 0, 64_000)
-    assert rule["rowwise_adagrad"].bytes_of(
-        1000, 8000, fused=True, number_bytes=4, memory=Memory("host")
+    assert table_optimizer["rowwise_adagrad"].bytes_of(
+        1000, 8000, fused=True, number_bytes=4, memory=Memory("fused_uvm")
     ) == BytesHeld(0, 4_000, 32_000)
-    assert rule["rowwise_adagrad"].bytes_of(
+    assert table_optimizer["rowwise_adagrad"].bytes_of(
         1000, 8000, fused=True, number_bytes=2, memory=cache
     ) == BytesHeld(250 * (16 + SLOT_BYTES) + 1000 * INDEX_BYTES, 4_000, 16_000)
-    request, plan = planned(V100, kind="table_wise", memory="host")
-    costs = costs_by_rank(plan, request.rule, V100, 2048, {"t0": 3.0})
+    request, plan = planned(V100, sharding_type="table_wise", compute_kernel="fused_uvm")
+    costs = costs_by_rank(plan, request.table_optimizer, V100, 2048, {"t0": 3.0})
     assert [cost.host for cost in costs] == host_load(request, plan)
     assert [cost.tables + cost.beside for cost in costs] == device_load(request, plan)
     assert sum(cost.host for cost in costs) == sum(SIZES) * 64 * 4
@@ -142,15 +158,25 @@ def test_bytes_on_the_device_and_on_the_host() -> None:
     ],
 )
 def test_rows_and_their_state_come_from_the_host_and_go_back(
-    rule: str, precision: TablePrecision, read: int, written: int
+    table_optimizer: str, precision: TablePrecision, read: int, written: int
 ) -> None:
-    request, plan = planned(parse("4xV100-16GB"), rule, precision, kind="table_wise", memory="host")
-    costs = costs_by_rank(plan, request.rule, V100, 2048, {"t0": 3.0})
+    request, plan = planned(
+        parse("4xV100-16GB"),
+        table_optimizer,
+        precision,
+        sharding_type="table_wise",
+        compute_kernel="fused_uvm",
+    )
+    costs = costs_by_rank(plan, request.table_optimizer, V100, 2048, {"t0": 3.0})
     numbers = 2048 * (3 + 4) * 64  # three ids a row of t0, one of the four others
     assert sum(cost.from_host for cost in costs) == numbers * read
     assert sum(cost.to_host for cost in costs) == numbers * written
     on_device = costs_by_rank(
-        planned(parse("4xV100-80GB"), "sgd", kind="table_wise")[1], request.rule, V100, 2048, {}
+        planned(parse("4xV100-80GB"), "sgd", sharding_type="table_wise")[1],
+        request.table_optimizer,
+        V100,
+        2048,
+        {},
     )
     assert not any(cost.from_host or cost.to_host for cost in on_device)
 
@@ -159,15 +185,15 @@ MISTAKES: list[tuple[str, TablePrecision, dict[str, Any], Topology, type[HamErro
     (
         "adagrad",
         "float32",
-        {"memory": "host"},
+        {"compute_kernel": "fused_uvm"},
         cpu(2),
         BackendError,
-        r"sharding.memory = \"host\".*exists on cuda only.*\n  Leave",
+        r"sharding.compute_kernel = \"host\".*exists on cuda only.*\n  Leave",
     ),
     (
         "adam",
         "float32",
-        {"memories": {"t0": "cached"}},
+        {"compute_kernels": {"t0": "fused_uvm_caching"}},
         V100,
         BackendError,
         r"'t0': exists in the fused kernels.*\n.*\"rowwise_adagrad\"",
@@ -175,27 +201,34 @@ MISTAKES: list[tuple[str, TablePrecision, dict[str, Any], Topology, type[HamErro
     (
         "sgd",
         "float32",
-        {"memory": "host", "kind": "data_parallel"},
+        {"compute_kernel": "fused_uvm", "sharding_type": "data_parallel"},
         V100,
         ShardingError,
         r"'t0' is data_parallel.*\n  1\. .*\n  2\. On the device",
     ),
-    ("sgd", "bfloat16", {"memory": "cached"}, V100, BackendError, r"no bfloat16.*\n.*\"float16\".*\"host\""),
+    (
+        "sgd",
+        "bfloat16",
+        {"compute_kernel": "fused_uvm_caching"},
+        V100,
+        BackendError,
+        r"no bfloat16.*\n.*\"float16\".*\"host\"",
+    ),
     (
         "sgd",
         "float32",
-        {"kind": "table_wise"},
+        {"sharding_type": "table_wise"},
         V100,
         ShardingError,
-        r"\n  \d\. Host memory: sharding.memory = \"auto\"",
+        r"\n  \d\. Host memory: sharding.compute_kernel = \"auto\"",
     ),
     (
         "adam",
         "float32",
-        {"kind": "table_wise"},
+        {"sharding_type": "table_wise"},
         V100,
         ShardingError,
-        r"Host memory: optimizer.tables = \"rowwise_adagrad\" and sharding.memory",
+        r"Host memory: optimizer.tables = \"rowwise_adagrad\" and sharding.compute_kernel",
     ),
     (
         "sgd",
@@ -203,12 +236,12 @@ MISTAKES: list[tuple[str, TablePrecision, dict[str, Any], Topology, type[HamErro
         {},
         parse("1xV100-16GB"),
         ShardingError,
-        r"planner finds no place(.*\n)*  \d\. Host memory: sharding.memory = \"auto\"",
+        r"planner finds no place(.*\n)*  \d\. Host memory: sharding.compute_kernel = \"auto\"",
     ),
     (
         "sgd",
         "float32",
-        {"kind": "table_wise", "memory": "host"},
+        {"sharding_type": "table_wise", "compute_kernel": "fused_uvm"},
         parse("4xV100-16GB+64GB"),
         ShardingError,
         r"in host memory .*\n  1.*\n  2.*\n  3",
@@ -218,7 +251,7 @@ MISTAKES: list[tuple[str, TablePrecision, dict[str, Any], Topology, type[HamErro
 
 @pytest.mark.parametrize(("rule", "precision", "sharding", "topology", "kind", "message"), MISTAKES)
 def test_what_does_not_exist_or_fit_is_refused_with_the_ways_out(
-    rule: str,
+    table_optimizer: str,
     precision: TablePrecision,
     sharding: dict[str, Any],
     topology: Topology,
@@ -226,7 +259,7 @@ def test_what_does_not_exist_or_fit_is_refused_with_the_ways_out(
     message: str,
 ) -> None:
     with pytest.raises(kind, match=message):
-        planned(topology, rule, precision, **sharding)
+        planned(topology, table_optimizer, precision, **sharding)
 
 
 HOSTED: list[tuple[str, TablePrecision, dict[str, Any], str, list[str], list[str]]] = [
@@ -234,59 +267,66 @@ HOSTED: list[tuple[str, TablePrecision, dict[str, Any], str, list[str], list[str
     (
         "sgd",
         "float32",
-        {"memories": {"t0": "host"}},
+        {"compute_kernels": {"t0": "fused_uvm"}},
         "4xV100-16GB",
-        ['t2 = "row_wise"', 'sharding.memory = "auto"'],
+        ['t2 = "row_wise"', 'sharding.compute_kernel = "auto"'],
         ["t0"],
     ),
     (
         "sgd",
         "float32",
-        {"memories": {"t0": "host", "t2": "device"}},
+        {"compute_kernels": {"t0": "fused_uvm", "t2": "device"}},
         "4xV100-16GB",
-        ['{ t2 = "cached" }'],
+        ['{ t2 = "fused_uvm_caching" }'],
         ['= "auto"'],
     ),
     # What `auto` may not move: a pinned table, copies, half the bytes without a cache.
     (
         "sgd",
         "float32",
-        {"memory": "auto", "memories": {"t0": "device"}},
+        {"compute_kernel": "auto", "compute_kernels": {"t0": "device"}},
         "4xV100-16GB",
-        ['{ t0 = "cached" }'],
+        ['{ t0 = "fused_uvm_caching" }'],
         ['= "auto"'],
     ),
     (
         "sgd",
         "float32",
-        {"memory": "auto", "tables": {"t0": "data_parallel"}},
+        {"compute_kernel": "auto", "tables": {"t0": "data_parallel"}},
         "1xV100-16GB",
-        ['t0 = "table_wise" } and sharding.memory = "auto"'],
+        ['t0 = "table_wise" } and sharding.compute_kernel = "auto"'],
         [],
     ),
-    ("sgd", "bfloat16", {"memory": "auto"}, "1xV100-16GB", ['{ t0 = "host" } puts'], ['= "auto"', "cached"]),
+    (
+        "sgd",
+        "bfloat16",
+        {"compute_kernel": "auto"},
+        "1xV100-16GB",
+        ['{ t0 = "fused_uvm" } puts'],
+        ['= "auto"', "fused_uvm_caching"],
+    ),
     # A cache, and state of one number a row, that do not fit by themselves.
     (
         "sgd",
         "float32",
-        {"memory": "auto", "cache_share": 1.0},
+        {"compute_kernel": "auto", "cache_load_factor": 1.0},
         "1xV100-16GB",
-        ["lower sharding.cache_share", '{ t0 = "host" }'],
+        ["lower sharding.cache_load_factor", '{ t0 = "fused_uvm" }'],
         ['= "auto"'],
     ),
     (
         "rowwise_adagrad",
         "float32",
-        {"memory": "host"},
+        {"compute_kernel": "fused_uvm"},
         "1xV100-0.4GB",
         ['optimizer.tables = "adagrad"'],
-        ['= "auto"', "cached"],
+        ['= "auto"', "fused_uvm_caching"],
     ),
     # Host memory is short: `auto` has no room on devices, and CPU processes have no other memory.
     (
         "sgd",
         "float32",
-        {"memory": "auto"},
+        {"compute_kernel": "auto"},
         "2xV100-16GB+32GB",
         ["in host memory", "More hosts"],
         ['= "auto"', '= "device"', "CPU"],
@@ -294,15 +334,15 @@ HOSTED: list[tuple[str, TablePrecision, dict[str, Any], str, list[str], list[str
     (
         "sgd",
         "float32",
-        {"memory": "host"},
+        {"compute_kernel": "fused_uvm"},
         "2xV100-16GB+32GB",
-        ["in host memory", '{ t0 = "device" }, or sharding.memory = "auto"'],
+        ["in host memory", '{ t0 = "device" }, or sharding.compute_kernel = "auto"'],
         ["CPU"],
     ),
     (
         "adagrad",
         "float32",
-        {"memory": "host"},
+        {"compute_kernel": "fused_uvm"},
         "2xV100-16GB+64GB",
         ['"rowwise_adagrad" keeps a number a row, "adagrad" 1 for each'],
         [],
@@ -312,7 +352,7 @@ HOSTED: list[tuple[str, TablePrecision, dict[str, Any], str, list[str], list[str
 
 @pytest.mark.parametrize(("rule", "precision", "sharding", "topology", "said", "unsaid"), HOSTED)
 def test_ways_out_name_the_table_in_the_way_and_nothing_that_was_tried(
-    rule: str,
+    table_optimizer: str,
     precision: TablePrecision,
     sharding: dict[str, Any],
     topology: str,
@@ -320,7 +360,7 @@ def test_ways_out_name_the_table_in_the_way_and_nothing_that_was_tried(
     unsaid: list[str],
 ) -> None:
     with pytest.raises(ShardingError) as error:
-        planned(parse(topology), rule, precision, **{"kind": "table_wise"} | sharding)
+        planned(parse(topology), table_optimizer, precision, **{"sharding_type": "table_wise"} | sharding)
     message = str(error.value)
     assert all(text in message for text in said), message
     assert not any(text in message for text in unsaid), message
@@ -331,17 +371,17 @@ def test_torchrecs_planner_is_not_told_to_use_host_memory_where_that_is_short() 
         ShardingError,
         match=r"0 bytes with .* and 41.\d\d GB in host memory, on 2 ranks(.*\n)*  \d\. More hosts",
     ) as error:
-        planned(parse("2xV100-16GB+32GB"), "sgd", memory="host")
+        planned(parse("2xV100-16GB+32GB"), "sgd", compute_kernel="fused_uvm")
     assert "CPU" not in str(error.value)
 
 
 @pytest.mark.parametrize("rule", ["sgd", "adagrad", "rowwise_adagrad"])
-@pytest.mark.parametrize("memory", ["host", "cached"])
-def test_tables_in_host_memory_are_spread_over_ranks(rule: str, memory: str) -> None:
+@pytest.mark.parametrize("memory", ["fused_uvm", "fused_uvm_caching"])
+def test_tables_in_host_memory_are_spread_over_ranks(table_optimizer: str, memory: str) -> None:
     """Under sgd and adagrad a table on the host takes nothing of the device, which is then no measure of where it should go."""
     topology = parse("4xV100-32GB+256GB")
-    request, plan = planned(topology, rule, kind="table_wise", memory=memory)
-    of_largest = request.rule.bytes_of(
+    request, plan = planned(topology, table_optimizer, sharding_type="table_wise", compute_kernel=memory)
+    of_largest = request.table_optimizer.bytes_of(
         SIZES[0],
         SIZES[0] * 64,
         fused=True,
@@ -350,7 +390,13 @@ def test_tables_in_host_memory_are_spread_over_ranks(rule: str, memory: str) -> 
     ).host
     assert max(host_load(request, plan)) == of_largest, "the others share the other ranks"
     hosts = parse("2x2xV100-32GB+256GB")
-    request, plan = planned(hosts, rule, kind="table_row_wise", memory=memory, tables={"t3": "table_wise"})
+    request, plan = planned(
+        hosts,
+        table_optimizer,
+        sharding_type="table_row_wise",
+        compute_kernel=memory,
+        sharding_types={"t3": "table_wise"},
+    )
     assert {part.rank // 2 for part in plan.groups["tables.ebc"]["t0"].parts} != {
         part.rank // 2 for part in plan.groups["tables.ebc"]["t2"].parts
     }
@@ -358,7 +404,9 @@ def test_tables_in_host_memory_are_spread_over_ranks(rule: str, memory: str) -> 
 
 def test_auto_fills_hosts_no_more_than_devices_ask() -> None:
     """One cached table is enough for the device, and two would be too much for the host."""
-    request, plan = planned(parse("1xV100-32GB+40GB"), "sgd", kind="table_wise", memory="auto")
+    request, plan = planned(
+        parse("1xV100-32GB+40GB"), "sgd", sharding_type="table_wise", compute_kernel="auto"
+    )
     assert cached(plan) == ["t0"]
     assert max(host_load(request, plan)) <= (request.host_room or 0)
 
@@ -374,9 +422,9 @@ def test_a_memory_of_an_unknown_field_names_the_nearest() -> None:
     from ham_dist.distributed.planning.planner import require_known_fields
 
     with pytest.raises(
-        ConfigError, match=r"sharding.memories.usr: the data has no such field. Did you mean user\?"
+        ConfigError, match=r"sharding.compute_kernels.usr: the data has no such field. Did you mean user\?"
     ):
-        require_known_fields(ShardingSettings(memories={"usr": "host"}), ["user", "movie"])
+        require_known_fields(ShardingSettings(compute_kernels={"usr": "fused_uvm"}), ["user", "movie"])
 
 
 def told(events: list[str], name: str, call: Callable[[], None]) -> Callable[[], None]:
@@ -415,7 +463,10 @@ def emptied(run: RunSettings) -> list[str]:
 
 def test_caches_are_written_back_and_emptied_before_tables_are_read_or_written() -> None:
     run = settings(
-        "fm", optimizer={"tables": "adagrad"}, orthogonality={"form": "none"}, sharding={"kind": "table_wise"}
+        "fm",
+        optimizer={"tables": "adagrad"},
+        orthogonality={"form": "none"},
+        sharding={"sharding_type": "table_wise"},
     )
     for events in run_on_ranks(2, emptied, run):
         assert events == ["step", "flush", "purge", "read", "steps", "flush", "purge"]
@@ -423,7 +474,7 @@ def test_caches_are_written_back_and_emptied_before_tables_are_read_or_written()
         "fm",
         optimizer={"tables": "adagrad"},
         orthogonality={"application": "decoupled", "every": 1},
-        sharding={"kind": "table_wise"},
+        sharding={"sharding_type": "table_wise"},
     )
     for events in run_on_ranks(2, emptied, decoupled):
         assert events == ["flush", "purge", "step", "read", "flush", "purge", "flush", "purge", "steps"], (

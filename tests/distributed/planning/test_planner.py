@@ -16,18 +16,22 @@ from ham_dist.distributed.planning.by_size import LARGE_BYTES
 from ham_dist.distributed.planning.placement import Plan
 from ham_dist.distributed.planning.planner import bytes_held, make_plan, require_known_fields
 from ham_dist.distributed.planning.request import PlanRequest
-from ham_dist.distributed.planning.table_optimizers import table_rule
+from ham_dist.distributed.planning.table_optimizers import table_optimizer_of
 from ham_dist.distributed.planning.topology import Topology, parse
-from ham_dist.embedding.tables import Table, stored_width
+from ham_dist.embedding.tables import Table, stored_dim
 from ham_dist.errors import BackendError, ConfigError, HamError, ShardingError
 from tests.support.planning import PLENTY, cpu, tables
 
 SIZES = st.lists(st.integers(1, 10_000), min_size=1, max_size=30)
 
 
-def plan(groups: dict[str, list[Table]], topology: Topology, rule: str = "adam", **sharding: Any) -> Plan:
-    settings = OptimizerSettings(tables=rule)
-    return make_plan(PlanRequest(ShardingSettings(**sharding), table_rule(settings), topology, groups, 2048))
+def plan(
+    groups: dict[str, list[Table]], topology: Topology, table_optimizer: str = "adam", **sharding: Any
+) -> Plan:
+    settings = OptimizerSettings(tables=table_optimizer)
+    return make_plan(
+        PlanRequest(ShardingSettings(**sharding), table_optimizer_of(settings), topology, groups, 2048)
+    )
 
 
 @given(sizes=SIZES, more=SIZES, ranks=st.integers(1, 8))
@@ -39,7 +43,7 @@ def test_by_size_no_rank_holds_more_than_a_fair_share_and_one_table(
     assert {path: list(group) for path, group in placed.groups.items()} == {
         path: [table.field for table in group] for path, group in groups.items()
     }
-    assert {placement.kind for placement in placed.placements} == {"table_wise"}
+    assert {placement.sharding_type for placement in placed.placements} == {"table_wise"}
     load = [sum(placement.numbers_of(rank) for placement in placed.placements) for rank in range(ranks)]
     assert max(load) <= sum(load) / ranks + 4 * max(sizes + more)
 
@@ -50,22 +54,26 @@ def test_by_size_no_rank_holds_more_than_a_fair_share_and_one_table(
     width=st.integers(1, 40),
     hosts=st.integers(1, 3),
     ranks_of_host=st.integers(1, 3),
-    rule=st.sampled_from(["adam", "adagrad"]),
+    table_optimizer=st.sampled_from(["adam", "adagrad"]),
 )
 def test_parts_cover_a_table_once_with_one_part_a_rank(
-    kind: str, rows: int, width: int, hosts: int, ranks_of_host: int, rule: str
+    kind: str, rows: int, width: int, hosts: int, ranks_of_host: int, table_optimizer: str
 ) -> None:
-    table = Table("t", rows, width, stored_width(width, fused=rule == "adagrad"), width)
-    (placement,) = plan({"a": [table]}, cpu(hosts * ranks_of_host, ranks_of_host), rule, kind=kind).placements
-    covered = torch.zeros(rows, table.stored_width, dtype=torch.int64)
+    table = Table("t", rows, width, stored_dim(width, fused=table_optimizer == "adagrad"), width)
+    (placement,) = plan(
+        {"a": [table]}, cpu(hosts * ranks_of_host, ranks_of_host), table_optimizer, sharding_type=kind
+    ).placements
+    covered = torch.zeros(rows, table.stored_dim, dtype=torch.int64)
     for part in placement.parts:
         covered[
             part.first_row : part.first_row + part.rows, part.first_column : part.first_column + part.columns
         ] += 1
     assert bool((covered == 1).all())
     assert len({part.rank for part in placement.parts}) == len(placement.parts)
-    assert placement.kind == kind
-    assert all(part.rows > 0 and (rule == "adam" or part.columns % 4 == 0) for part in placement.parts)
+    assert placement.sharding_type == kind
+    assert all(
+        part.rows > 0 and (table_optimizer == "adam" or part.columns % 4 == 0) for part in placement.parts
+    )
 
 
 @given(rows=st.integers(1, 50), start=st.integers(0, 60), length=st.integers(0, 60), first=st.integers(0, 30))
@@ -79,62 +87,71 @@ def test_a_part_within_rows_is_what_both_have(rows: int, start: int, length: int
 
 def test_on_cpu_a_table_too_large_for_one_rank_goes_row_wise() -> None:
     rows = LARGE_BYTES // 4 // 4  # with Adam's gradient and two moments four times LARGE_BYTES
-    kinds = [placement.kind for placement in plan({"a": tables([rows, 1000, 10])}, cpu(4)).placements]
+    kinds = [
+        placement.sharding_type for placement in plan({"a": tables([rows, 1000, 10])}, cpu(4)).placements
+    ]
     assert kinds == ["row_wise", "table_wise", "table_wise"]
     assert [
-        placement.kind for placement in plan({"a": tables([rows, rows, rows, rows])}, cpu(4)).placements
+        placement.sharding_type
+        for placement in plan({"a": tables([rows, rows, rows, rows])}, cpu(4)).placements
     ] == ["table_wise"] * 4
     # 16 bytes a row and 4 of its like in all: 64 KB do not fit into 40, but in two halves they do.
     small = plan({"a": tables([1000, 10])}, cpu(2, memory=40_000), memory_share=1.0)
-    assert [placement.kind for placement in small.placements] == ["row_wise", "table_wise"]
+    assert [placement.sharding_type for placement in small.placements] == ["row_wise", "table_wise"]
 
 
 def test_a_table_lies_on_a_device_that_its_host_has() -> None:
     """16 ranks on two hosts of 8 GPUs: rank 14 is GPU 6 of the second host."""
-    placed = plan({"ebc": tables([10] * 16)}, Topology("cuda", 16, 8, PLENTY), kind="table_wise")
+    placed = plan({"ebc": tables([10] * 16)}, Topology("cuda", 16, 8, PLENTY), sharding_type="table_wise")
     shardings = [placement.sharding(torch.device("cuda"), 8) for placement in placed.placements]
     placements = sorted(str(sharding.sharding_spec.shards[0].placement) for sharding in shardings)
     assert placements == sorted(f"rank:{rank}/cuda:{rank % 8}" for rank in range(16))
 
 
 @pytest.mark.parametrize("rule", ["adam", "rowwise_adagrad", "fused_adam"])
-def test_on_gpu_torchrecs_planner_decides_within_memory(rule: str) -> None:
+def test_on_gpu_torchrecs_planner_decides_within_memory(table_optimizer: str) -> None:
     """30 GB of weights: a table of 16 GB alone does not fit on a card of 16 GB, so it is cut; small ones are not."""
     groups = {
         "tables.ebc": tables([250_000_000 // 4, 100_000, 50], width=64),
         "first_order_tables": tables([250_000_000 // 4, 100_000, 50]),
     }
     topology = Topology("cuda", 8, 8, 16 * 10**9)
-    placed = plan(groups, topology, rule)
+    placed = plan(groups, topology, table_optimizer)
     largest = placed.groups["tables.ebc"]["t0"]
     assert len(largest.parts) > 1
-    assert largest.kind != "data_parallel"
+    assert largest.sharding_type != "data_parallel"
     assert (
         sum(part.rows * part.columns for part in largest.parts)
-        == largest.table.rows * largest.table.stored_width
+        == largest.table.num_embeddings * largest.table.stored_dim
     )
     assert (
-        max(held.device for held in bytes_held(placed, table_rule(OptimizerSettings(tables=rule)), 8))
+        max(
+            held.device
+            for held in bytes_held(placed, table_optimizer_of(OptimizerSettings(tables=table_optimizer)), 8)
+        )
         < 0.85 * topology.memory
     )
     for placement in placed.placements:
         assert len({part.rank for part in placement.parts}) == len(placement.parts)
-        assert not (rule == "rowwise_adagrad" and placement.splits_columns)
-        assert not (rule == "fused_adam" and placement.replicated)
-    held = plan(groups, topology, rule, tables={"t1": "row_wise", "t0": "row_wise"})
-    assert [held.groups["tables.ebc"][field].kind for field in ("t0", "t1")] == ["row_wise", "row_wise"]
+        assert not (table_optimizer == "rowwise_adagrad" and placement.splits_columns)
+        assert not (table_optimizer == "fused_adam" and placement.replicated)
+    held = plan(groups, topology, table_optimizer, tables={"t1": "row_wise", "t0": "row_wise"})
+    assert [held.groups["tables.ebc"][field].sharding_type for field in ("t0", "t1")] == [
+        "row_wise",
+        "row_wise",
+    ]
 
 
 @pytest.mark.parametrize(("rows", "ranks"), [(5, 4), (50, 41), (600, 64)])
 def test_fewer_ranks_are_named_of_which_every_number_will_do(rows: int, ranks: int) -> None:
     table = {"tables.ebc": [Table("t", rows, 4, 4, 4)]}
     with pytest.raises(ShardingError) as caught:
-        plan(table, cpu(ranks), "sgd", kind="row_wise")
+        plan(table, cpu(ranks), "sgd", sharding_type="row_wise")
     enough = int(re.findall(r"Fewer ranks: (\d+) or less", str(caught.value))[0])
     for count in range(2, enough + 1):
-        assert plan(table, cpu(count), "sgd", kind="row_wise").groups["tables.ebc"]["t"].spreads_rows
+        assert plan(table, cpu(count), "sgd", sharding_type="row_wise").groups["tables.ebc"]["t"].spreads_rows
     with pytest.raises(ShardingError):
-        plan(table, cpu(enough + 1), "sgd", kind="row_wise")
+        plan(table, cpu(enough + 1), "sgd", sharding_type="row_wise")
 
 
 GPUS = Topology("cuda", 2, 2, 100_000)
@@ -148,7 +165,7 @@ MISTAKES: list[tuple[str, dict[str, Any], Topology, type[HamError], str]] = [
     ),
     (
         "adam",
-        {"kind": "table_wise"},
+        {"sharding_type": "table_wise"},
         cpu(2, memory=1000),
         ShardingError,
         r"  2\. Another kind.*t0 = \"row_wise\"",
@@ -162,7 +179,7 @@ MISTAKES: list[tuple[str, dict[str, Any], Topology, type[HamError], str]] = [
     ),
     (
         "sgd",
-        {"kind": "row_wise"},
+        {"sharding_type": "row_wise"},
         cpu(4),
         ShardingError,
         r"table 't1': 5 rows; 4 ranks with 2 rows each .*\n(  table 't\d.*\n)*  1\. Another kind.*t1 = \"table_wise\".*\n  2\. Fewer",
@@ -184,7 +201,7 @@ MISTAKES: list[tuple[str, dict[str, Any], Topology, type[HamError], str]] = [
     ("partial_rowwise_adam", {}, cpu(1), BackendError, r"optimizer.tables = \"rowwise_adagrad\""),
     (
         "lamb",
-        {"kind": "data_parallel"},
+        {"sharding_type": "data_parallel"},
         GPUS,
         ShardingError,
         r"is data_parallel, .*\n  1\. Another kind.*\n  2\. Another rule",
@@ -194,10 +211,10 @@ MISTAKES: list[tuple[str, dict[str, Any], Topology, type[HamError], str]] = [
 
 @pytest.mark.parametrize(("rule", "sharding", "topology", "kind", "message"), MISTAKES)
 def test_a_plan_that_cannot_be_made_says_the_ways_out(
-    rule: str, sharding: dict[str, Any], topology: Topology, kind: type, message: str
+    table_optimizer: str, sharding: dict[str, Any], topology: Topology, kind: type, message: str
 ) -> None:
     with pytest.raises(kind, match=message):
-        plan({"tables.ebc": tables([10_000, 5])}, topology, rule, **sharding)
+        plan({"tables.ebc": tables([10_000, 5])}, topology, table_optimizer, **sharding)
 
 
 def test_more_ranks_are_no_way_out_of_copies_that_no_rank_has_room_for() -> None:
@@ -247,27 +264,30 @@ HALVES: list[tuple[TablePrecision, str, dict[str, Any], Topology, type[HamError]
 @pytest.mark.parametrize(("precision", "rule", "sharding", "topology", "kind", "message"), HALVES)
 def test_tables_of_half_the_bytes_are_refused_where_no_kernel_has_them(
     precision: TablePrecision,
-    rule: str,
+    table_optimizer: str,
     sharding: dict[str, Any],
     topology: Topology,
     kind: type,
     message: str,
 ) -> None:
     with pytest.raises(kind, match=message):
-        plan({"tables.ebc": tables([10_000, 5], precision=precision)}, topology, rule, **sharding)
+        plan({"tables.ebc": tables([10_000, 5], precision=precision)}, topology, table_optimizer, **sharding)
 
 
 @pytest.mark.parametrize("rule", ["adagrad", "rowwise_adagrad", "fused_adam"])
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
-def test_half_the_bytes_fit_where_the_whole_do_not(rule: str, precision: TablePrecision) -> None:
+def test_half_the_bytes_fit_where_the_whole_do_not(table_optimizer: str, precision: TablePrecision) -> None:
     """Four tables whose numbers take 2 bytes, and 4 for each that the rule keeps beside them: float32 is told that they would help."""
-    sizes, beside = [10**7] * 4, {"adagrad": 4, "rowwise_adagrad": 0, "fused_adam": 8}[rule]
+    sizes, beside = [10**7] * 4, {"adagrad": 4, "rowwise_adagrad": 0, "fused_adam": 8}[table_optimizer]
     topology = Topology("cuda", 2, 2, int(2 * 10**7 * 64 * (2 + beside + 1) / 0.85))
     with pytest.raises(ShardingError, match=r'precision.tables = "float16"'):
-        plan({"tables.ebc": tables(sizes, width=64)}, topology, rule)
-    placed = plan({"tables.ebc": tables(sizes, width=64, precision=precision)}, topology, rule)
+        plan({"tables.ebc": tables(sizes, width=64)}, topology, table_optimizer)
+    placed = plan({"tables.ebc": tables(sizes, width=64, precision=precision)}, topology, table_optimizer)
     assert (
-        max(held.device for held in bytes_held(placed, table_rule(OptimizerSettings(tables=rule)), 2))
+        max(
+            held.device
+            for held in bytes_held(placed, table_optimizer_of(OptimizerSettings(tables=table_optimizer)), 2)
+        )
         < 0.85 * topology.memory
     )
     assert not any(placement.replicated for placement in placed.placements)
@@ -275,9 +295,9 @@ def test_half_the_bytes_fit_where_the_whole_do_not(rule: str, precision: TablePr
 
 def test_a_kind_of_an_unknown_field_names_the_nearest() -> None:
     with pytest.raises(
-        ConfigError, match=r"sharding.tables.usr: the data has no such field. Did you mean user\?"
+        ConfigError, match=r"sharding.sharding_types.usr: the data has no such field. Did you mean user\?"
     ):
-        require_known_fields(ShardingSettings(tables={"usr": "row_wise"}), ["user", "movie"])
+        require_known_fields(ShardingSettings(sharding_types={"usr": "row_wise"}), ["user", "movie"])
 
 
 def test_topologies_by_name() -> None:
@@ -294,5 +314,7 @@ def test_topologies_by_name() -> None:
 def test_the_sample_in_the_docs_is_what_a_run_has_by_default() -> None:
     text = (Path(__file__).parents[3] / "docs" / "sharding.md").read_text(encoding="utf-8")
     sample = tomllib.loads(text.split("```toml\n")[1].split("```")[0])["sharding"]
-    assert ShardingSettings.model_validate(sample | {"tables": {}, "memories": {}}) == ShardingSettings()
+    assert (
+        ShardingSettings.model_validate(sample | {"tables": {}, "compute_kernels": {}}) == ShardingSettings()
+    )
     assert set(sample) == set(ShardingSettings.model_fields)

@@ -6,7 +6,11 @@ import sys
 import pytest
 
 from ham_dist.config.schema import TABLE_OPTIMIZERS, OptimizerSettings
-from ham_dist.distributed.planning.table_optimizers import TABLE_RULES, register_table_optimizer, table_rule
+from ham_dist.distributed.planning.table_optimizers import (
+    TABLE_RULES,
+    register_table_optimizer,
+    table_optimizer_of,
+)
 from ham_dist.errors import ConfigError
 
 
@@ -15,7 +19,7 @@ def test_the_names_that_settings_take_are_those_that_are_registered() -> None:
     done = subprocess.run([sys.executable, "-c", names], capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) <= TABLE_RULES.keys() == set(TABLE_OPTIMIZERS)
     for name in TABLE_OPTIMIZERS:
-        assert table_rule(OptimizerSettings(tables=name)).name == name
+        assert table_optimizer_of(OptimizerSettings(tables=name)).name == name
 
 
 def test_a_name_is_registered_once() -> None:

@@ -16,7 +16,7 @@ from ham_dist.data.reader.batch import Batch
 from ham_dist.distributed.planning import topology
 from ham_dist.distributed.planning.traffic import RankCost, costs_by_rank
 from ham_dist.distributed.ranks import process_group
-from ham_dist.embedding.tables import Table, stored_width
+from ham_dist.embedding.tables import Table, stored_dim
 from ham_dist.training.loop import weight_step
 from ham_dist.training.state import open_supernet
 from tests.support.plain_model import FIELDS
@@ -107,7 +107,11 @@ def one_step(cases: dict[str, RunSettings]) -> dict[str, tuple[RankCost, Sent, i
         dense = sum(parameter.numel() for parameter in state.interaction.parameters()) * 4
         sent.sums -= 2 * (process_group.world_size() - 1) * dense // process_group.world_size()
         said = costs_by_rank(
-            state.sharded.plan, state.sharded.rule, topology.here(torch.device("cpu")), ROWS, {"genres": 2.0}
+            state.sharded.plan,
+            state.sharded.table_optimizer,
+            topology.here(torch.device("cpu")),
+            ROWS,
+            {"genres": 2.0},
         )
         held = sum(
             local.values.nbytes for key, _ in state.sharded.placements() if (local := state.sharded.part(key))
@@ -162,20 +166,21 @@ def test_no_choice_within_a_target_holds_more_than_is_said(
     sizes: list[tuple[int, int]], fused: bool, columns: int, in_bytes: bool
 ) -> None:
     tables = [
-        Table(f"t{number}", rows, width, stored_width(width, fused=fused), width)
+        Table(f"t{number}", rows, width, stored_dim(width, fused=fused), width)
         for number, (rows, width) in enumerate(sizes)
     ]
     target = Target(bytes=columns * 100) if in_bytes else Target(columns=columns)
     most = most_numbers(tables, target, 4 if fused else 1)
-    for widths in itertools.product(*(range(table.width + 1) for table in tables)):
+    for dims in itertools.product(*(range(table.embedding_dim + 1) for table in tables)):
         cost = sum(
-            width * (table.rows * 4 if in_bytes else 1) for width, table in zip(widths, tables, strict=True)
+            width * (table.num_embeddings * 4 if in_bytes else 1)
+            for width, table in zip(dims, tables, strict=True)
         )
         if cost <= (columns * 100 if in_bytes else columns):
             assert (
                 sum(
-                    table.rows * stored_width(width, fused=fused)
-                    for width, table in zip(widths, tables, strict=True)
+                    table.num_embeddings * stored_dim(width, fused=fused)
+                    for width, table in zip(dims, tables, strict=True)
                 )
                 <= most
             )

@@ -122,7 +122,7 @@ def test_the_pairs_of_a_factorization_machine_do_not_take_one_another_away() -> 
     from ham_dist.models.fm import FM, FMSettings
 
     torch.manual_seed(0)
-    model = FM({"a": 4, "b": 4}, FMSettings(lift_width=4))
+    model = FM({"a": 4, "b": 4}, FMSettings(lift_dim=4))
     columns = torch.cat([torch.randn(64, 4) * 1000, torch.randn(64, 4)], dim=1)
     expected = model(columns).detach()
     with torch.autocast("cpu", torch.bfloat16):

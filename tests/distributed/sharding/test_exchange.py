@@ -24,7 +24,7 @@ from tests.support.sharded_model import local_batch, settings, whole, whole_tabl
 from tests.support.sharding_types import KINDS, MIXED, TURNED
 
 OPEN = {"user": [0, 3, 5, 7], "gender": [], "movie": [1, 2, 4, 6, 7], "genres": [2]}
-MODEL = {"name": "fm", "first_order": "table", "table_start": 0.3, "base_width": 8}
+MODEL = {"name": "fm", "first_order": "table", "init_std": 0.3, "base_dim": 8}
 
 
 def trained(run: RunSettings) -> TrainingState:

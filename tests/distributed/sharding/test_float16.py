@@ -11,7 +11,7 @@ from tests.support.sharded_model import alpha_steps, settings
 from tests.support.sharding_types import KINDS, MIXED, RATE, TURNED, all_cases, plain_tables
 
 HALVES: dict[str, dict[str, Any]] = {
-    "table_wise": {"kind": "table_wise"},
+    "table_wise": {"sharding_type": "table_wise"},
     **{name: KINDS[name] for name in ("row_wise", "column_wise", "grid", "table_row_wise")},
     "mixed": {"tables": MIXED | {"gender": "table_wise"}},
     "turned": {"tables": TURNED | {"movie": "table_row_wise"}},
@@ -20,10 +20,12 @@ SPACING = 2.0**-10
 """From one float16 to the next between 1 and 2; no number of these tables is larger."""
 
 
-def halves(rule: str, sharding: dict[str, Any], orthogonality: dict[str, Any] | None = None) -> RunSettings:
+def halves(
+    table_optimizer: str, sharding: dict[str, Any], orthogonality: dict[str, Any] | None = None
+) -> RunSettings:
     return settings(
         "dcnv2",
-        optimizer={"tables": rule, "tables_learning_rate": RATE},
+        optimizer={"tables": table_optimizer, "tables_learning_rate": RATE},
         sharding=sharding,
         orthogonality=orthogonality or {"form": "none"},
         precision={"tables": "float16"},
@@ -39,7 +41,9 @@ def test_float16_tables_move_as_in_plain_torch_under_every_rule_and_kind(ranks: 
         "rowwise_adagrad": ["table_wise", "row_wise", "table_row_wise"],
     }
     cases = {
-        f"{rule} {name}": halves(rule, HALVES[name]) for rule, names in of_rule.items() for name in names
+        f"{table_optimizer} {name}": halves(table_optimizer, HALVES[name])
+        for table_optimizer, names in of_rule.items()
+        for name in names
     }
     results = run_on_ranks(ranks, all_cases, cases)
     for name, found in results[0].items():

@@ -29,7 +29,7 @@ from tests.support.sharded_model import dense_weights, part_of_batch, whole_tabl
 
 PLANS: dict[str, dict[str, Any]] = {
     "auto": {},
-    "row_wise": {"kind": "row_wise"},
+    "row_wise": {"sharding_type": "row_wise"},
     "mixed": {
         "tables": {
             "user": "row_wise",
@@ -50,10 +50,12 @@ def stream(first: int, *, last_rows: int = ROWS) -> Iterator[Batch]:
         yield part_of_batch(seed, rows, *rows_of_rank(rows, process_group.rank(), process_group.world_size()))
 
 
-def run_settings(plan: dict[str, Any], *, ids_ahead: bool) -> RunSettings:
+def run_settings(plan: dict[str, Any], *, prefetch_ids: bool) -> RunSettings:
     """DeepFM with first-order tables: two collections of tables."""
-    model = {"name": "deepfm", "first_order": "table", "table_start": 0.3, "base_width": 8}
-    return RunSettings.model_validate({"model": model, "sharding": plan, "ranks": {"ids_ahead": ids_ahead}})
+    model = {"name": "deepfm", "first_order": "table", "init_std": 0.3, "base_dim": 8}
+    return RunSettings.model_validate(
+        {"model": model, "sharding": plan, "ranks": {"prefetch_ids": prefetch_ids}}
+    )
 
 
 def alternating_steps(run: RunSettings) -> dict[str, Any]:
@@ -80,8 +82,8 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_no_number_depends_on_it(ranks: int, plan: str) -> None:
-    ahead = run_on_ranks(ranks, alternating_steps, run_settings(PLANS[plan], ids_ahead=True))
-    at_once = run_on_ranks(ranks, alternating_steps, run_settings(PLANS[plan], ids_ahead=False))
+    ahead = run_on_ranks(ranks, alternating_steps, run_settings(PLANS[plan], prefetch_ids=True))
+    at_once = run_on_ranks(ranks, alternating_steps, run_settings(PLANS[plan], prefetch_ids=False))
     for one, other in zip(ahead, at_once, strict=True):
         assert_same(one, other)
 
@@ -112,11 +114,11 @@ def exchanges_inside_steps(run: RunSettings) -> tuple[int, int]:
 def test_a_step_begins_no_exchange(plan: str) -> None:
     collections = 2
     assert (
-        run_on_ranks(2, exchanges_inside_steps, run_settings(PLANS[plan], ids_ahead=True))
+        run_on_ranks(2, exchanges_inside_steps, run_settings(PLANS[plan], prefetch_ids=True))
         == [(0, collections * STEPS)] * 2
     )
     assert (
-        run_on_ranks(2, exchanges_inside_steps, run_settings(PLANS[plan], ids_ahead=False))
+        run_on_ranks(2, exchanges_inside_steps, run_settings(PLANS[plan], prefetch_ids=False))
         == [(collections * STEPS,) * 2] * 2
     )
 
@@ -138,7 +140,7 @@ def _gradient_of_last(state: TrainingState, batches: Iterator[Batch]) -> torch.T
 @pytest.mark.parametrize("plan", PLANS)
 def test_what_was_sent_may_be_left_or_asked_for_again(plan: str) -> None:
     ahead, at_once = (
-        run_on_ranks(2, steps_with_breaks, run_settings(PLANS[plan], ids_ahead=value))
+        run_on_ranks(2, steps_with_breaks, run_settings(PLANS[plan], prefetch_ids=value))
         for value in (True, False)
     )
     for one, other in zip(ahead, at_once, strict=True):
@@ -147,8 +149,8 @@ def test_what_was_sent_may_be_left_or_asked_for_again(plan: str) -> None:
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3])
 def test_short_streams_come_whole(steps: int) -> None:
-    assert run_on_ranks(2, labels_of, run_settings({}, ids_ahead=True), steps) == run_on_ranks(
-        2, labels_of, run_settings({}, ids_ahead=False), steps
+    assert run_on_ranks(2, labels_of, run_settings({}, prefetch_ids=True), steps) == run_on_ranks(
+        2, labels_of, run_settings({}, prefetch_ids=False), steps
     )
 
 
@@ -177,7 +179,7 @@ def gradient_of_another_model(run: RunSettings) -> tuple[bool, torch.Tensor]:
 
 
 def test_another_model_in_the_process_keeps_torchrecs_mean_over_ranks() -> None:
-    run = run_settings({"kind": "table_wise"}, ids_ahead=False)
+    run = run_settings({"sharding_type": "table_wise"}, prefetch_ids=False)
     found = run_on_ranks(2, gradient_of_another_model, run)
     assert all(divides for divides, _ in found)
     expected = torch.zeros(6, 4)

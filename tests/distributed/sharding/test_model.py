@@ -106,7 +106,9 @@ def fused_steps(run: RunSettings) -> dict[str, Any]:
     state = open_supernet(run, FIELDS, torch.device("cpu"))
     start = whole_tables(state)
     losses = [float(process_group.sum_over_ranks(weight_step(state, local_batch(seed)))) for seed in range(3)]
-    padding = [local.values[:, local.table.width :].abs().sum() for local in state.sharded.local.values()]
+    padding = [
+        local.values[:, local.table.embedding_dim :].abs().sum() for local in state.sharded.local.values()
+    ]
     return {"start": start, "losses": losses, "tables": whole_tables(state), "padding": padding}
 
 

@@ -95,13 +95,13 @@ def test_tables_that_do_not_fit_into_one_stack_move_alike(ranks: int) -> None:
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_rows_that_have_their_turn_move_as_the_rule_would_have_moved_them(ranks: int) -> None:
     cases = {
-        f"{rule} {kind}": settings(
+        f"{table_optimizer} {kind}": settings(
             "dcnv2",
-            optimizer={"tables": rule, "tables_learning_rate": RATE},
+            optimizer={"tables": table_optimizer, "tables_learning_rate": RATE},
             orthogonality={"application": "decoupled", "every": EVERY, "rows": ROWS, "weight": WEIGHT},
             sharding=KINDS[kind],
         )
-        for rule, kind in CASES
+        for table_optimizer, kind in CASES
     }
     results = run_on_ranks(ranks, after_steps, cases)[0]
     for name in cases:
@@ -122,8 +122,8 @@ def test_rows_that_have_their_turn_move_as_the_rule_would_have_moved_them(ranks:
             assert not torch.equal(after[key][~still], before[key][~still])
 
 
-def copies_after_steps(run: RunSettings, cardinalities: dict[str, int]) -> dict[str, torch.Tensor]:
-    state = open_supernet(run, cardinalities, torch.device("cpu"))
+def copies_after_steps(run: RunSettings, num_embeddings: dict[str, int]) -> dict[str, torch.Tensor]:
+    state = open_supernet(run, num_embeddings, torch.device("cpu"))
     state.optimizers.open_state()
     for step in range(1, 4):
         state.optimizers.steps = step
@@ -133,14 +133,14 @@ def copies_after_steps(run: RunSettings, cardinalities: dict[str, int]) -> dict[
 
 def test_copies_stay_the_same_bits_beside_tables_that_differ_by_rank() -> None:
     """Two copies go through the same sums on every rank, whatever else of their width and about their size a rank has."""
-    cardinalities = {"copied": 300, "here": 310, "there": 400, "small copy": 100}
+    num_embeddings = {"copied": 300, "here": 310, "there": 400, "small copy": 100}
     copies = {"copied": "data_parallel", "small copy": "data_parallel"}
     run = settings(
-        "dcnv2", sharding={"kind": "table_wise", "tables": copies}, optimizer={"tables": "adam", "tables_learning_rate": RATE},
+        "dcnv2", sharding={"sharding_type": "table_wise", "sharding_types": copies}, optimizer={"tables": "adam", "tables_learning_rate": RATE},
         orthogonality={"application": "decoupled", "every": 1, "weight": WEIGHT},
     )  # fmt: skip
-    run = run.model_copy(update={"model": run.model.model_copy(update={"base_width": 16})})
-    first, second = run_on_ranks(2, copies_after_steps, run, cardinalities)
+    run = run.model_copy(update={"model": run.model.model_copy(update={"base_dim": 16})})
+    first, second = run_on_ranks(2, copies_after_steps, run, num_embeddings)
     assert first.keys() != second.keys()
     assert all(torch.equal(first[field], second[field]) for field in copies)
 

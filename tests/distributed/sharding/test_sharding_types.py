@@ -19,7 +19,7 @@ from tests.support.sharded_model import (
     plain_three_steps,
     settings,
 )
-from tests.support.sharding_types import KINDS, RATE, RULES, WHOLE, all_cases, plain_tables
+from tests.support.sharding_types import KINDS, RATE, TABLE_OPTIMIZERS, WHOLE, all_cases, plain_tables
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -63,10 +63,10 @@ def test_every_kind_equals_plain_torch(ranks: int, model: str) -> None:
 def test_every_table_moves_alike_under_every_rule_and_kind(ranks: int) -> None:
     """A data-parallel table has no fused kernel, where TorchRec would leave it as it is without a word."""
     cases = {}
-    for rule in RULES:
+    for table_optimizer in TABLE_OPTIMIZERS:
         for name, sharding in KINDS.items():
             apart = name in ("column_wise", "grid", "mixed", "turned")
-            if rule == "rowwise_adagrad" and apart:
+            if table_optimizer == "rowwise_adagrad" and apart:
                 if name in ("column_wise", "grid"):
                     continue
                 sharding = {
@@ -75,15 +75,17 @@ def test_every_table_moves_alike_under_every_rule_and_kind(ranks: int) -> None:
                         for field, kind in sharding["tables"].items()
                     }
                 }
-            options = {"tables": rule, "tables_learning_rate": RATE}
-            cases[f"{rule} {name}"] = settings(
+            options = {"tables": table_optimizer, "tables_learning_rate": RATE}
+            cases[f"{table_optimizer} {name}"] = settings(
                 "dcnv2", optimizer=options, sharding=sharding, orthogonality={"form": "none"}
             )
     results = run_on_ranks(ranks, all_cases, cases)[0]
-    for rule in RULES:
-        plain = plain_tables(cases[f"{rule} row_wise"], results[f"{rule} row_wise"]["start"])
+    for table_optimizer in TABLE_OPTIMIZERS:
+        plain = plain_tables(
+            cases[f"{table_optimizer} row_wise"], results[f"{table_optimizer} row_wise"]["start"]
+        )
         for name, found in results.items():
-            if name.startswith(f"{rule} "):
+            if name.startswith(f"{table_optimizer} "):
                 for (field, table), expected in zip(found["tables"].items(), plain, strict=True):
                     torch.testing.assert_close(table, expected, rtol=0, atol=2e-5, msg=f"{name}: {field}")
                     assert not torch.equal(table, found["start"][field]), (name, field)
@@ -112,8 +114,8 @@ def on_two_hosts(cases: dict[str, RunSettings]) -> dict[str, dict[str, Any]]:
 def test_kinds_of_several_hosts_equal_plain_torch() -> None:
     """As above, to 1e-5. table_row_wise and grid are others than row_wise and column_wise from two hosts on."""
     kinds: dict[str, dict[str, Any]] = {
-        "table_row_wise": {"kind": "table_row_wise", "tables": WHOLE},
-        "grid": {"kind": "grid", "tables": WHOLE},
+        "table_row_wise": {"sharding_type": "table_row_wise", "sharding_types": WHOLE},
+        "grid": {"sharding_type": "grid", "sharding_types": WHOLE},
         "both": {
             "tables": {
                 "user": "grid",
