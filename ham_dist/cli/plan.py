@@ -94,7 +94,7 @@ def _parts(
 
 
 def _tables(plan: Plan) -> Grid:
-    heads = ("table", "rows", "stored width", "kind", "kernel", "ranks")
+    heads = ("table", "rows", "stored dim", "sharding type", "compute kernel", "ranks")
     lines: list[tuple[str, ...]] = []
     for path, group in plan.groups.items():
         for field, placement in group.items():
@@ -105,7 +105,7 @@ def _tables(plan: Plan) -> Grid:
             name = field if path == TABLES else f"{field} (first order)"
             kernel = "fused" if placement.fused else "dense"
             if placement.memory.kernel != "device":
-                kernel = f"{kernel}, {placement.memory.kernel}"
+                kernel = placement.memory.kernel
             lines.append(
                 (
                     name,
@@ -172,7 +172,7 @@ def _kinds(
     batch_size: int,
     ids: Mapping[str, float],
 ) -> Grid:
-    heads = ("kind", "tables", "bytes of tables", "bytes between ranks a step")
+    heads = ("sharding type", "tables", "bytes of tables", "bytes between ranks a step")
     lines: list[tuple[str, ...]] = []
     counts = Counter(placement.sharding_type for placement in plan.placements)
     for kind, count in counts.items():

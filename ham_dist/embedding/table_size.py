@@ -1,5 +1,6 @@
 """One table before and after the search: an entry of sizes.json. Needs no torch."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def read_sizes(path: Path) -> list[TableSize]:
     """
     try:
         content = parse_json(read_bytes(path))  # pydantic's own parser has no limits
-        sizes = TypeAdapter(list[TableSize]).validate_python(_migrated(content), strict=True)
+        sizes = TypeAdapter(list[TableSize]).validate_json(json.dumps(_migrated(content)), strict=True)
         for size in sizes:
             _check(size)
     except (OSError, ValueError) as error:

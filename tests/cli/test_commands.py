@@ -270,13 +270,13 @@ def test_plan_only_prints_what_each_rank_would_hold_and_makes_no_run(
     hosted = [
         "optimizer.tables=rowwise_adagrad",
         "orthogonality.application=decoupled",
-        "sharding.compute_kernels.field_0=cached",
+        "sharding.compute_kernels.field_0=fused_uvm_caching",
         "precision.tables=float16",
     ]
     sets = [word for text in hosted for word in ("--set", text)]
     printed = runner.invoke(app, ["train", "--plan-only", "--topology", "4xV100-16GB+256GB", *sets]).stdout
     assert "tables in float16" in printed
-    assert "fused, cached" in printed
+    assert "fused_uvm_caching" in printed
     assert "in host memory" in printed
     here = runner.invoke(app, ["train", "--plan-only"])
     assert "the ranks at hand: 1 x cpu" in here.stdout

@@ -58,8 +58,8 @@ runs = st.builds(
     optimizer=st.builds(OptimizerSettings, tables=st.just("adam"), learning_rate=positive_floats),
     sharding=st.builds(
         ShardingSettings,
-        kind=st.sampled_from(["auto", "row_wise", "grid"]),
-        tables=st.dictionaries(
+        sharding_type=st.sampled_from(["auto", "row_wise", "grid"]),
+        sharding_types=st.dictionaries(
             st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
             st.sampled_from(["table_wise", "data_parallel"]),
             max_size=3,

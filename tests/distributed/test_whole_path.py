@@ -222,7 +222,10 @@ def test_every_stage_equals_plain_torch_however_tables_lie(ranks: int, model: st
     kinds = (
         PATHS
         if ranks < 4
-        else {name: kind | {"tables": kind.get("tables", {}) | WHOLE} for name, kind in PATHS.items()}
+        else {
+            name: kind | {"sharding_types": kind.get("sharding_types", {}) | WHOLE}
+            for name, kind in PATHS.items()
+        }
     )
     cases = {name: settings(model, sharding=sharding, search=SEARCH) for name, sharding in kinds.items()}
     results = run_on_ranks(ranks, sharded_paths, cases, tmp_path)

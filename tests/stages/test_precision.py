@@ -25,7 +25,7 @@ TARGET = 2 * 200
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("halves") / "run"
-    sharding = {"tables": {"field_0": "row_wise", "field_1": "table_wise", "field_3": "row_wise"}}
+    sharding = {"sharding_types": {"field_0": "row_wise", "field_1": "table_wise", "field_3": "row_wise"}}
     run_on_ranks(
         2, do_run, small_run(**FLOAT16, sharding=sharding, search={"targets": [{"bytes": TARGET}]}), folder
     )

@@ -47,7 +47,7 @@ def test_in_float64_rows_and_columns_apart_make_the_same_model_bit_for_bit(tmp_p
         "orthogonality": {"form": "none"},
     }
     run_on_ranks(3, do_run, small_run(**base), tmp_path / "whole")
-    run_on_ranks(3, do_run, small_run(**base, sharding={"tables": EXACT}), tmp_path / "apart")
+    run_on_ranks(3, do_run, small_run(**base, sharding={"sharding_types": EXACT}), tmp_path / "apart")
     kinds = {
         entry["table"]: entry["sharding_type"]
         for entry in json.loads((tmp_path / "apart" / "plan.json").read_text())["supernet"]
@@ -66,7 +66,7 @@ def test_with_copies_and_the_decoupled_regularizer_ranks_pretrain_alike(tmp_path
     """To 1e-5, as far as the search: a copy's gradient is a sum of the ranks' own in float32, and so is a Gram matrix' product."""
     base: dict[str, Any] = {**SHORT, "orthogonality": {"application": "decoupled", "rows": 16, "weight": 0.1}}
     do_run(small_run(**base), tmp_path / "one")
-    run_on_ranks(2, do_run, small_run(**base, sharding={"tables": COPIED}), tmp_path / "two")
+    run_on_ranks(2, do_run, small_run(**base, sharding={"sharding_types": COPIED}), tmp_path / "two")
     assert sum(result(tmp_path / "two")["kept_columns"].values()) == 6
     for ours, theirs in zip(metrics(tmp_path / "two"), metrics(tmp_path / "one"), strict=False):
         if theirs["stage"] == "pretrain":

@@ -23,8 +23,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "data_parallel": {"sharding_type": "data_parallel"},
     "grid": {"sharding_type": "grid"},
     "table_row_wise": {"sharding_type": "table_row_wise"},
-    "mixed": {"tables": MIXED},
-    "turned": {"tables": TURNED},
+    "mixed": {"sharding_types": MIXED},
+    "turned": {"sharding_types": TURNED},
 }
 RATE = 0.05
 

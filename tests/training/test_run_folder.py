@@ -85,8 +85,8 @@ def test_resume_goes_on_and_notes_each_start(tmp_path: Path) -> None:
 def test_resume_with_other_settings_names_them(tmp_path: Path) -> None:
     _start(RunFolder(tmp_path))
     with pytest.raises(CheckpointError) as caught:
-        _start(RunFolder(tmp_path), "seed=1", "search.alpha_init=0.5", resume=True)
-    assert "\n  seed = 1, and the run has 0\n  search.alpha_init = 0.5, and the run has 0.01\n" in str(
+        _start(RunFolder(tmp_path), "seed=1", "search.method.alpha_init=0.5", resume=True)
+    assert "\n  seed = 1, and the run has 0\n  search.method.alpha_init = 0.5, and the run has 0.01\n" in str(
         caught.value
     )
 

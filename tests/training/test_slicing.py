@@ -45,7 +45,7 @@ def masked_and_narrow(run: RunSettings) -> tuple[TrainingState, TrainingState, C
             },
         ),
         ("dcnv2", {"optimizer": {"tables": "rowwise_adagrad", "tables_learning_rate": 0.05}}),
-        ("deepfm", {"sharding": {"tables": MIXED}}),
+        ("deepfm", {"sharding": {"sharding_types": MIXED}}),
     ],
 )
 def test_a_step_of_the_narrow_model_is_the_masked_models_step(model: str, options: dict[str, Any]) -> None:

@@ -41,11 +41,11 @@ def _plan_with_few_cached(request: PlanRequest, movable: Sequence[str]) -> Plan:
     """A plan with all of `movable` on the device, or with the fewest of them cached that fit; found by halving."""
 
     def attempt(count: int, request: PlanRequest) -> Plan:
-        memories = {
+        kernels = {
             field: "fused_uvm_caching" if number < count else "device" for number, field in enumerate(movable)
         }
         settings = request.settings.model_copy(
-            update={"memory": "device", "compute_kernels": request.settings.compute_kernels | memories}
+            update={"compute_kernel": "device", "compute_kernels": request.settings.compute_kernels | kernels}
         )
         return make_plan(replace(request, settings=settings, asked=request.user_settings))
 
@@ -80,7 +80,7 @@ def require_known_fields(settings: ShardingSettings, fields: Iterable[str]) -> N
     known = list(fields)
     wrong = [
         (key, field)
-        for key in ("tables", "compute_kernels")
+        for key in ("sharding_types", "compute_kernels")
         for field in getattr(settings, key)
         if field not in known
     ]

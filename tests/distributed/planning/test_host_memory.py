@@ -81,7 +81,7 @@ def test_auto_caches_the_largest_tables_and_only_where_not_all_fit(
     kind: str, topology: str, expected: list[str]
 ) -> None:
     small = {"t1": "table_wise", "t3": "table_wise"}
-    request, plan = planned(parse(topology), sharding_type=kind, tables=small, compute_kernel="auto")
+    request, plan = planned(parse(topology), sharding_type=kind, sharding_types=small, compute_kernel="auto")
     assert cached(plan) == expected
     assert max(device_load(request, plan)) <= request.room
     assert bool(sum(host_load(request, plan))) == bool(expected)
@@ -91,9 +91,9 @@ def test_what_auto_may_not_move_stays_on_the_device() -> None:
     _, plan = planned(
         parse("4xV100-16GB"),
         sharding_type="table_wise",
-        memory="auto",
+        compute_kernel="auto",
         compute_kernels={"t2": "fused_uvm", "t4": "device"},
-        tables={"t3": "data_parallel"},
+        sharding_types={"t3": "data_parallel"},
     )
     assert {placement.table.field: placement.memory.kernel for placement in plan.placements} == {
         "t0": "fused_uvm_caching", "t1": "device", "t2": "fused_uvm", "t3": "device", "t4": "device",
@@ -147,7 +147,7 @@ def test_bytes_on_the_device_and_on_the_host() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "precision", "read", "written"),
+    ("table_optimizer", "precision", "read", "written"),
     [
         ("sgd", "float32", 4 + 4, 4),
         ("rowwise_adagrad", "float16", 2 + 2, 2),  # its number a row lies on the device
@@ -188,7 +188,7 @@ MISTAKES: list[tuple[str, TablePrecision, dict[str, Any], Topology, type[HamErro
         {"compute_kernel": "fused_uvm"},
         cpu(2),
         BackendError,
-        r"sharding.compute_kernel = \"host\".*exists on cuda only.*\n  Leave",
+        r"sharding.compute_kernel = \"fused_uvm\".*exists on cuda only.*\n  Leave",
     ),
     (
         "adam",
@@ -212,7 +212,7 @@ MISTAKES: list[tuple[str, TablePrecision, dict[str, Any], Topology, type[HamErro
         {"compute_kernel": "fused_uvm_caching"},
         V100,
         BackendError,
-        r"no bfloat16.*\n.*\"float16\".*\"host\"",
+        r"no bfloat16.*\n.*\"float16\".*\"fused_uvm\"",
     ),
     (
         "sgd",
@@ -249,7 +249,9 @@ MISTAKES: list[tuple[str, TablePrecision, dict[str, Any], Topology, type[HamErro
 ]
 
 
-@pytest.mark.parametrize(("rule", "precision", "sharding", "topology", "kind", "message"), MISTAKES)
+@pytest.mark.parametrize(
+    ("table_optimizer", "precision", "sharding", "topology", "kind", "message"), MISTAKES
+)
 def test_what_does_not_exist_or_fit_is_refused_with_the_ways_out(
     table_optimizer: str,
     precision: TablePrecision,
@@ -292,7 +294,7 @@ HOSTED: list[tuple[str, TablePrecision, dict[str, Any], str, list[str], list[str
     (
         "sgd",
         "float32",
-        {"compute_kernel": "auto", "tables": {"t0": "data_parallel"}},
+        {"compute_kernel": "auto", "sharding_types": {"t0": "data_parallel"}},
         "1xV100-16GB",
         ['t0 = "table_wise" } and sharding.compute_kernel = "auto"'],
         [],
@@ -350,7 +352,7 @@ HOSTED: list[tuple[str, TablePrecision, dict[str, Any], str, list[str], list[str
 ]
 
 
-@pytest.mark.parametrize(("rule", "precision", "sharding", "topology", "said", "unsaid"), HOSTED)
+@pytest.mark.parametrize(("table_optimizer", "precision", "sharding", "topology", "said", "unsaid"), HOSTED)
 def test_ways_out_name_the_table_in_the_way_and_nothing_that_was_tried(
     table_optimizer: str,
     precision: TablePrecision,
@@ -375,7 +377,7 @@ def test_torchrecs_planner_is_not_told_to_use_host_memory_where_that_is_short() 
     assert "CPU" not in str(error.value)
 
 
-@pytest.mark.parametrize("rule", ["sgd", "adagrad", "rowwise_adagrad"])
+@pytest.mark.parametrize("table_optimizer", ["sgd", "adagrad", "rowwise_adagrad"])
 @pytest.mark.parametrize("memory", ["fused_uvm", "fused_uvm_caching"])
 def test_tables_in_host_memory_are_spread_over_ranks(table_optimizer: str, memory: str) -> None:
     """Under sgd and adagrad a table on the host takes nothing of the device, which is then no measure of where it should go."""

@@ -108,7 +108,7 @@ def test_a_table_lies_on_a_device_that_its_host_has() -> None:
     assert placements == sorted(f"rank:{rank}/cuda:{rank % 8}" for rank in range(16))
 
 
-@pytest.mark.parametrize("rule", ["adam", "rowwise_adagrad", "fused_adam"])
+@pytest.mark.parametrize("table_optimizer", ["adam", "rowwise_adagrad", "fused_adam"])
 def test_on_gpu_torchrecs_planner_decides_within_memory(table_optimizer: str) -> None:
     """30 GB of weights: a table of 16 GB alone does not fit on a card of 16 GB, so it is cut; small ones are not."""
     groups = {
@@ -135,7 +135,7 @@ def test_on_gpu_torchrecs_planner_decides_within_memory(table_optimizer: str) ->
         assert len({part.rank for part in placement.parts}) == len(placement.parts)
         assert not (table_optimizer == "rowwise_adagrad" and placement.splits_columns)
         assert not (table_optimizer == "fused_adam" and placement.replicated)
-    held = plan(groups, topology, table_optimizer, tables={"t1": "row_wise", "t0": "row_wise"})
+    held = plan(groups, topology, table_optimizer, sharding_types={"t1": "row_wise", "t0": "row_wise"})
     assert [held.groups["tables.ebc"][field].sharding_type for field in ("t0", "t1")] == [
         "row_wise",
         "row_wise",
@@ -186,7 +186,7 @@ MISTAKES: list[tuple[str, dict[str, Any], Topology, type[HamError], str]] = [
     ),
     (
         "rowwise_adagrad",
-        {"tables": {"t1": "column_wise"}},
+        {"sharding_types": {"t1": "column_wise"}},
         cpu(2),
         ShardingError,
         r"'t1' is column_wise.*\n  1\. .*row_wise.*\n  2\. .*adagrad",
@@ -209,7 +209,7 @@ MISTAKES: list[tuple[str, dict[str, Any], Topology, type[HamError], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "sharding", "topology", "kind", "message"), MISTAKES)
+@pytest.mark.parametrize(("table_optimizer", "sharding", "topology", "kind", "message"), MISTAKES)
 def test_a_plan_that_cannot_be_made_says_the_ways_out(
     table_optimizer: str, sharding: dict[str, Any], topology: Topology, kind: type, message: str
 ) -> None:
@@ -221,14 +221,19 @@ def test_more_ranks_are_no_way_out_of_copies_that_no_rank_has_room_for() -> None
     """Of which each alone would have; the rest of the tables is what more ranks are for."""
     copies = {"t0": "data_parallel", "t1": "data_parallel"}
     with pytest.raises(ShardingError, match=r't0 = "row_wise"') as error:
-        plan({"tables.ebc": tables([10_000, 9_000, 5])}, cpu(2, memory=1_400_000), "adam", tables=copies)
+        plan(
+            {"tables.ebc": tables([10_000, 9_000, 5])},
+            cpu(2, memory=1_400_000),
+            "adam",
+            sharding_types=copies,
+        )
     assert "More ranks" not in str(error.value)
     with pytest.raises(ShardingError, match="More ranks: 4 or more"):
         plan(
             {"tables.ebc": tables([10_000, 9_000, 20_000, 20_000])},
             cpu(2, memory=2_200_000),
             "adam",
-            tables=copies,
+            sharding_types=copies,
         )
 
 
@@ -253,7 +258,7 @@ HALVES: list[tuple[TablePrecision, str, dict[str, Any], Topology, type[HamError]
     (
         "float16",
         "sgd",
-        {"tables": {"t1": "data_parallel"}},
+        {"sharding_types": {"t1": "data_parallel"}},
         cpu(2),
         ShardingError,
         r"'t1' is data_parallel.*\n  1\. .*table_wise.*\n  2\. .*float32",
@@ -261,7 +266,7 @@ HALVES: list[tuple[TablePrecision, str, dict[str, Any], Topology, type[HamError]
 ]
 
 
-@pytest.mark.parametrize(("precision", "rule", "sharding", "topology", "kind", "message"), HALVES)
+@pytest.mark.parametrize(("precision", "table_optimizer", "sharding", "topology", "kind", "message"), HALVES)
 def test_tables_of_half_the_bytes_are_refused_where_no_kernel_has_them(
     precision: TablePrecision,
     table_optimizer: str,
@@ -274,7 +279,7 @@ def test_tables_of_half_the_bytes_are_refused_where_no_kernel_has_them(
         plan({"tables.ebc": tables([10_000, 5], precision=precision)}, topology, table_optimizer, **sharding)
 
 
-@pytest.mark.parametrize("rule", ["adagrad", "rowwise_adagrad", "fused_adam"])
+@pytest.mark.parametrize("table_optimizer", ["adagrad", "rowwise_adagrad", "fused_adam"])
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
 def test_half_the_bytes_fit_where_the_whole_do_not(table_optimizer: str, precision: TablePrecision) -> None:
     """Four tables whose numbers take 2 bytes, and 4 for each that the rule keeps beside them: float32 is told that they would help."""
@@ -315,6 +320,7 @@ def test_the_sample_in_the_docs_is_what_a_run_has_by_default() -> None:
     text = (Path(__file__).parents[3] / "docs" / "sharding.md").read_text(encoding="utf-8")
     sample = tomllib.loads(text.split("```toml\n")[1].split("```")[0])["sharding"]
     assert (
-        ShardingSettings.model_validate(sample | {"tables": {}, "compute_kernels": {}}) == ShardingSettings()
+        ShardingSettings.model_validate(sample | {"sharding_types": {}, "compute_kernels": {}})
+        == ShardingSettings()
     )
     assert set(sample) == set(ShardingSettings.model_fields)

@@ -134,19 +134,22 @@ def test_what_is_said_is_what_is_held_and_sent() -> None:
     """Vectors, sums and bytes held to the byte; ids to a fifth, as rows do not come alike often in one small batch."""
     small = {"gender": "data_parallel", "genres": "table_wise"}  # too few rows for row_wise on 4 ranks
     kinds: dict[str, dict[str, Any]] = {
-        kind: {"kind": kind, "tables": small}
+        kind: {"sharding_type": kind, "sharding_types": small}
         for kind in ("table_wise", "row_wise", "column_wise", "data_parallel")
     }
-    kinds["mixed"] = {"tables": MIXED}
+    kinds["mixed"] = {"sharding_types": MIXED}
     cases = {
         name: settings("fm", sharding=sharding, orthogonality={"form": "none"})
         for name, sharding in kinds.items()
     }
     adagrad = {"tables": "adagrad", "tables_learning_rate": 0.05}
     cases["fused"] = settings(
-        "fm", sharding={"tables": MIXED}, optimizer=adagrad, orthogonality={"form": "none"}
+        "fm", sharding={"sharding_types": MIXED}, optimizer=adagrad, orthogonality={"form": "none"}
     )
-    halves = {"precision": {"tables": "float16"}, "sharding": {"tables": MIXED | {"gender": "table_wise"}}}
+    halves = {
+        "precision": {"tables": "float16"},
+        "sharding": {"sharding_types": MIXED | {"gender": "table_wise"}},
+    }
     cases["float16"] = settings("fm", optimizer=adagrad, orthogonality={"form": "none"}, **halves)
     for of_rank in run_on_ranks(4, one_step, cases):
         for name, (said, sent, held) in of_rank.items():

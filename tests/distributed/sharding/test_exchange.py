@@ -62,16 +62,19 @@ def cut_cases() -> dict[str, RunSettings]:
     }
     base = {"orthogonality": {"form": "none"}}
     cases["adagrad mixed"] = settings(
-        "dcnv2", sharding={"tables": MIXED}, optimizer={"tables": "adagrad"}, **base
+        "dcnv2", sharding={"sharding_types": MIXED}, optimizer={"tables": "adagrad"}, **base
     )
     cases["adagrad turned"] = settings(
-        "dcnv2", sharding={"tables": TURNED}, optimizer={"tables": "adagrad"}, **base
+        "dcnv2", sharding={"sharding_types": TURNED}, optimizer={"tables": "adagrad"}, **base
     )
     rows = {"user": "row_wise", "gender": "data_parallel", "movie": "data_parallel"}
     cases["rowwise_adagrad"] = settings(
-        "dcnv2", sharding={"tables": rows}, optimizer={"tables": "rowwise_adagrad"}, **base
+        "dcnv2", sharding={"sharding_types": rows}, optimizer={"tables": "rowwise_adagrad"}, **base
     )
-    apart = {"sharding": {"tables": MIXED | {"gender": "table_wise"}}, "precision": {"tables": "float16"}}
+    apart = {
+        "sharding": {"sharding_types": MIXED | {"gender": "table_wise"}},
+        "precision": {"tables": "float16"},
+    }
     cases["float16"] = settings("dcnv2", optimizer={"tables": "adagrad"}, **apart, **base)
     return cases
 
@@ -131,19 +134,22 @@ def checkpoint_cases(tables: dict[str, str], without_columns: dict[str, str]) ->
         for field, kind in tables.items()
     }
     halves = {
-        "sharding": {"tables": without_copies | {"gender": "table_wise"}},
+        "sharding": {"sharding_types": without_copies | {"gender": "table_wise"}},
         "precision": {"tables": "float16"},
     }
     decoupled = {"application": "decoupled", "every": 2, "rows": 16}
     return {
-        "adam": settings("dcnv2", sharding={"tables": tables}),
+        "adam": settings("dcnv2", sharding={"sharding_types": tables}),
         "adagrad": settings(
-            "dcnv2", sharding={"tables": tables}, optimizer={"tables": "adagrad"}, orthogonality=decoupled
+            "dcnv2",
+            sharding={"sharding_types": tables},
+            optimizer={"tables": "adagrad"},
+            orthogonality=decoupled,
         ),
         "float16": settings("dcnv2", optimizer={"tables": "adagrad"}, orthogonality=decoupled, **halves),
         "rowwise_adagrad": settings(
             "dcnv2",
-            sharding={"tables": without_columns},
+            sharding={"sharding_types": without_columns},
             optimizer={"tables": "rowwise_adagrad"},
             orthogonality=decoupled,
         ),
@@ -218,11 +224,17 @@ def test_a_table_is_written_in_pieces_and_read_in_others(tmp_path: Path) -> None
     """Of 3 rows or so, on 2 ranks; and of 8 under another plan on 3."""
     options = {"optimizer": {"tables": "adagrad"}, "orthogonality": {"form": "none"}}
     found = run_on_ranks(
-        2, saved_in_pieces, tmp_path / "saved", settings("dcnv2", sharding={"tables": MIXED}, **options)
+        2,
+        saved_in_pieces,
+        tmp_path / "saved",
+        settings("dcnv2", sharding={"sharding_types": MIXED}, **options),
     )
     assert sum(pieces for pieces, _ in found) > 60
     for after in run_on_ranks(
-        3, loaded_in_pieces, tmp_path / "saved", settings("dcnv2", sharding={"tables": TURNED}, **options)
+        3,
+        loaded_in_pieces,
+        tmp_path / "saved",
+        settings("dcnv2", sharding={"sharding_types": TURNED}, **options),
     ):
         assert after.keys() == found[0][1].keys()
         assert all(torch.equal(values, after[key]) for key, values in found[0][1].items())

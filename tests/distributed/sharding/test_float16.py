@@ -13,8 +13,8 @@ from tests.support.sharding_types import KINDS, MIXED, RATE, TURNED, all_cases, 
 HALVES: dict[str, dict[str, Any]] = {
     "table_wise": {"sharding_type": "table_wise"},
     **{name: KINDS[name] for name in ("row_wise", "column_wise", "grid", "table_row_wise")},
-    "mixed": {"tables": MIXED | {"gender": "table_wise"}},
-    "turned": {"tables": TURNED | {"movie": "table_row_wise"}},
+    "mixed": {"sharding_types": MIXED | {"gender": "table_wise"}},
+    "turned": {"sharding_types": TURNED | {"movie": "table_row_wise"}},
 }
 SPACING = 2.0**-10
 """From one float16 to the next between 1 and 2; no number of these tables is larger."""

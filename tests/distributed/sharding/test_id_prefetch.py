@@ -31,7 +31,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "auto": {},
     "row_wise": {"sharding_type": "row_wise"},
     "mixed": {
-        "tables": {
+        "sharding_types": {
             "user": "row_wise",
             "gender": "data_parallel",
             "movie": "column_wise",

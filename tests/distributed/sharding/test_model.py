@@ -64,7 +64,7 @@ SPREAD = {"user": "row_wise", "gender": "data_parallel", "genres": "data_paralle
 
 @pytest.mark.parametrize("tables", ["adam", "rowwise_adagrad"])
 @pytest.mark.parametrize(
-    ("model", "sharding"), [("dcnv2", {}), ("autoint", {}), ("dcnv2", {"tables": SPREAD})]
+    ("model", "sharding"), [("dcnv2", {}), ("autoint", {}), ("dcnv2", {"sharding_types": SPREAD})]
 )
 def test_an_alpha_step_leaves_every_bit_as_it_was(model: str, tables: str, sharding: dict[str, Any]) -> None:
     run = settings(
@@ -80,7 +80,7 @@ def after_three_steps(run: RunSettings, single_valued: tuple[str, ...]) -> dict[
     return everything(state)
 
 
-@pytest.mark.parametrize("sharding", [{}, {"tables": SPREAD}])
+@pytest.mark.parametrize("sharding", [{}, {"sharding_types": SPREAD}])
 def test_a_field_of_one_value_a_row_is_its_own_mean_bit_for_bit(sharding: dict[str, Any]) -> None:
     run = RunSettings.model_validate(
         {

@@ -29,7 +29,10 @@ def test_every_kind_equals_plain_torch(ranks: int, model: str) -> None:
     kinds = (
         KINDS
         if ranks < 4
-        else {name: kind | {"tables": kind.get("tables", {}) | WHOLE} for name, kind in KINDS.items()}
+        else {
+            name: kind | {"sharding_types": kind.get("sharding_types", {}) | WHOLE}
+            for name, kind in KINDS.items()
+        }
     )
     cases = {name: settings(model, sharding=sharding) for name, sharding in kinds.items()}
     results = run_on_ranks(ranks, all_cases, cases)
@@ -37,7 +40,9 @@ def test_every_kind_equals_plain_torch(ranks: int, model: str) -> None:
     for name in cases:
         first = results[0][name]
         placed = {placement.table.field: placement.kind for placement in first["plan"].placements}
-        assert placed == dict.fromkeys(FIELDS, kinds[name].get("kind")) | kinds[name].get("tables", {})
+        assert placed == dict.fromkeys(FIELDS, kinds[name].get("sharding_type")) | kinds[name].get(
+            "sharding_types", {}
+        )
         torch.testing.assert_close(
             torch.tensor(first["losses"]), torch.tensor(plain["losses"]), rtol=0, atol=1e-6
         )
@@ -70,9 +75,9 @@ def test_every_table_moves_alike_under_every_rule_and_kind(ranks: int) -> None:
                 if name in ("column_wise", "grid"):
                     continue
                 sharding = {
-                    "tables": {
+                    "sharding_types": {
                         field: "row_wise" if kind == "column_wise" else kind
-                        for field, kind in sharding["tables"].items()
+                        for field, kind in sharding["sharding_types"].items()
                     }
                 }
             options = {"tables": table_optimizer, "tables_learning_rate": RATE}
@@ -117,7 +122,7 @@ def test_kinds_of_several_hosts_equal_plain_torch() -> None:
         "table_row_wise": {"sharding_type": "table_row_wise", "sharding_types": WHOLE},
         "grid": {"sharding_type": "grid", "sharding_types": WHOLE},
         "both": {
-            "tables": {
+            "sharding_types": {
                 "user": "grid",
                 "gender": "data_parallel",
                 "movie": "table_row_wise",
