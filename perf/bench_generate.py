@@ -99,12 +99,12 @@ def speeds(rounds: int) -> None:
 def generate_and_look(rows: int, folder: str) -> None:
     """In a fresh process each: the peak of either."""
     from ham_dist.data.format.manifest import Manifest
-    from ham_dist.data.statistics import look_at
+    from ham_dist.data.statistics import compute_statistics
     from ham_dist.data.synthetic.write import generate
 
     began, path = time.process_time(), Path(folder) / str(rows)
     if path.exists():
-        look_at(path, Manifest.load(path), 16)
+        compute_statistics(path, Manifest.load(path), 16)
     else:
         generate(capped(rows), path)
     print(
@@ -119,7 +119,7 @@ def generate_and_look(rows: int, folder: str) -> None:
 
 def sizes(counts: list[int]) -> None:
     print(
-        "| rows | generate: peak GB, processor seconds | look_at: peak GB, processor seconds |\n|---|---|---|"
+        "| rows | generate: peak GB, processor seconds | compute_statistics: peak GB, processor seconds |\n|---|---|---|"
     )
     for rows in counts:
         with tempfile.TemporaryDirectory() as temporary:

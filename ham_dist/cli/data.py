@@ -187,9 +187,11 @@ def inspect(
         describe_folder(path)
         return
     from ham_dist.data.format.manifest import Manifest
-    from ham_dist.data.statistics import look_at
+    from ham_dist.data.statistics import compute_statistics
 
-    look = look_at(path, Manifest.load(path), width or ModelSettings.model_fields["base_dim"].default)
+    look = compute_statistics(
+        path, Manifest.load(path), width or ModelSettings.model_fields["base_dim"].default
+    )
     if as_json:
         typer.echo(look.model_dump_json(indent=1))
     else:

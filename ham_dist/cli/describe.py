@@ -7,7 +7,7 @@ from rich.console import RenderableType
 
 from ham_dist.data.format.manifest import SPLITS, Manifest
 from ham_dist.data.format.warnings import share_of, warnings_of
-from ham_dist.data.statistics import HEADS, DataLook, FieldLook
+from ham_dist.data.statistics import HEADS, DatasetStatistics, FieldStatistics
 from ham_dist.errors import DataError
 from ham_dist.export.manifest import FORMAT as BUNDLE_FORMAT
 from ham_dist.export.manifest import BundleManifest, read_manifest
@@ -90,7 +90,7 @@ def _data(path: Path, manifest: Manifest) -> Iterator[RenderableType]:
     yield from (f"warning: {text}" for text in warnings_of(manifest))
 
 
-def describe_look(look: DataLook) -> Iterator[RenderableType]:
+def describe_look(look: DatasetStatistics) -> Iterator[RenderableType]:
     """The statistics of prepared data, to be printed part by part."""
     if look.rejected:
         yield make_table(
@@ -139,7 +139,7 @@ def describe_look(look: DataLook) -> Iterator[RenderableType]:
     yield from (f"warning: {alarm}" for alarm in look.alarms)
 
 
-def _share(field: FieldLook, share: float, split: str) -> str:
+def _share(field: FieldStatistics, share: float, split: str) -> str:
     """A share of the values of a split."""
     values = field.values.get(split)
     return f"{share:.1%}" if values is None else share_of(round(share * values), values)

@@ -26,11 +26,11 @@ HEADS = {"0.1%": 1000, "1%": 100, "10%": 10, "50%": 2}
 MEMORY = "1GB"
 
 
-class _Part(BaseModel):
+class _Statistics(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
 
-class SplitLook(_Part):
+class SplitStatistics(_Statistics):
     """One split."""
 
     rows: int
@@ -39,7 +39,7 @@ class SplitLook(_Part):
     """Share of positives; None without rows."""
 
 
-class FieldLook(_Part):
+class FieldStatistics(_Statistics):
     """One field. Shares are of a split's values: one a row, or several where the field is multi-valued."""
 
     name: str
@@ -64,7 +64,7 @@ class FieldLook(_Part):
     """True where the training split alone got ids, so that `unseen` is 0 whatever the data: unknown values have id 0."""
 
 
-class DataLook(_Part):
+class DatasetStatistics(_Statistics):
     """One data folder."""
 
     name: str
@@ -73,12 +73,12 @@ class DataLook(_Part):
     """Columns that `bytes` are counted for."""
     precision: TablePrecision
     """Of the numbers that `bytes` are counted for."""
-    splits: dict[str, SplitLook]
+    splits: dict[str, SplitStatistics]
     rows_in: int
     rows_dropped: int
     rejected: dict[str, int]
     """Raw lines that could not be read, by reason."""
-    fields: list[FieldLook]
+    fields: list[FieldStatistics]
     alarms: list[str]
     """Where validation or test holds many ids that training lacks."""
     warnings: list[str] = []
@@ -90,7 +90,9 @@ class DataLook(_Part):
         return sum(field.bytes for field in self.fields)
 
 
-def look_at(folder: Path, manifest: Manifest, width: int, precision: TablePrecision = "float32") -> DataLook:
+def compute_statistics(
+    folder: Path, manifest: Manifest, width: int, precision: TablePrecision = "float32"
+) -> DatasetStatistics:
     """Read the prepared data in `folder` once through, a field at a time, in bounded memory (MEMORY, then disk; time grows with rows and fields).
 
     width, precision: of the tables whose bytes are counted.
@@ -109,7 +111,7 @@ def look_at(folder: Path, manifest: Manifest, width: int, precision: TablePrecis
             connection.raw_sql("SET enable_progress_bar = false")
             splits = _open(connection, folder, manifest)
             fields = [
-                _look_at_field(field, splits, width, NUMBER_BYTES[precision]).model_copy(
+                _field_statistics(field, splits, width, NUMBER_BYTES[precision]).model_copy(
                     update={"ids_from_training": manifest.recipe is not None and field.vocabulary.rows > 0}
                 )
                 for field in manifest.fields
@@ -118,13 +120,13 @@ def look_at(folder: Path, manifest: Manifest, width: int, precision: TablePrecis
             raise DataError(f"{folder}: cannot be read: {str(error).splitlines()[0]}") from None
         finally:
             connection.disconnect()
-    return DataLook(
+    return DatasetStatistics(
         name=manifest.name,
         seed=manifest.seed,
         width=width,
         precision=precision,
         splits={
-            name: SplitLook(
+            name: SplitStatistics(
                 rows=split.rows,
                 positives=split.positives,
                 label_rate=split.positives / split.rows if split.rows else None,
@@ -172,13 +174,13 @@ def _check_columns(where: str, found: ibis.Schema, manifest: Manifest) -> None:
             )
 
 
-def _look_at_field(
+def _field_statistics(
     field: FieldEntry, splits: dict[str, ibis.Table], width: int, number_bytes: int
-) -> FieldLook:
+) -> FieldStatistics:
     found = _summary(field, splits).to_pyarrow().to_pylist()[0]
     found = {name: value or 0 for name, value in found.items()}  # a sum over nothing is null
     shares = {split: (found[f"{split}_values"] or 1) for split in SPLITS}
-    return FieldLook(
+    return FieldStatistics(
         name=field.name,
         rows=field.rows,
         multi_valued=field.multi_valued,
@@ -217,7 +219,7 @@ def _summary(field: FieldEntry, splits: dict[str, ibis.Table]) -> ibis.Table:
     return placed.aggregate(**counts)
 
 
-def _alarms(field: FieldLook) -> Iterator[str]:
+def _alarms(field: FieldStatistics) -> Iterator[str]:
     for split, unseen in field.unseen.items():
         untaught = field.zero[split] + unseen
         if untaught > field.zero["train"] + ALARM:

@@ -8,7 +8,7 @@ from pathlib import Path
 from ham_dist.config.schema import TablePrecision
 from ham_dist.config.units import NUMBER_BYTES
 from ham_dist.data.format.manifest import SPLITS, Manifest
-from ham_dist.data.statistics import HEADS, DataLook, look_at
+from ham_dist.data.statistics import HEADS, DatasetStatistics, compute_statistics
 from ham_dist.errors import CheckpointError, DataError
 from ham_dist.io.paths import is_local
 from ham_dist.report.grids import Cell, Grid, size_cell
@@ -49,7 +49,7 @@ def datasets_of(runs: Sequence[RunRecord]) -> list[Dataset]:
     ]
 
 
-def look_at_dataset(dataset: Dataset, most_rows: int | None) -> DataLook | str:
+def look_at_dataset(dataset: Dataset, most_rows: int | None) -> DatasetStatistics | str:
     """What `ham-dist inspect` finds in the data, for the widest tables and numbers of its runs; or why there is no look at it.
 
     most_rows: of all splits; data with more is not read. None reads data of any size.
@@ -67,7 +67,9 @@ def look_at_dataset(dataset: Dataset, most_rows: int | None) -> DataLook | str:
     return "\n".join(problems.values())
 
 
-def _look(run: RunRecord, width: int, precision: TablePrecision, most_rows: int | None) -> DataLook | str:
+def _look(
+    run: RunRecord, width: int, precision: TablePrecision, most_rows: int | None
+) -> DatasetStatistics | str:
     """raises: DataError if the data is gone, elsewhere or damaged; CheckpointError if other data is in its place."""
     if not is_local(run.data_folder):
         raise DataError(
@@ -82,10 +84,10 @@ def _look(run: RunRecord, width: int, precision: TablePrecision, most_rows: int 
         log.info("no look at the data: %s", left_out)
         return left_out
     log.info("reading %s once through (--no-data leaves that out)", folder)
-    return look_at(folder, manifest, width, precision)
+    return compute_statistics(folder, manifest, width, precision)
 
 
-def data_grids(look: DataLook) -> list[Grid]:
+def data_grids(look: DatasetStatistics) -> list[Grid]:
     """The figures of `ham-dist inspect` on a data folder."""
     splits = [
         (name, count_text(split.rows), count_text(split.positives), share_text(split.label_rate))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ham_dist.config.units import size_text
-from ham_dist.data.statistics import HEADS, DataLook
+from ham_dist.data.statistics import HEADS, DatasetStatistics
 from ham_dist.embedding.table_size import TableSize
 from ham_dist.errors import ReportError
 from ham_dist.report.record import Metrics
@@ -171,7 +171,7 @@ def sizes(name: str, tables: Sequence[TableSize]) -> Figure:
     )
 
 
-def heads(name: str, look: DataLook) -> Figure:
+def heads(name: str, look: DatasetStatistics) -> Figure:
     """From head to tail: share of a field's training values that its most frequent ids cover, a line a field."""
     named = len(look.fields) <= min(FIELDS_SHOWN, STYLES)
     columns, height = _legend_layout([field.name for field in look.fields] if named else [])

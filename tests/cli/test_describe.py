@@ -7,7 +7,7 @@ from rich.console import Console
 
 from ham_dist.cli.describe import describe, describe_look
 from ham_dist.config.load import load_run
-from ham_dist.data.statistics import DataLook, FieldLook
+from ham_dist.data.statistics import DatasetStatistics, FieldStatistics
 from ham_dist.errors import BundleError, DataError, ReportError
 from ham_dist.io.atomic import write_json
 from ham_dist.training.run_folder import RunFolder
@@ -84,7 +84,7 @@ def test_damaged_manifest_is_refused(tmp_path: Path, content: str, error: type[E
 
 
 def test_look_names_rejected_lines_by_reason_and_warns() -> None:
-    field = FieldLook(
+    field = FieldStatistics(
         name="city",
         rows=50_000,
         multi_valued=False,
@@ -95,7 +95,7 @@ def test_look_names_rejected_lines_by_reason_and_warns() -> None:
         zero={"train": 0.01, "validation": 0.02, "test": 0.03},
         unseen={"validation": 0.2, "test": 0.04},
     )
-    look = DataLook(
+    look = DatasetStatistics(
         name="x", seed=0, width=16, precision="float32", splits={}, rows_in=1_005, rows_dropped=2,
         rejected={"too few columns": 3, "not a number": 1}, fields=[field], alarms=["field city: much"],
     )  # fmt: skip

@@ -8,7 +8,7 @@ import pytest
 
 from ham_dist.config.schema import SyntheticSettings
 from ham_dist.data.format.manifest import SPLITS, Manifest, SplitEntry
-from ham_dist.data.statistics import ALARM, DataLook, FieldLook, look_at
+from ham_dist.data.statistics import ALARM, DatasetStatistics, FieldStatistics, compute_statistics
 from ham_dist.data.synthetic.write import generate
 from ham_dist.errors import DataError
 
@@ -31,7 +31,7 @@ def test_a_flipped_bit_is_refused(generated: Path, tmp_path: Path) -> None:
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     with pytest.raises(DataError, match=rf"{shard.name}: its bytes are not those that were written"):
-        look_at(folder, Manifest.load(folder), 16)
+        compute_statistics(folder, Manifest.load(folder), 16)
 
 
 def _counts(folder: Path, manifest: Manifest, field: str) -> dict[str, Counter[int]]:
@@ -45,7 +45,7 @@ def _counts(folder: Path, manifest: Manifest, field: str) -> dict[str, Counter[i
     return counts
 
 
-def _check(look: DataLook, folder: Path, manifest: Manifest) -> None:
+def _check(look: DatasetStatistics, folder: Path, manifest: Manifest) -> None:
     for field in look.fields:
         counts = _counts(folder, manifest, field.name)
         total = {split: counts[split].total() for split in SPLITS}
@@ -67,11 +67,11 @@ def _check(look: DataLook, folder: Path, manifest: Manifest) -> None:
 
 def test_figures_are_those_of_counting_row_by_row(generated: Path) -> None:
     manifest = Manifest.load(generated)
-    look = look_at(generated, manifest, 16)
+    look = compute_statistics(generated, manifest, 16)
     _check(look, generated, manifest)
     assert any(field.unseen["test"] > 0 for field in look.fields)
     assert [field.bytes for field in look.fields] == [900 * 16 * 4, 20 * 16 * 4, 5000 * 16 * 4]
-    assert look_at(generated, manifest, 3).bytes == 3 * 4 * 5920
+    assert compute_statistics(generated, manifest, 3).bytes == 3 * 4 * 5920
     assert {name: split.label_rate for name, split in look.splits.items()} == {
         name: entry.positives / entry.rows for name, entry in manifest.splits.items()
     }
@@ -79,7 +79,7 @@ def test_figures_are_those_of_counting_row_by_row(generated: Path) -> None:
 
 
 def test_multi_valued_fields_are_counted_by_value(prepared: Path, manifest: Manifest) -> None:
-    look = look_at(prepared, manifest, 16)
+    look = compute_statistics(prepared, manifest, 16)
     _check(look, prepared, manifest)
     assert [field.name for field in look.fields if field.multi_valued] == ["genres"]
     assert look.fields[2].bytes == manifest.fields[2].rows * manifest.fields[2].rows * 4, (
@@ -88,12 +88,12 @@ def test_multi_valued_fields_are_counted_by_value(prepared: Path, manifest: Mani
 
 
 def test_alarm_where_validation_holds_what_training_lacks(tmp_path: Path, generated: Path) -> None:
-    assert look_at(generated, Manifest.load(generated), 16).alarms == []
+    assert compute_statistics(generated, Manifest.load(generated), 16).alarms == []
     generate(
         SETTINGS.model_copy(update={"rows": 2000, "num_embeddings": (900, 20, 100_000), "skew": 0.0}),
         tmp_path / "sparse",
     )
-    look = look_at(tmp_path / "sparse", Manifest.load(tmp_path / "sparse"), 16)
+    look = compute_statistics(tmp_path / "sparse", Manifest.load(tmp_path / "sparse"), 16)
     assert len(look.alarms) == 4
     assert look.alarms[2].startswith(
         f"field field_2: {look.fields[2].zero['validation'] + look.fields[2].unseen['validation']:.1%} of the validation"
@@ -108,7 +108,7 @@ def test_alarm_where_validation_holds_what_training_lacks(tmp_path: Path, genera
 def test_alarm_is_for_more_than_training_has(zero: float, unseen: float, alarms: int) -> None:
     from ham_dist.data.statistics import _alarms
 
-    field = FieldLook(
+    field = FieldStatistics(
         name="a", rows=9, multi_valued=False, bytes=9, head={}, ids_seen=1, ids_seen_once=1,
         zero={"train": 0.2, "validation": zero, "test": 0.0}, unseen={"validation": unseen, "test": 0.0},
     )  # fmt: skip
@@ -119,7 +119,7 @@ def test_a_split_without_rows(prepared: Path, manifest: Manifest) -> None:
     empty = manifest.model_copy(
         update={"splits": manifest.splits | {"test": SplitEntry(rows=0, positives=0, shards=())}}
     )
-    look = look_at(prepared, empty, 16)
+    look = compute_statistics(prepared, empty, 16)
     assert look.splits["test"].label_rate is None
     assert {field.zero["test"] for field in look.fields} == {0.0}
 
@@ -130,7 +130,7 @@ def test_shards_that_are_missing_or_damaged(tmp_path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(b"\0" * len(content))
     with pytest.raises(DataError, match="its bytes are not those that were written"):
-        look_at(tmp_path / "data", manifest, 16)
+        compute_statistics(tmp_path / "data", manifest, 16)
     path.unlink()
     with pytest.raises(DataError, match=r"part-00000\.parquet: is missing"):
-        look_at(tmp_path / "data", manifest, 16)
+        compute_statistics(tmp_path / "data", manifest, 16)

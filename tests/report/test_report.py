@@ -17,7 +17,7 @@ from ham_dist.config.load import load_run
 from ham_dist.config.schema import RunSettings, SyntheticSettings
 from ham_dist.config.units import size_text
 from ham_dist.data.format.manifest import Manifest
-from ham_dist.data.statistics import look_at
+from ham_dist.data.statistics import compute_statistics
 from ham_dist.data.synthetic.write import generate
 from ham_dist.errors import ConfigError, ReportError
 from ham_dist.io.atomic import write_json
@@ -123,7 +123,7 @@ def test_figures_have_a_point_for_each_row_of_the_metrics(run: Path, page: Page)
 
 
 def test_data_is_what_inspect_finds(run: Path, page: Page) -> None:
-    look = look_at(run / "data", Manifest.load(run / "data"), 4)
+    look = compute_statistics(run / "data", Manifest.load(run / "data"), 4)
     splits = {row[0]: row[1:] for row in page.tables["Splits"][1:]}
     assert {
         name: [f"{split.rows:,}", f"{split.positives:,}", f"{split.label_rate:.1%}"]
@@ -152,7 +152,7 @@ def test_tables_of_the_data_are_counted_in_the_precision_of_the_run(copy: Path, 
     (fields,) = (
         rows for title, rows in page.tables.items() if title.startswith("Tables 4 columns wide in float16")
     )
-    whole = look_at(copy / "data", Manifest.load(copy / "data"), 4)
+    whole = compute_statistics(copy / "data", Manifest.load(copy / "data"), 4)
     assert [row[2] for row in fields[1:-1]] == [size_text(field.bytes // 2) for field in whole.fields]
 
 
@@ -326,7 +326,7 @@ def test_kinds_are_told_apart_or_not_named() -> None:
 
 
 def test_the_names_of_many_fields_leave_room_for_their_curves(run: Path) -> None:
-    look = look_at(run / "data", Manifest.load(run / "data"), 4)
+    look = compute_statistics(run / "data", Manifest.load(run / "data"), 4)
     for count, ending, named in (
         (FIELDS_SHOWN, "m" * 40, True),
         (FIELDS_SHOWN, "m" * 8, True),

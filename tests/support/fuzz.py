@@ -23,7 +23,7 @@ from ham_dist.data.format.manifest import Manifest
 from ham_dist.data.prepare.pipeline import prepare
 from ham_dist.data.reader.split import open_split
 from ham_dist.data.recipe.load import load_recipe
-from ham_dist.data.statistics import look_at
+from ham_dist.data.statistics import compute_statistics
 from ham_dist.distributed.checkpoint.index import IndexedReader
 from ham_dist.distributed.checkpoint.storage import values_of
 from ham_dist.embedding.table_size import read_sizes
@@ -77,7 +77,7 @@ def read_data(folder: Path) -> None:
 
 
 def look_at_data(folder: Path) -> None:
-    look_at(folder / "data", Manifest.load(folder / "data"), 4)
+    compute_statistics(folder / "data", Manifest.load(folder / "data"), 4)
 
 
 def read_run(folder: Path) -> None:

@@ -25,7 +25,7 @@ Made = tuple[str, AnyField, int | None]
 """The column that a field is made from, its settings, and the most rows of its table."""
 
 
-class Samples(Protocol):
+class RawSamples(Protocol):
     """Some samples in order.
 
     columns: the raw columns that they have; the same in every call of an encoder.
@@ -79,7 +79,7 @@ class Encoder:
                 )
         self._queries: dict[str, Callable[[], pa.Table]] = {}
 
-    def encode(self, samples: Samples) -> dict[str, pa.Array]:
+    def encode(self, samples: RawSamples) -> dict[str, pa.Array]:
         """A column of ids for each field, in the order of the samples: int32, or lists of int32."""
         # Looking up distinct cells takes a query for each field and each call.
         found = {} if self._engine.long_queries else self._by_cells(samples)
@@ -90,7 +90,7 @@ class Encoder:
                 found[name] = places.sort(query())
         return {name: found[name] for name in self._fields}
 
-    def _by_cells(self, samples: Samples) -> dict[str, pa.Array]:
+    def _by_cells(self, samples: RawSamples) -> dict[str, pa.Array]:
         """Ids of the fields whose column the samples have. Cells repeat; each distinct one is looked up once."""
         alone = threading.Lock()
 

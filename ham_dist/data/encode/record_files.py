@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from ham_dist.data.raw.blocks import Block, Position, read_blocks
 from ham_dist.data.raw.files import SHOWN, described, header_names, sample_blocks
-from ham_dist.data.raw.parse import Rows, count_cells, numbers_of, parse
+from ham_dist.data.raw.parse import ParsedLines, count_cells, numbers_of, parse
 from ham_dist.data.recipe.fields import Format
 from ham_dist.errors import DataError
 
@@ -212,7 +212,7 @@ class ParquetRecords:
         return numbers
 
 
-def refuse_rejected(path: Path, block: Block, rows: Rows, columns: int) -> None:
+def refuse_rejected(path: Path, block: Block, rows: ParsedLines, columns: int) -> None:
     """Raises DataError if a line of the block cannot be read.
 
     An empty line is no record. In a file of one column it could be a record whose value is missing: it is refused.

@@ -193,7 +193,7 @@ def _checked_vocabulary(engine: DuckDB, path: Path) -> ibis.Table:
 
 
 class Records:
-    """Neighbouring records in memory, as the Samples of an encoder.
+    """Neighbouring records in memory, as `RawSamples` of an encoder.
 
     Attributes:
         columns: The raw columns that fields are made from.

@@ -23,7 +23,7 @@ from ham_dist.data.format.manifest import SPLITS
 from ham_dist.data.prepare.workdir import Work
 from ham_dist.data.raw.blocks import BLOCK_BYTES, Block, Position, count_lines
 from ham_dist.data.raw.files import SHOWN, Rejections, sample_blocks
-from ham_dist.data.raw.parse import Rejected, parse, rejected_table
+from ham_dist.data.raw.parse import RejectedLine, parse, rejected_table
 from ham_dist.data.recipe.fields import FileSplit, Label
 from ham_dist.data.recipe.load import Recipe
 from ham_dist.io.atomic import new_file
@@ -55,7 +55,7 @@ class Segment:
     rows: dict[str, int]
     dropped: int
     rejected: dict[str, int]
-    worst: list[Rejected]
+    worst: list[RejectedLine]
 
     def path(self, stage: Path, what: str) -> Path:
         """Its rows of one split, or its rejected lines."""
@@ -71,7 +71,7 @@ class Segment:
         """From what was kept of it."""
         return Segment(
             **record
-            | {"end": Position(**record["end"]), "worst": [Rejected(**one) for one in record["worst"]]}
+            | {"end": Position(**record["end"]), "worst": [RejectedLine(**one) for one in record["worst"]]}
         )
 
 
@@ -263,7 +263,7 @@ class StagedSplit:
 
 
 class StagedPart:
-    """Neighbouring rows of a split, as the Samples of an encoder.
+    """Neighbouring rows of a split, as `RawSamples` of an encoder.
 
     skipped, count: they are so many rows of the files `paths` together, after the first ones.
     """

@@ -19,11 +19,11 @@ from ham_dist.io.hashing import md5_of
 log = logging.getLogger(__name__)
 
 
-class _Part(BaseModel):
+class _SourceSection(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class Archive(_Part):
+class Archive(_SourceSection):
     """A zip file that anybody may download who accepts the licence."""
 
     url: Annotated[str, Field(pattern=r"^https?://")]
@@ -35,7 +35,7 @@ class Archive(_Part):
     """What the recipe needs; all must be there."""
 
 
-class Source(_Part):
+class Source(_SourceSection):
     """Where the raw files of one recipe come from: datasets/sources/<recipe>.toml."""
 
     page: str

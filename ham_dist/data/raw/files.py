@@ -16,7 +16,7 @@ from ham_dist.data.encode.expressions import ROW
 from ham_dist.data.engines.base import Engine
 from ham_dist.data.format.manifest import RawFile
 from ham_dist.data.raw.blocks import COMPRESSED, Block, Position, read_blocks
-from ham_dist.data.raw.parse import Rejected, parse
+from ham_dist.data.raw.parse import RejectedLine, parse
 from ham_dist.data.recipe.fields import Format, Join
 from ham_dist.data.recipe.load import Recipe
 from ham_dist.errors import DataError
@@ -206,11 +206,11 @@ class Rejections:
     lines: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     shown: list[str] = field(default_factory=list)
-    kept: list[Rejected] = field(default_factory=list)
+    kept: list[RejectedLine] = field(default_factory=list)
     first_line: bool = False
     """True where line 1 is bad."""
 
-    def add(self, lines: int, reasons: Mapping[str, int], worst: Sequence[Rejected]) -> None:
+    def add(self, lines: int, reasons: Mapping[str, int], worst: Sequence[RejectedLine]) -> None:
         """Count a block of `lines` lines: how many are bad for which reason, and the first of them."""
         self.lines += lines
         self.counts.update(reasons)
@@ -250,7 +250,7 @@ class Rejections:
         raise DataError("\n".join(text))
 
 
-def described(path: Path, one: Rejected) -> str:
+def described(path: Path, one: RejectedLine) -> str:
     """File, line, reason and beginning of a bad line."""
     return f"{path}: line {one.line}: {one.detail}, in {shown(one.text, _SHOWN_LETTERS)}"
 

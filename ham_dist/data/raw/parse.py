@@ -44,7 +44,7 @@ REJECTED_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Rejected:
+class RejectedLine:
     """One line that is no row. `line` counts from 1; `text` is its beginning."""
 
     line: int
@@ -53,13 +53,13 @@ class Rejected:
     text: str
 
 
-def rejected_table(file: str, lines: Sequence[Rejected]) -> pa.Table:
+def rejected_table(file: str, lines: Sequence[RejectedLine]) -> pa.Table:
     """Bad lines of one file, as REJECTED_SCHEMA."""
     return pa.Table.from_pylist([{"file": file} | asdict(one) for one in lines], schema=REJECTED_SCHEMA)
 
 
 @dataclass(frozen=True)
-class Rows:
+class ParsedLines:
     """What a block holds.
 
     table:    the wanted columns of the good lines, as strings or float64; null is missing.
@@ -69,7 +69,7 @@ class Rows:
 
     table: pa.Table
     lines: np.ndarray[Any, np.dtype[np.int64]]
-    rejected: list[Rejected]
+    rejected: list[RejectedLine]
 
     def reasons(self) -> dict[str, int]:
         """How many lines are bad for which reason."""
@@ -82,7 +82,7 @@ def parse(
     wanted: Mapping[str, str],
     format: Format,
     required: Sequence[str] = (),
-) -> Rows:
+) -> ParsedLines:
     """The rows of a block.
 
     columns:  names of all columns of the file, left to right.
@@ -91,7 +91,9 @@ def parse(
     """
     first = block.start.lines
     if block.cut:
-        return Rows(_nothing(wanted), np.empty(0, np.int64), [_rejected(block.data, first, TOO_LONG, "")])
+        return ParsedLines(
+            _nothing(wanted), np.empty(0, np.int64), [_rejected(block.data, first, TOO_LONG, "")]
+        )
     lines = _lines(block.data)
     reasons = _faults(block.data, lines, len(columns), format)
     full = pc.binary_length(lines).to_numpy() > 1
@@ -117,7 +119,7 @@ def parse(
         fine[list(bad)] = False
         places = places[fine]
         table = table.filter(pa.array(fine))
-    return Rows(table, places, sorted(rejected, key=lambda one: one.line))
+    return ParsedLines(table, places, sorted(rejected, key=lambda one: one.line))
 
 
 def _nothing(wanted: Mapping[str, str]) -> pa.Table:
@@ -289,9 +291,9 @@ def _bad_cells(
     return bad
 
 
-def _rejected(line: bytes, number: int, reason: str, detail: str) -> Rejected:
+def _rejected(line: bytes, number: int, reason: str, detail: str) -> RejectedLine:
     text = line[:_SHOWN_BYTES].decode("utf-8", "backslashreplace").rstrip("\n")
-    return Rejected(int(number) + 1, reason, detail or _DETAILS.get(reason, reason), text)
+    return RejectedLine(int(number) + 1, reason, detail or _DETAILS.get(reason, reason), text)
 
 
 _DETAILS = {

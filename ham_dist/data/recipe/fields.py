@@ -29,7 +29,7 @@ Count = Annotated[int, Field(ge=1, lt=2**63)]
 TableRows = Annotated[int, Field(ge=2, lt=2**31)]
 
 
-class Part(BaseModel):
+class RecipeSection(BaseModel):
     """A part of a recipe."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
@@ -45,7 +45,7 @@ class Part(BaseModel):
         return written
 
 
-class Format(Part):
+class Format(RecipeSection):
     """How the raw text files are written."""
 
     separator: Separator
@@ -80,7 +80,7 @@ class Format(Part):
         return self
 
 
-class Samples(Part):
+class SampleFiles(RecipeSection):
     """The files whose lines are the samples."""
 
     file: FileName | Annotated[tuple[FileName, ...], Field(min_length=1)]
@@ -93,7 +93,7 @@ class Samples(Part):
         return (self.file,) if isinstance(self.file, str) else self.file
 
 
-class Join(Part):
+class Join(RecipeSection):
     """A side file: one line a key, whose other columns are added to each sample with that key."""
 
     file: FileName
@@ -104,7 +104,7 @@ class Join(Part):
     """Column that both the samples (or an earlier side file) and this file have."""
 
 
-class Label(Part):
+class Label(RecipeSection):
     """Which samples are positive and which negative, by numbers or by words; the others are dropped and counted."""
 
     OMITTED = ("positive", "negative")
@@ -147,7 +147,7 @@ class Label(Part):
         return self
 
 
-class _Field(Part):
+class _Field(RecipeSection):
     column: ColumnName | None = None
     """The column that it is made from; left out where the field is called as its column."""
     min_count: Count | None = None
@@ -246,13 +246,13 @@ class MultiValued(_Field):
 AnyField = Annotated[Categorical | Numeric | Time | MultiValued, Field(discriminator="kind")]
 
 
-class RandomSplit(Part):
+class RandomSplit(RecipeSection):
     """80, 10 and 10 % of the samples, by a hash of the line's position and the seed."""
 
     kind: Literal["random"]
 
 
-class FileSplit(Part):
+class FileSplit(RecipeSection):
     """Whole files. One that is in both validation and test is cut in the middle: the first half of its lines is validation, the rest test."""
 
     kind: Literal["files"]

@@ -26,9 +26,9 @@ from ham_dist.data.recipe.fields import (
     MultiValued,
     Name,
     Numeric,
-    Part,
     RandomSplit,
-    Samples,
+    RecipeSection,
+    SampleFiles,
     TableRows,
     Time,
 )
@@ -40,7 +40,7 @@ RECIPE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 _RESERVED = ("_row", "_label", "_cell", "_ids", "_key")
 
 
-class Recipe(Part):
+class Recipe(RecipeSection):
     """A data set: its files, its label and its fields."""
 
     name: Annotated[str, Field(pattern=RECIPE_NAME, max_length=150)]
@@ -54,7 +54,7 @@ class Recipe(Part):
     max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.0001
     """The share of a file's lines that may be rejected (0.0001 is 0.01 %); above it, preparing stops."""
     format: Format
-    samples: Samples
+    samples: SampleFiles
     joins: tuple[Join, ...] = ()
     label: Label
     fields: Annotated[dict[Name, AnyField], Field(min_length=1)]
@@ -104,7 +104,7 @@ def _column_mistakes(recipe: Recipe) -> list[str]:
     """Every disagreement between the columns that the files have and the columns that the recipe uses."""
     mistakes: list[str] = []
     columns: list[str] = []
-    parts: list[tuple[str, Samples | Join]] = [
+    parts: list[tuple[str, SampleFiles | Join]] = [
         ("samples", recipe.samples),
         *((f"joins.{number}", join) for number, join in enumerate(recipe.joins)),
     ]
@@ -286,9 +286,9 @@ def parse_recipe(settings: dict[str, Any], where: str) -> Recipe:
 _SHOWN_LETTERS = 80
 
 # Keys of each part, for the suggestion beside an unknown key; the last part of a place that is no number or field name tells which part it is.
-_PARTS: dict[str, type[Part]] = {
+_PARTS: dict[str, type[RecipeSection]] = {
     "format": Format,
-    "samples": Samples,
+    "samples": SampleFiles,
     "joins": Join,
     "label": Label,
     "categorical": Categorical,

@@ -11,7 +11,7 @@ from ham_dist.cli.describe import describe, describe_look
 from ham_dist.data.format.manifest import Checks, Manifest, NumberCheck
 from ham_dist.data.format.warnings import collapsed, share_of, warnings_of
 from ham_dist.data.prepare.pipeline import prepare
-from ham_dist.data.statistics import look_at
+from ham_dist.data.statistics import compute_statistics
 from ham_dist.errors import DataError
 from ham_dist.training.data_record import digest_of
 from tests.support.tiny_logs import tiny_recipe, write_tiny
@@ -47,7 +47,7 @@ def test_a_test_split_of_one_class_is_warned_of(tmp_path: Path) -> None:
     manifest = prepare(tiny_recipe(["item"], ITEM), raw, tmp_path / "out")
     expected = ["split test: all 2 samples are negative; AUC is not defined on one class"]
     assert warnings_of(manifest) == expected
-    assert look_at(tmp_path / "out", manifest, 16).warnings == expected
+    assert compute_statistics(tmp_path / "out", manifest, 16).warnings == expected
 
 
 @pytest.mark.parametrize(
@@ -145,13 +145,13 @@ def test_unseen_ids_are_told_of_fields_without_a_vocabulary_only(tmp_path: Path)
     hashed = {"kind": "categorical", "column": "item", "hash": True, "max_rows": 50}
     raw = write_tiny(tmp_path / "raw", "click,item", BOTH, ["1,a", "0,x", "1,a", "0,x"])
     manifest = prepare(tiny_recipe(["item"], ITEM), raw, tmp_path / "out")
-    text = printed(describe_look(look_at(tmp_path / "out", manifest, 16)))
+    text = printed(describe_look(compute_statistics(tmp_path / "out", manifest, 16)))
     assert "id 0, test" in text
     assert "unseen" not in text
     manifest = prepare(tiny_recipe(["item"], ITEM | {"hashed": hashed}), raw, tmp_path / "hashed")
     lines = [
         line.split()
-        for line in printed(describe_look(look_at(tmp_path / "hashed", manifest, 16))).splitlines()
+        for line in printed(describe_look(compute_statistics(tmp_path / "hashed", manifest, 16))).splitlines()
     ]
     assert ["item", "0.0%", "50.0%", "50.0%"] in lines
     assert ["hashed", "0.0%", "0.0%", "0.0%", "50.0%", "50.0%"] in lines
