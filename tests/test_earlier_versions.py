@@ -84,6 +84,11 @@ def test_the_bundle_scores_as_it_did(folder: Path) -> None:
 
 
 def test_the_data_trains(folder: Path) -> None:
+    refused = CliRunner().invoke(app, ["train", "settings.toml", "--run-dir", "new"])
+    assert refused.exit_code == 2
+    assert "model.base_width: no such key. It is called model.base_dim" in refused.stderr
+    settings = Path("settings.toml")
+    settings.write_text(settings.read_text().replace("base_width", "base_dim"))
     short = ["--set=pretrain.max_epochs=1", "--set=search.epochs=1", "--set=retrain.max_epochs=1"]
     command("train", "settings.toml", *short, "--run-dir", "new")
     result = json.loads(Path("new/result.json").read_text())

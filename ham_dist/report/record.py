@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from ham_dist.config.schema import RunSettings, Target
 from ham_dist.data.format.manifest import FILE_NAME as MANIFEST
 from ham_dist.data.format.manifest import Truth
-from ham_dist.embedding.table_size import TableSize
+from ham_dist.embedding.table_size import TableSize, read_sizes
 from ham_dist.errors import CheckpointError, ReportError
 from ham_dist.io.paths import is_local
 from ham_dist.io.untrusted import parse_json, read_bytes
@@ -210,7 +210,7 @@ def _no_run(path: Path) -> str:
 def _read_target(target: Target, folder: RunFolder, run: RunFolder) -> TargetRecord:
     notes: list[str] = []
     result = read_result(folder)
-    sizes = _read(folder.sizes, list[TableSize]) or []
+    sizes = _read_sizes(folder.sizes)
     rows = _read_metrics(folder.metrics, notes)
     # A run of several targets has its pretraining in its own folder; `run` may be one of its targets, given alone.
     whole = folder.whole() if folder is run else run
@@ -239,6 +239,14 @@ def read_result(folder: RunFolder) -> Result | None:
     """
     result: Result | None = _read(folder.result, Result)
     return result
+
+
+def _read_sizes(path: Path) -> list[TableSize]:
+    """The tables in sizes.json, as this or an earlier version wrote it; none if there is no such file."""
+    try:
+        return read_sizes(path) if path.exists() else []
+    except CheckpointError as error:
+        raise ReportError(str(error)) from None
 
 
 def _read_metrics(path: Path, notes: list[str]) -> list[Metrics]:

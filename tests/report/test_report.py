@@ -89,7 +89,7 @@ def test_results_and_sizes_stand_in_the_tables(run: Path, page: Page) -> None:
     for size, cells in zip(sizes, fields, strict=True):
         assert cells[:4] == [
             size["field"],
-            str(size["rows"]),
+            str(size["num_embeddings"]),
             str(size["base_dim"]),
             str(size["searched_dim"]),
         ]
