@@ -1,12 +1,13 @@
-"""The figures that ham_dist is held to, in one table of ratios.
+"""The main performance figures of ham_dist, as one table of ratios.
 
-    python perf/bench.py                            `make bench`; about twenty minutes on an idle machine of 2 cores
+    python perf/bench.py                           `make bench`; about twenty minutes on 2 idle cores
     python perf/bench.py --parts search memory      without the ranks and the other programs
     python perf/bench.py --rounds 7
 
-Of search and training the two sides of a ratio took turns in one run, and it is the median of its rounds. Ranks are 1, then 2, then 4: with ids sent
-ahead and without in turns, but beside one rank in a run of its own. Memory is asked once, of a process for each size. More of each part:
-bench_search.py, bench_training.py, bench_sharding.py, large_table.py.
+For search and training, the two sides of a ratio take turns in one run, and the figure is the median over the
+rounds. Ranks are 1, then 2, then 4: steps with and without prefetched ids take turns; the comparison with one
+rank is with a separate run. Memory is measured once, in one process for each size. Each part has a script
+with more detail: bench_search.py, bench_training.py, bench_sharding.py, large_table.py.
 """
 
 import argparse
@@ -29,17 +30,18 @@ from ham_dist.training.loop import weight_step
 from ham_dist.training.state import open_supernet
 
 ROWS = (10**5, 10**6, 10**7, 10**8)
-"""Of all tables together."""
+"""Rows of all tables together."""
 BASE = 10**6
-WIDTH = 16
+EMBEDDING_DIM = 16
 
 
 @dataclass(frozen=True)
 class Figure:
     """A line of the table.
 
-    rounds: the ratio in each round.
-    wanted: what it should be, where there is such.
+    Attributes:
+        rounds: The ratio in each round.
+        wanted: The target, if there is one.
     """
 
     name: str
@@ -47,11 +49,12 @@ class Figure:
     wanted: str = ""
 
     def line(self) -> str:
-        return f"| {self.name} | {statistics.median(self.rounds):.3f} ({min(self.rounds):.3f}..{max(self.rounds):.3f}) | {self.wanted} |"
+        spread = f"({min(self.rounds):.3f}..{max(self.rounds):.3f})"
+        return f"| {self.name} | {statistics.median(self.rounds):.3f} {spread} | {self.wanted} |"
 
 
 def seconds_of_search(rounds: int) -> tuple[dict[int, dict[str, list[float]]], dict[int, list[float]]]:
-    """Of DeepFM's steps as bench_search has them, by rows; and of plain steps at one number of rows after the other, round by round."""
+    """Seconds of DeepFM's steps as in bench_search.py, and of plain steps in turn; each by rows."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     settings = bench_search.settings_of("deepfm", "rowwise_adagrad", 2048)
@@ -59,7 +62,7 @@ def seconds_of_search(rounds: int) -> tuple[dict[int, dict[str, list[float]]], d
     with process_group() as device:
         states, batches = {}, {}
         for rows in ROWS:
-            num_embeddings = bench_search.cardinalities_of(rows)
+            num_embeddings = bench_search.num_embeddings_of(rows)
             batches[rows] = [
                 bench_search.generated(num_embeddings, settings.data.batch_size)
                 for _ in range(bench_search.BATCHES)
@@ -100,16 +103,16 @@ def search(rounds: int) -> Iterator[Figure]:
 
 
 def memory_of_steps(rows: int) -> tuple[int, int]:
-    """The most bytes that twenty steps hold, and bytes of the tables and of what their rule remembers."""
+    """Peak bytes of twenty steps, and bytes of the tables and their optimizer state."""
     torch.set_num_threads(1)
-    num_embeddings = bench_search.cardinalities_of(rows)
+    num_embeddings = bench_search.num_embeddings_of(rows)
     settings = bench_search.settings_of("deepfm", "rowwise_adagrad", 2048)
     with process_group() as device:
         state = open_supernet(settings, num_embeddings, device, single_valued=num_embeddings)
         batch = bench_search.generated(num_embeddings, settings.data.batch_size)
         for _ in range(20):
             weight_step(state, batch)
-    return peak_bytes(), sum(num_embeddings.values()) * (WIDTH + 1) * 4
+    return peak_bytes(), sum(num_embeddings.values()) * (EMBEDDING_DIM + 1) * 4
 
 
 def memory() -> Iterator[Figure]:
@@ -128,14 +131,15 @@ def ranks(rounds: int) -> Iterator[Figure]:
     for count in (1, 2, 4):
         found = bench_sharding.measure(count, 50_000, rounds, "sgd")
         alone = alone or found.seconds
-        for kind, seconds in found.seconds.items():
+        for sharding_type, seconds in found.seconds.items():
             if count > 1:
                 yield Figure(
-                    f"{kind}: a step of {count} ranks on 2 cores, of one rank's in a run before",
-                    ratios(seconds, alone[kind]),
+                    f"{sharding_type}: a step of {count} ranks on 2 cores, of one rank's in a run before",
+                    ratios(seconds, alone[sharding_type]),
                 )
                 yield Figure(
-                    f"{kind}: ids sent ahead on {count} ranks, of without", ratios(found.ahead[kind], seconds)
+                    f"{sharding_type}: ids prefetched on {count} ranks, of without",
+                    ratios(found.prefetched[sharding_type], seconds),
                 )
 
 
@@ -159,7 +163,7 @@ def training(rounds: int) -> Iterator[Figure]:
                     "torchrec": (theirs.tables, theirs.has_lift) == (ours.tables, ours.has_lift),
                     "torch": theirs.has_lift == ours.has_lift,
                 }
-                if like_ours.get(theirs.program, True):  # a peer is set against both of ours
+                if like_ours.get(theirs.program, True):  # a peer is compared with both of ours
                     name = f"{model}: samples/s of {ours.label}, of {theirs.label}"
                     wanted = WANTED[model, ours.tables].get(theirs.program, "")
                     yield Figure(
@@ -183,7 +187,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     use_huge_pages()
-    print("| figure | ratio: median (lowest..highest) | wanted, at most if not said |\n|---|---|---|")
+    print("| figure | ratio: median (lowest..highest) | target (at most, unless stated) |\n|---|---|---|")
     for part in options.parts:
         for figure in parts[part](options.rounds):
             print(figure.line(), flush=True)

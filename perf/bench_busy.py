@@ -1,12 +1,14 @@
-"""Samples a second of the demo's pretraining, on an idle machine and with two other busy processes, under several settings of OpenMP.
+"""Samples a second of the demo's pretraining on an idle and on a busy machine, under several OpenMP settings.
 
-    python perf/bench_busy.py                                                   the default of ham_dist and torch's own
-    python perf/bench_busy.py GOMP_SPINCOUNT=1000 GOMP_SPINCOUNT=10000          others as well
-    python perf/bench_busy.py --rounds 1 OMP_WAIT_POLICY=passive                a glance
+    python perf/bench_busy.py                                               ham_dist's default and torch's own
+    python perf/bench_busy.py GOMP_SPINCOUNT=1000 GOMP_SPINCOUNT=10000      others as well
+    python perf/bench_busy.py --rounds 1 OMP_WAIT_POLICY=passive            a quick run
 
-Run it on a machine that does nothing else. Settings take turns within a round, so that a machine that slows down slows all of them. `own` is torch
-without a setting, whose threads spin for milliseconds: GOMP_SPINCOUNT=300000 is the default of GNU OpenMP where it has a core for each thread. The
-default of ham_dist should keep 0.95 of its idle speed, and 0.45 of that when busy.
+Busy means that two other processes use the processor all the time. Run it on a machine that does nothing
+else. Settings take turns within a round, so that a machine that slows down slows all of them. `own` is torch
+without a setting, whose threads spin for milliseconds: GOMP_SPINCOUNT=300000 is the default of GNU OpenMP
+when it has a core for each thread. The default of ham_dist should keep 0.95 of its idle speed, and 0.45 of
+that when busy.
 """
 
 import argparse
@@ -28,7 +30,7 @@ OWN = "GOMP_SPINCOUNT=300000"
 
 @contextmanager
 def busy(processes: int) -> Iterator[None]:
-    """Other processes that never rest, while the block runs."""
+    """Keeps this many other processes busy while the block runs."""
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
     try:
         yield
@@ -62,7 +64,7 @@ def samples_per_second(setting: str) -> float:
 
 
 def main() -> None:
-    """The command."""
+    """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("settings", nargs="*", metavar="NAME=VALUE", help="further settings of OpenMP")
     parser.add_argument("--rounds", type=int, default=5)
@@ -76,7 +78,8 @@ def main() -> None:
                     speeds.setdefault((setting, others), []).append(samples_per_second(setting))
     idle_own = statistics.median(speeds[OWN, 0])
     print(
-        f"{'setting':32} {'idle':>10} {'of own':>7} {'busy':>10} {'of own':>7}   (medians of {arguments.rounds})"
+        f"{'setting':32} {'idle':>10} {'of own':>7} {'busy':>10} {'of own':>7}"
+        f"   (medians of {arguments.rounds})"
     )
     for setting in settings:
         idle, loaded = (statistics.median(speeds[setting, others]) for others in (0, OTHERS))

@@ -1,10 +1,11 @@
-"""What saving and watching cost a training step, on one rank and on two.
+"""The cost of checkpoints and of the loss check for training steps, on one rank and on two.
 
     OMP_NUM_THREADS=1 python perf/bench_checkpoint.py
 
-For each number of ranks: a plain training step; the exchange that tells all ranks of its loss before any weight moves; and how long training stands
-still for a checkpoint of a million rows of 16 columns with their Adam moments, copied and written behind training, or written while training waits.
-Kinds of checkpoint take turns; figures are medians (lowest..highest) of rank 0.
+For each number of ranks: a plain training step; the exchange that makes each step's loss known to all ranks
+before any weight changes; and how long training stops for a checkpoint of a million rows of 16 columns with
+their Adam moments: copied and written in the background, or written while training waits. The variants take
+turns; figures are medians (lowest..highest) of rank 0.
 """
 
 import argparse
@@ -25,7 +26,7 @@ STEPS, EXCHANGES, SAVES = 30, 500, 5
 
 
 def costs(data: Path, out: Path) -> dict[str, list[float]]:
-    """On each rank: seconds of each kind of work, and bytes of this rank's part of a checkpoint."""
+    """Seconds of each kind of work, and bytes of this rank's part of a checkpoint; called on each rank."""
     from ham_dist.data.format.manifest import Manifest
     from ham_dist.distributed.checkpoint.writer import CheckpointWriter, bytes_here
     from ham_dist.distributed.ranks import process_group
@@ -93,7 +94,8 @@ def main() -> None:
             SyntheticSettings(rows=30_000, planted_ranks=(2, 2, 1, 1), num_embeddings=NUM_EMBEDDINGS), data
         )
         print(
-            "| ranks | step | exchange of a step | of a step | MB of rank 0 | stop, copied | and written after | stop, not copied |"
+            "| ranks | step | exchange of a step | of a step | MB of rank 0 "
+            "| stop, copied | and written after | stop, not copied |"
         )
         print("|---|---|---|---|---|---|---|---|")
         for ranks in (1, 2):

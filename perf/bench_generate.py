@@ -1,10 +1,12 @@
-"""Generated data: rows a second to text, to shards and to batches, and the peak memory of generating and of looking at it.
+"""Generated data: rows a second of text, shards and batches; peak memory of generating and inspecting it.
 
     OMP_NUM_THREADS=1 python perf/bench_generate.py                      some minutes
-    OMP_NUM_THREADS=1 python perf/bench_generate.py --rounds 1 --sizes 200000    a glance
+    OMP_NUM_THREADS=1 python perf/bench_generate.py --rounds 1 --sizes 200000    a quick run
 
-Rows a second are told by the clock, and by the processor's time of the one thread that works, which other programs disturb less. Memory is the peak
-of a fresh process. Data of 39 fields has the `dlrm-39` num_embeddings, in the sizes capped at 200,000 rows a table, so that the rows are what grows.
+Rows a second are measured by wall time and by the processor time of the one thread that works, which other
+programs disturb less. Memory is the peak of a new process. Data of 39 fields has the `num_embeddings` of the
+preset `dlrm-39`, capped at 200,000 rows a table where memory is measured, so that only the number of samples
+grows.
 """
 
 import argparse
@@ -87,17 +89,19 @@ def speeds(rounds: int) -> None:
                 clock[name].append(rows / seconds)
                 processor[name].append(rows / processor_seconds)
     print(
-        "\n| what | rows/s by processor time, median (lowest .. highest) | rows/s by the clock, median |\n|---|---|---|"
+        "\n| what | rows/s by processor time, median (lowest .. highest) | rows/s by wall time, median |\n"
+        "|---|---|---|"
     )
     for name in cases:
         found = processor[name]
+        spread = f"({min(found):,.0f} .. {max(found):,.0f})"
         print(
-            f"| {name} | {statistics.median(found):,.0f} ({min(found):,.0f} .. {max(found):,.0f}) | {statistics.median(clock[name]):,.0f} |"
+            f"| {name} | {statistics.median(found):,.0f} {spread} | {statistics.median(clock[name]):,.0f} |"
         )
 
 
 def generate_and_look(rows: int, folder: str) -> None:
-    """In a fresh process each: the peak of either."""
+    """Generates, or inspects what is already generated, and prints the peak memory of this process."""
     from ham_dist.data.format.manifest import Manifest
     from ham_dist.data.statistics import compute_statistics
     from ham_dist.data.synthetic.write import generate

@@ -1,4 +1,4 @@
-"""Seconds that `import ham_dist` and `ham-dist --help` take: median and spread of several fresh processes."""
+"""Seconds that `import ham_dist` and `ham-dist --help` take: median and spread of several new processes."""
 
 import statistics
 import subprocess
@@ -17,7 +17,8 @@ def main() -> None:
             subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
             seconds.append(time.perf_counter() - began)
         print(
-            f"{name}: median {statistics.median(seconds):.3f} s, {min(seconds):.3f} to {max(seconds):.3f} s, {RUNS} runs"
+            f"{name}: median {statistics.median(seconds):.3f} s, "
+            f"{min(seconds):.3f} to {max(seconds):.3f} s, {RUNS} runs"
         )
 
 

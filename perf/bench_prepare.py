@@ -1,10 +1,11 @@
-"""Rows a second and peak memory of `ham-dist prepare` on generated text in Criteo's format, beside pandas and FuxiCTR's own preprocessing.
+"""Rows a second and peak memory of `ham-dist prepare` on generated Criteo text, next to pandas and FuxiCTR.
 
-    make peers                                                  FuxiCTR, in an environment of its own; without it that side is left out
-    python perf/bench_prepare.py                                all three on the same 1 million rows
-    python perf/bench_prepare.py --sizes 1 4 16 --peers --rounds 1    peak memory of ham_dist at 1, 4 and 16 million rows
+    make peers                                               FuxiCTR, in an environment of its own; optional
+    python perf/bench_prepare.py                             all three on the same 1 million rows
+    python perf/bench_prepare.py --sizes 1 4 16 --peers --rounds 1 peak memory of ham_dist by rows
 
-The text is that of `ham-dist generate criteo-text`. Each measurement runs in a process of its own, the start of Python in it; the sides take turns.
+The text is that of `ham-dist generate criteo-text`, and FuxiCTR is measured with its own preprocessing. Each
+measurement is a process of its own, including the start of Python; the sides take turns.
 """
 
 import argparse
@@ -26,7 +27,7 @@ FIELDS = (*(f"I{n}" for n in range(1, 14)), *(f"C{n}" for n in range(1, 27)))
 
 
 def ours(raw: Path, out: Path, memory: str, threads: int) -> None:
-    """The public door, from raw text to a finished folder."""
+    """`prepare`, from raw text to a finished data folder."""
     from ham_dist.data.engines.base import Machine, parse_size
     from ham_dist.data.prepare.pipeline import prepare
     from ham_dist.data.recipe.load import load_recipe
@@ -37,7 +38,8 @@ def ours(raw: Path, out: Path, memory: str, threads: int) -> None:
 
 
 def with_pandas(raw: Path, out: Path) -> None:
-    """The same in plain pandas: all rows in memory, the same transforms, vocabularies, split by a random number, three Parquet files."""
+    """The work of `prepare` in plain pandas: all rows in memory, the same transforms and
+    vocabularies, a random split, three Parquet files."""
     import pandas
 
     names = ["click", *FIELDS]
@@ -66,7 +68,10 @@ def with_pandas(raw: Path, out: Path) -> None:
 
 
 def split_text(raw: Path) -> None:
-    """train.csv, valid.csv and test.csv beside train.txt, with a header and commas: FuxiCTR reads such, and does not split a file. Not timed."""
+    """Writes train.csv, valid.csv and test.csv next to train.txt, with a header and commas.
+
+    FuxiCTR reads only such files, and does not split a file. Not timed.
+    """
     import pyarrow.csv
 
     text = pyarrow.csv.read_csv(
@@ -83,12 +88,15 @@ def split_text(raw: Path) -> None:
 
 
 def with_fuxictr(raw: Path, out: Path, threads: int) -> None:
-    """FuxiCTR's preprocessing with the columns of its Criteo_x4 example: the same transform of numbers, values seen fewer than 10 times unknown."""
+    """FuxiCTR's preprocessing with the columns of its Criteo_x4 example.
+
+    The same transform of numbers; values seen fewer than 10 times are unknown.
+    """
     import ray
     from fuxictr.datasets.criteo import CustomizedFeatureProcessor
     from fuxictr.preprocess import build_dataset
 
-    # It starts a worker for every two cores that it counts; so it gets one a thread.
+    # It starts a worker for every two cores that it counts: this gives one worker per thread.
     os.cpu_count = lambda: 2 * threads
     ray.init(num_cpus=threads, logging_level="ERROR", include_dashboard=False)
     columns = [
@@ -114,7 +122,7 @@ def with_fuxictr(raw: Path, out: Path, threads: int) -> None:
 
 
 def measure(side: str, raw: Path, out: Path, memory: str, threads: int) -> dict[str, float]:
-    """One side in a process of its own: wall and CPU seconds, and the most memory it took (all of its own work, imports counted)."""
+    """Runs one side in a process of its own: wall and CPU seconds, and peak memory (including imports)."""
     shutil.rmtree(out, ignore_errors=True)
     python = str(PEERS) if side == "fuxictr" else sys.executable
     command = [
@@ -131,17 +139,17 @@ def measure(side: str, raw: Path, out: Path, memory: str, threads: int) -> dict[
         "--threads",
         str(threads),
     ]
-    with tempfile.TemporaryFile() as said:  # Ray tells of its progress line by line.
+    with tempfile.TemporaryFile() as output:  # Ray prints its progress line by line.
         start = time.monotonic()
-        process = subprocess.Popen(command, stdout=said, stderr=said)
+        process = subprocess.Popen(command, stdout=output, stderr=output)
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.monotonic() - start
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
-            said.seek(0)
-            raise SystemExit(f"{side} failed:\n{said.read().decode(errors='replace')[-4000:]}")
+            output.seek(0)
+            raise SystemExit(f"{side} failed:\n{output.read().decode(errors='replace')[-4000:]}")
     written = sum(path.stat().st_size for path in out.rglob("*.parquet"))
-    # Ray's workers are not waited for, so what they took is not known.
+    # Ray's workers are no children of this process, so their usage is unknown.
     alone = side != "fuxictr"
     return {
         "seconds": seconds,
@@ -168,10 +176,9 @@ def compare(rows: int, raw: Path, sides: list[str], options: argparse.Namespace)
         )
         span = f"{min(one['seconds'] for one in rounds):.1f}..{max(one['seconds'] for one in rounds):.1f}"
         print(
-            f"| {rows:,} | {side} | {rows / middle['seconds']:,.0f} | {ratio:.2f} x | {middle['seconds']:.1f} ({span}) | "
-            f"{rows / middle['cpu']:,.0f} | {middle['peak_gb']:.2f} | {middle['written'] / rows:.1f} |".replace(
-                "nan", "-"
-            ),
+            f"| {rows:,} | {side} | {rows / middle['seconds']:,.0f} | {ratio:.2f} x "
+            f"| {middle['seconds']:.1f} ({span}) | {rows / middle['cpu']:,.0f} | {middle['peak_gb']:.2f} "
+            f"| {middle['written'] / rows:.1f} |".replace("nan", "-"),
             flush=True,
         )
 
@@ -187,7 +194,7 @@ def main() -> None:
         nargs="*",
         choices=["pandas", "fuxictr"],
         default=["pandas", "fuxictr"],
-        help="beside ham_dist",
+        help="sides to compare ham_dist with",
     )
     parser.add_argument("--memory", default="4GB")
     parser.add_argument("--threads", type=int, default=2)
@@ -208,7 +215,8 @@ def main() -> None:
         sides.remove("fuxictr")
         print("FuxiCTR is left out: `make peers` installs it.")
     print(
-        "| rows | side | rows/s | ham_dist is faster by | seconds: median (lowest..highest) | rows / CPU second | peak GB | Parquet bytes a row |"
+        "| rows | side | rows/s | ham_dist is faster by | seconds: median (lowest..highest) "
+        "| rows / CPU second | peak GB | Parquet bytes a row |"
     )
     print("|---|---|---|---|---|---|---|---|", flush=True)
     for size in options.sizes:

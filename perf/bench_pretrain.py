@@ -1,8 +1,9 @@
-"""Pretraining against the same model in plain torch, on the same samples in the same order: seconds of an epoch, and test AUC after early stopping.
+"""Pretraining compared with plain torch: seconds of an epoch, and test AUC after early stopping.
 
     python perf/bench_pretrain.py data/movielens-1m --rounds 5 --seeds 3
 
-Epochs of the programs alternate, so that a machine that slows down slows all of them; figures are medians, the ratio is taken round by round.
+Both programs train on the same samples in the same order. Their epochs alternate, so that a machine that
+slows down slows both; figures are medians, and the ratio is taken round by round.
 """
 
 import argparse
@@ -39,7 +40,7 @@ MIRRORED = (
 
 
 def ham_epoch(state: TrainingState, samples: Samples, epoch: int) -> None:
-    """One epoch of pretraining by ham_dist, without its log and checkpoints, as the plain program has none."""
+    """One epoch of pretraining by ham_dist, without log and checkpoints, as in the plain program."""
     for batch in samples.training("pretrain", epoch):
         weight_step(state, batch)
 
@@ -76,12 +77,13 @@ def epoch_seconds(settings: RunSettings, samples: Samples, manifest: Manifest, r
             ours / theirs for ours, theirs in zip(seconds["ham_dist"], values, strict=True)
         )
         print(
-            f"| {name} | {statistics.median(values):.2f} ({min(values):.2f}..{max(values):.2f}) | {ratio:.2f} |"
+            f"| {name} | {statistics.median(values):.2f} "
+            f"({min(values):.2f}..{max(values):.2f}) | {ratio:.2f} |"
         )
 
 
 def test_auc(settings: RunSettings, samples: Samples, manifest: Manifest) -> tuple[float, float]:
-    """Test AUC of ham_dist's supernet and of the plain one, each at its epoch of best validation AUC; chosen on validation alone."""
+    """Test AUC of ham_dist's supernet and of the plain one, each at its epoch of best validation AUC."""
     found = []
     state = open_supernet(settings, manifest.num_embeddings(), samples.device, manifest.single_valued())
     plain = PlainModel(settings, manifest.num_embeddings()).to(samples.device)
@@ -129,7 +131,8 @@ def main() -> None:
             generate(settings.data.synthetic, data)
         manifest = Manifest.load(data)
         print(
-            f"{manifest.name}, {settings.model.name}, batch {settings.data.batch_size}, {torch.get_num_threads()} thread(s)\n"
+            f"{manifest.name}, {settings.model.name}, batch {settings.data.batch_size}, "
+            f"{torch.get_num_threads()} thread(s)\n"
         )
         if options.rounds:
             epoch_seconds(settings, Samples(data, manifest, settings, device), manifest, options.rounds)

@@ -1,9 +1,10 @@
-"""The reader: samples a second and how long a training step waits for them, how good the bounded shuffle is, and what Parquet's options cost.
+"""The reader: its speed, the time training waits for it, its shuffle, and the cost of Parquet options.
 
-    OMP_NUM_THREADS=1 python perf/bench_reader.py                    2 million rows, 39 fields of one id, skewed as click logs are
-    OMP_NUM_THREADS=1 python perf/bench_reader.py --rows 200000 --shuffle-rows 65536 --rounds 1      a glance
+    OMP_NUM_THREADS=1 python perf/bench_reader.py    2 million rows, 39 fields, skewed as click logs are
+    OMP_NUM_THREADS=1 python perf/bench_reader.py --rows 200000 --shuffle-rows 65536 --rounds 1    a quick run
 
-Samples a second are told by the clock and by the processor's time of the whole process (`per core`), which other programs disturb less.
+Samples a second are measured by wall time and by the processor time of the whole process (`per core`), which
+other programs disturb less.
 """
 
 import argparse
@@ -32,17 +33,22 @@ NUM_EMBEDDINGS = (
     *(2_200, 11_000, 155, 4, 976, 14, 10_000_000, 10_000_000, 10_000_000, 590_000, 13_000, 108, 36),
     *(100,) * 13,
 )
-"""26 categorical fields near those of Criteo 1TB at 10 million rows a table, and 13 numeric ones in 100 steps."""
+"""26 categorical fields like those of Criteo 1TB with at most 10 million rows, and 13 numeric ones."""
 
 BATCHES = (2048, 65_536)
 CHUNK = 1 << 17
 SHARD = 250_000
 LARGEST_TABLE = 100_000
-"""Rows that tables are capped to where a model is trained, to fit any memory. The step is faster for it, so the share of waiting is higher."""
+"""Tables are capped to so many rows when a model is trained, to fit any memory.
+
+This makes a step faster, so the share of waiting is higher."""
 
 
 def tables(rows: int, num_embeddings: tuple[int, ...]) -> Iterator[pa.Table]:
-    """Rows in chunks: ids are log-uniform in [0, C_j), so that a tenth of the values has most of the rows; labels are 1 in a quarter."""
+    """Rows in chunks: ids are log-uniform in [0, C_j), so that a tenth of the values has most of the rows.
+
+    A quarter of the labels is 1.
+    """
     random = np.random.Generator(np.random.Philox(0))
     schema = split_schema({f"field_{number}": False for number in range(len(num_embeddings))})
     for first in range(0, rows, CHUNK):
@@ -94,7 +100,7 @@ def spread(values: list[float], form: Callable[[float], str]) -> str:
 
 
 def one_pass(split: Split, batch_size: int, epoch: int) -> tuple[float, float]:
-    """Million samples a second of one epoch's training batches on one rank: by the clock, and by processor time."""
+    """Million samples a second of one epoch's training batches on one rank: by wall and by processor time."""
     clock, processor = time.perf_counter(), time.process_time()
     rows = sum(
         batch.global_rows
@@ -104,7 +110,7 @@ def one_pass(split: Split, batch_size: int, epoch: int) -> tuple[float, float]:
 
 
 def speed(folder: Path, manifest: Manifest, shuffle_rows: int, rounds: int) -> None:
-    print("| split | batch | million samples/s by the clock | per core |\n|---|---|---|---|")
+    print("| split | batch | million samples/s by wall time | per core |\n|---|---|---|---|")
     rows = manifest.splits["train"].rows
     for name, limit in (("streamed", shuffle_rows), ("held in memory", rows)):
         split = open_split(folder, manifest, "train", DataSettings(shuffle_rows=limit))
@@ -113,15 +119,17 @@ def speed(folder: Path, manifest: Manifest, shuffle_rows: int, rounds: int) -> N
                 *(one_pass(split, batch_size, epoch) for epoch in range(rounds)), strict=True
             )
             print(
-                f"| {name} | {batch_size:,} | {spread(list(clock), '{:.2f}'.format)} | {spread(list(processor), '{:.2f}'.format)} |",
+                f"| {name} | {batch_size:,} | {spread(list(clock), '{:.2f}'.format)} "
+                f"| {spread(list(processor), '{:.2f}'.format)} |",
                 flush=True,
             )
 
 
 def waiting(folder: Path, manifest: Manifest, shuffle_rows: int, steps: int) -> None:
-    """Share of the time of training steps that goes by until the batch is there, after the first batch."""
+    """Prints the share of training time that is spent waiting for a batch, after the first one."""
     print(
-        "\n| batch | seconds a step | samples/s | share of waiting | until the first batch |\n|---|---|---|---|---|"
+        "\n| batch | seconds a step | samples/s | share of waiting | until the first batch |\n"
+        "|---|---|---|---|---|"
     )
     settings = RunSettings.model_validate(
         {
@@ -151,18 +159,22 @@ def waiting(folder: Path, manifest: Manifest, shuffle_rows: int, steps: int) -> 
                 waited += time.perf_counter() - asked
             taken = time.perf_counter() - start
             print(
-                f"| {batch_size:,} | {taken / count:.3f} | {batch_size * count / taken:,.0f} | {waited / taken:.2%} | {start - begin:.2f} s |",
+                f"| {batch_size:,} | {taken / count:.3f} | {batch_size * count / taken:,.0f} "
+                f"| {waited / taken:.2%} | {start - begin:.2f} s |",
                 flush=True,
             )
 
 
 def quality(folder: Path, rows: int) -> None:
-    """Spread of batches' label rates where a file is sorted by its label, against a true shuffle's."""
+    """Prints the spread of batches' label rates for a file sorted by label, compared with a true shuffle."""
     print(
-        f"\nSorted by label, {rows:,} rows, batch {BATCHES[0]:,}: standard deviation of the batches' label rates\n"
+        f"\nSorted by label, {rows:,} rows, batch {BATCHES[0]:,}: "
+        "standard deviation of the batches' label rates\n"
     )
     print(
-        "| row group | shuffle_rows | lanes | spread | times a true shuffle's | sqrt(batch / row groups held) |\n|---|---|---|---|---|---|"
+        "| row group | shuffle_rows | lanes | spread | times a true shuffle's "
+        "| sqrt(batch / row groups held) |\n"
+        "|---|---|---|---|---|---|"
     )
     labels = (np.arange(rows) >= rows // 2).astype(np.int8)
     true = 0.5 / np.sqrt(BATCHES[0])
@@ -180,15 +192,17 @@ def quality(folder: Path, rows: int) -> None:
             lanes = "whole" if shuffle_rows >= rows else f"{max(1, min(64, shuffle_rows // group))}"
             expected = "" if shuffle_rows >= rows else f"{np.sqrt(BATCHES[0] / (shuffle_rows / group)):.1f}"
             print(
-                f"| {group:,} | {shuffle_rows:,} | {lanes} | {np.std(rates):.4f} | {np.std(rates) / true:.1f} | {expected} |",
+                f"| {group:,} | {shuffle_rows:,} | {lanes} | {np.std(rates):.4f} "
+                f"| {np.std(rates) / true:.1f} | {expected} |",
                 flush=True,
             )
 
 
 def options(folder: Path, rounds: int) -> None:
-    """What the options of writing mean for the file and for reading it, 524,288 rows of 39 fields."""
+    """Prints how Parquet options affect size, writing and reading of 524,288 rows of 39 fields."""
     print(
-        "\n| compression | encoding | checksums | row group | bytes a row | million rows/s written | read |\n|---|---|---|---|---|---|---|"
+        "\n| compression | encoding | checksums | row group | bytes a row | million rows/s written | read |\n"
+        "|---|---|---|---|---|---|---|"
     )
     table = pa.concat_tables(tables(1 << 19, NUM_EMBEDDINGS))
     split = dict.fromkeys(table.column_names[1:], "BYTE_STREAM_SPLIT")
@@ -252,7 +266,8 @@ def main() -> None:
         manifest = write(folder / "data", "train", tables(chosen.rows, NUM_EMBEDDINGS), NUM_EMBEDDINGS)
         size = sum(shard.bytes for shard in manifest.splits["train"].shards)
         print(
-            f"{chosen.rows:,} rows of {len(NUM_EMBEDDINGS)} fields, {size / chosen.rows:.1f} bytes a row in files\n"
+            f"{chosen.rows:,} rows of {len(NUM_EMBEDDINGS)} fields, "
+            f"{size / chosen.rows:.1f} bytes a row in files\n"
         )
         speed(folder / "data", manifest, chosen.shuffle_rows, chosen.rounds)
         waiting(folder / "data", manifest, chosen.shuffle_rows, chosen.steps)

@@ -1,12 +1,13 @@
-"""What the search and orthogonality cost on top of a plain training step: mask, step on alpha, orthogonality coupled and decoupled; on one core.
+"""Cost of the mask, the step on alpha and orthogonality, compared with a plain training step; on one core.
 
-    python perf/bench_search.py                                    DeepFM under a fused rule at 10^5 to 10^8 rows, other models and rules at 10^6
-    python perf/bench_search.py --models dcnv2 --rules adam --rows 100000 1000000
-    python perf/bench_search.py data/movielens-1m --models dcnv2 --rules adam
+    python perf/bench_search.py                        the cases in CASES: 10^5 to 10^8 rows
+    python perf/bench_search.py --models dcnv2 --table-optimizers adam --rows 100000 1000000
+    python perf/bench_search.py data/movielens-1m --models dcnv2 --table-optimizers adam
 
-Without a data folder: 39 fields, of which 26 share the rows and 13 have 50 each, as Criteo's have; ids by a power law. Batches are in memory, so that
-nothing but the steps is measured. The sides take twenty steps each in turn (so that each round of the decoupled form has one application), from one
-state; figures are medians, a ratio is taken round by round.
+Without a data folder: 39 fields, of which 26 share the rows and 13 have 50 each, as Criteo's have; ids follow
+a power law. Batches are in memory, so that only the steps are measured. The sides take twenty steps each in
+turn (so that each round of the decoupled form has one application), from one state; figures are medians, and
+a ratio is taken round by round.
 """
 
 import argparse
@@ -44,7 +45,7 @@ CASES = (
         if case[:2] != ("deepfm", "rowwise_adagrad")
     ),
 )
-"""Models, rules of the tables, and rows of all tables together."""
+"""Models, table optimizers, and rows of all tables together."""
 NUMERIC, CATEGORICAL = 13, 26
 PLAIN, MASK, ALPHA, ALPHA_SELDOM = (
     "plain step",
@@ -55,13 +56,13 @@ PLAIN, MASK, ALPHA, ALPHA_SELDOM = (
 DECOUPLED = "orthogonality decoupled"
 
 
-def cardinalities_of(rows: int) -> dict[str, int]:
+def num_embeddings_of(rows: int) -> dict[str, int]:
     """13 small fields, and 26 large ones of `rows` rows together."""
     return {f"I{n}": 50 for n in range(NUMERIC)} | {f"C{n}": rows // CATEGORICAL for n in range(CATEGORICAL)}
 
 
 def generated(num_embeddings: dict[str, int], rows: int) -> Batch:
-    """A batch whose ids are the more frequent the smaller they are."""
+    """A batch in which smaller ids are more frequent."""
     ids = torch.cat(
         [(count * torch.rand(rows) ** 3).int().clamp(max=count - 1) for count in num_embeddings.values()]
     )
@@ -77,7 +78,7 @@ def sides_of(state: TrainingState) -> dict[str, Callable[[Batch], object]]:
         DECOUPLED: Regularizer(OrthogonalitySettings(application="decoupled"), settings.optimizer),
         "orthogonality coupled": Regularizer(OrthogonalitySettings(), settings.optimizer),
     }
-    if state.sharded.rule.fused is not None:
+    if state.sharded.table_optimizer.fused is not None:
         del forms["orthogonality coupled"]
     layout = state.sharded.mask.layout
     half = (torch.arange(layout.size) % 2).float()
@@ -123,14 +124,20 @@ def seconds_of_steps(state: TrainingState, batches: list[Batch], rounds: int) ->
 
 
 def ratios(seconds: list[float], of: list[float]) -> list[float]:
-    """Round by round."""
+    """The ratios of two sides, round by round."""
     return [ours / theirs for ours, theirs in zip(seconds, of, strict=True)]
 
 
-def settings_of(model: str, rule: str, batch_size: int) -> RunSettings:
-    application = "coupled" if rule == "adam" else "decoupled"
-    return load_run(None, [f"model.name={model}", f"optimizer.tables={rule}", f"orthogonality.application={application}",
-                           f"data.batch_size={batch_size}", "precision.dense=float32"])  # fmt: skip
+def settings_of(model: str, table_optimizer: str, batch_size: int) -> RunSettings:
+    application = "coupled" if table_optimizer == "adam" else "decoupled"
+    settings = [
+        f"model.name={model}",
+        f"optimizer.tables={table_optimizer}",
+        f"orthogonality.application={application}",
+        f"data.batch_size={batch_size}",
+        "precision.dense=float32",
+    ]
+    return load_run(None, settings)
 
 
 def print_table(seconds: dict[str, list[float]], title: str) -> None:
@@ -138,7 +145,8 @@ def print_table(seconds: dict[str, list[float]], title: str) -> None:
     for name, values in seconds.items():
         ratio = statistics.median(ratios(values, seconds[PLAIN]))
         print(
-            f"| {name} | {statistics.median(values) * 1e3:.2f} ({min(values) * 1e3:.2f}..{max(values) * 1e3:.2f}) | {ratio:.3f} |",
+            f"| {name} | {statistics.median(values) * 1e3:.2f} "
+            f"({min(values) * 1e3:.2f}..{max(values) * 1e3:.2f}) | {ratio:.3f} |",
             flush=True,
         )
 
@@ -151,34 +159,34 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", help="of all tables together")
     parser.add_argument("--batch", type=int, default=2048)
     parser.add_argument("--models", nargs="+")
-    parser.add_argument("--rules", nargs="+")
+    parser.add_argument("--table-optimizers", nargs="+")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     cases = CASES
-    if options.data or options.rows or options.models or options.rules:
+    if options.data or options.rows or options.models or options.table_optimizers:
         cases = tuple(
             product(
                 options.models or ["deepfm", "dcnv2"],
-                options.rules or ["rowwise_adagrad", "adam"],
+                options.table_optimizers or ["rowwise_adagrad", "adam"],
                 options.rows or [10**6],
             )
         )
     use_huge_pages()
-    for model, rule, rows in cases:
-        seconds, all_rows = in_new_process(_seconds_of_case, model, rule, rows, options)
-        print_table(seconds, f"{model}, {rule}, {all_rows:,} rows, batch {options.batch}")
+    for model, table_optimizer, rows in cases:
+        seconds, all_rows = in_new_process(_seconds_of_case, model, table_optimizer, rows, options)
+        print_table(seconds, f"{model}, {table_optimizer}, {all_rows:,} rows, batch {options.batch}")
 
 
 def _seconds_of_case(
-    model: str, rule: str, rows: int, options: argparse.Namespace
+    model: str, table_optimizer: str, rows: int, options: argparse.Namespace
 ) -> tuple[dict[str, list[float]], int]:
-    """Of each side's step, by round; and rows of all tables."""
+    """Seconds of each side's step, by round; and rows of all tables."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    settings = settings_of(model, rule, options.batch)
+    settings = settings_of(model, table_optimizer, options.batch)
     with process_group() as device:
         if options.data is None:
-            num_embeddings = cardinalities_of(rows)
+            num_embeddings = num_embeddings_of(rows)
             single_valued = set(num_embeddings)
             batches = [generated(num_embeddings, options.batch) for _ in range(BATCHES)]
         else:
@@ -192,7 +200,7 @@ def _seconds_of_case(
 
 
 def in_new_process(function: Callable[..., T], *arguments: object) -> T:
-    """`function(*arguments)` where nothing has been allocated before."""
+    """Returns `function(*arguments)`, called in a new process that has allocated nothing before."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 

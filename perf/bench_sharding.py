@@ -1,12 +1,14 @@
-"""A training step under each kind of sharding, on gloo ranks of this machine: seconds, beside table_wise in the same run.
+"""Seconds of a training step with each sharding type on gloo ranks of this machine, relative to table_wise.
 
     python perf/bench_sharding.py --ranks 1 2 4 --rows 200000 --rounds 7
 
-Kinds take their steps in turn, round by round, so that a machine that slows down slows all of them; figures are medians, the ratio is taken round by
-round. With one core a rank or less, what is measured is mostly arithmetic and copying, not a network.
+Sharding types take their steps in turn, round by round, so that a machine that slows down slows all of them;
+figures are medians, and the ratio is taken round by round. With at most one core per rank, most of the time
+is arithmetic and copying, not network.
 
-The last column is what it buys to send the ids of the next batches ahead (`ranks.prefetch_ids`): a step with it beside one without.
-The last line is what equal parts of a batch cost (row_wise needs them): the seconds of adding empty bags to a batch, of a step's.
+The last column is the effect of prefetching ids (`ranks.prefetch_ids`): a step with it, relative to a step
+without. The last line is the cost of equal parts of a batch, which row_wise needs: the time of adding empty
+bags to a batch, relative to a step.
 """
 
 import argparse
@@ -24,23 +26,23 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ham_dist.config.schema import RunSettings
 from ham_dist.data.reader.batch import Batch
-from ham_dist.data.reader.split import rows_of_rank
+from ham_dist.data.reader.order import rows_of_rank
 from ham_dist.distributed.sharding.id_prefetch import padded
 from ham_dist.io.huge_pages import use_huge_pages
 from ham_dist.training.loop import weight_step
 from ham_dist.training.state import TrainingState, open_supernet
 
-KINDS = ("table_wise", "row_wise", "column_wise", "data_parallel")
+SHARDING_TYPES = ("table_wise", "row_wise", "column_wise", "data_parallel")
 FIELDS = 8
 BATCH = 2048
 STEPS = 10
 
 
-def settings(kind: str, rule: str) -> RunSettings:
+def settings(sharding_type: str, table_optimizer: str) -> RunSettings:
     return RunSettings.model_validate(
         {
-            "optimizer": {"tables": rule},
-            "sharding": {"sharding_type": kind},
+            "optimizer": {"tables": table_optimizer},
+            "sharding": {"sharding_type": sharding_type},
             "orthogonality": {"form": "none"},
             "data": {"batch_size": BATCH},
         }
@@ -58,7 +60,7 @@ def batch(num_embeddings: dict[str, int]) -> Batch:
 
 
 def seconds_of_steps(state: TrainingState, batches: list[Batch], *, prefetch_ids: bool) -> float:
-    """A step's, mean over the batches."""
+    """Seconds of a step, mean over the batches."""
     dist.barrier()
     start = time.perf_counter()
     for one in state.sharded.prefetch(iter(batches)) if prefetch_ids else batches:
@@ -73,22 +75,24 @@ def median_ratio(values: list[float], bases: list[float]) -> float:
 
 @dataclass
 class Found:
-    """Seconds of a step under each kind, by round; the same with ids sent ahead; and of the adding of empty bags."""
+    """Seconds of a step by sharding type, without and with prefetched ids; and of adding empty bags."""
 
     seconds: dict[str, list[float]]
-    ahead: dict[str, list[float]]
+    prefetched: dict[str, list[float]]
     padding: float
 
 
-def measure(ranks: int, rows: int, rounds: int, rule: str) -> Found:
-    """On `ranks` ranks."""
+def measure(ranks: int, rows: int, rounds: int, table_optimizer: str) -> Found:
+    """Measures on `ranks` new processes."""
     use_huge_pages()
     with TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_measure, (ranks, rows, rounds, rule, folder), nprocs=ranks, join=True)
+        torch.multiprocessing.spawn(
+            _measure, (ranks, rows, rounds, table_optimizer, folder), nprocs=ranks, join=True
+        )
         return Found(**json.loads(Path(folder, "found.json").read_text(encoding="utf-8")))
 
 
-def _measure(rank: int, ranks: int, rows: int, rounds: int, rule: str, folder: str) -> None:
+def _measure(rank: int, ranks: int, rows: int, rounds: int, table_optimizer: str, folder: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(rank)
     dist.init_process_group(
@@ -97,40 +101,43 @@ def _measure(rank: int, ranks: int, rows: int, rounds: int, rule: str, folder: s
     num_embeddings = {f"field_{number}": rows for number in range(FIELDS)}
     batches = [batch(num_embeddings) for _ in range(STEPS)]
     states = {
-        kind: open_supernet(
-            settings(kind, rule), num_embeddings, torch.device("cpu"), single_valued=num_embeddings
+        sharding_type: open_supernet(
+            settings(sharding_type, table_optimizer),
+            num_embeddings,
+            torch.device("cpu"),
+            single_valued=num_embeddings,
         )
-        for kind in KINDS
+        for sharding_type in SHARDING_TYPES
     }
-    seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    ahead: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    seconds: dict[str, list[float]] = {sharding_type: [] for sharding_type in SHARDING_TYPES}
+    prefetched: dict[str, list[float]] = {sharding_type: [] for sharding_type in SHARDING_TYPES}
     for number in range(rounds + 1):
-        for kind, state in states.items():
-            for prefetch_ids, figures in ((False, seconds), (True, ahead)):
+        for sharding_type, state in states.items():
+            for prefetch_ids, figures in ((False, seconds), (True, prefetched)):
                 taken = seconds_of_steps(state, batches, prefetch_ids=prefetch_ids)
                 if number:  # the first round warms up
-                    figures[kind].append(taken)
+                    figures[sharding_type].append(taken)
     start = time.perf_counter()
     for one in batches:
         padded(one.sparse_features, one.sparse_features.stride() + 16)
     padding = (time.perf_counter() - start) / len(batches)
     if rank == 0:
         Path(folder, "found.json").write_text(
-            json.dumps(asdict(Found(seconds, ahead, padding))), encoding="utf-8"
+            json.dumps(asdict(Found(seconds, prefetched, padding))), encoding="utf-8"
         )
     dist.destroy_process_group()
 
 
 def print_table(found: Found, title: str) -> None:
-    print(f"\n| {title} | ms a step: median (lowest..highest) | of table_wise's | ids ahead |")
+    print(f"\n| {title} | ms a step: median (lowest..highest) | of table_wise's | ids prefetched |")
     print("|---|---|---|---|")
-    for kind, values in found.seconds.items():
+    for sharding_type, values in found.seconds.items():
         of_table_wise, of_itself = (
             median_ratio(values, found.seconds["table_wise"]),
-            median_ratio(found.ahead[kind], values),
+            median_ratio(found.prefetched[sharding_type], values),
         )
         spread = f"{statistics.median(values) * 1e3:.1f} ({min(values) * 1e3:.1f}..{max(values) * 1e3:.1f})"
-        print(f"| {kind} | {spread} | {of_table_wise:.2f} | {of_itself:.2f} |")
+        print(f"| {sharding_type} | {spread} | {of_table_wise:.2f} | {of_itself:.2f} |")
     of_a_step = found.padding / statistics.median(found.seconds["row_wise"])
     print(f"| empty bags for 16 rows more | {found.padding * 1e3:.2f} | {of_a_step:.3f} of row_wise's | |")
 
@@ -140,13 +147,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--rows", type=int, default=50_000, help="of each table")
+    parser.add_argument("--rows", type=int, default=50_000, help="rows of each table")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--rules", nargs="+", default=["adam", "sgd"])
+    parser.add_argument("--table-optimizers", nargs="+", default=["adam", "sgd"])
     arguments = parser.parse_args()
-    for rule, ranks in product(arguments.rules, arguments.ranks):
-        found = measure(ranks, arguments.rows, arguments.rounds, rule)
-        print_table(found, f"{rule}, {ranks} ranks, {FIELDS} tables of {arguments.rows:,} x 16, {BATCH} rows")
+    for table_optimizer, ranks in product(arguments.table_optimizers, arguments.ranks):
+        found = measure(ranks, arguments.rows, arguments.rounds, table_optimizer)
+        title = f"{table_optimizer}, {ranks} ranks, {FIELDS} tables of {arguments.rows:,} x 16, {BATCH} rows"
+        print_table(found, title)
 
 
 if __name__ == "__main__":

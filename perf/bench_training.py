@@ -1,17 +1,19 @@
-"""Samples a second of training on one core, beside other programs that train the same model on the same samples.
+"""Samples a second of training on one core, compared with other programs on the same model and samples.
 
-    make peers                                    FuxiCTR and DeepCTR-Torch, in an environment of their own; without it they are left out
+    make peers                                    FuxiCTR and DeepCTR-Torch, optional
     python perf/bench_training.py --rounds 5      all sides, DeepFM and DCN-V2
     python perf/bench_training.py --models deepfm --sides ham_dist/adam fuxictr/adam
 
-Data: generated, 39 fields with num_embeddings of Criteo's kind, 1.6 million table rows; tables 16 wide. A measurement is one epoch in a process of its
-own, from the opening of the training files to the last step: the program's own reading and batching are in it, the start of Python and the making of
-the model are not. The sides take turns, so that a machine that slows down slows all of them; figures are medians, and each ratio is taken round by
-round.
+Data: generated, 39 fields with `num_embeddings` like Criteo's, 1.6 million table rows; tables of 16 columns.
+A measurement is one epoch in a process of its own, from opening the training files to the last step: the
+program's own reading and batching are included, the start of Python and building the model are not. The sides
+take turns, so that a machine that slows down slows all of them; figures are medians, and each ratio is taken
+round by round.
 
-Of the programs' differences these stay: each shuffles in its own order and starts from its own random numbers; FuxiCTR clips gradients. ham_dist's
-DeepFM has a lift of 16 x 16 for each field, and so have the two programs that share its dense part (TorchRec, plain torch): fields of one width need
-none, but columns cut out of them later do. `no_lift` is the very model of the peers.
+Differences that remain between the programs: each shuffles in its own order and starts from its own random
+numbers; FuxiCTR clips gradients. ham_dist's DeepFM has a lift of 16 x 16 for each field, and so have the two
+programs that share its dense part (TorchRec, plain torch): fields of one width need no lift, but after
+columns are removed they do. `no_lift` is exactly the model of the peers.
 """
 
 import argparse
@@ -43,22 +45,27 @@ from ham_dist.training.evaluation import area_under_roc
 HERE = Path(__file__).parent
 PEERS = HERE.parent / ".venv-peers" / "bin" / "python"
 
-# Criteo's categorical columns with the few large ones cut, so that all tables together have about 1.6 million rows; no table is narrower than 16.
+# Criteo's categorical columns with the few large ones cut, so that all tables together have about 1.6 million
+# rows; no table is narrower than 16.
 NUM_EMBEDDINGS = (*NUMERIC_CARDINALITIES, *(min(max(rows, 16), 219_000) for rows in CRITEO_CARDINALITIES))
-# A truth in few and small fields is learnt from the samples of one epoch, so that test AUC says whether a program learns.
+# Labels depend on few small fields, so that one epoch is enough to learn them and test AUC shows whether a
+# program learns.
 PLANTED_RANKS = (*(2,) * 6, *(0,) * (len(NUM_EMBEDDINGS) - 6))
 
 
 CORE = max(os.sched_getaffinity(0))
-"""The one that every side runs on."""
+"""The core that every side runs on."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """A program and the rule that moves its tables.
+    """A program and its table optimizer.
 
-    script:   which one of perf/ runs it, and under which name.
-    has_lift: as of Task; the peers' models have none.
+    Attributes:
+        script: The script of perf/ that runs it.
+        program: Its name there.
+        tables: The table optimizer.
+        has_lift: As in `Task`; the peers' models have no lift.
     """
 
     script: str
@@ -85,7 +92,7 @@ SIDES = (
 
 
 def write_arrays(folder: Path, fields: list[str]) -> None:
-    """The same samples for programs that do not read our Parquet: train.npz and test.npz, with int64 as they want it."""
+    """Writes the samples as train.npz and test.npz (int64), for programs that cannot read our files."""
     for split in ("train", "test"):
         table = pq.read_table(folder / split)
         np.savez(
@@ -115,12 +122,11 @@ def _epoch(side: Side, task: Task, labels: torch.Tensor) -> dict[str, float]:
 
 
 def print_table(model: str, found: dict[str, list[dict[str, float]]], sides: list[Side], clock: str) -> None:
-    """Medians, and how many times as fast ham_dist is under each of its rules."""
+    """Prints medians, and the speed of ham_dist relative to each side."""
     ours = [side.label for side in sides if side.program == "ham_dist"]
     unit = "samples/s" if clock == "wall" else "samples / CPU second"
-    print(
-        f"\n| {model} | {unit}: median (lowest..highest) | {' | '.join(f'{label} is' for label in ours)} | peak GB | test AUC |"
-    )
+    compared = " | ".join(f"{label} is" for label in ours)
+    print(f"\n| {model} | {unit}: median (lowest..highest) | {compared} | peak GB | test AUC |")
     print("|---" * (4 + len(ours)) + "|")
     for side in sides:
         rounds = found[side.label]
@@ -128,13 +134,14 @@ def print_table(model: str, found: dict[str, list[dict[str, float]]], sides: lis
         times = [statistics.median(ratios(found, label, side.label, clock)) for label in ours]
         print(
             f"| {side.label} | {statistics.median(speeds):,.0f} ({min(speeds):,.0f}..{max(speeds):,.0f}) | "
-            f"{' | '.join(f'{ratio:.2f} x as fast' for ratio in times)} | {max(one['peak_bytes'] for one in rounds) / 1e9:.2f} | "
+            f"{' | '.join(f'{ratio:.2f} x as fast' for ratio in times)} | "
+            f"{max(one['peak_bytes'] for one in rounds) / 1e9:.2f} | "
             f"{statistics.median(aucs):.4f} ({min(aucs):.4f}..{max(aucs):.4f}) |"
         )
 
 
 def installed_sides(model: str) -> list[Side]:
-    """All (those without a lift for the model that has one), but for the programs that `make peers` has not installed."""
+    """All sides, except programs that `make peers` has not installed; those without a lift only for DeepFM."""
     sides = [side for side in SIDES if side.has_lift or model == "deepfm"]
     if PEERS.exists():
         return sides
@@ -144,7 +151,7 @@ def installed_sides(model: str) -> list[Side]:
 
 @contextmanager
 def generated_data(rows: int) -> Iterator[Path]:
-    """A folder of samples for all sides."""
+    """Yields a temporary folder of samples for all sides."""
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_FOLDER")) as temporary:
         folder = Path(temporary) / "data"
         generate(
@@ -167,15 +174,16 @@ def measure(
     tables_learning_rate: float = 0.02,
     core: int = CORE,
 ) -> dict[str, list[dict[str, float]]]:
-    """An epoch of each side in each round: samples, seconds, peak memory and test AUC, by the side's label."""
+    """Trains one epoch of each side in each round: samples, seconds, peak memory and test AUC, by label."""
     num_embeddings = Manifest.load(folder).num_embeddings()
     labels = torch.tensor(pq.read_table(folder / "test")["label"].to_numpy())
     found = defaultdict(list)
     for number in range(rounds):
         for side in sides:
             task = Task(
-                folder=str(folder), model=model, tables=side.tables, first_order=first_order, has_lift=side.has_lift,
-                num_embeddings=num_embeddings, width=16, mlp=[128, 64], cross_layers=3, batch_size=2048, seed=number, core=core,
+                folder=str(folder), model=model, tables=side.tables, first_order=first_order,
+                has_lift=side.has_lift, num_embeddings=num_embeddings, embedding_dim=16, mlp=[128, 64],
+                cross_layers=3, batch_size=2048, seed=number, core=core,
                 scores=str(folder.parent / "scores.npy"),
                 tables_learning_rate=tables_learning_rate if side.tables != "adam" else 1e-3,
             )  # fmt: skip
@@ -187,7 +195,7 @@ def measure(
 def ratios(
     found: dict[str, list[dict[str, float]]], ours: str, theirs: str, clock: str = "wall"
 ) -> list[float]:
-    """How many times as fast `ours` is as `theirs`, round by round."""
+    """The speed of `ours` relative to `theirs`, round by round."""
     return [
         (mine["samples"] / mine[clock]) / (other["samples"] / other[clock])
         for mine, other in zip(found[ours], found[theirs], strict=True)
@@ -208,26 +216,27 @@ def main() -> None:
         "--first-order",
         choices=["table", "linear"],
         default="table",
-        help="of ham_dist's DeepFM; the peers' is a table a field",
+        help="first-order part of ham_dist's DeepFM; the peers have a table for each field",
     )
     parser.add_argument(
         "--tables-learning-rate",
         type=float,
         default=0.02,
-        help="of row-wise Adagrad; Adam has 0.001 on all sides",
+        help="for row-wise Adagrad; Adam has 0.001 on all sides",
     )
     parser.add_argument(
         "--clock",
         choices=["wall", "cpu"],
         default="wall",
-        help="what speeds are by; cpu where the machine is shared",
+        help="time that speeds are computed from; cpu if the machine is shared",
     )
     parser.add_argument("--core", type=int, default=CORE)
     options = parser.parse_args()
     with generated_data(options.rows) as folder:
         rows = sum(NUM_EMBEDDINGS)
         print(
-            f"{len(NUM_EMBEDDINGS)} fields, {rows:,} table rows, {options.rows:,} samples, {options.rounds} round(s), one core"
+            f"{len(NUM_EMBEDDINGS)} fields, {rows:,} table rows, {options.rows:,} samples, "
+            f"{options.rounds} round(s), one core"
         )
         for model in options.models:
             sides = [
@@ -237,7 +246,8 @@ def main() -> None:
             ]
             found = measure(
                 folder, model, sides, options.rounds,
-                first_order=options.first_order, tables_learning_rate=options.tables_learning_rate, core=options.core,
+                first_order=options.first_order,
+                tables_learning_rate=options.tables_learning_rate, core=options.core,
             )  # fmt: skip
             print_table(model, found, sides, options.clock)
 

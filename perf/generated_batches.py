@@ -1,4 +1,7 @@
-"""Generated batches straight into memory, for measuring training without a disk: every id is a function of (seed, row, field) alone."""
+"""Generated batches in memory, to measure training without a disk.
+
+Every id is a function of (seed, row, field) alone.
+"""
 
 from collections.abc import Iterator
 from itertools import count
@@ -17,9 +20,9 @@ from ham_dist.errors import DataError
 
 Array = np.ndarray[Any, Any]
 
-# Rows worked on at once: what they need stays in a core's cache.
+# Rows per block: small enough that the block stays in a core's cache.
 _BLOCK = 2048
-# Of the numbers that come from `seed`; no split of generated data has it.
+# Random stream of the batches under `seed`; no split of generated data uses it.
 _STREAM = 2000
 # One step of splitmix64's counter, and a start far from those of an element's first draws.
 _STEP, _MISSING = np.uint64(0x9E37_79B9_7F4A_7C15), np.uint64(0x5851_F42D_4C95_7F2D)
@@ -35,20 +38,25 @@ def generated_batches(
     start: int = 0,
     labels: Literal["planted", "rule"] = "planted",
 ) -> Iterator[Batch]:
-    """This rank's part of each global batch of endless generated data; `settings.rows` does not count here.
+    """This rank's part of each global batch of endless generated data; `settings.rows` is ignored.
 
-    Ids have the distributions of the settings, but are other rows than `prepare synthetic` writes. Global batches do not depend on the world size: a
-    rank makes its own rows alone, as split in `Split.batches`.
-    batch_size: rows of a global batch.
-    steps:      batches to give; None goes on for ever.
-    start:      batches to skip, at no cost.
-    labels:     `planted`: drawn from the planted truth, as in data on disk. `rule`: 1 where the first field's id is a multiple of 4; costs nothing
-                and has no Bayes AUC below 1, so it is for throughput only.
-    raises:     DataError if the settings fit no data, or the rank or world size make no sense.
+    Ids have the distributions of the settings, but are different rows from those that `prepare synthetic`
+    writes. Global batches do not depend on the world size: a rank generates only its own rows, split as in
+    `Split.batches`.
+
+    Args:
+        batch_size: Rows of a global batch.
+        steps: Number of batches; None for no end.
+        start: Batches to skip, at no cost.
+        labels: `planted`: drawn from the planted truth, as in data on disk. `rule`: 1 where the first field's
+        id is a multiple of 4,
+            which costs nothing and has a Bayes AUC of 1, so it is for throughput only.
+    Raises:
+        DataError: The settings fit no data, or the rank or world size is invalid.
     """
     if not 0 <= rank < world_size <= batch_size:
         raise DataError(
-            f"rank {rank} of {world_size} ranks sharing {batch_size} rows: wanted is rank < ranks <= rows"
+            f"rank {rank} of {world_size} ranks with {batch_size} rows: expected rank < ranks <= rows"
         )
     planted = Planted(settings)
     planted.check()
@@ -84,9 +92,11 @@ def _generate(
 
 
 class _Rows:
-    """The endless rows of one data set. Element (row, field) has a splitmix64 stream of its own, whose numbers it draws from until one is kept.
+    """The endless rows of one data set.
 
-    source: Steele, Lea and Flood, Fast splittable pseudorandom number generators, OOPSLA 2014.
+    Element (row, field) has its own splitmix64 stream; numbers are drawn from it until one is accepted.
+
+    Source: Steele, Lea and Flood, Fast splittable pseudorandom number generators, OOPSLA 2014.
     """
 
     def __init__(self, planted: Planted) -> None:
@@ -113,7 +123,7 @@ class _Rows:
         return _uniform(self._streams(first, ids.shape[1], np.array(self._fields))) < chance
 
     def _streams(self, first: int, rows: int, fields: Array) -> Array:
-        """Where the stream of each element begins, (fields, rows) uint64; the number after the last field is the label's."""
+        """Start of each element's stream, (fields, rows) uint64; index F is the stream of the label."""
         places = np.arange(first, first + rows, dtype=np.uint64) * np.uint64(
             self._fields + 1
         ) + fields.astype(np.uint64)

@@ -1,10 +1,10 @@
-"""Everything once on the GPU that is there: four models through search, slice and export beside the same on CPU; then speed at benchmark size.
+"""Runs everything once on a GPU: four models through all stages, compared with CPU; then speed.
 
     python perf/gpu_check.py --out results                      on a machine with a GPU
-    python perf/gpu_check.py --device cpu --rows 200000         the same program where there is none, on smaller tables
+    python perf/gpu_check.py --device cpu --rows 200000         the same without a GPU, on smaller tables
 
-Writes gpu_check.json and gpu_check.md to --out as it goes along, so that what was measured is kept if it is cut off. Exits with 1 where a number of
-the GPU is not that of the CPU.
+Writes gpu_check.json and gpu_check.md to --out after each part, so that results are kept if it is
+interrupted. Exits with 1 if a number of the GPU differs from that of the CPU.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from ham_dist.training.loop import mask_gradient, weight_step
 from ham_dist.training.state import open_supernet
 
 MODELS = ("fm", "deepfm", "autoint", "dcnv2")
-FIELDS, WIDTH, STEPS = 39, 16, 30
+FIELDS, EMBEDDING_DIM, STEPS = 39, 16, 30
 VARIANTS = {
     "float16 tables": ["precision.tables=float16"],
     "bfloat16 tables": ["precision.tables=bfloat16"],
@@ -41,13 +41,22 @@ VARIANTS = {
     "tables on the host": ["sharding.compute_kernel=fused_uvm"],
 }
 CLOSE = {"supernet": 2e-3, "narrow": 1e-2}
-"""AUC of the same run on GPU and CPU: their sums run in another order, and a search whose mask is hard may keep other columns of equal worth."""
+"""Largest difference of AUC between GPU and CPU.
+
+Sums are computed in another order, so a search with a hard mask may keep other columns of equal value."""
 
 
 def run_of(model: str, device: str, folder: Path) -> dict[str, Any]:
     """A short run in a process of its own: the GPU is hidden from the one for the CPU."""
-    settings = ["data.synthetic.rows=50000", f"model.name={model}", "precision.dense=float32", "pretrain.max_epochs=3", "search.epochs=3",
-                "retrain.max_epochs=3", "checkpoint.keep=1"]  # fmt: skip
+    settings = [
+        "data.synthetic.rows=50000",
+        f"model.name={model}",
+        "precision.dense=float32",
+        "pretrain.max_epochs=3",
+        "search.epochs=3",
+        "retrain.max_epochs=3",
+        "checkpoint.keep=1",
+    ]
     command = [
         sys.executable,
         "-m",
@@ -62,12 +71,17 @@ def run_of(model: str, device: str, folder: Path) -> dict[str, Any]:
     if done.returncode:
         return {"failed": (done.stdout + done.stderr)[-2000:]}
     result = json.loads(next(folder.glob("**/result.json")).read_text())
-    return {"supernet": result["supernet"]["auc"], "narrow": result["test_auc"], "kept": result["kept_columns"], "device": result["device"],
-            "bundle": any(folder.glob("**/bundle/manifest.json"))}  # fmt: skip
+    return {
+        "supernet": result["supernet"]["auc"],
+        "narrow": result["test_auc"],
+        "kept": result["kept_columns"],
+        "device": result["device"],
+        "bundle": any(folder.glob("**/bundle/manifest.json")),
+    }
 
 
 def same_numbers(device: str, folder: Path) -> dict[str, Any]:
-    """Each model on the device and on CPU."""
+    """Runs each model on the device and on CPU, and compares the results."""
     found = {}
     for model in MODELS:
         sides = {side: run_of(model, side, folder / f"{model}-{side}") for side in {"cpu", device}}
@@ -84,14 +98,14 @@ def same_numbers(device: str, folder: Path) -> dict[str, Any]:
     return found
 
 
-def cardinalities_of(rows: int) -> dict[str, int]:
-    """39 fields: 13 of 100 rows; 5 with most of the rest, and 21 with a hundredth of it between them, as in the public DLRM benchmark."""
+def num_embeddings_of(rows: int) -> dict[str, int]:
+    """39 fields, as in the DLRM benchmark: 13 of 100 rows, 5 with most rows, 21 that share a hundredth."""
     large, small = int(rows * 0.99) // 5, max(100, int(rows * 0.01) // 21)
     return {f"I{n}": 100 for n in range(13)} | {f"C{n}": large if n < 5 else small for n in range(26)}
 
 
 def seconds_of(work: Callable[[], object], device: torch.device, times: int = STEPS) -> float:
-    """Of one call, after three that warm up."""
+    """Seconds of one call, after three calls to warm up."""
     for _ in range(3):
         work()
     _wait(device)
@@ -126,10 +140,10 @@ def copying_bandwidth(size: int, device: torch.device) -> float:
 
 
 def speed(rows: int, batch_rows: int, device: torch.device) -> dict[str, Any]:
-    """Training, a step on alpha, and lookups alone, at `rows` rows of tables: each model, and one of them under other settings."""
+    """Measures training, a step on alpha, and lookups alone: each model, and DeepFM under VARIANTS."""
     size = 1 << 28 if device.type == "cuda" else 1 << 24
     copied = copying_bandwidth(size, device)
-    num_embeddings = cardinalities_of(rows)
+    num_embeddings = num_embeddings_of(rows)
     batches = [batch_of(num_embeddings, batch_rows, device) for _ in range(4)]
     cases = {model: [f"model.name={model}"] for model in MODELS} | {
         f"deepfm, {name}": ["model.name=deepfm", *more] for name, more in VARIANTS.items()
@@ -151,7 +165,7 @@ def speed(rows: int, batch_rows: int, device: torch.device) -> dict[str, Any]:
             )
         except HamError as error:
             found["cases"][name] = {"refused": str(error)}
-        gc.collect()  # A sharded model holds itself, and with it its tables.
+        gc.collect()  # A sharded model has reference cycles that hold its tables.
         if device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
@@ -165,7 +179,11 @@ def speed_of(
     device: torch.device,
     copied: float,
 ) -> dict[str, Any]:
-    """copied: bytes a second of copying."""
+    """Speed of one case.
+
+    Args:
+        copied: Bytes a second of copying.
+    """
     state = open_supernet(run, num_embeddings, device, single_valued=num_embeddings)
     mask = torch.ones(state.sharded.mask.layout.size, device=device)
     supply = cycle(batches)
@@ -177,9 +195,8 @@ def speed_of(
     step = seconds_of(lambda: weight_step(state, next(supply)), device)
     alpha = seconds_of(lambda: mask_gradient(state, next(supply), mask), device)
     lookup = seconds_of(look_up, device)
-    row_bytes = WIDTH * (
-        state.sharded.tables[0].number_bytes + 4
-    )  # A row is read, and a vector of float32 written.
+    # A row is read, and a vector of float32 written.
+    row_bytes = EMBEDDING_DIM * (state.sharded.tables[0].number_bytes + 4)
     return {
         "samples a second": run.data.batch_size / step,
         "step on alpha, of a step": alpha / step,
@@ -211,7 +228,8 @@ def report(found: dict[str, Any]) -> str:
             lines.append(f"| {model} | not here: {entry['refused'].splitlines()[0]} | | | |")
             continue
         peak = "-" if entry["peak bytes"] is None else f"{entry['peak bytes'] / 1e9:.1f}"
-        lines.append(f"| {model} | {entry['samples a second']:,.0f} | {entry['step on alpha, of a step']:.2f} | "
+        lines.append(f"| {model} | {entry['samples a second']:,.0f} | "
+                     f"{entry['step on alpha, of a step']:.2f} | "
                      f"{entry['lookups, share of the copying bandwidth']:.2f} | {peak} |")  # fmt: skip
     return "\n".join(lines) + "\n"
 
@@ -226,14 +244,15 @@ def main() -> None:
         "--rows",
         type=int,
         default=200_000_000,
-        help="of all tables; 68 bytes a row: 16 columns, one number of state",
+        help="rows of all tables; 68 bytes a row: 16 columns, one number of state",
     )
     parser.add_argument("--batch", type=int, default=65_536)
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.exit(
             2,
-            "gpu_check: torch finds no GPU here (torch.cuda.is_available() is False); --device cpu tries the program itself\n",
+            "gpu_check: torch finds no GPU (torch.cuda.is_available() is False).\n"
+            "  Use --device cpu to run the program without one.\n",
         )
     if options.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -1,6 +1,8 @@
-"""Kills `prepare` with SIGKILL at random moments, starts it again each time, and compares the sha256 of every file with an undisturbed run.
+"""Kills `prepare` with SIGKILL at random moments, restarts it each time, and compares the final files.
 
-python perf/kill_prepare.py --kills 50 --rows 200000
+    python perf/kill_prepare.py --kills 50 --rows 200000
+
+The sha256 of every file must be that of an undisturbed run.
 """
 
 import argparse
@@ -54,7 +56,7 @@ def main() -> None:
             process = run(folder, "killed")
             runs += 1
             try:
-                # Mostly early, as a run that goes on has less and less to do.
+                # Mostly early, since a resumed run has less and less to do.
                 process.wait(timeout=moments.random() * seconds * 0.7)
             except subprocess.TimeoutExpired:
                 process.kill()
@@ -69,7 +71,8 @@ def main() -> None:
         run(folder, "killed").wait()
         same = digests(folder / "killed") == wanted
     print(
-        f"{kills} kills in {runs} runs of up to {seconds:.1f} s each: the last bytes are {'the same' if same else 'DIFFERENT'}"
+        f"{kills} kills in {runs} runs of up to {seconds:.1f} s each: "
+        f"the final files are {'the same' if same else 'DIFFERENT'}"
     )
     raise SystemExit(not same)
 

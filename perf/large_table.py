@@ -1,9 +1,10 @@
-"""A table of 10^8 rows x 16 columns (6.4 GB) trained, searched, sliced and exported by one process: the most memory that it takes.
+"""Peak memory of one process that runs all stages with a table of 10^8 rows x 16 columns (6.4 GB).
 
-    python perf/large_table.py                             `ham`, and `uniform`, which keeps 4 columns of the table; about 10 GB of memory, 20 of disk
+    python perf/large_table.py                             about 10 GB of memory, 20 of disk
     python perf/large_table.py --rows 10_000_000
 
-Beside it stands 1.25 x tables + what their rule remembers + 2 GB.
+Runs `ham`, and `uniform`, which keeps 4 columns of the table. The bound next to the peak is 1.25 x tables +
+optimizer state + 2 GB.
 """
 
 import argparse
@@ -19,20 +20,20 @@ from pathlib import Path
 from ham_dist.embedding.table_size import read_sizes
 from ham_dist.training.run_folder import RunFolder
 
-WIDTH = 16
+EMBEDDING_DIM = 16
 SMALL = (50,) * 7
 """Rows of the other tables."""
 
 
 def peak_of_run(method: str, rows: int, samples: int, folder: Path) -> int:
-    """The most bytes that the process of a run held."""
+    """Peak bytes of the process of a run."""
     num_embeddings = [rows, *SMALL]
     settings = {
         "data.synthetic.rows": samples,
         "data.synthetic.num_embeddings": num_embeddings,
         "data.synthetic.planted_ranks": [2] * len(num_embeddings),
         "model.name": "deepfm",
-        "model.base_dim": WIDTH,
+        "model.base_dim": EMBEDDING_DIM,
         "optimizer.tables": "rowwise_adagrad",
         "optimizer.tables_learning_rate": 0.02,
         "orthogonality.application": "decoupled",
@@ -65,7 +66,7 @@ def toml(value: object) -> str:
 
 
 def peaks(process: subprocess.Popen[bytes]) -> Iterator[int]:
-    """The most bytes that it has held, asked twenty times a second until it ends."""
+    """Yields the process's peak bytes so far, twenty times a second until it ends."""
     yield 0
     while process.poll() is None:
         found = re.search(
@@ -87,13 +88,15 @@ def main() -> None:
     parser.add_argument("--folder", help="for the runs; a temporary one by default")
     options = parser.parse_args()
     all_rows = options.rows + sum(SMALL)
-    tables, state = all_rows * WIDTH * 4, all_rows * 4
+    tables, state = all_rows * EMBEDDING_DIM * 4, all_rows * 4
     bound = 1.25 * tables + state + 2e9
     print(
-        f"{all_rows:,} rows x {WIDTH}: tables {tables / 1e9:.2f} GB, row-wise Adagrad's state {state / 1e9:.2f} GB"
+        f"{all_rows:,} rows x {EMBEDDING_DIM}: tables {tables / 1e9:.2f} GB, "
+        f"row-wise Adagrad's state {state / 1e9:.2f} GB"
     )
     print(
-        "\n| method | peak GB | bound GB | columns kept of the large table | bundle GB |\n|---|---|---|---|---|"
+        "\n| method | peak GB | bound GB | columns kept of the large table | bundle GB |\n"
+        "|---|---|---|---|---|"
     )
     for method in options.methods:
         with tempfile.TemporaryDirectory(dir=options.folder) as temporary:

@@ -1,9 +1,10 @@
-"""What orthogonality gains under each way to apply it, and on which rows: test AUC of HAM's narrow models (DCN-V2) over seeds.
+"""Test AUC of HAM's narrow models (DCN-V2) over seeds, by form of orthogonality.
 
     python perf/orthogonality.py data/movielens-1m --targets 14 28 --seeds 3 --runs runs/orthogonality
 
-Beside the settings of a run, two halves of the coupled form: its gradient on the rows that the batch looks up alone, and on the others alone.
-Each run is a run folder of its own under --runs; one that is finished is not done again, so the command can be cut off and repeated.
+In addition to the settings of a run, it has two halves of the coupled form: its gradient only on the rows
+that the batch looks up, and only on the others. Each run has its own run folder under --runs; a finished run
+is not repeated, so the command can be interrupted and repeated.
 """
 
 import argparse
@@ -34,7 +35,7 @@ VARIANTS = {
 
 
 class HalfCoupled(Regularizer):
-    """The coupled form on some rows alone; one rank, dense Adam."""
+    """The coupled form on some rows only; for one rank and dense Adam."""
 
     looked_up = True
 
@@ -66,7 +67,7 @@ def one(variant: str, data: Path, targets: list[int], seed: int, folder: Path) -
 
 
 def results(options: argparse.Namespace, variant: str, seed: int) -> list[dict[str, Any]]:
-    """The result of each target, after doing the run where it is not done."""
+    """The result of each target; runs the stages first if they are not finished."""
     folder = options.runs / f"{variant.replace(', ', '-').replace(' ', '-')}-{seed}"
     files = [folder / f"columns-{target}" / "result.json" for target in options.targets]
     if not all(file.exists() for file in files):

@@ -1,6 +1,7 @@
-"""The supernet as a plain program has it: nn.EmbeddingBag tables, torch.optim.Adam, Eq. 1 by autograd through whole tables, one process.
+"""The supernet in plain torch: nn.EmbeddingBag tables, torch.optim.Adam, Eq. 1 by autograd, one process.
 
-It shares the dense part, the samples and their order with ham_dist, so that a difference in time or AUC is that of everything else.
+It shares the dense part, the samples and their order with ham_dist, so that a difference in time or AUC comes
+from everything else.
 """
 
 import torch
@@ -30,7 +31,7 @@ class PlainModel(nn.Module):
             nn.init.normal_(table.weight, std=settings.model.init_std)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """(B,)"""
+        """Logits (B,)."""
         by_field = batch.sparse_features.to_dict()
         columns = [
             table(by_field[field].values(), by_field[field].offsets()[:-1])
@@ -39,7 +40,7 @@ class PlainModel(nn.Module):
         return self.interaction(torch.cat(columns, dim=1))
 
     def regularizer(self) -> torch.Tensor:
-        """R(V) as Eq. 1 is written."""
+        """R(V), computed directly as in Eq. 1."""
         total = self.tables[0].weight.new_zeros(())
         for table in self.tables:
             gram = table.weight.T @ table.weight

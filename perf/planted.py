@@ -1,8 +1,10 @@
-"""Does a search find what was planted? Generated data whose fields need 6, 4, 3, 2 and 1 columns, and three fields of noise; target: their sum, 16.
+"""Compares the columns that a search keeps with those planted in generated data.
 
     python perf/planted.py --runs runs/planted --methods ham random --seeds 5
 
-A seed is that of the data and of the run. Spearman's rank correlation is taken between planted and kept dims over the eight fields.
+The generated fields need 6, 4, 3, 2 and 1 columns, and three fields are noise; the target is their sum, 16. A
+seed is used for the data and for the run. Spearman's rank correlation is taken between planted and kept dims
+of the eight fields.
 """
 
 import argparse
@@ -28,12 +30,14 @@ def spearman(left: list[int], right: list[int]) -> float:
 
 
 def do_run(folder: Path, method: str, seed: int, overrides: list[str]) -> dict:
-    """`ham-dist train` on the default generated set; gives its result."""
+    """Runs `ham-dist train` on the default generated set, and returns its result."""
     settings = [f"search.method={method}", f"seed={seed}", f"data.synthetic.seed={seed}", *overrides]
     if (folder / "run.toml").exists() and (
         differ := differences(load_run(str(folder / "run.toml")), load_run(None, settings))
     ):
-        raise SystemExit(f"{folder}: is a run of other settings ({'; '.join(differ)}); give another --runs")
+        raise SystemExit(
+            f"{folder}: holds a run with other settings ({'; '.join(differ)}); give another --runs"
+        )
     if not (folder / "result.json").exists():
         command = [
             sys.executable,
@@ -62,7 +66,8 @@ def main() -> None:
     options.runs.mkdir(parents=True, exist_ok=True)
     for method in options.methods:
         print(
-            f"\n| {method}, seed | planted | kept | noise columns | fields lost | Spearman | test AUC, supernet -> narrow | seconds |"
+            f"\n| {method}, seed | planted | kept | noise columns | fields lost | Spearman "
+            "| test AUC, supernet -> narrow | seconds |"
         )
         print("|---|---|---|---|---|---|---|---|")
         correlations = []
@@ -78,8 +83,8 @@ def main() -> None:
             correlations.append(spearman(truth, kept))
             print(
                 f"| {seed} | {truth} | {kept} | {noise} | {lost} | {correlations[-1]:.3f} | "
-                f"{result['supernet']['auc']:.4f} -> {result['test_auc']:.4f} (Bayes {manifest['truth']['bayes_auc']:.4f}) | "
-                f"{sum(result['seconds'].values()):.0f} |"
+                f"{result['supernet']['auc']:.4f} -> {result['test_auc']:.4f} "
+                f"(Bayes {manifest['truth']['bayes_auc']:.4f}) | {sum(result['seconds'].values()):.0f} |"
             )
         print(f"\nSpearman: median {statistics.median(correlations):.3f}, lowest {min(correlations):.3f}")
 

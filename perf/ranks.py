@@ -1,11 +1,12 @@
-"""Do 1, 2 and 3 ranks compute the same? Losses of the first 50 steps of every stage, step by step, and the columns that a whole run keeps.
+"""Compares 1, 2 and 3 ranks: losses of the first 50 steps of every stage, and the columns that a run keeps.
 
-    python perf/ranks.py --data data/movielens-1m        50 steps a stage on prepared data; without --data on the demo's
-    python perf/ranks.py --whole                         also the demo run (dense weights in float64) from end to end on 1, 2 and 3 ranks
+    python perf/ranks.py --data data/movielens-1m     50 steps a stage; without --data on the demo's data
+    python perf/ranks.py --whole                      also the whole demo run on 1, 2 and 3 ranks
 
-Pretraining starts from the first weights, search from those of one rank after 50 steps, retraining from those of one rank after 50 more, cut to 16
-columns: each stage from one checkpoint, read by all. (Run on from their own weights, 3 ranks and 1 drift apart, as Adam turns the last digit of a
-gradient that nearly cancels into a visible part of a step.)
+Pretraining starts from the initial weights, the search from those of one rank after 50 steps, retraining from
+those of one rank after 50 more steps, sliced to 16 columns: each stage starts from one checkpoint that all
+read. (If each number of ranks continued from its own weights, 3 ranks and 1 would drift apart, since Adam
+turns the last digit of a gradient that nearly cancels into a visible part of a step.)
 """
 
 import argparse
@@ -23,7 +24,10 @@ COLUMNS = 16
 
 
 def losses_of_stages(data: Path, starts: Path, precision: str) -> dict[str, list[float]]:
-    """On each rank: the global loss of each step, by stage. One rank writes each stage's start to `starts`, several read it there."""
+    """The global loss of each step, by stage; called on each rank.
+
+    One rank alone writes the initial state of each stage to `starts`; several ranks read it there.
+    """
     import torch
 
     from ham_dist.config.schema import PrecisionSettings, RunSettings, Target
@@ -53,7 +57,7 @@ def losses_of_stages(data: Path, starts: Path, precision: str) -> dict[str, list
             0,
             device,
         )
-        method, validation = HardAuxiliaryMask(space, settings.search), samples.validation_forever(0)
+        method, validation = HardAuxiliaryMask(space, settings.search.method), samples.validation_forever(0)
         for stage in losses:
             alone = process_group.world_size() == 1
             if stage == "retrain":
@@ -134,7 +138,8 @@ def main() -> None:
                 )
                 found[ranks] = json.loads(file.read_text(encoding="utf-8"))
             print(
-                f"\nDense weights in {precision}: largest difference of a step's loss from one rank's, over the first {STEPS} steps\n"
+                f"\nDense weights in {precision}: largest difference of a step's loss from one rank's, "
+                f"over the first {STEPS} steps\n"
             )
             print("| stage | first and last loss | 2 ranks | 3 ranks |\n|---|---|---|---|")
             for stage, one in found[1].items():
@@ -145,16 +150,17 @@ def main() -> None:
                     f"| {stage} | {one[0]:.4f}, {one[-1]:.4f} | {differences[0]:.1e} | {differences[1]:.1e} |"
                 )
         if options.whole:
-            print("\nWhat the demo run keeps, its test AUC, and sha256 of all tensors in its bundle\n")
+            print(
+                "\nColumns that the demo run keeps, its test AUC, and sha256 of all tensors in its bundle\n"
+            )
             print("| ranks | columns kept | test AUC | bundle |\n|---|---|---|---|")
             for ranks in RANKS:
                 folder = Path(temporary) / f"run-{ranks}"
                 on_ranks(ranks, "-m", "ham_dist.train", "--run-dir", str(folder))
                 result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
                 kept = ", ".join(map(str, result["kept_columns"].values()))
-                print(
-                    f"| {ranks} | {kept} | {result['test_auc']:.12f} | {sha256_of_tensors(folder / 'bundle')[:16]} |"
-                )
+                digest = sha256_of_tensors(folder / "bundle")[:16]
+                print(f"| {ranks} | {kept} | {result['test_auc']:.12f} | {digest} |")
 
 
 if __name__ == "__main__":

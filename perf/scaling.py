@@ -1,9 +1,10 @@
-"""Bytes, traffic and a step's time against the number of GPUs, on paper: the planner and the traffic formulas of the package, and an assumed machine.
+"""Bytes, traffic and time of a step by number of GPUs, computed by the planner and an assumed machine.
 
     python perf/scaling.py --parameters 1e9 1e11 1e12 --gpus 1 8 32 128
 
-No GPU is used. Bytes held and sent follow from the plan (a test compares the same formulas with what is allocated and sent); times follow from them
-and from the assumptions below, which `docs/scaling.md` names with their sources. Change them for another machine.
+No GPU is used. Bytes held and sent follow from the plan (a test compares the same formulas with what is
+allocated and sent); times follow from them and from the assumptions below, whose sources are in
+`docs/scaling.md`. Change them for another machine.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from ham_dist.distributed.planning.traffic import RankCost, costs_by_rank
 from ham_dist.errors import ShardingError
 from ham_dist.training.state import plan_for, table_groups
 
-FIELDS, WIDTH = 40, 16
+FIELDS, EMBEDDING_DIM = 40, 16
 GPUS_OF_HOST = 8
 SETTINGS = (
     "optimizer.tables=rowwise_adagrad",
@@ -27,14 +28,15 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Machine:
-    """What a rank is taken to reach.
+    """The assumed performance of a rank.
 
-    memory:     bytes that a GPU holds.
-    lookups:    bytes a second of table rows read at random.
-    within:     bytes a second to ranks of its host, in each direction at once.
-    between:    bytes a second to ranks of other hosts.
-    arithmetic: floating-point operations a second in the dense part.
-    fixed:      seconds of a step that depend on nothing: kernel launches, and the wait for the slowest of the ranks.
+    Attributes:
+        memory: Bytes that a GPU holds.
+        lookups: Bytes a second of table rows read at random.
+        within: Bytes a second to ranks of its host, in each direction at once.
+        between: Bytes a second to ranks of other hosts.
+        arithmetic: Floating-point operations a second in the dense part.
+        fixed: Constant seconds of a step: kernel launches, and waiting for the slowest rank.
     """
 
     memory: float = 80e9
@@ -46,16 +48,17 @@ class Machine:
 
 
 def seconds(cost: RankCost, machine: Machine, *, rows: int, ranks: int) -> dict[str, float]:
-    """Where a training step of DCN-V2 (`rows` samples on this rank) spends its time, nothing of it overlapped."""
+    """Seconds of the parts of a training step of DCN-V2 with `rows` samples on this rank, without overlap."""
     elsewhere = max(0, ranks - GPUS_OF_HOST) / max(1, ranks - 1)
-    width = FIELDS * WIDTH
+    width = FIELDS * EMBEDDING_DIM
     return {
-        # A row is read for the lookup, and read and written by the fused kernel; what others look up here is looked up here.
+        # A row is read for the lookup, and read and written by the fused kernel. Lookups of other ranks count
+        # here.
         "lookups": 3
         * (cost.vectors_out * ranks / (ranks - 1) if ranks > 1 else rows * width * 4)
         / machine.lookups,
         "exchange": cost.out * (1 - elsewhere) / machine.within + cost.out * elsewhere / machine.between,
-        # 3 D^2 weights in the cross layers, and a small MLP; two operations a weight, and twice that on the way back.
+        # 3 D^2 weights in the cross layers, and a small MLP; two operations a weight, twice that backward.
         "dense": 3 * 2 * (3 * width**2 + 20 * width) * rows / machine.arithmetic,
         "fixed": machine.fixed if ranks > 1 else machine.fixed / 3,
     }
@@ -75,27 +78,27 @@ def main() -> None:
     )
     options = parser.parse_args()
     machine = Machine()
-    settings = load_run(None, ["optimizer.tables=rowwise_adagrad", "orthogonality.application=decoupled", f"data.batch_size={options.batch}",
-                               "precision.dense=float32"])  # fmt: skip
-    rule = table_optimizer_of(settings.optimizer)
     print(
-        "| parameters | GPUs | kinds | GB a GPU, most | MB out of a GPU a step, most | ms: lookups | exchange | dense | fixed | million samples/s |"
+        "| parameters | GPUs | sharding types | GB per GPU, at most | MB sent per GPU and step, at most "
+        "| ms: lookups | exchange | dense | fixed | million samples/s |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
     for parameters in options.parameters:
-        num_embeddings = {f"field_{number}": int(parameters / FIELDS / WIDTH) for number in range(FIELDS)}
+        num_embeddings = {
+            f"field_{number}": int(parameters / FIELDS / EMBEDDING_DIM) for number in range(FIELDS)
+        }
         for gpus in options.gpus:
             batch = options.batch if options.batch_of_gpu is None else options.batch_of_gpu * gpus
             settings = load_run(None, [*SETTINGS, f"data.batch_size={batch}"])
-            rule, groups = table_optimizer_of(settings.optimizer), table_groups(settings, num_embeddings)
+            groups = table_groups(settings, num_embeddings)
             topology = Topology("cuda", gpus, min(gpus, GPUS_OF_HOST), int(machine.memory))
             try:
                 plan = plan_for(settings, groups, topology)
             except ShardingError:
                 print(f"| {parameters:.0e} | {gpus} | no plan: too little memory | | | | | | | |", flush=True)
                 continue
-            costs = costs_by_rank(plan, rule, topology, batch, {})
-            kinds = ", ".join(sorted({placement.kind for placement in plan.placements}))
+            costs = costs_by_rank(plan, table_optimizer_of(settings.optimizer), topology, batch, {})
+            sharding_types = ", ".join(sorted({placement.sharding_type for placement in plan.placements}))
             parts = [seconds(cost, machine, rows=-(-batch // gpus), ranks=gpus) for cost in costs]
             slowest = max(parts, key=lambda part: sum(part.values()))
             held, out = max(cost.tables + cost.beside for cost in costs), max(cost.out for cost in costs)
@@ -104,7 +107,8 @@ def main() -> None:
             )
             rate = batch / sum(slowest.values()) / 1e6
             print(
-                f"| {parameters:.0e} | {gpus} | {kinds} | {held / 1e9:.2f} | {out / 1e6:.1f} | {times} | {rate:.2f} |",
+                f"| {parameters:.0e} | {gpus} | {sharding_types} | {held / 1e9:.2f} | {out / 1e6:.1f} "
+                f"| {times} | {rate:.2f} |",
                 flush=True,
             )
 

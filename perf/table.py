@@ -1,8 +1,9 @@
-"""The paper's kind of table (its Figure 3): test AUC of every model, method and target, over seeds.
+"""Test AUC of every model, method and target over seeds: the paper's Figure 3 as a table.
 
-    python perf/table.py data/movielens-1m --models dcnv2 --methods ham magnitude random uniform --targets 14 28 42 --seeds 3 --runs runs/table
+    python perf/table.py data/movielens-1m --models dcnv2 --targets 14 28 42 --seeds 3 --runs runs/table
 
-Each run is a run folder of its own under --runs; one that is finished is not done again, so the command can be cut off and repeated.
+Each run has its own run folder under --runs; a finished run is not repeated, so the command can be
+interrupted and repeated.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from ham_dist.config.load import differences, load_run
 
 
 def do_run(options: argparse.Namespace, model: str, method: str, seed: int) -> Path:
-    """`ham-dist train` with all targets; gives its run folder."""
+    """Runs `ham-dist train` with all targets, and returns its run folder."""
     folder = options.runs / f"{model}-{method}-{seed}"
     targets = ", ".join(f"{{columns = {target}}}" for target in options.targets)
     settings = [
@@ -31,7 +32,9 @@ def do_run(options: argparse.Namespace, model: str, method: str, seed: int) -> P
     if (folder / "run.toml").exists() and (
         differ := differences(load_run(str(folder / "run.toml")), load_run(None, settings))
     ):
-        raise SystemExit(f"{folder}: is a run of other settings ({'; '.join(differ)}); give another --runs")
+        raise SystemExit(
+            f"{folder}: holds a run with other settings ({'; '.join(differ)}); give another --runs"
+        )
     if not all((folder / f"columns-{target}" / "result.json").exists() for target in options.targets):
         command = [sys.executable, "-m", "ham_dist", "train", "--run-dir", str(folder), "--resume"]
         with open(options.runs / f"{folder.name}.txt", "w", encoding="utf-8") as output:

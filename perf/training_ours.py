@@ -1,6 +1,7 @@
-"""The sides of bench_training.py that run where ham_dist does: ham_dist, the same tables under bare TorchRec, and the same model in plain torch.
+"""The sides of bench_training.py in ham_dist's environment: ham_dist, bare TorchRec, and plain torch.
 
-All three share the dense part of the model (ham_dist/models). The loops of the last two are as a user of the library would write them.
+All three share the dense part of the model (ham_dist/models). TorchRec has the same tables and plan. The
+loops of the last two are as a user of the library would write them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim.keyed import KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
-from training_side import LEARNING_RATE, TABLE_START, Task, has_first_order_tables, run_side
+from training_side import INIT_STD, LEARNING_RATE, Task, has_first_order_tables, run_side
 
 from ham_dist.config.schema import RunSettings
 from ham_dist.data.format.manifest import Manifest
@@ -44,13 +45,13 @@ def settings_of(task: Task) -> RunSettings:
             "data": {"batch_size": task.batch_size},
             "model": {
                 "name": task.model,
-                "base_dim": task.width,
-                "init_std": TABLE_START,
+                "base_dim": task.embedding_dim,
+                "init_std": INIT_STD,
                 "mlp": task.mlp,
                 **(
                     {"cross_layers": task.cross_layers}
                     if task.model == "dcnv2"
-                    else {"lift_dim": task.width, "first_order": task.first_order}
+                    else {"lift_dim": task.embedding_dim, "first_order": task.first_order}
                 ),
             },
             "optimizer": {
@@ -64,7 +65,7 @@ def settings_of(task: Task) -> RunSettings:
 
 
 def choose_model(task: Task) -> None:
-    """Have `deepfm` in this process be the one that the task asks for."""
+    """Registers, in this process, the `deepfm` that the task needs."""
     if not task.has_lift:
         INTERACTIONS["deepfm"] = _DeepFMWithoutLift
 
@@ -102,7 +103,7 @@ class HamDist:
 
 
 class Rows:
-    """A split as a short program reads it: all shards into one array of ids and one of labels."""
+    """A split as a short program reads it: all shards in one array of ids and one of labels."""
 
     def __init__(self, task: Task, split: str) -> None:
         table = pq.read_table(Path(task.folder) / split, use_threads=False)
@@ -155,22 +156,22 @@ class _Looped:
 
 
 class TorchRec(_Looped):
-    """The same tables under the same plan (each whole on the one rank) and optimizer, without ham_dist."""
+    """Bare TorchRec with ham_dist's tables, plan (each table whole on one rank) and optimizer."""
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
-        rule = table_optimizer_of(settings_of(task).optimizer)
-        model = _TorchRecModel(task, padded_first_order=rule.fused is not None)
+        table_optimizer = table_optimizer_of(settings_of(task).optimizer)
+        model = _TorchRecModel(task, padded_first_order=table_optimizer.fused is not None)
         plans = {}
         for name, module in model.named_children():
             if not isinstance(module, EmbeddingBagCollection):
                 continue
-            if rule.fused is not None:
-                kind, options = rule.fused
+            if table_optimizer.fused is not None:
+                optimizer, options = table_optimizer.fused
                 _apply_optimizer_in_backward(
-                    kind, module.parameters(), {"lr": task.tables_learning_rate, **options}
+                    optimizer, module.parameters(), {"lr": task.tables_learning_rate, **options}
                 )
-            place = table_wise(rank=0, compute_kernel="dense" if rule.fused is None else "fused")
+            place = table_wise(rank=0, compute_kernel="dense" if table_optimizer.fused is None else "fused")
             plans[name] = construct_module_sharding_plan(
                 module,
                 dict.fromkeys(task.num_embeddings, place),
@@ -184,7 +185,7 @@ class TorchRec(_Looped):
         with torch.no_grad():
             for name, values in self.parallel.state_dict().items():
                 if name.startswith("tables."):
-                    values.local_shards()[0].tensor.normal_(std=TABLE_START)
+                    values.local_shards()[0].tensor.normal_(std=INIT_STD)
                 elif name.startswith("first_order."):
                     values.local_shards()[0].tensor.zero_()
         parameters = dict(in_backward_optimizer_filter(self.parallel.named_parameters()))
@@ -209,12 +210,12 @@ class TorchRec(_Looped):
 class _TorchRecModel(nn.Module):
     def __init__(self, task: Task, *, padded_first_order: bool) -> None:
         super().__init__()
-        self.tables = _collection(task, task.width)
+        self.tables = _collection(task, task.embedding_dim)
         self.first_order = (
             _collection(task, 4 if padded_first_order else 1) if has_first_order_tables(task) else None
         )
         self.interaction = build_interaction(
-            settings_of(task).model, dict.fromkeys(task.num_embeddings, task.width)
+            settings_of(task).model, dict.fromkeys(task.num_embeddings, task.embedding_dim)
         )
 
     def forward(self, features: KeyedJaggedTensor) -> torch.Tensor:
@@ -225,9 +226,11 @@ class _TorchRecModel(nn.Module):
         return logits
 
 
-def _collection(task: Task, width: int) -> EmbeddingBagCollection:
+def _collection(task: Task, embedding_dim: int) -> EmbeddingBagCollection:
     tables = [
-        EmbeddingBagConfig(name=field, embedding_dim=width, num_embeddings=rows, feature_names=[field])
+        EmbeddingBagConfig(
+            name=field, embedding_dim=embedding_dim, num_embeddings=rows, feature_names=[field]
+        )
         for field, rows in task.num_embeddings.items()
     ]
     return EmbeddingBagCollection(tables=tables, device=torch.device("meta"))
@@ -252,7 +255,7 @@ class _PlainModel(nn.Module):
     def __init__(self, task: Task) -> None:
         super().__init__()
         self.tables = nn.ModuleList(
-            nn.EmbeddingBag(rows, task.width, mode="sum") for rows in task.num_embeddings.values()
+            nn.EmbeddingBag(rows, task.embedding_dim, mode="sum") for rows in task.num_embeddings.values()
         )
         self.first_order = nn.ModuleList(
             nn.EmbeddingBag(rows, 1, mode="sum")
@@ -260,11 +263,11 @@ class _PlainModel(nn.Module):
             if has_first_order_tables(task)
         )
         for table in self.tables:
-            nn.init.normal_(table.weight, std=TABLE_START)
+            nn.init.normal_(table.weight, std=INIT_STD)
         for table in self.first_order:
             nn.init.zeros_(table.weight)
         self.interaction = build_interaction(
-            settings_of(task).model, dict.fromkeys(task.num_embeddings, task.width)
+            settings_of(task).model, dict.fromkeys(task.num_embeddings, task.embedding_dim)
         )
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
@@ -279,7 +282,7 @@ class _PlainModel(nn.Module):
 
 
 class _Fields(nn.Module):
-    """In the place of a lift: fields of one width as they are."""
+    """A lift that leaves fields of one width as they are."""
 
     def __init__(self, fields: int) -> None:
         super().__init__()
@@ -296,7 +299,7 @@ class _Fields(nn.Module):
 
 
 class _DeepFMWithoutLift(DeepFM):
-    """For tables of one width that are not cut."""
+    """DeepFM for tables of one width that are not sliced."""
 
     def __init__(self, dims: Mapping[str, int], settings: DeepFMSettings) -> None:
         super().__init__(dims, settings)

@@ -1,6 +1,7 @@
-"""The sides of bench_training.py that run in .venv-peers (`make peers`): FuxiCTR and DeepCTR-Torch, each with its own loader and training loop.
+"""The sides of bench_training.py in .venv-peers (`make peers`): FuxiCTR and DeepCTR-Torch.
 
-FuxiCTR's wheel has layers, loaders and the training loop, but not these models of its zoo; they are put together here from those layers.
+Each trains with its own loader and training loop. FuxiCTR's wheel has layers, loaders and the training loop,
+but not these models of its zoo; they are built here from those layers.
 """
 
 import tempfile
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from training_side import LEARNING_RATE, TABLE_START, Task, run_side
+from training_side import INIT_STD, LEARNING_RATE, Task, run_side
 
 
 def arrays(task: Task, split: str) -> str:
@@ -32,7 +33,7 @@ class FuxiCTR:
             }
         )
         self.map.num_fields = self.map.get_num_fields()
-        self.map.default_emb_dim = task.width
+        self.map.default_emb_dim = task.embedding_dim
         self.map.set_column_index()
         self.model = _fuxictr_model(self.map, task)
 
@@ -64,12 +65,12 @@ def _fuxictr_model(map, task: Task) -> nn.Module:
         def __init__(self) -> None:
             super().__init__(map, verbose=0, model_root=tempfile.gettempdir(), metrics=["AUC"])
             self.embedding_layer = FeatureEmbedding(
-                map, task.width, embedding_initializer=f"partial(nn.init.normal_, std={TABLE_START})"
+                map, task.embedding_dim, embedding_initializer=f"partial(nn.init.normal_, std={INIT_STD})"
             )
             inputs = map.sum_emb_out_dim()
             self.fm = FactorizationMachine(map) if task.model == "deepfm" else None
             self.crossnet = None if self.fm else CrossNetV2(inputs, task.cross_layers)
-            # DeepFM's ends in a logit; DCN-V2's is read by the last layer, beside the cross layers.
+            # DeepFM's ends in a logit; DCN-V2's is an input of the last layer, next to the cross layers.
             self.mlp = MLP_Block(inputs, task.mlp, output_dim=1 if self.fm else None, batch_norm=True)
             self.fc = None if self.fm else nn.Linear(inputs + task.mlp[-1], 1)
             self.compile("adam", "binary_crossentropy", LEARNING_RATE)
@@ -91,7 +92,7 @@ def _fuxictr_model(map, task: Task) -> nn.Module:
 
 
 class DeepCTR:
-    """DeepCTR-Torch's DeepFM, or its DCN with full matrices, by `fit`; without the regularization that it has by default, as the others have none."""
+    """DeepCTR-Torch's DeepFM, or its DCN with full matrices, by `fit`; without its default regularization."""
 
     def __init__(self, task: Task) -> None:
         from deepctr_torch.inputs import SparseFeat
@@ -99,7 +100,7 @@ class DeepCTR:
 
         self.task = task
         fields = [
-            SparseFeat(field, vocabulary_size=rows, embedding_dim=task.width)
+            SparseFeat(field, vocabulary_size=rows, embedding_dim=task.embedding_dim)
             for field, rows in task.num_embeddings.items()
         ]
         shared = {
@@ -107,7 +108,7 @@ class DeepCTR:
             "dnn_use_bn": True,
             "l2_reg_linear": 0,
             "l2_reg_embedding": 0,
-            "init_std": TABLE_START,
+            "init_std": INIT_STD,
         }
         if task.model == "deepfm":
             self.model = DeepFM(fields, fields, **shared)

@@ -1,4 +1,6 @@
-"""What the sides of bench_training.py share. It runs in the peers' environment too, which has torch and numpy, and nothing of ham_dist's.
+"""Code that the sides of bench_training.py share.
+
+It also runs in the peers' environment, which has torch and numpy but not ham_dist.
 
 F fields, N samples of a split
 """
@@ -16,22 +18,24 @@ import numpy as np
 import torch
 
 LEARNING_RATE = 1e-3
-"""Of everything that moves by Adam, on all sides."""
-TABLE_START = 0.01
-"""Standard deviation of the embeddings' start, on all sides."""
+"""Learning rate of everything that Adam trains, on all sides."""
+INIT_STD = 0.01
+"""Standard deviation of the embedding initialization, on all sides."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a side is to train, and on what.
+    """The model that a side trains, and its data.
 
-    folder:      Parquet shards with their manifest, and for programs that read no such: train.npz and test.npz, an array of each field and `label`.
-    model:       deepfm or dcnv2.
-    tables:      rule of the tables; the peers know `adam`.
-    first_order: of DeepFM: `table` or `linear`.
-    has_lift:    of DeepFM: whether its fields are lifted, as they have to be once they differ in width.
-    core:        the one that the side may run on.
-    scores:      where the scores of the test split go, in its order.
+    Attributes:
+        folder: Parquet shards with their manifest, and for other programs train.npz and test.npz: an array of
+        each field and `label`.
+        model: deepfm or dcnv2.
+        tables: Table optimizer; the peers support `adam` only.
+        first_order: Of DeepFM: `table` or `linear`.
+        has_lift: Of DeepFM: true if its fields have a lift, which fields of different width need.
+        core: The core that the side runs on.
+        scores: File for the scores of the test split, in its order.
     """
 
     folder: str
@@ -40,7 +44,7 @@ class Task:
     first_order: str
     has_lift: bool
     num_embeddings: dict[str, int]
-    width: int
+    embedding_dim: int
     mlp: list[int]
     cross_layers: int
     batch_size: int
@@ -50,12 +54,12 @@ class Task:
     scores: str
 
     def arguments(self) -> list[str]:
-        """For the command line of a side."""
+        """Arguments for the command line of a side."""
         return [json.dumps(asdict(self))]
 
 
 def has_first_order_tables(task: Task) -> bool:
-    """Whether the model has a table of width 1 a field beside the others."""
+    """True if the model also has a table of width 1 for each field."""
     return task.model == "deepfm" and task.first_order == "table"
 
 
@@ -63,20 +67,20 @@ class Side(Protocol):
     """One program."""
 
     def train(self) -> int:
-        """One epoch over the training split, from its files; gives the samples that it saw."""
+        """Trains one epoch over the training split, from its files; returns the number of samples."""
 
     def scores(self) -> np.ndarray:
-        """(N,) of the test split: logits or probabilities."""
+        """Logits or probabilities of the test split, (N,)."""
 
 
 def run_side(sides: Mapping[str, Callable[[Task], Side]]) -> None:
-    """Do what the command line says, and print one JSON object as the last line."""
+    """Trains as the command line gives it, and prints one JSON object as the last line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("side", choices=sides)
     parser.add_argument("task", type=lambda text: Task(**json.loads(text)))
     options = parser.parse_args()
     task: Task = options.task
-    # Also for whatever thread or process a loader starts.
+    # Also holds for any thread or process that a loader starts.
     os.sched_setaffinity(0, {task.core})
     torch.set_num_threads(1)
     torch.manual_seed(task.seed)
@@ -89,11 +93,11 @@ def run_side(sides: Mapping[str, Callable[[Task], Side]]) -> None:
 
 
 def cpu_seconds() -> float:
-    """Of this process, and of a loader's that have ended."""
+    """CPU seconds of this process and of its children that have ended."""
     return sum(os.times()[:4])
 
 
 def peak_bytes() -> int:
-    """Most memory that this process has held. Not getrusage's figure, which counts the process that started it."""
+    """Peak memory of this process. Not from getrusage, whose figure includes the process that started it."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))

@@ -1,4 +1,4 @@
-"""Damaged and hostile files without end: tests/test_hostile_files.py under one seed after another, with the traceback of each fault.
+"""Runs tests/test_hostile_files.py with one seed after another, and prints the traceback of each fault.
 
     python perf/robustness/fuzz.py --seed 7
 
