@@ -101,7 +101,10 @@ def main() -> None:
             sharding_types = ", ".join(sorted({placement.sharding_type for placement in plan.placements}))
             parts = [seconds(cost, machine, rows=-(-batch // gpus), ranks=gpus) for cost in costs]
             slowest = max(parts, key=lambda part: sum(part.values()))
-            held, out = max(cost.tables + cost.beside for cost in costs), max(cost.out for cost in costs)
+            held, out = (
+                max(cost.tables + cost.training_state for cost in costs),
+                max(cost.out for cost in costs),
+            )
             times = " | ".join(
                 f"{1e3 * slowest[name]:.2f}" for name in ("lookups", "exchange", "dense", "fixed")
             )

@@ -98,7 +98,7 @@ def _tables(plan: Plan) -> Grid:
     lines: list[tuple[str, ...]] = []
     for path, group in plan.groups.items():
         for field, placement in group.items():
-            ranks = sorted({part.rank for part in placement.parts})
+            ranks = sorted({part.rank for part in placement.shards})
             where = (
                 ", ".join(map(str, ranks)) if len(ranks) <= 4 else f"{ranks[0]} to {ranks[-1]} ({len(ranks)})"
             )
@@ -135,7 +135,7 @@ def _ranks(costs: Sequence[RankCost]) -> Grid:
             (
                 rank,
                 size_text(cost.tables),
-                size_text(cost.beside),
+                size_text(cost.training_state),
                 f"{size_text(cost.ids_out)} / {size_text(cost.ids_in)}",
                 f"{size_text(cost.vectors_out)} / {size_text(cost.vectors_in)}",
                 f"{size_text(cost.vectors_in)} / {size_text(cost.vectors_out)}",
@@ -157,7 +157,7 @@ def _shown(costs: Sequence[RankCost]) -> list[tuple[str, RankCost]]:
     named = [(str(rank), cost) for rank, cost in enumerate(costs)]
     if len(costs) <= MOST_RANKS:
         return named
-    by_size = sorted(named, key=lambda entry: entry[1].tables + entry[1].beside + entry[1].host)
+    by_size = sorted(named, key=lambda entry: entry[1].tables + entry[1].training_state + entry[1].host)
     ends = (by_size[0], by_size[len(by_size) // 2], by_size[-1])
     return [
         (f"{rank} ({word})", cost)
@@ -202,7 +202,7 @@ def _narrow(
         placement.replicated for placement in plan.placements
     )
     held = {target: narrow_held(request, target, fused=fused) for target in settings.search.targets}
-    device, host = max(cost.tables + cost.beside for cost in costs), max(cost.host for cost in costs)
+    device, host = max(cost.tables + cost.training_state for cost in costs), max(cost.host for cost in costs)
     hosted = host or any(of_target.host for of_target in held.values())
     names = ("tables at most", "with gradients and state", "on one rank at most, the supernet besides")
     heads = ("after the search", *names, *(("in its host memory at most",) if hosted else ()))
@@ -254,7 +254,7 @@ def narrow_held(request: PlanRequest, target: Target, *, fused: bool) -> BytesHe
             host = table_optimizer.bytes_of(
                 rows, numbers, fused=True, number_bytes=number_bytes, memory=cached
             ).host
-            found = BytesHeld(found.tables + lists, found.beside, host)
+            found = BytesHeld(found.tables + lists, found.training_state, host)
         held = held.plus(found)
     return held
 

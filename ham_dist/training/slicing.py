@@ -147,9 +147,9 @@ def _slice(
     """Bring columns `kept` of a table (or of state that lies as it does) from the wide model's ranks to the sliced model's. A collective."""
     before, after = (dict(model.sharded.placements())[key] for model in (wide, state))
     move(
-        before.rows_alone() if of_row else before.parts,
+        before.row_state_shards() if of_row else before.shards,
         source.view(-1, 1) if of_row and source is not None else source,
-        after.rows_alone() if of_row else after.parts,
+        after.row_state_shards() if of_row else after.shards,
         target.view(-1, 1) if of_row and target is not None else target,
         kept,
         replicated=before.replicated,

@@ -55,7 +55,7 @@ def whole_tables(state: TrainingState) -> dict[str, torch.Tensor]:
     }
     for of_rank in process_group.gather_objects(
         {
-            field: (local.part, local.in_use, local.columns.detach())
+            field: (local.shard, local.in_use, local.columns.detach())
             for field, local in state.sharded.local.items()
         }
     ):
@@ -137,7 +137,7 @@ def whole(state: TrainingState) -> dict[str, torch.Tensor]:
         for rank, parts in enumerate(
             process_group.gather_objects({name: values.detach() for name, values in here.items()})
         ):
-            part = placement.part_of(rank)
+            part = placement.shard_of(rank)
             for name, values in parts.items():
                 assert part is not None
                 size = (

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from ham_dist.config.schema import ShardingType
 from ham_dist.distributed.planning.errors import has_rows_for, require_rows
-from ham_dist.distributed.planning.placement import Part, Placement, Plan
+from ham_dist.distributed.planning.placement import Placement, Plan, TableShard
 from ham_dist.distributed.planning.request import PlanRequest
 from ham_dist.embedding.tables import KERNEL_DIM, Table
 
@@ -76,40 +76,40 @@ class _BySize:
         ]
         width = table.stored_dim
         if kind == "table_wise":
-            parts = [Part(self._emptiest(table, ranks, 1)[0], 0, table.num_embeddings, 0, width)]
+            shards = [TableShard(self._emptiest(table, ranks, 1)[0], 0, table.num_embeddings, 0, width)]
         elif kind == "row_wise":
-            parts = self._rows(table, ranks, 0, width)
+            shards = self._rows(table, ranks, 0, width)
         elif kind == "column_wise":
             blocks = _column_blocks(width, unit, len(ranks))
-            parts = [
-                Part(rank, 0, table.num_embeddings, *block)
+            shards = [
+                TableShard(rank, 0, table.num_embeddings, *block)
                 for rank, block in zip(self._emptiest(table, ranks, len(blocks)), blocks, strict=True)
             ]
         elif kind == "table_row_wise":
             host = min(hosts, key=lambda host: (*self._fullness(table, host), host.start))
-            parts = self._rows(table, host, 0, width)
+            shards = self._rows(table, host, 0, width)
         elif kind == "grid":
             blocks = _column_blocks(width, unit, len(hosts))
             emptiest = sorted(hosts, key=lambda host: (*self._fullness(table, host), host.start))[
                 : len(blocks)
             ]
             in_order = sorted(emptiest, key=lambda host: host.start)
-            parts = [
-                part
+            shards = [
+                shard
                 for host, block in zip(in_order, blocks, strict=True)
-                for part in self._rows(table, host, *block)
+                for shard in self._rows(table, host, *block)
             ]
         else:
-            parts = [Part(rank, 0, table.num_embeddings, 0, width) for rank in ranks]
+            shards = [TableShard(rank, 0, table.num_embeddings, 0, width) for rank in ranks]
         return Placement(
-            table, kind, self.request.is_fused(kind), tuple(parts), self.request.memory_of(table)
+            table, kind, self.request.is_fused(kind), tuple(shards), self.request.memory_of(table)
         )
 
-    def _rows(self, table: Table, ranks: range, first_column: int, columns: int) -> list[Part]:
+    def _rows(self, table: Table, ranks: range, first_column: int, columns: int) -> list[TableShard]:
         """Blocks of rows: TorchRec's id distribution takes the rank of row i to be i // ceil(C / ranks), so that the last block may be smaller."""
         block = -(-table.num_embeddings // len(ranks))
         return [
-            Part(
+            TableShard(
                 rank, number * block, min(block, table.num_embeddings - number * block), first_column, columns
             )
             for number, rank in enumerate(ranks)
@@ -124,10 +124,10 @@ class _BySize:
         return (host, device) if self.request.memory_of(table).kernel == "fused_uvm" else (device, host)
 
     def _add(self, placement: Placement) -> None:
-        for part in placement.parts:
-            held = self.request.bytes_of(placement.table, placement.sharding_type, part)
-            self.load[part.rank] += held.device
-            self.host_load[part.rank] += held.host
+        for shard in placement.shards:
+            held = self.request.bytes_of(placement.table, placement.sharding_type, shard)
+            self.load[shard.rank] += held.device
+            self.host_load[shard.rank] += held.host
 
 
 def _column_blocks(width: int, unit: int, most: int) -> list[tuple[int, int]]:

@@ -21,9 +21,9 @@ from ham_dist.distributed.planning.errors import ShortMemory, ways_out
 from ham_dist.distributed.planning.placement import (
     FUSED_KERNEL,
     TORCHREC_SHARDING_TYPE,
-    Part,
     Placement,
     Plan,
+    TableShard,
     cache_params,
 )
 from ham_dist.distributed.planning.request import PlanRequest
@@ -155,16 +155,16 @@ def _constraints(request: PlanRequest, table: Table) -> ParameterConstraints:
 def _placement(request: PlanRequest, table: Table, sharding: ParameterSharding) -> Placement:
     kind = KIND[sharding.sharding_type]
     if kind == "data_parallel":
-        parts = [
-            Part(rank, 0, table.num_embeddings, 0, table.stored_dim) for rank in range(request.topology.ranks)
+        shards = [
+            TableShard(rank, 0, table.num_embeddings, 0, table.stored_dim)
+            for rank in range(request.topology.ranks)
         ]
     else:
-        shards = sharding.sharding_spec.shards
-        parts = [
-            Part(shard.placement.rank(), *_interleaved(shard.shard_offsets, shard.shard_sizes))
-            for shard in shards
+        shards = [
+            TableShard(of_rank.placement.rank(), *_interleaved(of_rank.shard_offsets, of_rank.shard_sizes))
+            for of_rank in sharding.sharding_spec.shards
         ]
-    joined = _one_a_rank(parts) if kind == "column_wise" else parts
+    joined = _one_a_rank(shards) if kind == "column_wise" else shards
     return Placement(table, kind, request.is_fused(kind), tuple(joined), request.memory_of(table))  # type: ignore[arg-type]
 
 
@@ -172,16 +172,18 @@ def _interleaved(offsets: Sequence[int], sizes: Sequence[int]) -> tuple[int, int
     return offsets[0], sizes[0], offsets[1], sizes[1]
 
 
-def _one_a_rank(parts: Sequence[Part]) -> list[Part]:
+def _one_a_rank(shards: Sequence[TableShard]) -> list[TableShard]:
     """Column blocks of one rank put side by side and joined: as blocks of one width cost the same, which of them a rank has makes no difference."""
-    blocks = sorted(parts, key=lambda part: part.first_column)
-    ranks = sorted(part.rank for part in parts)
+    blocks = sorted(shards, key=lambda shard: shard.first_column)
+    ranks = sorted(shard.rank for shard in shards)
     owned = [(rank, block) for rank, block in zip(ranks, blocks, strict=True)]
     joined = []
     for rank, group in groupby(owned, key=lambda entry: entry[0]):
         of_rank = [block for _, block in group]
         joined.append(
-            Part(rank, 0, of_rank[0].rows, of_rank[0].first_column, sum(block.columns for block in of_rank))
+            TableShard(
+                rank, 0, of_rank[0].rows, of_rank[0].first_column, sum(block.columns for block in of_rank)
+            )
         )
     return joined
 

@@ -152,9 +152,9 @@ def _largest(request: PlanRequest, plan: Plan, rank: int, memory: ShortMemory) -
     """The table that takes most of that memory of a rank."""
 
     def taken(placement: Placement) -> int:
-        part = placement.part_of(rank)
+        shard = placement.shard_of(rank)
         return (
-            getattr(request.bytes_of(placement.table, placement.sharding_type, part), memory) if part else 0
+            getattr(request.bytes_of(placement.table, placement.sharding_type, shard), memory) if shard else 0
         )
 
     return max(plan.placements, key=taken).table

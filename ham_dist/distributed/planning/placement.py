@@ -2,7 +2,7 @@
 
     C rows, d stored columns of one table
 
-A kind of sharding is a way to cut a table into parts; once it is cut, only the rectangles matter.
+A kind of sharding is a way to cut a table into shards; once it is cut, only the rectangles matter.
 """
 
 import itertools
@@ -46,7 +46,7 @@ ROWS_SPREAD = frozenset({"row_wise", "table_row_wise", "grid"})
 
 
 @dataclass(frozen=True)
-class Part:
+class TableShard:
     """A rectangle of a table on one rank: rows [first_row, first_row + rows) of columns [first_column, first_column + columns)."""
 
     rank: int
@@ -55,16 +55,18 @@ class Part:
     first_column: int
     columns: int
 
-    def within(self, start: int, stop: int) -> "Part":
+    def within(self, start: int, stop: int) -> "TableShard":
         """What of it lies in the rows [start, stop) of the table; maybe no row."""
         first = min(max(self.first_row, start), stop)
         last = max(min(self.first_row + self.rows, stop), first)
-        return Part(self.rank, first, last - first, self.first_column, self.columns)
+        return TableShard(self.rank, first, last - first, self.first_column, self.columns)
 
-    def of_turn(self, phase: int, stride: int) -> "Part":
+    def strided(self, phase: int, stride: int) -> "TableShard":
         """What of it lies in the table of the rows phase, phase + stride, phase + 2 stride ...; maybe no row."""
         first, last = (-((phase - row) // stride) for row in (self.first_row, self.first_row + self.rows))
-        return Part(self.rank, max(0, first), max(0, last) - max(0, first), self.first_column, self.columns)
+        return TableShard(
+            self.rank, max(0, first), max(0, last) - max(0, first), self.first_column, self.columns
+        )
 
 
 @dataclass(frozen=True)
@@ -72,15 +74,15 @@ class Placement:
     """Where one table lies.
 
     sharding_type:  how it was cut.
-    fused: whether its kernel steps inside the backward pass; else its parts are parameters with a gradient.
-    parts: cover the table without overlap, at most one a rank; under data_parallel one whole copy for each rank.
-    memory: where each rank keeps its part.
+    fused: whether its kernel steps inside the backward pass; else its shards are parameters with a gradient.
+    shards: cover the table without overlap, at most one a rank; under data_parallel one whole copy for each rank.
+    memory: where each rank keeps its shard.
     """
 
     table: Table
     sharding_type: ShardingType
     fused: bool
-    parts: tuple[Part, ...]
+    shards: tuple[TableShard, ...]
     memory: Memory = DEVICE
 
     @property
@@ -96,42 +98,42 @@ class Placement:
     @cached_property
     def splits_columns(self) -> bool:
         """Whether a rank may hold only some of the columns of its rows."""
-        return any(part.columns != self.table.stored_dim for part in self.parts)
+        return any(shard.columns != self.table.stored_dim for shard in self.shards)
 
     @cached_property
     def shares_rows(self) -> bool:
         """Whether the rows lie on several ranks, each row with all its columns on one."""
-        return not self.replicated and not self.splits_columns and len(self.parts) > 1
+        return not self.replicated and not self.splits_columns and len(self.shards) > 1
 
-    def part_of(self, rank: int) -> Part | None:
+    def shard_of(self, rank: int) -> TableShard | None:
         """What of it lies on `rank`."""
-        return next((part for part in self.parts if part.rank == rank), None)
+        return next((shard for shard in self.shards if shard.rank == rank), None)
 
     def numbers_of(self, rank: int) -> int:
         """How many of its numbers lie on `rank`."""
-        part = self.part_of(rank)
-        return part.rows * part.columns if part else 0
+        shard = self.shard_of(rank)
+        return shard.rows * shard.columns if shard else 0
 
     @property
     def bytes(self) -> int:
         """Of its numbers on all ranks, copies among them; of nothing that training keeps beside them."""
-        return sum(part.rows * part.columns for part in self.parts) * self.table.number_bytes
+        return sum(shard.rows * shard.columns for shard in self.shards) * self.table.number_bytes
 
-    def rows_alone(self) -> tuple[Part, ...]:
-        """The parts of a vector with one number for each row, where no rank holds a part of a row: row-wise optimizer state lies so."""
-        return tuple(Part(part.rank, part.first_row, part.rows, 0, 1) for part in self.parts)
+    def row_state_shards(self) -> tuple[TableShard, ...]:
+        """The shards of a vector with one number for each row, where no rank holds a shard of a row: row-wise optimizer state lies so."""
+        return tuple(TableShard(shard.rank, shard.first_row, shard.rows, 0, 1) for shard in self.shards)
 
     def sharding(self, device: torch.device, ranks_of_host: int) -> ParameterSharding:
         """The same for TorchRec. Its planner refuses the dense kernel outside data-parallel and lists no row-wise on CPU, though both work.
 
-        ranks_of_host: how many of the ranks share a machine, which decides on which of its devices a part lies.
+        ranks_of_host: how many of the ranks share a machine, which decides on which of its devices a shard lies.
         """
         kernel = FUSED_KERNEL[self.memory.kernel] if self.fused else EmbeddingComputeKernel.DENSE
         shards = self.shard_metadata(device, ranks_of_host)
         return ParameterSharding(
             sharding_type=TORCHREC_SHARDING_TYPE[self.sharding_type].value,
             compute_kernel=kernel.value,
-            ranks=[part.rank for part in self.parts],
+            ranks=[shard.rank for shard in self.shards],
             sharding_spec=None if self.replicated else EnumerableShardingSpec(shards),
             cache_params=cache_params(self.memory),
         )
@@ -139,27 +141,32 @@ class Placement:
     def shard_metadata(
         self, device: torch.device, ranks_of_host: int, *, of_row: bool = False
     ) -> list[ShardMetadata]:
-        """The parts in torch's words, of the table or (`of_row`) of a vector with one number a row."""
+        """The shards in torch's words, of the table or (`of_row`) of a vector with one number a row."""
         return [
-            _metadata(part, _device_of(part.rank, device, ranks_of_host), of_row=of_row)
-            for part in self.parts
+            _metadata(shard, _device_of(shard.rank, device, ranks_of_host), of_row=of_row)
+            for shard in self.shards
         ]
 
     def piece_metadata(
         self, device: torch.device, ranks_of_host: int, *, of_row: bool = False
     ) -> list[tuple[int, ShardMetadata]]:
-        """The same cut into pieces of at most PIECE_BYTES, each with the rank that holds it; the pieces of a part in the order of their rows."""
+        """The same cut into pieces of at most PIECE_BYTES, each with the rank that holds it; the pieces of a shard in the order of their rows."""
         pieces = []
-        for part in self.parts:
-            rows = max(1, PIECE_BYTES // (BYTES_PER_NUMBER * (1 if of_row else max(1, part.columns))))
-            edges = [*range(part.first_row, part.first_row + part.rows, rows), part.first_row + part.rows]
-            device_of_rank = _device_of(part.rank, device, ranks_of_host)
+        for shard in self.shards:
+            rows = max(1, PIECE_BYTES // (BYTES_PER_NUMBER * (1 if of_row else max(1, shard.columns))))
+            edges = [
+                *range(shard.first_row, shard.first_row + shard.rows, rows),
+                shard.first_row + shard.rows,
+            ]
+            device_of_rank = _device_of(shard.rank, device, ranks_of_host)
             for start, stop in itertools.pairwise(edges):
-                pieces.append((part.rank, _metadata(part.within(start, stop), device_of_rank, of_row=of_row)))
+                pieces.append(
+                    (shard.rank, _metadata(shard.within(start, stop), device_of_rank, of_row=of_row))
+                )
         return pieces
 
     def describe(self) -> dict[str, Any]:
-        """As plain data, for the run folder's plan.json; rows and columns of a part as [first, last + 1]."""
+        """As plain data, for the run folder's plan.json; rows and columns of a shard as [first, last + 1]."""
         return {
             "table": self.table.field,
             "sharding_type": self.sharding_type,
@@ -171,11 +178,11 @@ class Placement:
             "bytes": self.bytes,
             "parts": [
                 {
-                    "rank": part.rank,
-                    "rows": [part.first_row, part.first_row + part.rows],
-                    "columns": [part.first_column, part.first_column + part.columns],
+                    "rank": shard.rank,
+                    "rows": [shard.first_row, shard.first_row + shard.rows],
+                    "columns": [shard.first_column, shard.first_column + shard.columns],
                 }
-                for part in self.parts
+                for shard in self.shards
             ],
         }
 
@@ -195,7 +202,7 @@ class Plan:
         return [placement for group in self.groups.values() for placement in group.values()]
 
     @property
-    def needs_equal_parts(self) -> bool:
+    def needs_equal_batches(self) -> bool:
         """Whether every rank must hold as many rows of a batch: the reduce-scatter of spread rows wants pieces of one size."""
         return any(placement.spreads_rows for placement in self.placements)
 
@@ -219,8 +226,8 @@ def cache_params(memory: Memory) -> CacheParams | None:
     return CacheParams(load_factor=memory.cache_load_factor) if memory.kernel == "fused_uvm_caching" else None
 
 
-def _metadata(part: Part, device: str, *, of_row: bool) -> ShardMetadata:
-    offsets, sizes = [part.first_row, part.first_column], [part.rows, part.columns]
+def _metadata(shard: TableShard, device: str, *, of_row: bool) -> ShardMetadata:
+    offsets, sizes = [shard.first_row, shard.first_column], [shard.rows, shard.columns]
     return ShardMetadata(offsets[:1], sizes[:1], device) if of_row else ShardMetadata(offsets, sizes, device)
 
 

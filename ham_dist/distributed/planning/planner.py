@@ -1,4 +1,4 @@
-"""Decides which rank holds which part of which table: from sizes alone, before any table has memory."""
+"""Decides which rank holds which shard of which table: from sizes alone, before any table has memory."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
@@ -19,7 +19,7 @@ def make_plan(request: PlanRequest) -> Plan:
     """The plan for `request`; equal requests give equal plans, on every rank.
 
     Raises:
-        ShardingError: A sharding type cannot take a table, or a rank's memory its parts; with ways out.
+        ShardingError: A sharding type cannot take a table, or a rank's memory its shards; with ways out.
         BackendError: The table optimizer, or a memory, does not exist on the device.
     """
     for table in request.tables:
@@ -103,13 +103,13 @@ def bytes_held(plan: Plan, table_optimizer: TableOptimizer, ranks: int) -> list[
     """What a trained model's tables and their optimizer's state take of each rank, gradients not counted (they go before another is made)."""
     held = [BytesHeld(0, 0, 0)] * ranks
     for placement in plan.placements:
-        for part in placement.parts:
-            of_part = table_optimizer.bytes_of(
-                part.rows,
-                part.rows * part.columns,
+        for shard in placement.shards:
+            of_shard = table_optimizer.bytes_of(
+                shard.rows,
+                shard.rows * shard.columns,
                 fused=True,
                 number_bytes=placement.table.number_bytes,
                 memory=placement.memory,
             )
-            held[part.rank] = held[part.rank].plus(of_part)
+            held[shard.rank] = held[shard.rank].plus(of_shard)
     return held

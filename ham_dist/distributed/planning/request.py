@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ham_dist.config.schema import ShardingSettings, ShardingType
-from ham_dist.distributed.planning.placement import Part, Plan
+from ham_dist.distributed.planning.placement import Plan, TableShard
 from ham_dist.distributed.planning.table_optimizers import DEVICE, BytesHeld, Memory, TableOptimizer
 from ham_dist.distributed.planning.topology import Topology
 from ham_dist.embedding.tables import Table
@@ -61,10 +61,10 @@ class PlanRequest:
         """True if a table of this sharding type steps inside the backward pass: TorchRec has no fused kernel for data-parallel tables."""
         return self.table_optimizer.fused is not None and kind != "data_parallel"
 
-    def bytes_of(self, table: Table, kind: ShardingType, part: Part | None = None) -> BytesHeld:
-        """Bytes of `table`, or of a part of it, with its gradient and optimizer state."""
+    def bytes_of(self, table: Table, kind: ShardingType, shard: TableShard | None = None) -> BytesHeld:
+        """Bytes of `table`, or of a shard of it, with its gradient and optimizer state."""
         rows, columns = (
-            (table.num_embeddings, table.stored_dim) if part is None else (part.rows, part.columns)
+            (table.num_embeddings, table.stored_dim) if shard is None else (shard.rows, shard.columns)
         )
         return self.table_optimizer.bytes_of(
             rows,
@@ -83,15 +83,15 @@ class PlanRequest:
         """Bytes in use on each rank under `plan`, those in use before included."""
         held = list(self.taken_by_rank)
         for placement in plan.placements:
-            for part in placement.parts:
-                of_part = self.table_optimizer.bytes_of(
-                    part.rows,
-                    part.rows * part.columns,
+            for shard in placement.shards:
+                of_shard = self.table_optimizer.bytes_of(
+                    shard.rows,
+                    shard.rows * shard.columns,
                     fused=placement.fused,
                     number_bytes=placement.table.number_bytes,
                     memory=placement.memory,
                 )
-                held[part.rank] = held[part.rank].plus(of_part)
+                held[shard.rank] = held[shard.rank].plus(of_shard)
         return held
 
     @property

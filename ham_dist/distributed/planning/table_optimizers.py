@@ -44,20 +44,22 @@ DEVICE = Memory("device")
 
 
 class BytesHeld(NamedTuple):
-    """Bytes of a part of a table: on the device its numbers (or its cache), and what training keeps beside them; on the host all that lies there."""
+    """Bytes of a shard of a table: on the device its numbers (or its cache), and what training keeps beside them; on the host all that lies there."""
 
     tables: int
-    beside: int
+    training_state: int
     host: int = 0
 
     @property
     def device(self) -> int:
         """All that lies on the device."""
-        return self.tables + self.beside
+        return self.tables + self.training_state
 
     def plus(self, other: "BytesHeld") -> "BytesHeld":
         """What both take together."""
-        return BytesHeld(self.tables + other.tables, self.beside + other.beside, self.host + other.host)
+        return BytesHeld(
+            self.tables + other.tables, self.training_state + other.training_state, self.host + other.host
+        )
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class TableOptimizer:
         return any(self.states.values()) or self.name == "lamb"
 
     @property
-    def bytes_beside(self) -> int:
+    def state_bytes_per_number(self) -> int:
         """Of what it remembers for each number of a table."""
         return sum(not of_row for of_row in self.states.values()) * BYTES_PER_NUMBER
 
@@ -126,7 +128,7 @@ class TableOptimizer:
     def bytes_of(
         self, rows: int, numbers: int, *, fused: bool, number_bytes: int, memory: Memory = DEVICE
     ) -> BytesHeld:
-        """Bytes of a part of a table, and of what training keeps beside it: the optimizer's state, and the gradient where it has one.
+        """Bytes of a shard of a table, and of what training keeps beside it: the optimizer's state, and the gradient where it has one.
 
         numbers:      in these rows.
         number_bytes: of the table; what the rule remembers is float32.
@@ -134,7 +136,7 @@ class TableOptimizer:
                       together share a cache, whose places are as wide as the widest of them: that is left out.
         """
         of_rows = sum(rows for of_row in self.states.values() if of_row) * BYTES_PER_NUMBER
-        of_numbers = numbers * self.bytes_beside
+        of_numbers = numbers * self.state_bytes_per_number
         if memory.kernel == "device":
             return BytesHeld(
                 numbers * number_bytes, of_rows + of_numbers + (0 if fused else numbers * number_bytes)
@@ -185,7 +187,7 @@ def _rowwise_adagrad(parameters: Iterable[nn.Parameter], rate: float) -> torch.o
 _MOMENTS = {"exp_avg": False, "exp_avg_sq": False}
 _GPU = ("cuda",)
 
-TABLE_RULES: dict[str, TableOptimizer] = {}
+TABLE_OPTIMIZER_OF_NAME: dict[str, TableOptimizer] = {}
 """All table optimizers, built-in ones and those of plug-ins, by name."""
 
 
@@ -195,11 +197,11 @@ def register_table_optimizer(table_optimizer: TableOptimizer) -> None:
     Raises:
         ConfigError: Its name is another one's.
     """
-    if table_optimizer.name in TABLE_RULES:
+    if table_optimizer.name in TABLE_OPTIMIZER_OF_NAME:
         raise ConfigError(
             f"optimizer.tables = {table_optimizer.name!r} is there already. Give it another name."
         )
-    TABLE_RULES[table_optimizer.name] = table_optimizer
+    TABLE_OPTIMIZER_OF_NAME[table_optimizer.name] = table_optimizer
     if table_optimizer.name not in TABLE_OPTIMIZERS:
         TABLE_OPTIMIZERS.append(table_optimizer.name)
 
@@ -237,4 +239,4 @@ for _rule in (
 
 def table_optimizer_of(settings: OptimizerSettings) -> TableOptimizer:
     """The rule that `optimizer.tables` names."""
-    return TABLE_RULES[settings.tables]
+    return TABLE_OPTIMIZER_OF_NAME[settings.tables]

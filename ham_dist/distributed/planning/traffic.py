@@ -1,14 +1,14 @@
 """What a plan costs: bytes on each rank, and bytes that go between ranks in a step; from sizes alone.
 
-    B rows of a global batch, W ranks, b = B / W rows a rank, L ids a row of one field, d stored columns of a part
+    B rows of a global batch, W ranks, b = B / W rows a rank, L ids a row of one field, d stored columns of a shard
 
-Of one part of a table on rank q, every other rank r and q exchange in a plain training step (torchrec/distributed/sharding: input and output dist):
+Of one shard of a table on rank q, every other rank r and q exchange in a plain training step (torchrec/distributed/sharding: input and output dist):
 
-    ids, r to q            b L (rows of the part / rows of the table) + b    numbers of 4 bytes: ids, and how many there are in each row
+    ids, r to q            b L (rows of the shard / rows of the table) + b    numbers of 4 bytes: ids, and how many there are in each row
     vectors, q to r        b d                                               float32: looked up, or partial sums of what q has (reduce-scatter)
     gradients, r to q      b d                                               float32: the same way back
 
-Of a part in host memory the GPU reads each row for the lookup and again where the backward kernel moves it (twice under LAMB), with the state that it
+Of a shard in host memory the GPU reads each row for the lookup and again where the backward kernel moves it (twice under LAMB), with the state that it
 keeps for each number, and writes both once: no row being in the cache, and each id another row. A row that comes twice is moved once and a cached one
 comes once, so that is less; what the bus adds to short rows, and the turns of the decoupled regularizer, are not counted.
 
@@ -34,7 +34,7 @@ ID_BYTES = 4
 class RankCost:
     """Bytes of one rank.
 
-    tables, beside:           held on the device: the tables' parts; their gradients and the optimizer's state.
+    tables, beside:           held on the device: the tables' shards; their gradients and the optimizer's state.
     host:                     held in the machine's memory beside a GPU: tables and state.
     from_host, to_host:       a step: rows of such tables and their state that the GPU reads and writes there.
     ids_out, ids_in:          a step: ids of this rank's rows to those that hold the tables; other ranks' ids.
@@ -43,7 +43,7 @@ class RankCost:
     """
 
     tables: int = 0
-    beside: int = 0
+    training_state: int = 0
     host: int = 0
     from_host: int = 0
     to_host: int = 0
@@ -97,34 +97,34 @@ def _of_table(
     costs = [RankCost() for _ in range(ranks)]
     rows = -(-batch_size // ranks)
     all_ids = all_vectors = 0
-    for part in placement.parts:
+    for shard in placement.shards:
         table, memory = placement.table, placement.memory
         held = table_optimizer.bytes_of(
-            part.rows,
-            part.rows * part.columns,
+            shard.rows,
+            shard.rows * shard.columns,
             fused=placement.fused,
             number_bytes=table.number_bytes,
             memory=memory,
         )
-        costs[part.rank] += RankCost(tables=held.tables, beside=held.beside, host=held.host)
+        costs[shard.rank] += RankCost(tables=held.tables, training_state=held.training_state, host=held.host)
         if memory.kernel != "device":
-            numbers = round(batch_size * ids * part.rows / table.num_embeddings) * part.columns
+            numbers = round(batch_size * ids * shard.rows / table.num_embeddings) * shard.columns
             read = table.number_bytes + table_optimizer.passes * (
-                table.number_bytes + table_optimizer.bytes_beside
+                table.number_bytes + table_optimizer.state_bytes_per_number
             )
-            costs[part.rank] += RankCost(
+            costs[shard.rank] += RankCost(
                 from_host=numbers * read,
-                to_host=numbers * (table.number_bytes + table_optimizer.bytes_beside),
+                to_host=numbers * (table.number_bytes + table_optimizer.state_bytes_per_number),
             )
         if placement.replicated:
-            copies = 2 * (ranks - 1) * part.rows * part.columns * BYTES_PER_NUMBER // ranks
-            costs[part.rank] += RankCost(copies_out=copies, copies_in=copies)
+            copies = 2 * (ranks - 1) * shard.rows * shard.columns * BYTES_PER_NUMBER // ranks
+            costs[shard.rank] += RankCost(copies_out=copies, copies_in=copies)
             continue
-        of_ids = round(rows * (ids * part.rows / placement.table.num_embeddings + 1) * ID_BYTES)
-        of_vectors = rows * part.columns * BYTES_PER_NUMBER
+        of_ids = round(rows * (ids * shard.rows / placement.table.num_embeddings + 1) * ID_BYTES)
+        of_vectors = rows * shard.columns * BYTES_PER_NUMBER
         all_ids, all_vectors = all_ids + of_ids, all_vectors + of_vectors
-        # Its own part costs a rank no traffic; it is subtracted here from what all parts cost every rank.
-        costs[part.rank] += RankCost(
+        # Its own shard costs a rank no traffic; it is subtracted here from what all shards cost every rank.
+        costs[shard.rank] += RankCost(
             ids_out=-of_ids,
             vectors_in=-of_vectors,
             ids_in=(ranks - 1) * of_ids,

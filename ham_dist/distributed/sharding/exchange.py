@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.distributed as dist
 
-from ham_dist.distributed.planning.placement import Part
+from ham_dist.distributed.planning.placement import TableShard
 from ham_dist.distributed.ranks import process_group
 
 CHUNK_NUMBERS = 1 << 22
@@ -18,9 +18,9 @@ CHUNK_NUMBERS = 1 << 22
 
 
 def move(
-    source: Sequence[Part],
+    source: Sequence[TableShard],
     values: torch.Tensor | None,
-    target: Sequence[Part],
+    target: Sequence[TableShard],
     into: torch.Tensor | None,
     kept: torch.Tensor,
     *,
@@ -55,7 +55,7 @@ def move(
         )
 
 
-def windows(parts: Sequence[Part]) -> Iterator[tuple[int, int]]:
+def windows(parts: Sequence[TableShard]) -> Iterator[tuple[int, int]]:
     """Ranges of rows that cover `parts`, each of about CHUNK_NUMBERS numbers; the same on every rank."""
     first, last = min(part.first_row for part in parts), max(part.first_row + part.rows for part in parts)
     width = max(part.first_column + part.columns for part in parts)
@@ -64,20 +64,24 @@ def windows(parts: Sequence[Part]) -> Iterator[tuple[int, int]]:
         yield start, min(last, start + step)
 
 
-def even_blocks(start: int, stop: int, columns: int, ranks: int) -> tuple[Part, ...]:
+def even_blocks(start: int, stop: int, columns: int, ranks: int) -> tuple[TableShard, ...]:
     """The rows [start, stop) with all their columns, shared out to all ranks."""
     edges = [start + (stop - start) * rank // ranks for rank in range(ranks + 1)]
-    return tuple(Part(rank, edges[rank], edges[rank + 1] - edges[rank], 0, columns) for rank in range(ranks))
+    return tuple(
+        TableShard(rank, edges[rank], edges[rank + 1] - edges[rank], 0, columns) for rank in range(ranks)
+    )
 
 
-def _pairs(source: Sequence[Part], target: Sequence[Part], replicated: bool) -> list[tuple[Part, Part]]:
+def _pairs(
+    source: Sequence[TableShard], target: Sequence[TableShard], replicated: bool
+) -> list[tuple[TableShard, TableShard]]:
     return [
         (giver, taker) for giver in source for taker in target if not replicated or giver.rank == taker.rank
     ]
 
 
 def _exchange(
-    pairs: Sequence[tuple[Part, Part, Part]],
+    pairs: Sequence[tuple[TableShard, TableShard, TableShard]],
     values: torch.Tensor | None,
     into: torch.Tensor | None,
     kept: torch.Tensor,
@@ -120,7 +124,7 @@ def _exchange(
             place += count
 
 
-def _columns(giver: Part, taker: Part, kept: torch.Tensor) -> torch.Tensor:
+def _columns(giver: TableShard, taker: TableShard, kept: torch.Tensor) -> torch.Tensor:
     """Which columns of the target the giver has for the taker, numbered as in the target's whole table."""
     numbers = torch.arange(taker.first_column, min(taker.first_column + taker.columns, len(kept)))
     sources = kept[numbers]

@@ -83,7 +83,7 @@ def column_norms(model: ShardedModel) -> torch.Tensor:
 def _counted_once(model: ShardedModel) -> Iterator[tuple[str, torch.Tensor]]:
     """G of each table on one rank only: the one with its first part."""
     for field, matrix in grams(model).items():
-        if model.plan.groups[TABLES][field].parts[0].rank == process_group.rank():
+        if model.plan.groups[TABLES][field].shards[0].rank == process_group.rank():
             yield field, matrix
 
 
@@ -163,18 +163,20 @@ def products_apart(
     """
     kept = torch.arange(placement.table.embedding_dim)
     for (start, stop), (_, rows) in zip(
-        windows(placement.parts), joined_rows(placement, local, model.device), strict=True
+        windows(placement.shards), joined_rows(placement, local, model.device), strict=True
     ):
-        takers = [part.within(start, stop) for part in placement.parts]
+        takers = [part.within(start, stop) for part in placement.shards]
         blocks = even_blocks(start, stop, placement.table.embedding_dim, process_group.world_size())
         back = (
-            None if local is None else rows.new_empty(local.part.within(start, stop).rows, local.part.columns)
+            None
+            if local is None
+            else rows.new_empty(local.shard.within(start, stop).rows, local.shard.columns)
         )
         move(blocks, rows @ matrix, takers, back, kept, replicated=False, device=model.device)
         if local is not None:
             assert back is not None
-            mine = local.part.within(start, stop)
-            first = mine.first_row - local.part.first_row
+            mine = local.shard.within(start, stop)
+            first = mine.first_row - local.shard.first_row
             yield slice(first, first + mine.rows), back[:, : local.columns.shape[1]]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ham_dist.distributed.planning.placement import Part, Placement
+from ham_dist.distributed.planning.placement import Placement, TableShard
 from ham_dist.distributed.ranks import process_group
 from ham_dist.distributed.sharding.exchange import even_blocks, move, windows
 from ham_dist.embedding.tables import Table
@@ -25,13 +25,13 @@ class LocalTable:
     """This rank's part of one table.
 
     table:     what it is a part of.
-    part:      which part.
+    shard:     which part.
     values:    (rows, stored columns) of the part; the kernel's own memory, so writing to it moves the table.
     parameter: what is trained where the part has a gradient; None under a fused kernel.
     """
 
     table: Table
-    part: Part
+    shard: TableShard
     values: torch.Tensor
     parameter: nn.Parameter | None
 
@@ -43,8 +43,8 @@ class LocalTable:
     @property
     def in_use(self) -> slice:
         """Which of the table's columns in use lie here."""
-        first = self.part.first_column
-        return slice(first, max(first, min(self.table.embedding_dim, first + self.part.columns)))
+        first = self.shard.first_column
+        return slice(first, max(first, min(self.table.embedding_dim, first + self.shard.columns)))
 
 
 def local_table(
@@ -57,13 +57,13 @@ def local_table(
         parameters: The model's named parameters.
         name: The table's name in both.
     """
-    part = placement.part_of(process_group.rank())
-    if part is None:
+    shard = placement.shard_of(process_group.rank())
+    if shard is None:
         return None
     if placement.fused:
-        return LocalTable(placement.table, part, state[name].local_shards()[0].tensor, None)
+        return LocalTable(placement.table, shard, state[name].local_shards()[0].tensor, None)
     parameter = parameters[name]
-    return LocalTable(placement.table, part, parameter.detach(), parameter)
+    return LocalTable(placement.table, shard, parameter.detach(), parameter)
 
 
 def initialize(local: LocalTable, name: str, seed: int, deviation: float) -> None:
@@ -75,7 +75,7 @@ def initialize(local: LocalTable, name: str, seed: int, deviation: float) -> Non
         name: The table's name, which the seeds depend on.
         deviation: Standard deviation.
     """
-    first, last = local.part.first_row, local.part.first_row + local.part.rows
+    first, last = local.shard.first_row, local.shard.first_row + local.shard.rows
     for block in range(first // START_ROWS, -(-last // START_ROWS)):
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}/{block}".encode()))
         block_first = block * START_ROWS
@@ -89,17 +89,17 @@ def initialize(local: LocalTable, name: str, seed: int, deviation: float) -> Non
 
 def joined_rows(
     placement: Placement, local: LocalTable | None, device: torch.device
-) -> Iterator[tuple[Part, torch.Tensor]]:
+) -> Iterator[tuple[TableShard, torch.Tensor]]:
     """Whole rows of a table whose columns lie on several ranks, some at a time, shared out evenly. A collective: go through to the end.
 
     local:  this rank's part.
     yields: which rows this rank got, maybe none, and (rows, width) of them: the columns in use.
     """
     width = placement.table.embedding_dim
-    for start, stop in windows(placement.parts):
+    for start, stop in windows(placement.shards):
         blocks = even_blocks(start, stop, width, process_group.world_size())
         mine = blocks[process_group.rank()]
         rows = torch.empty(mine.rows, width, device=device)
         values = None if local is None else local.values
-        move(placement.parts, values, blocks, rows, torch.arange(width), replicated=False, device=device)
+        move(placement.shards, values, blocks, rows, torch.arange(width), replicated=False, device=device)
         yield mine, rows

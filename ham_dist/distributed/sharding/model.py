@@ -90,7 +90,7 @@ class ShardedModel:
         """
         ranks, features = process_group.world_size(), batch.sparse_features
         rows = None
-        if self.plan.needs_equal_parts and ranks > 1:
+        if self.plan.needs_equal_batches and ranks > 1:
             parts = (rows_of_rank(batch.global_rows, rank, ranks) for rank in range(ranks))
             rows = features.stride()
             features = padded(features, max(stop - start for start, stop in parts))
@@ -224,8 +224,8 @@ class ShardedModel:
             elif local is not None and (
                 not placement.replicated or process_group.rank() == number % process_group.world_size()
             ):
-                for start, stop in windows((local.part,)):
-                    rows = local.columns[start - local.part.first_row : stop - local.part.first_row]
+                for start, stop in windows((local.shard,)):
+                    rows = local.columns[start - local.shard.first_row : stop - local.shard.first_row]
                     yield TableChunk(field, start, rows.detach().cpu().contiguous())
 
     def _joined_chunks(self, placement: Placement, local: LocalTable | None) -> Iterator[TableChunk]:

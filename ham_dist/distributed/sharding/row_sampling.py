@@ -143,7 +143,7 @@ def _stacks(model: ShardedModel, turn: Turn) -> list[_Stack]:
     for field, placement in model.plan.groups[TABLES].items():
         local = model.part(f"{TABLES}/{field}")
         if local is not None and not placement.splits_columns:
-            rows = range(_first_row(local, turn), local.part.rows, turn.of(local.table.num_embeddings)[1])
+            rows = range(_first_row(local, turn), local.shard.rows, turn.of(local.table.num_embeddings)[1])
             # By powers of two, so that at most half of a stack is filling. Copies with copies alone: every rank then has the same stacks of them, and
             # sums them alike. Beside other tables, which differ by rank, a product is rounded otherwise, and copies would drift apart.
             kind = (
@@ -170,12 +170,12 @@ def _apart(model: ShardedModel, turn: Turn) -> list[Held]:
         if placement.splits_columns:
             first, stride = turn.of(placement.table.num_embeddings)
             placement = replace(
-                placement, parts=tuple(part.of_turn(first, stride) for part in placement.parts)
+                placement, shards=tuple(shard.strided(first, stride) for shard in placement.shards)
             )
             local = model.part(f"{TABLES}/{field}")
             if local is not None:
                 values = local.values[_first_row(local, turn) :: stride].float().contiguous()
-                local = replace(local, part=local.part.of_turn(first, stride), values=values)
+                local = replace(local, shard=local.shard.strided(first, stride), values=values)
             held.append((field, placement, local))
     return held
 
@@ -210,4 +210,4 @@ def _slice(rows: range) -> slice:
 def _first_row(local: LocalTable, turn: Turn) -> int:
     """The first row of this rank's part that has its turn."""
     first, stride = turn.of(local.table.num_embeddings)
-    return (first - local.part.first_row) % stride
+    return (first - local.shard.first_row) % stride

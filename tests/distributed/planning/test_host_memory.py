@@ -142,7 +142,7 @@ def test_bytes_on_the_device_and_on_the_host() -> None:
     request, plan = planned(V100, sharding_type="table_wise", compute_kernel="fused_uvm")
     costs = costs_by_rank(plan, request.table_optimizer, V100, 2048, {"t0": 3.0})
     assert [cost.host for cost in costs] == host_load(request, plan)
-    assert [cost.tables + cost.beside for cost in costs] == device_load(request, plan)
+    assert [cost.tables + cost.training_state for cost in costs] == device_load(request, plan)
     assert sum(cost.host for cost in costs) == sum(SIZES) * 64 * 4
 
 
@@ -399,8 +399,8 @@ def test_tables_in_host_memory_are_spread_over_ranks(table_optimizer: str, memor
         compute_kernel=memory,
         sharding_types={"t3": "table_wise"},
     )
-    assert {part.rank // 2 for part in plan.groups["tables.ebc"]["t0"].parts} != {
-        part.rank // 2 for part in plan.groups["tables.ebc"]["t2"].parts
+    assert {part.rank // 2 for part in plan.groups["tables.ebc"]["t0"].shards} != {
+        part.rank // 2 for part in plan.groups["tables.ebc"]["t2"].shards
     }
 
 

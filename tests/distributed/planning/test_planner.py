@@ -64,23 +64,23 @@ def test_parts_cover_a_table_once_with_one_part_a_rank(
         {"a": [table]}, cpu(hosts * ranks_of_host, ranks_of_host), table_optimizer, sharding_type=kind
     ).placements
     covered = torch.zeros(rows, table.stored_dim, dtype=torch.int64)
-    for part in placement.parts:
+    for part in placement.shards:
         covered[
             part.first_row : part.first_row + part.rows, part.first_column : part.first_column + part.columns
         ] += 1
     assert bool((covered == 1).all())
-    assert len({part.rank for part in placement.parts}) == len(placement.parts)
+    assert len({part.rank for part in placement.shards}) == len(placement.shards)
     assert placement.sharding_type == kind
     assert all(
-        part.rows > 0 and (table_optimizer == "adam" or part.columns % 4 == 0) for part in placement.parts
+        part.rows > 0 and (table_optimizer == "adam" or part.columns % 4 == 0) for part in placement.shards
     )
 
 
 @given(rows=st.integers(1, 50), start=st.integers(0, 60), length=st.integers(0, 60), first=st.integers(0, 30))
 def test_a_part_within_rows_is_what_both_have(rows: int, start: int, length: int, first: int) -> None:
-    from ham_dist.distributed.planning.placement import Part
+    from ham_dist.distributed.planning.placement import TableShard
 
-    within = Part(0, first, rows, 0, 4).within(start, start + length)
+    within = TableShard(0, first, rows, 0, 4).within(start, start + length)
     both = set(range(first, first + rows)) & set(range(start, start + length))
     assert set(range(within.first_row, within.first_row + within.rows)) == both
 
@@ -118,10 +118,10 @@ def test_on_gpu_torchrecs_planner_decides_within_memory(table_optimizer: str) ->
     topology = Topology("cuda", 8, 8, 16 * 10**9)
     placed = plan(groups, topology, table_optimizer)
     largest = placed.groups["tables.ebc"]["t0"]
-    assert len(largest.parts) > 1
+    assert len(largest.shards) > 1
     assert largest.sharding_type != "data_parallel"
     assert (
-        sum(part.rows * part.columns for part in largest.parts)
+        sum(part.rows * part.columns for part in largest.shards)
         == largest.table.num_embeddings * largest.table.stored_dim
     )
     assert (
@@ -132,7 +132,7 @@ def test_on_gpu_torchrecs_planner_decides_within_memory(table_optimizer: str) ->
         < 0.85 * topology.memory
     )
     for placement in placed.placements:
-        assert len({part.rank for part in placement.parts}) == len(placement.parts)
+        assert len({part.rank for part in placement.shards}) == len(placement.shards)
         assert not (table_optimizer == "rowwise_adagrad" and placement.splits_columns)
         assert not (table_optimizer == "fused_adam" and placement.replicated)
     held = plan(groups, topology, table_optimizer, sharding_types={"t1": "row_wise", "t0": "row_wise"})

@@ -153,7 +153,7 @@ def test_what_is_said_is_what_is_held_and_sent() -> None:
     cases["float16"] = settings("fm", optimizer=adagrad, orthogonality={"form": "none"}, **halves)
     for of_rank in run_on_ranks(4, one_step, cases):
         for name, (said, sent, held) in of_rank.items():
-            assert said.tables + said.beside == held, name
+            assert said.tables + said.training_state == held, name
             assert said.vectors_out + said.vectors_in == sent.vectors, name
             assert said.copies_out == pytest.approx(sent.sums, abs=4), name
             assert said.ids_out == pytest.approx(sent.ids, rel=0.2), name

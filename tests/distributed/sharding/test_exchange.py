@@ -10,7 +10,7 @@ import torch
 
 from ham_dist.config.schema import RunSettings
 from ham_dist.distributed.checkpoint import storage
-from ham_dist.distributed.planning.placement import Part
+from ham_dist.distributed.planning.placement import TableShard
 from ham_dist.distributed.ranks import process_group
 from ham_dist.distributed.sharding import exchange
 from ham_dist.distributed.sharding.exchange import even_blocks, move
@@ -92,7 +92,7 @@ def test_cut_tables_and_state_are_the_kept_columns(ranks: int) -> None:
                 assert torch.equal(after[:, : len(kept)], before[:, kept]), (name, key)
                 assert not after[:, len(kept) :].any(), (name, key)
         assert any(
-            part.rank == ranks - 1 for placement in found["plan"].placements for part in placement.parts
+            part.rank == ranks - 1 for placement in found["plan"].placements for part in placement.shards
         )
         rows: dict[str, list[torch.Tensor]] = {}
         for field, first, values in sorted(
@@ -184,7 +184,8 @@ def round_trips(rows: int, width: int, chunk_numbers: int) -> bool:
     table = torch.arange(rows * width, dtype=torch.float32).view(rows, width)
     edges = [width * number // ranks for number in range(ranks + 1)]
     by_column = tuple(
-        Part(number, 0, rows, edges[number], edges[number + 1] - edges[number]) for number in range(ranks)
+        TableShard(number, 0, rows, edges[number], edges[number + 1] - edges[number])
+        for number in range(ranks)
     )
     by_row = even_blocks(0, rows, width, ranks)
     here, block = table[:, edges[rank] : edges[rank + 1]], by_row[rank]

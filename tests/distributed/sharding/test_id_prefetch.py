@@ -17,7 +17,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from ham_dist.config.schema import RunSettings
 from ham_dist.data.reader.batch import Batch
 from ham_dist.data.reader.order import rows_of_rank
-from ham_dist.distributed.planning.placement import Part, Placement
+from ham_dist.distributed.planning.placement import Placement, TableShard
 from ham_dist.distributed.ranks import process_group
 from ham_dist.embedding.tables import Table
 from ham_dist.training.evaluation import predict
@@ -165,7 +165,9 @@ def gradient_of_another_model(run: RunSettings) -> tuple[bool, torch.Tensor]:
     weight_step(state, next(stream(0)))
     table = EmbeddingBagConfig(name="t", embedding_dim=4, num_embeddings=6, feature_names=["f"])
     collection = EmbeddingBagCollection(tables=[table], device=torch.device("meta"))
-    placement = Placement(Table("t", 6, 4, 4, 4), "table_wise", fused=False, parts=(Part(0, 0, 6, 0, 4),))
+    placement = Placement(
+        Table("t", 6, 4, 4, 4), "table_wise", fused=False, shards=(TableShard(0, 0, 6, 0, 4),)
+    )
     plan = {"t": placement.sharding(torch.device("cpu"), 2)}
     model = DistributedModelParallel(
         collection,

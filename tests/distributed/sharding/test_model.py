@@ -32,7 +32,7 @@ def test_steps_equal_plain_torch(model: str, ranks: int) -> None:
     results = run_on_ranks(ranks, three_steps, run)
     first = results[0]
     plain = plain_three_steps(run, first["start"])
-    assert {part.rank for placement in first["plan"].placements for part in placement.parts} == set(
+    assert {part.rank for placement in first["plan"].placements for part in placement.shards} == set(
         range(ranks)
     )
     torch.testing.assert_close(

@@ -134,13 +134,13 @@ def test_kinds_of_several_hosts_equal_plain_torch() -> None:
     results = run_on_ranks(4, on_two_hosts, cases)[0]
     plain = plain_three_steps(cases["grid"], results["grid"]["start"])
     placed = results["both"]["plan"].groups["tables.ebc"]
-    assert [(part.rank // 2, part.first_column) for part in placed["user"].parts] == [
+    assert [(part.rank // 2, part.first_column) for part in placed["user"].shards] == [
         (0, 0),
         (0, 0),
         (1, 4),
         (1, 4),
     ]
-    assert len({part.rank // 2 for part in placed["movie"].parts}) == 1
+    assert len({part.rank // 2 for part in placed["movie"].shards}) == 1
     for name, found in results.items():
         torch.testing.assert_close(
             torch.tensor(found["losses"]), torch.tensor(plain["losses"]), rtol=0, atol=1e-6, msg=name
