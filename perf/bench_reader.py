@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 
 from ham_dist.config.schema import DataSettings, RunSettings
-from ham_dist.data.format.manifest import FieldEntry, Manifest, SplitEntry, StoredFile
+from ham_dist.data.format.manifest import DataField, Manifest, SplitEntry, StoredFile
 from ham_dist.data.format.shards import PARQUET, ROW_GROUP, split_schema
 from ham_dist.data.reader.split import Split, open_split
 from ham_dist.distributed.ranks.process_group import process_group
@@ -82,7 +82,7 @@ def write(
         )
     nothing = StoredFile(file="", rows=0, bytes=0, sha256="")
     fields = (
-        FieldEntry(name=f"field_{n}", rows=count, multi_valued=False, vocabulary=nothing)
+        DataField(name=f"field_{n}", rows=count, multi_valued=False, vocabulary=nothing)
         for n, count in enumerate(num_embeddings)
     )
     return Manifest.model_construct(

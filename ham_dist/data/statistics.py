@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from ham_dist.config.schema import TablePrecision
 from ham_dist.config.units import NUMBER_BYTES
 from ham_dist.data.engines.base import literal
-from ham_dist.data.format.manifest import REDO, SPLITS, FieldEntry, Manifest
+from ham_dist.data.format.manifest import REDO, SPLITS, DataField, Manifest
 from ham_dist.data.format.warnings import warnings_of
 from ham_dist.errors import DataError
 
@@ -175,7 +175,7 @@ def _check_columns(where: str, found: ibis.Schema, manifest: Manifest) -> None:
 
 
 def _field_statistics(
-    field: FieldEntry, splits: dict[str, ibis.Table], width: int, number_bytes: int
+    field: DataField, splits: dict[str, ibis.Table], width: int, number_bytes: int
 ) -> FieldStatistics:
     found = _summary(field, splits).to_pyarrow().to_pylist()[0]
     found = {name: value or 0 for name, value in found.items()}  # a sum over nothing is null
@@ -194,7 +194,7 @@ def _field_statistics(
     )
 
 
-def _summary(field: FieldEntry, splits: dict[str, ibis.Table]) -> ibis.Table:
+def _summary(field: DataField, splits: dict[str, ibis.Table]) -> ibis.Table:
     """One row of counts: the ids of all splits are counted by split, placed by how often training has them, and added up."""
     values = []
     for split, table in splits.items():

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ham_dist.data.format.manifest import FILE_NAME, Manifest
-from ham_dist.data.format.manifest import FieldEntry as DataField
+from ham_dist.data.format.manifest import FILE_NAME, DataField, Manifest
 from ham_dist.data.recipe.fields import Categorical
 from ham_dist.data.recipe.load import Recipe, parse_recipe
 from ham_dist.errors import DataError

@@ -14,8 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ham_dist.data.format.manifest import FORMAT_VERSION, StoredFile
-from ham_dist.data.format.manifest import FieldEntry as DataField
+from ham_dist.data.format.manifest import FORMAT_VERSION, DataField, StoredFile
 from ham_dist.data.format.manifest import Manifest as DataManifest
 from ham_dist.errors import BundleError, DataError
 from ham_dist.export import scorer

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from ham_dist.data.format.manifest import FORMAT_VERSION, FieldEntry, Manifest, SplitEntry, StoredFile
+from ham_dist.data.format.manifest import FORMAT_VERSION, DataField, Manifest, SplitEntry, StoredFile
 from ham_dist.data.format.shards import split_schema, stored_file
 from ham_dist.data.reader.batch import Batch
 
@@ -49,7 +49,7 @@ def write_numbered(folder: Path, shards: Sequence[int], row_group: int, split: s
         seed=0,
         rows_per_shard=max(shards),
         fields=tuple(
-            FieldEntry(name=name, rows=counts[name], multi_valued=several, vocabulary=nothing)
+            DataField(name=name, rows=counts[name], multi_valued=several, vocabulary=nothing)
             for name, several in multi_valued.items()
         ),
         splits={split: SplitEntry(rows=first, positives=first // 2, shards=tuple(stored))},

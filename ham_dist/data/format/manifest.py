@@ -22,11 +22,11 @@ SPLITS = ("train", "validation", "test")
 Count = Annotated[int, Field(ge=0)]
 
 
-class _Part(BaseModel):
+class _ManifestPart(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
 
-class StoredFile(_Part):
+class StoredFile(_ManifestPart):
     """One file of the folder (or one raw file that it was made from)."""
 
     file: Annotated[str, AfterValidator(relative_name)]
@@ -36,7 +36,7 @@ class StoredFile(_Part):
     sha256: str
 
 
-class RawFile(_Part):
+class RawFile(_ManifestPart):
     """One file that the folder was made from."""
 
     file: str
@@ -44,7 +44,7 @@ class RawFile(_Part):
     sha256: str
 
 
-class FieldEntry(_Part):
+class DataField(_ManifestPart):
     """One field of the model."""
 
     name: str
@@ -56,7 +56,7 @@ class FieldEntry(_Part):
     """Which value has which id; without rows for a field whose ids are hashes."""
 
 
-class SplitEntry(_Part):
+class SplitEntry(_ManifestPart):
     """One of train, validation, test."""
 
     rows: Count
@@ -64,7 +64,7 @@ class SplitEntry(_Part):
     shards: tuple[StoredFile, ...]
 
 
-class Rejected(_Part):
+class RejectedLines(_ManifestPart):
     """Lines of the raw files that are no rows."""
 
     samples: Count = 0
@@ -75,7 +75,7 @@ class Rejected(_Part):
     """File, line, reason and beginning of each; None where there are none."""
 
 
-class NumberCheck(_Part):
+class NumberCheck(_ManifestPart):
     """Counts of a numeric field in the training split, before and after its transform. Missing numbers are left out."""
 
     samples: Count
@@ -89,7 +89,7 @@ class NumberCheck(_Part):
     """Samples that have it."""
 
 
-class TimeCheck(_Part):
+class TimeCheck(_ManifestPart):
     """Counts of the times of a field in the training split. Missing ones are left out."""
 
     samples: Count
@@ -99,7 +99,7 @@ class TimeCheck(_Part):
     """One of these times."""
 
 
-class Checks(_Part):
+class Checks(_ManifestPart):
     """Findings of preparing, to warn of. They describe no part of the data: manifests that differ in them are of the same data."""
 
     numbers: dict[str, NumberCheck] = {}
@@ -108,7 +108,7 @@ class Checks(_Part):
     """By time field."""
 
 
-class Truth(_Part):
+class Truth(_ManifestPart):
     """What is known of generated data because it was planted."""
 
     planted_ranks: dict[str, int]
@@ -119,7 +119,7 @@ class Truth(_Part):
     """Mean log loss on the same rows of the true probabilities."""
 
 
-class Manifest(_Part):
+class Manifest(_ManifestPart):
     """What a prepared data folder holds."""
 
     format_version: int
@@ -132,7 +132,7 @@ class Manifest(_Part):
     seed: int
     """Of the split (and of the rows, for generated data)."""
     rows_per_shard: Annotated[int, Field(ge=1)]
-    fields: Annotated[tuple[FieldEntry, ...], Field(min_length=1)]
+    fields: Annotated[tuple[DataField, ...], Field(min_length=1)]
     """In the order that models take them."""
     splits: dict[str, SplitEntry]
     rows_in: Count
@@ -145,7 +145,7 @@ class Manifest(_Part):
     """Versions of the programs that did the work, the engine first."""
     truth: Truth | None
     """For generated data only."""
-    rejected: Rejected = Rejected()
+    rejected: RejectedLines = RejectedLines()
     """Raw lines that could not be read, none of them silently."""
     checks: Checks = Checks()
     """Empty where the version that wrote the folder made none."""

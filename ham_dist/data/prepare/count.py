@@ -9,7 +9,7 @@ import ibis
 from ham_dist.data.encode.expressions import CELL, Sides, cells_of, counts_of, valued, vocabulary_of
 from ham_dist.data.encode.transforms import quantiles
 from ham_dist.data.engines.base import Engine
-from ham_dist.data.format.manifest import Checks, FieldEntry, NumberCheck, StoredFile, TimeCheck
+from ham_dist.data.format.manifest import Checks, DataField, NumberCheck, StoredFile, TimeCheck
 from ham_dist.data.format.shards import VOCABULARY_SCHEMA, write_shard
 from ham_dist.data.prepare.stage import StagedSplit
 from ham_dist.data.prepare.workdir import Work
@@ -54,7 +54,7 @@ class Counting:
     def checks(self) -> Checks:
         return Checks(numbers=self._numbers, times=self._times)
 
-    def count(self, train: StagedSplit, sides: Sides) -> list[FieldEntry]:
+    def count(self, train: StagedSplit, sides: Sides) -> list[DataField]:
         """The entries of the fields; what is finished is kept.
 
         Raises:
@@ -99,7 +99,7 @@ class Counting:
         # A sum over nothing is null, and DuckDB's sums of int64 have 128 bits and come as decimals.
         return {key: value if key == "example" else int(value or 0) for key, value in row.items()}
 
-    def _take(self, name: str, record: Mapping[str, Any]) -> FieldEntry:
+    def _take(self, name: str, record: Mapping[str, Any]) -> DataField:
         field = self.fields[name] = _with(self.fields[name], record)
         if "numbers" in record:
             self._numbers[name] = NumberCheck(**record["numbers"])
@@ -114,7 +114,7 @@ class Counting:
                 "  Check that the side files have the samples' keys, and the recipe's min_count."
             )
         rows = self._recipe.max_rows_of(name) if is_hashed(field) else stored.rows + 1
-        return FieldEntry(
+        return DataField(
             name=name, rows=rows, multi_valued=self._recipe.separators()[name] is not None, vocabulary=stored
         )
 

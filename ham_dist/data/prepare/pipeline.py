@@ -22,10 +22,10 @@ from ham_dist.data.format.manifest import (
     FILE_NAME,
     FORMAT_VERSION,
     SPLITS,
-    FieldEntry,
+    DataField,
     Manifest,
     RawFile,
-    Rejected,
+    RejectedLines,
     SplitEntry,
     StoredFile,
 )
@@ -253,7 +253,7 @@ class _Preparation:
         self,
         splits: dict[str, StagedSplit],
         sides: Sides,
-        entries: Sequence[FieldEntry],
+        entries: Sequence[DataField],
         fields: Mapping[str, AnyField],
     ) -> dict[str, SplitEntry]:
         """Every shard, written."""
@@ -320,7 +320,7 @@ class _Preparation:
                 _shard_record(split, number), {"stored": stored.model_dump(), "positives": positives}
             )
 
-    def _shards_together(self, entries: Sequence[FieldEntry]) -> int:
+    def _shards_together(self, entries: Sequence[DataField]) -> int:
         """How many shards one query is about: a query builds the lookup of a whole vocabulary, which should not cost more than the lookups."""
         most = int(self.machine.memory * _IDS_SHARE / (4 * len(entries)) / self.rows_per_shard)
         wanted = max(_ROWS_TOGETHER, *(entry.rows for entry in entries)) // self.rows_per_shard
@@ -328,14 +328,14 @@ class _Preparation:
 
     def _rejected(
         self, segments: Sequence[Segment], rejected: Counter[str], of_sides: Sequence[Rejections]
-    ) -> Rejected:
+    ) -> RejectedLines:
         reasons = sum((one.counts for one in of_sides), rejected)
         stored = None
         if reasons:
             sides = (rejected_table(name_in(self.raw, one.path), one.kept) for one in of_sides)
             lines = chain(sides, rejected_lines(self.work.stage, segments))
             stored, _ = write_shard(self.work.data, "rejected/lines.parquet", lines, REJECTED_SCHEMA)
-        return Rejected(samples=rejected.total(), reasons=dict(sorted(reasons.items())), stored=stored)
+        return RejectedLines(samples=rejected.total(), reasons=dict(sorted(reasons.items())), stored=stored)
 
 
 def _shard_record(split: str, number: int) -> str:

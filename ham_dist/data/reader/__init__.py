@@ -1,1 +1,1 @@
-"""Reading prepared data: each rank's part of the global batches."""
+"""Reads prepared data as batches: each rank gets its part of the global batches."""

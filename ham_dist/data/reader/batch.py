@@ -1,4 +1,4 @@
-"""One batch as the model takes it."""
+"""One batch of model input."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +12,10 @@ from torchrec.streamable import Pipelineable
 class Batch(Pipelineable):
     """This rank's part of a global batch.
 
-    sparse_features: ids of all F fields, keyed by field name, stride B.
-    labels:          (B,) float32, 0 or 1.
-    global_rows:     rows of the global batch over all ranks: what a mean loss divides by.
+    Attributes:
+        sparse_features: Ids of all F fields, keyed by field name, stride B.
+        labels: (B,) float32, 0 or 1.
+        global_rows: Rows of the global batch over all ranks; a mean loss divides by it.
     """
 
     sparse_features: KeyedJaggedTensor
@@ -22,7 +23,7 @@ class Batch(Pipelineable):
     global_rows: int
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
-        """The same batch on `device`."""
+        """A copy of this batch on `device`."""
         return Batch(
             self.sparse_features.to(device, non_blocking=non_blocking),
             self.labels.to(device, non_blocking=non_blocking),
@@ -30,10 +31,10 @@ class Batch(Pipelineable):
         )
 
     def record_stream(self, stream: Any) -> None:
-        """Tell the allocator that `stream` uses this batch (TorchRec's pipelines ask for it)."""
+        """Record on the CUDA allocator that `stream` uses this batch (TorchRec's pipelines require it)."""
         self.sparse_features.record_stream(stream)
         self.labels.record_stream(stream)
 
     def pin_memory(self) -> "Batch":
-        """The same batch in page-locked memory."""
+        """A copy of this batch in page-locked memory."""
         return Batch(self.sparse_features.pin_memory(), self.labels.pin_memory(), self.global_rows)

@@ -1,4 +1,4 @@
-"""How many ids a row has in each field, from the footers of prepared shards alone."""
+"""Mean pooling factor of each field, from the footers of prepared shards alone."""
 
 from pathlib import Path
 
@@ -11,9 +11,15 @@ from ham_dist.io.paths import open_file
 
 
 def ids_per_row(folder: str | Path, manifest: Manifest) -> dict[str, float]:
-    """Mean number of ids of a row of the first training shard, by field; a row without any counts as one with one.
+    """Mean pooling factor of each field in the first training shard.
 
-    raises: DataError if the shard cannot be read.
+    Args:
+        folder: Prepared data.
+        manifest: Its manifest.
+    Returns:
+        Mean number of ids per row, by field. A row without ids counts as one with a single id.
+    Raises:
+        DataError: The shard cannot be read.
     """
     means = {field.name: 1.0 for field in manifest.fields}
     shards = manifest.splits["train"].shards
@@ -29,7 +35,8 @@ def ids_per_row(folder: str | Path, manifest: Manifest) -> dict[str, float]:
         column = footer.row_group(0).column(number)
         field = column.path_in_schema.split(".")[0]
         if field in means:
-            means[field] = sum(
+            ids = sum(
                 footer.row_group(group).column(number).num_values for group in range(footer.num_row_groups)
-            ) / max(1, footer.num_rows)
+            )
+            means[field] = ids / max(1, footer.num_rows)
     return means

@@ -1,4 +1,4 @@
-"""Work ahead of a consumer, on a thread of its own."""
+"""An iterator that a background thread runs ahead of its consumer."""
 
 import threading
 from collections.abc import Iterator
@@ -8,8 +8,8 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 NAME = "ham_dist prefetch"
-# How soon a thread that waits for room sees that nobody wants its items any more, in seconds.
-_LOOK_EVERY = 0.1
+# Seconds between two checks of a thread with a full queue that its consumer is still there.
+_CHECK_SECONDS = 0.1
 _END = object()
 
 
@@ -18,18 +18,21 @@ class _Failed:
         self.error = error
 
 
-class _Line:
-    """What the thread and the consumer share. The thread must not know the consumer, or that would never be dropped."""
+class _Shared:
+    """State that the thread and the consumer share.
+
+    The thread holds no reference to the consumer: otherwise the consumer would never be garbage collected.
+    """
 
     def __init__(self, ahead: int) -> None:
         self.items: Queue[object] = Queue(maxsize=ahead)
-        self.left = False  # by the consumer
+        self.closed = False  # by the consumer
 
     def put(self, item: object) -> bool:
-        """Whether there was room for it before the consumer left or the program came to its end."""
-        while not self.left and threading.main_thread().is_alive():
+        """Wait for space and add `item`; False if the consumer closes or the program ends first."""
+        while not self.closed and threading.main_thread().is_alive():
             try:
-                self.items.put(item, timeout=_LOOK_EVERY)
+                self.items.put(item, timeout=_CHECK_SECONDS)
             except Full:
                 continue
             return True
@@ -37,22 +40,22 @@ class _Line:
 
 
 class Prefetched(Iterator[T], Generic[T]):
-    """The `items`, of which up to `ahead` are made before they are asked for.
+    """Iterates over `items`, which a background thread produces up to `ahead` items in advance.
 
-    An error that they raise is raised here, at the place in the order where it came. The thread starts at once, and ends with the items, with
-    `close`, or soon after this object is dropped.
+    An error that `items` raises is raised by the `next` that would have returned the failed item. The thread
+    starts at once. It ends after the last item, by `close`, or soon after this object is garbage collected.
     """
 
     def __init__(self, items: Iterator[T], ahead: int) -> None:
-        self._line = _Line(ahead)
-        # No daemon: one that is stopped by the interpreter's end while it is in Arrow's C++ can take the process down.
-        self._thread = threading.Thread(target=_work, args=(items, self._line), name=NAME, daemon=False)
+        self._shared = _Shared(ahead)
+        # Not a daemon: a daemon stopped at interpreter exit while in Arrow's C++ code can crash the process.
+        self._thread = threading.Thread(target=_produce, args=(items, self._shared), name=NAME, daemon=False)
         self._thread.start()
 
     def __next__(self) -> T:
-        if self._line.left:
+        if self._shared.closed:
             raise StopIteration
-        item = self._line.items.get()
+        item = self._shared.items.get()
         if item is _END or isinstance(item, _Failed):
             self.close()
         if item is _END:
@@ -62,26 +65,27 @@ class Prefetched(Iterator[T], Generic[T]):
         return item  # type: ignore[return-value]
 
     def close(self) -> None:
-        """End the thread, and wait until it has: for the item in work at most."""
-        self._line.left = True
+        """Stop the thread and wait for it; this takes at most as long as the item that it is producing."""
+        self._shared.closed = True
         try:
             while True:
-                self._line.items.get_nowait()  # it may wait for room
+                self._shared.items.get_nowait()  # the thread may be waiting for space
         except Empty:
             self._thread.join()
 
     def __del__(self) -> None:
-        # Nothing more, since the garbage collector can call this on any thread, this object's own too, and with any lock held.
-        if hasattr(self, "_line"):
-            self._line.left = True
+        # Only sets a flag: the garbage collector can call this on any thread, including this object's own
+        # thread, and while any lock is held.
+        if hasattr(self, "_shared"):
+            self._shared.closed = True
 
 
-def _work(items: Iterator[object], line: _Line) -> None:
+def _produce(items: Iterator[object], shared: _Shared) -> None:
     try:
         for item in items:
-            if not line.put(item):
+            if not shared.put(item):
                 return
     except BaseException as error:
-        line.put(_Failed(error))
+        shared.put(_Failed(error))
     else:
-        line.put(_END)
+        shared.put(_END)

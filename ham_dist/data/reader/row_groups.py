@@ -1,4 +1,4 @@
-"""The row groups of a split's shards, read one at a time and checked: nothing wrong in a file goes further than here."""
+"""Reads the row groups of a split's shards one at a time, and checks them; no faulty row gets past it."""
 
 import os
 from collections import OrderedDict
@@ -12,21 +12,29 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ham_dist.data.format.manifest import REDO, FieldEntry, Manifest, require_own_file
+from ham_dist.data.format.manifest import REDO, DataField, Manifest, require_own_file
 from ham_dist.data.format.shards import LABEL, split_schema
-from ham_dist.data.reader.order import Piece
-from ham_dist.data.reader.rows import ID_TYPE, Array, Ragged, Rows, offsets_of
+from ham_dist.data.reader.order import RowRange
+from ham_dist.data.reader.rows import ID_TYPE, Array, Ragged, RowBlock, offsets_of
 from ham_dist.errors import DataError
 from ham_dist.io.paths import is_local, open_file
 
-# Of parsed footers that are kept; they take some three times as much in memory. It is the footers of 250 million rows of 40 columns.
+# Serialized size of the parsed footers that are cached; they take about three times as much memory. It is
+# enough for the footers of 250 million rows of 40 columns.
 FOOTER_BYTES = 64 << 20
 
 
 class RowGroups:
-    """The row groups of one split, numbered from 0 in the order of the shards. Opening it reads and checks every footer, and no row.
+    """The row groups of one split, numbered from 0 in the order of the shards.
 
-    raises: DataError for a shard that is missing, damaged, or has other columns or another number of rows than the manifest says.
+    The constructor reads and checks every footer, but no rows.
+
+    Args:
+        folder: Prepared data.
+        manifest: Its manifest.
+        split: Name of the split.
+    Raises:
+        DataError: A shard is missing or damaged, or its columns or number of rows differ from the manifest.
     """
 
     def __init__(self, folder: str | Path, manifest: Manifest, split: str) -> None:
@@ -38,13 +46,15 @@ class RowGroups:
         sizes: list[Array] = []
         for shard in manifest.splits[split].shards:
             path = f"{folder}/{shard.file}"
-            with _told(path):
+            with _as_data_error(path):
                 require_own_file(folder, shard.file)
-            with _told(path), self._open(path) as file:
+            with _as_data_error(path), self._open(path) as file:
                 footer = file.metadata
                 self._check_columns(path, file.schema_arrow)
             if footer.num_rows != shard.rows:
-                raise DataError(f"{path}: has {footer.num_rows:,} rows; the manifest says {shard.rows:,}")
+                raise DataError(
+                    f"{path}: has {footer.num_rows:,} rows; expected {shard.rows:,} by the manifest\n  {REDO}"
+                )
             self._paths.append(path)
             sizes.append(
                 np.array(
@@ -53,7 +63,7 @@ class RowGroups:
                 )
             )
         self.sizes = np.concatenate([np.empty(0, dtype=np.int64), *sizes])
-        """(row groups,) int64: rows of each."""
+        """(row groups,) int64: rows of each row group."""
         self._first_groups = np.cumsum([0, *map(len, sizes)])[:-1]  # of each shard
         self._first_rows = np.concatenate(
             [np.empty(0, dtype=np.int64), *(np.cumsum(of_shard) - of_shard for of_shard in sizes)]
@@ -61,39 +71,40 @@ class RowGroups:
 
     @property
     def rows(self) -> int:
-        """Of the split."""
+        """Number of rows of the split."""
         return int(self.sizes.sum())
 
-    def all(self) -> list[Piece]:
-        """The whole split, for `read`."""
-        return [Piece(group, 0, size) for group, size in enumerate(self.sizes.tolist())]
+    def all(self) -> list[RowRange]:
+        """Ranges of the whole split, for `read`."""
+        return [RowRange(group, 0, size) for group, size in enumerate(self.sizes.tolist())]
 
-    def read(self, pieces: Sequence[Piece]) -> Rows:
-        """The rows of `pieces`, one after the other. Row groups are read whole, one at a time.
+    def read(self, ranges: Sequence[RowRange]) -> RowBlock:
+        """The rows of `ranges`, concatenated. Row groups are read whole, one at a time.
 
-        raises: DataError for a shard that is gone or damaged, an id outside [0, C_j), or a label that is neither 0 nor 1; it names shard, row, field
-                and value.
+        Raises:
+            DataError: A shard is missing or damaged, an id is outside [0, C_j), or a label is neither 0 nor
+                1. The message names shard, row, field and value.
         """
-        filling = _Filling(self.fields, sum(piece.last - piece.first for piece in pieces))
-        for piece in pieces:
-            shard = int(np.searchsorted(self._first_groups, piece.group, side="right")) - 1
-            table = self._read_group(self._paths[shard], piece.group - int(self._first_groups[shard]))
-            filling.add(
-                table.slice(piece.first, piece.last - piece.first),
+        builder = _BlockBuilder(self.fields, sum(part.last - part.first for part in ranges))
+        for part in ranges:
+            shard = int(np.searchsorted(self._first_groups, part.group, side="right")) - 1
+            table = self._read_group(self._paths[shard], part.group - int(self._first_groups[shard]))
+            builder.add(
+                table.slice(part.first, part.last - part.first),
                 self._paths[shard],
-                int(self._first_rows[piece.group]) + piece.first,
+                int(self._first_rows[part.group]) + part.first,
             )
-        return filling.rows()
+        return builder.block()
 
     def _read_group(self, path: str, number: int) -> pa.Table:
-        with _told(path), self._open(path) as file:
-            # The caller's thread is enough for a million rows a second, and other threads would take the cores of the training.
+        with _as_data_error(path), self._open(path) as file:
+            # One thread reads a million rows per second; more threads would take cores from the training.
             return file.read_row_group(number, columns=self._schema.names, use_threads=False).select(
                 self._schema.names
             )
 
     def _open(self, path: str) -> pq.ParquetFile:
-        # A local file is opened by name: Arrow then reads it without holding back Python's other threads.
+        # A local file is opened by name: Arrow then reads it without holding the GIL.
         source: Any = path if is_local(path) else open_file(path, "rb")
         file = pq.ParquetFile(
             source,
@@ -105,7 +116,7 @@ class RowGroups:
         return file
 
     def _keep_footer(self, path: str, footer: pq.FileMetaData) -> None:
-        """The footers used last are kept: parsing one can take as long as reading a row group."""
+        """Cache the most recently used footers: parsing one can take as long as reading a row group."""
         with self._lock:  # several passes over one split can run at a time
             self._footers[path] = footer
             self._footers.move_to_end(path)
@@ -118,16 +129,21 @@ class RowGroups:
     def _check_columns(self, path: str, found: pa.Schema) -> None:
         for column in self._schema:
             if column.name not in found.names:
-                raise DataError(f"{path}: has no column {column.name}; it has {', '.join(found.names)}")
+                raise DataError(
+                    f"{path}: has no column {column.name}; its columns are {', '.join(found.names)}\n  {REDO}"
+                )
             type = found.field(column.name).type
             if type != column.type:
-                raise DataError(f"{path}: column {column.name} is {type}; the manifest says {column.type}")
+                raise DataError(
+                    f"{path}: column {column.name} is {type}; expected {column.type} by the manifest\n"
+                    f"  {REDO}"
+                )
 
 
-class _Filling:
-    """Rows of a known number that are put in table after table."""
+class _BlockBuilder:
+    """Builds a RowBlock of a known number of rows from several tables."""
 
-    def __init__(self, fields: Sequence[FieldEntry], rows: int) -> None:
+    def __init__(self, fields: Sequence[DataField], rows: int) -> None:
         self._fields = fields
         self._ids = np.empty((rows, sum(not field.multi_valued for field in fields)), dtype=ID_TYPE)
         self._labels = np.empty(rows, dtype=np.float32)
@@ -136,16 +152,19 @@ class _Filling:
         self._filled = 0
 
     def add(self, table: pa.Table, path: str, first_row: int) -> None:
-        """The rows of `table`, which begin at row `first_row` of the file `path`."""
+        """Check and add the rows of `table`, which starts at row `first_row` of the file `path`."""
         for name, column in zip(table.column_names, table.columns, strict=True):
             if column.null_count:
-                raise DataError(f"{path}: column {name} lacks {column.null_count:,} values")
+                raise DataError(
+                    f"{path}: column {name} has {column.null_count:,} null values; expected none\n  {REDO}"
+                )
         filled = slice(self._filled, self._filled + table.num_rows)
         labels = _numbers(table[LABEL].combine_chunks())
         wrong = (labels != 0) & (labels != 1)
         if wrong.any():
             raise DataError(
-                f"{path}: label {labels[wrong][0]} in row {first_row + wrong.argmax():,}; a label is 0 or 1\n  {REDO}"
+                f"{path}: label {labels[wrong][0]} in row {first_row + wrong.argmax():,}; expected 0 or 1\n"
+                f"  {REDO}"
             )
         self._labels[filled] = labels
         single = 0
@@ -163,12 +182,13 @@ class _Filling:
                     place if lengths is None else int(np.searchsorted(np.cumsum(lengths), place, "right"))
                 )
                 raise DataError(
-                    f"{path}: field {field.name} has id {ids[place]} in row {row:,}; its ids go from 0 to {field.rows - 1}\n  {REDO}"
+                    f"{path}: field {field.name} has id {ids[place]} in row {row:,};"
+                    f" expected 0 to {field.rows - 1}\n  {REDO}"
                 )
         self._filled = filled.stop
 
-    def rows(self) -> Rows:
-        """What was put in."""
+    def block(self) -> RowBlock:
+        """The rows added."""
         ragged = (
             Ragged(
                 np.concatenate([values for values, _ in parts]),
@@ -176,40 +196,44 @@ class _Filling:
             )
             for parts in self._ragged.values()
         )
-        return Rows(self._ids, tuple(ragged), self._labels)
+        return RowBlock(self._ids, tuple(ragged), self._labels)
 
 
 def _lists(path: str, name: str, column: pa.ChunkedArray) -> tuple[Array, Array]:
-    """Values of all lists one after the other, and the length of each."""
+    """Concatenated values of all lists, and the length of each list."""
     lists = column.combine_chunks()
-    # flatten() and the lengths, not .values and .offsets: those show the whole buffer of a sliced array.
+    # Not .values and .offsets: those ignore the slice and show the array's whole buffer.
     flat = lists.flatten()
     if flat.null_count:
-        raise DataError(f"{path}: column {name} lacks {flat.null_count:,} values within its lists")
+        raise DataError(
+            f"{path}: column {name} has {flat.null_count:,} null values within its lists; expected none\n"
+            f"  {REDO}"
+        )
     return _numbers(flat), _numbers(lists.value_lengths())
 
 
 def _numbers(column: pa.Array) -> Array:
-    """The numbers of a column without nulls, not copied. Its to_numpy() would load pandas, which takes a quarter of a second on each rank."""
+    """A column without nulls as a NumPy array, not copied."""
+    # to_numpy() would load pandas, which takes a quarter of a second on each rank.
     return np.from_dlpack(column)
 
 
 def _outside(ids: Array, rows: int) -> int | None:
-    """Place of the first id that is not in [0, rows)."""
-    # As unsigned numbers negative ids are greater than any table, so that one pass finds both kinds.
+    """Position of the first id outside [0, rows); None if there is none."""
+    # Read as unsigned, a negative id is larger than any table, so one comparison finds both.
     unsigned = ids.view(np.uint32)
     return int((unsigned >= rows).argmax()) if len(ids) and unsigned.max() >= rows else None
 
 
 @contextmanager
-def _told(path: str) -> Iterator[None]:
-    """Errors of a file as DataError with its name."""
+def _as_data_error(path: str) -> Iterator[None]:
+    """Turns errors of reading the file `path` into DataError."""
     try:
         yield
     except pa.ArrowException as error:
         raise DataError(f"{path}: is damaged ({str(error).splitlines()[0]})\n  {REDO}") from None
     except OSError as error:
-        if error.errno is None:  # Arrow's word for what does not decode
+        if error.errno is None:  # raised by Arrow for bytes that it cannot decode
             raise DataError(f"{path}: is damaged ({str(error).splitlines()[0]})\n  {REDO}") from None
         # Arrow's own text repeats the path.
         reason = os.strerror(error.errno) if is_local(path) else error.strerror

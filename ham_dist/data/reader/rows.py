@@ -1,6 +1,8 @@
-"""Some rows of a split as they lie in memory between the file and the model, and how a batch is made of them; no Python runs a row.
+"""Rows of a split in memory, between file and model, and their conversion to a batch.
 
-n rows, S fields with one id a row (single-valued), the other fields with any number (multi-valued)
+All work is vectorized; there is no Python loop over rows.
+
+n: rows; S: single-valued fields, with one id per row. The other fields are multi-valued: any number of ids.
 """
 
 from collections.abc import Sequence
@@ -12,12 +14,13 @@ import numpy as np
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from ham_dist.data.format.manifest import FieldEntry
+from ham_dist.data.format.manifest import DataField
 from ham_dist.data.reader.batch import Batch
 
 Array = np.ndarray[Any, Any]
 
-# TorchRec and FBGEMM take int32 and int64 ids alike, and widen them between the all-to-all and the kernel: int32 halves what is held and sent.
+# TorchRec and FBGEMM accept int32 and int64 ids, and convert between the all-to-all and the kernel. int32
+# halves memory and traffic.
 ID_TYPE = np.int32
 
 
@@ -25,8 +28,9 @@ ID_TYPE = np.int32
 class Ragged:
     """A multi-valued field: row i has values[offsets[i] : offsets[i + 1]].
 
-    values:  int32.
-    offsets: (n + 1,) int64, from 0 to len(values).
+    Attributes:
+        values: int32 ids.
+        offsets: (n + 1,) int64, from 0 to len(values).
     """
 
     values: Array
@@ -36,9 +40,9 @@ class Ragged:
         """The rows at `places`, in that order."""
         starts = self.offsets[places]
         offsets = offsets_of(self.offsets[places + 1] - starts)
-        # The n-th value taken lies at n + (start of its row here - start of its row among those taken).
-        at = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], np.diff(offsets))
-        return Ragged(self.values[at], offsets)
+        # Output value k is input value k + (start of its row in the input - start of its row in the output).
+        sources = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], np.diff(offsets))
+        return Ragged(self.values[sources], offsets)
 
     def slice(self, first: int, last: int) -> "Ragged":
         """Rows first to last - 1, not copied."""
@@ -47,19 +51,20 @@ class Ragged:
 
 
 def offsets_of(lengths: Array) -> Array:
-    """(n + 1,) int64: where each of n rows of `lengths` values begins, and the end of the last."""
+    """Offsets of n rows of `lengths` values, (n + 1,) int64: each row's start, then the last row's end."""
     offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets
 
 
 @dataclass(frozen=True)
-class Rows:
-    """n rows of a split.
+class RowBlock:
+    """A block of n rows of a split.
 
-    ids:    (n, S) int32. Row after row, since rows are what a shuffle moves: a row is a few cache lines in one place.
-    ragged: the multi-valued fields, in order.
-    labels: (n,) float32.
+    Attributes:
+        ids: (n, S) int32, row-major: a shuffle moves whole rows, and each row is a few adjacent cache lines.
+        ragged: The multi-valued fields, in order.
+        labels: (n,) float32.
     """
 
     ids: Array
@@ -69,26 +74,31 @@ class Rows:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, places: Array) -> "Rows":
+    def take(self, places: Array) -> "RowBlock":
         """The rows at `places`, in that order."""
-        # np.take, which copies whole rows and lets other threads run meanwhile; indexing is half as fast.
-        return Rows(
+        # np.take copies whole rows and releases the GIL; indexing is half as fast.
+        return RowBlock(
             np.take(self.ids, places, axis=0),
             tuple(field.take(places) for field in self.ragged),
             self.labels[places],
         )
 
-    def slice(self, first: int, last: int) -> "Rows":
+    def slice(self, first: int, last: int) -> "RowBlock":
         """Rows first to last - 1, not copied."""
-        return Rows(
+        return RowBlock(
             self.ids[first:last],
             tuple(field.slice(first, last) for field in self.ragged),
             self.labels[first:last],
         )
 
-    def batch(self, fields: Sequence[FieldEntry], global_rows: int) -> Batch:
-        """These rows as this rank's part of a global batch of `global_rows`; the fields are those of the manifest, in order."""
-        # Copies all through: what is held for the next epoch must not change with a batch.
+    def batch(self, fields: Sequence[DataField], global_rows: int) -> Batch:
+        """This block as this rank's part of a global batch.
+
+        Args:
+            fields: The fields of the manifest, in order.
+            global_rows: Rows of the global batch over all ranks.
+        """
+        # Everything is copied: rows held for the next epoch must not change when a batch is modified.
         by_field = np.array(self.ids.T, order="C")
         values: list[Array] = []
         lengths: list[Array] = []
@@ -100,7 +110,7 @@ class Rows:
                 values += [part.values.copy() for part in parts]
                 lengths += [np.diff(part.offsets).astype(ID_TYPE) for part in parts]
             else:
-                # Neighbours lie one after the other already: field after field is what a KJT wants.
+                # Neighbouring single-valued fields are contiguous in `by_field`, the order that a KJT needs.
                 values.append(by_field[single : single + count].reshape(-1))
                 lengths.append(np.ones(count * len(self), dtype=ID_TYPE))
                 single += count
@@ -113,8 +123,8 @@ class Rows:
         return Batch(features, torch.from_numpy(self.labels.copy()), global_rows)
 
 
-def concatenated(parts: Sequence[Rows]) -> Rows:
-    """The rows of all `parts` (at least one), one after the other; one part is given back as it is."""
+def concatenated(parts: Sequence[RowBlock]) -> RowBlock:
+    """Concatenates `parts` (at least one). A single part is returned as is, not copied."""
     if len(parts) == 1:
         return parts[0]
     ragged = (
@@ -124,7 +134,7 @@ def concatenated(parts: Sequence[Rows]) -> Rows:
         )
         for of_field in zip(*(part.ragged for part in parts), strict=True)
     )
-    return Rows(
+    return RowBlock(
         np.concatenate([part.ids for part in parts]),
         tuple(ragged),
         np.concatenate([part.labels for part in parts]),

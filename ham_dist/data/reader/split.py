@@ -1,8 +1,8 @@
-"""Prepared shards -> batches of this rank, whatever the world size the same global batches.
+"""Reads prepared shards as batches of this rank. Global batches do not depend on the world size.
 
-A split that is no larger than `data.shuffle_rows` is held in memory, whole on every rank, and wholly shuffled. A larger one is streamed: each rank
-reads the row groups that its parts of the batches come from, and all ranks together hold `data.shuffle_rows` rows (order.py says in which order, and
-how good that is).
+A split of at most `data.shuffle_rows` rows is held in memory, whole on every rank, and fully shuffled. A
+larger split is streamed: each rank reads the row groups that its parts of the batches come from, and all
+ranks together hold `data.shuffle_rows` rows (order.py describes the order and the quality of this shuffle).
 """
 
 import hashlib
@@ -11,20 +11,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ham_dist.config.schema import DataSettings
-from ham_dist.data.format.manifest import FieldEntry, Manifest, SplitEntry
+from ham_dist.data.format.manifest import DataField, Manifest, SplitEntry
 from ham_dist.data.reader.batch import Batch
 from ham_dist.data.reader.order import Order, Window, permutation, rows_of_rank
 from ham_dist.data.reader.prefetch import Prefetched
 from ham_dist.data.reader.row_groups import RowGroups
-from ham_dist.data.reader.rows import Rows, concatenated
+from ham_dist.data.reader.rows import RowBlock, concatenated
 from ham_dist.errors import DataError
 
 
 class Split:
-    """One of train, validation, test. `open_split` makes it.
+    """One split of prepared data: train, validation or test. Opened by `open_split`.
 
-    identity: a number that is the same for the same shards (by their sha256) and another for others.
-    settings: how much of it is in memory, and how many batches are made ahead.
+    Attributes:
+        name: Name of the split.
+        identity: A number derived from the sha256 of the shards; different shards have different numbers.
+        settings: Number of rows held in memory, and number of batches made in advance.
     """
 
     def __init__(self, name: str, groups: RowGroups, identity: int, settings: DataSettings) -> None:
@@ -35,21 +37,21 @@ class Split:
         self._held = groups.read(groups.all()) if groups.rows <= settings.shuffle_rows else None
 
     @property
-    def fields(self) -> tuple[FieldEntry, ...]:
-        """The F fields, in order."""
+    def fields(self) -> tuple[DataField, ...]:
+        """The F fields of the manifest, in order."""
         return self._groups.fields
 
     @property
     def rows(self) -> int:
-        """Samples of the split."""
+        """Number of samples of the split."""
         return self._groups.rows
 
     def steps(self, batch_size: int, keep_last: bool) -> int:
-        """Global batches of one pass; the last, incomplete one counts where `keep_last` is set."""
+        """Number of global batches of one pass; an incomplete last batch counts only with `keep_last`."""
         return -(-self.rows // batch_size) if keep_last else self.rows // batch_size
 
     def batch_rows(self, batch_size: int, step: int) -> int:
-        """Rows of global batch number `step`: `batch_size`, and what is left for the last one."""
+        """Rows of global batch number `step`: `batch_size`, or fewer for the last batch."""
         return min(batch_size, self.rows - step * batch_size)
 
     def batches(
@@ -65,28 +67,35 @@ class Split:
     ) -> "Batches":
         """This rank's part of each global batch of one pass.
 
-        batch_size: rows of a global batch, over all ranks. Global batches do not depend on the world size.
-        rank, world_size: which rows of each global batch come; see `rows_of_rank`.
-        order:      (seed, epoch) shuffles the rows in an order that the two determine; None is file order.
-        keep_last:  whether the last batch comes though it is incomplete; with fewer rows than ranks, some ranks get an empty batch then.
-        start:      batches to skip, at the cost of reading `data.shuffle_rows` rows at most: the pass goes on as if they had been taken.
-        pin_memory: whether batches lie in page-locked memory, from which a GPU copies while the next step is prepared.
-        raises:     DataError if a global batch has fewer rows than there are ranks, or the split has no whole batch.
+        Args:
+            batch_size: Rows of a global batch over all ranks. Global batches do not depend on the world size.
+            rank: This rank; see `rows_of_rank` for the rows that it gets.
+            world_size: Number of ranks.
+            order: (seed, epoch), which determine the shuffle; None for file order.
+            keep_last: Keep an incomplete last batch. If it has fewer rows than there are ranks, some ranks
+                get an empty batch.
+            start: Number of batches to skip. This reads at most `data.shuffle_rows` rows; the remaining
+                batches are the same as without skipping.
+            pin_memory: Put batches in page-locked memory, from which the GPU copies asynchronously.
+        Raises:
+            DataError: A global batch has fewer rows than there are ranks, or the split has no whole batch.
         """
         if not 0 <= rank < world_size:
             raise DataError(f"rank {rank} of {world_size} ranks: must be from 0 to {world_size - 1}")
         if world_size > batch_size:
             raise DataError(
-                f"batch size {batch_size}: fewer rows than the {world_size} ranks that share them\n  Set it to at least {world_size}."
+                f"batch size {batch_size}: fewer rows than the {world_size} ranks that share them\n"
+                f"  Set it to at least {world_size}."
             )
         if self.steps(batch_size, keep_last) == 0:
             raise DataError(
-                f"batch size {batch_size}: more rows than the {self.rows} of this split\n  Set it to at most {self.rows}."
+                f"batch size {batch_size}: more rows than the {self.rows} of this split\n"
+                f"  Set it to at most {self.rows}."
             )
         return Batches(self, _Pass(batch_size, (rank, world_size), order, keep_last, pin_memory), start)
 
     def take(self, rows: int) -> Batch:
-        """The first `rows` samples in file order (all, where there are fewer) as one batch of a single rank."""
+        """The first `rows` samples in file order, or all if there are fewer, as one batch of one rank."""
         size = min(rows, self.rows)
         if self._held is not None:
             return self._held.slice(0, size).batch(self.fields, size)
@@ -94,19 +103,28 @@ class Split:
 
     def parts(
         self, batch_size: int, place: tuple[int, int], shuffle: tuple[int, int] | None, steps: range
-    ) -> Iterator[Rows]:
-        """The rows of rank `place` = (rank, world size) in each of the global batches `steps`; see `batches`."""
+    ) -> Iterator[RowBlock]:
+        """This rank's rows of each global batch.
+
+        Args:
+            batch_size: Rows of a global batch over all ranks.
+            place: (rank, world size).
+            shuffle: (seed, epoch); None for file order.
+            steps: Numbers of the global batches.
+        """
         order = self._order(batch_size, shuffle)
         return (
             self._streamed(order, place, steps)
             if self._held is None
-            else self._gathered(self._held, order, place, steps)
+            else self._from_memory(self._held, order, place, steps)
         )
 
     def _order(self, batch_size: int, shuffle: tuple[int, int] | None) -> Order:
         return Order(self._groups.sizes, batch_size, shuffle, self.settings.shuffle_rows)
 
-    def _gathered(self, held: Rows, order: Order, place: tuple[int, int], steps: range) -> Iterator[Rows]:
+    def _from_memory(
+        self, held: RowBlock, order: Order, place: tuple[int, int], steps: range
+    ) -> Iterator[RowBlock]:
         shuffled = None if order.shuffle is None else permutation(self.rows, *order.shuffle)
         for step in steps:
             low, high = (
@@ -114,10 +132,10 @@ class Split:
             )
             yield held.slice(low, high) if shuffled is None else held.take(shuffled[low:high])
 
-    def _streamed(self, order: Order, place: tuple[int, int], steps: range) -> Iterator[Rows]:
+    def _streamed(self, order: Order, place: tuple[int, int], steps: range) -> Iterator[RowBlock]:
         lanes: dict[int, _Lane] = {}
         for step in steps:
-            parts: list[Rows] = []
+            parts: list[RowBlock] = []
             for lane, first, last in order.spans(step, *rows_of_rank(order.batch_rows(step), *place)):
                 if lane not in lanes:
                     lanes[lane] = _Lane(self._groups, order.windows(lane))
@@ -126,22 +144,22 @@ class Split:
 
 
 class _Lane:
-    """The rows of one lane, of which one window is in memory; asked for in rising order, it reads each window once."""
+    """The rows of one lane, with one window in memory. Read in ascending order, each window is read once."""
 
     def __init__(self, groups: RowGroups, windows: Iterator[Window]) -> None:
         self._groups = groups
         self._windows = windows
         self._window = next(windows)
-        self._held: Rows | None = None
+        self._held: RowBlock | None = None
 
-    def rows(self, first: int, last: int) -> Iterator[Rows]:
-        """Positions first to last - 1 of the lane, in one piece or, over the end of a window, in several."""
+    def rows(self, first: int, last: int) -> Iterator[RowBlock]:
+        """Positions first to last - 1 of the lane, as one block per window that they are in."""
         while first < last:
             while self._window.last <= first:
                 self._window = next(self._windows)
-                self._held = None  # before the next is read, so that the two are not in memory together
+                self._held = None  # first, so that two windows are never in memory together
             if self._held is None:
-                rows, order = self._groups.read(self._window.pieces), self._window.order()
+                rows, order = self._groups.read(self._window.ranges), self._window.order()
                 self._held = rows if order is None else rows.take(order)
             end = min(last, self._window.last)
             yield self._held.slice(first - self._window.first, end - self._window.first)
@@ -149,10 +167,10 @@ class _Lane:
 
 
 class Batches(Iterator[Batch]):
-    """One pass over a split, from `Split.batches`: an iterator that knows where it is.
+    """One pass over a split, from `Split.batches`: an iterator whose position can be saved and restored.
 
-    Batches are made ahead, on a thread of their own, which is gone when the pass has ended or was closed, and soon after this object is dropped. What
-    goes wrong there is raised by the `next` that asked for the batch.
+    A background thread makes batches in advance. It stops when the pass ends or is closed, or soon after this
+    object is garbage collected. An error of the thread is raised by the `next` for the failed batch.
     """
 
     def __init__(self, split: Split, settings: "_Pass", start: int) -> None:
@@ -169,13 +187,16 @@ class Batches(Iterator[Batch]):
         return batch
 
     def close(self) -> None:
-        """End the thread; the next `next` would start another, for the batch that is due."""
+        """Stop the thread. A later `next` starts another thread, at the same position."""
         if self._running is not None:
             self._running.close()
         self._running = None
 
     def state_dict(self) -> dict[str, int]:
-        """Where this pass is, and what its order depends on, as plain numbers: what `load_state_dict` goes on from, on any number of ranks."""
+        """Position of this pass, and all that its order depends on, as plain integers.
+
+        `load_state_dict` resumes from it on any number of ranks.
+        """
         return {
             **self._identity(),
             **({} if self._pass.order is None else {"epoch": self._pass.order[1]}),
@@ -183,28 +204,34 @@ class Batches(Iterator[Batch]):
         }
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on where `state` was taken: its next batch comes next, for the cost of reading `data.shuffle_rows` rows at most.
+        """Resume from `state`: the next batch is the one that followed it.
 
-        raises: DataError that names what differs, if the state is of other data, another batch size, seed or shuffle, or is no state.
+        This reads at most `data.shuffle_rows` rows.
+
+        Raises:
+            DataError: The state has other keys, or belongs to other data or another batch size, seed or
+                shuffle. The message names each difference.
         """
         mine = self.state_dict()
         if mine.keys() != state.keys():
             raise DataError(
-                f"state of a pass over {self._split.name}: has the keys {', '.join(state)}; wanted are {', '.join(mine)}"
+                f"state of a pass over {self._split.name}: has the keys {', '.join(state)};"
+                f" expected {', '.join(mine)}"
             )
         differ = [
-            f"{name} = {state[name]}, and this pass has {value}"
+            f"{name} = {state[name]}, but this pass has {value}"
             for name, value in self._identity().items()
             if state[name] != value
         ]
         if differ:
             raise DataError(
-                f"state of a pass over {self._split.name}: {'; '.join(differ)}\n  It can only go on as it began."
+                f"state of a pass over {self._split.name}: {'; '.join(differ)}\n"
+                "  Resume with the same data and settings, or start a new run."
             )
         steps = self._split.steps(self._pass.batch_size, self._pass.keep_last)
         if not 0 <= state["step"] <= steps:
             raise DataError(
-                f"state of a pass over {self._split.name}: step = {state['step']}; must be from 0 to {steps}"
+                f"state of a pass over {self._split.name}: step = {state['step']}; expected 0 to {steps}"
             )
         self.close()
         self._step = state["step"]
@@ -214,7 +241,7 @@ class Batches(Iterator[Batch]):
     def _identity(self) -> dict[str, int]:
         identity = {"data": self._split.identity, "batch_size": self._pass.batch_size}
         if self._pass.order is not None:
-            # All values from the split's own rows on mean the same.
+            # Every value of at least the split's rows gives the same order.
             identity |= {
                 "seed": self._pass.order[0],
                 "shuffle_rows": min(self._split.settings.shuffle_rows, self._split.rows),
@@ -231,7 +258,7 @@ class Batches(Iterator[Batch]):
 
 @dataclass(frozen=True)
 class _Pass:
-    """What `Split.batches` was called with."""
+    """Arguments of `Split.batches`."""
 
     batch_size: int
     place: tuple[int, int]
@@ -243,11 +270,19 @@ class _Pass:
 def open_split(
     folder: str | Path, manifest: Manifest, split: str, settings: DataSettings | None = None
 ) -> Split:
-    """Open `split` of the prepared data in `folder`: check its files, and read it where it is no larger than `settings.shuffle_rows`.
+    """Opens `split` of the prepared data in `folder` and checks its files.
 
-    settings: None takes the defaults; only `shuffle_rows` and `prefetch` count here.
-    raises:   DataError for a shard that is missing, damaged or has other columns or rows than the manifest says. For an id outside [0, C_j) and a
-              label that is neither 0 nor 1: here where the split is held in memory, else where its batch is asked for.
+    A split of at most `settings.shuffle_rows` rows is read into memory.
+
+    Args:
+        folder: Prepared data.
+        manifest: Its manifest.
+        split: Name of the split.
+        settings: None for the defaults; only `shuffle_rows` and `prefetch` are used.
+    Raises:
+        DataError: A shard is missing or damaged, or its columns or rows differ from the manifest. An id
+            outside [0, C_j) or a label other than 0 and 1 is raised here if the split is held in memory,
+            otherwise by the `next` for its batch.
     """
     if split not in manifest.splits:
         raise DataError(f"{folder}: has no split {split!r}; its splits are {', '.join(manifest.splits)}")
@@ -260,6 +295,6 @@ def open_split(
 
 
 def _identity(entry: SplitEntry) -> int:
-    """63 bits of a hash of the shards' hashes."""
+    """The first 63 bits of a hash over the shards' hashes."""
     digest = hashlib.sha256("\n".join(shard.sha256 for shard in entry.shards).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from ham_dist.config.schema import SyntheticSettings
 from ham_dist.data.format.folder import already_there
-from ham_dist.data.format.manifest import FORMAT_VERSION, FieldEntry, Manifest, SplitEntry, StoredFile, Truth
+from ham_dist.data.format.manifest import FORMAT_VERSION, DataField, Manifest, SplitEntry, StoredFile, Truth
 from ham_dist.data.format.shards import (
     LABEL,
     ROW_GROUP,
@@ -152,7 +152,7 @@ def _write_splits(planted: Planted, folder: Path) -> dict[str, SplitEntry]:
     return splits
 
 
-def _write_vocabularies(planted: Planted, folder: Path, train: SplitEntry) -> Iterator[FieldEntry]:
+def _write_vocabularies(planted: Planted, folder: Path, train: SplitEntry) -> Iterator[DataField]:
     """One vocabulary a field: the value of an id is its number as text, and the count is that of the training split."""
     sizes = dict(zip(planted.names, planted.settings.num_embeddings, strict=True))
     for names in _counted_together(sizes):
@@ -166,7 +166,7 @@ def _write_vocabularies(planted: Planted, folder: Path, train: SplitEntry) -> It
             for name, file in files.items():
                 write_shard(folder, file, _numbered(counts[name]), VOCABULARY_SCHEMA)
         for name, file in files.items():
-            yield FieldEntry(
+            yield DataField(
                 name=name,
                 rows=sizes[name],
                 multi_valued=False,

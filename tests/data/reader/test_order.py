@@ -47,12 +47,12 @@ def test_parts_of_ranks(rows: int, world_size: int, parts: list[int]) -> None:
 
 
 def places(order: Order) -> list[list[tuple[int, int]]]:
-    """(row group, row in it) of every row of every global batch, read as the reader does: through spans and windows."""
+    """(row group, row in it) of each row of each global batch, by spans and windows as the reader reads them."""
     of_lane: dict[int, list[tuple[int, int]]] = {}
     for lane in range(order.lanes):
         of_lane[lane] = []
         for window in order.windows(lane):
-            rows = [(piece.group, row) for piece in window.pieces for row in range(piece.first, piece.last)]
+            rows = [(part.group, row) for part in window.ranges for row in range(part.first, part.last)]
             assert window.first == len(of_lane[lane])
             assert window.last - window.first == len(rows)
             permuted = window.order()
@@ -124,7 +124,7 @@ def test_a_whole_split_is_shuffled_as_ever() -> None:
 
 @pytest.mark.parametrize("rows", [2_000])
 def test_batches_of_a_sorted_file_are_mixed_as_promised(rows: int) -> None:
-    """Label rates of batches of a file with all zeros before all ones, against the bound that order.py states, and far below file order's."""
+    """A file with all zeros before all ones: the spread of label rates is within the bound of order.py."""
     group, batch_size, shuffle_rows = 50, 100, 500
     order = Order(np.full(rows // group, group), batch_size, (0, 0), shuffle_rows)
     labels = [[number >= rows // group // 2 for number, _ in batch] for batch in places(order)]

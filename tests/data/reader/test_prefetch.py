@@ -98,7 +98,10 @@ def test_an_error_comes_where_its_item_would_have() -> None:
 
 
 def test_a_program_that_ends_in_the_middle_ends() -> None:
-    program = "from itertools import count; from ham_dist.data.reader.prefetch import Prefetched; ahead = Prefetched(count(), 2); print(next(ahead))"
+    program = (
+        "from itertools import count; from ham_dist.data.reader.prefetch import Prefetched; "
+        "ahead = Prefetched(count(), 2); print(next(ahead))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=600, check=False
     )

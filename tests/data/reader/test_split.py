@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 
-from ham_dist.data.format.manifest import Manifest
+from ham_dist.data.format.manifest import REDO, Manifest
 from ham_dist.data.reader.batch import Batch
 from ham_dist.data.reader.split import Split, open_split
 from ham_dist.errors import DataError
@@ -64,11 +64,12 @@ def test_reading_does_not_load_pandas(prepared: Path) -> None:
     program = f"""
 import sys
 from pathlib import Path
-from ham_dist.data.format.manifest import Manifest
+from ham_dist.data.format.manifest import REDO, Manifest
 from ham_dist.data.reader.split import open_split
 
 folder = Path({str(prepared)!r})
-batches = open_split(folder, Manifest.load(folder), "train").batches(64, rank=0, world_size=1, order=(0, 0), keep_last=True)
+split = open_split(folder, Manifest.load(folder), "train")
+batches = split.batches(64, rank=0, world_size=1, order=(0, 0), keep_last=True)
 assert sum(len(batch.labels) for batch in batches) > 0
 assert "pandas" not in sys.modules
 """
@@ -201,7 +202,7 @@ class TestDamage:
     ) -> None:
         message = edit(lambda table: put(table, "user", pa.array([1] * 5 + [wrong] + [1] * 694, pa.int32())))
         assert message.startswith(
-            f"/copy/train/part-00001.parquet: field user has id {wrong} in row 5; its ids go from 0 to 60\n"
+            f"/copy/train/part-00001.parquet: field user has id {wrong} in row 5; expected 0 to 60\n"
         )
 
     def test_id_outside_its_table_in_a_list(
@@ -211,27 +212,30 @@ class TestDamage:
             lambda table: put(table, "genres", pa.array([[1]] * 699 + [[2, 7]], pa.list_(pa.int32())))
         )
         assert message.startswith(
-            "/copy/train/part-00001.parquet: field genres has id 7 in row 699; its ids go from 0 to 6\n"
+            "/copy/train/part-00001.parquet: field genres has id 7 in row 699; expected 0 to 6\n"
         )
 
     def test_label(self, edit: Callable[[Callable[[pa.Table], pa.Table]], str]) -> None:
         message = edit(lambda table: put(table, "label", pa.array([0, 2] + [0] * 698, pa.int8())))
-        assert message.startswith("/copy/train/part-00001.parquet: label 2 in row 1; a label is 0 or 1\n")
+        assert message.startswith("/copy/train/part-00001.parquet: label 2 in row 1; expected 0 or 1\n")
 
     def test_columns_and_rows(self, edit: Callable[[Callable[[pa.Table], pa.Table]], str]) -> None:
         where = "/copy/train/part-00001.parquet: "
         assert edit(lambda table: table.drop_columns("zip")).startswith(
-            f"{where}has no column zip; it has label, user"
+            f"{where}has no column zip; its columns are label, user"
         )
         assert (
             edit(lambda table: put(table, "age", pa.array([1] * 700, pa.int64())))
-            == f"{where}column age is int64; the manifest says int32"
+            == f"{where}column age is int64; expected int32 by the manifest\n  {REDO}"
         )
         assert (
             edit(lambda table: put(table, "age", pa.array([None] + [1] * 699, pa.int32())))
-            == f"{where}column age lacks 1 values"
+            == f"{where}column age has 1 null values; expected none\n  {REDO}"
         )
-        assert edit(lambda table: table.slice(1)) == f"{where}has 699 rows; the manifest says 700"
+        assert (
+            edit(lambda table: table.slice(1))
+            == f"{where}has 699 rows; expected 700 by the manifest\n  {REDO}"
+        )
 
     def test_missing_and_cut_files(self, prepared: Path, manifest: Manifest, tmp_path: Path) -> None:
         shutil.copytree(prepared, tmp_path / "copy")

@@ -1,4 +1,4 @@
-"""Splits larger than data.shuffle_rows: what the ranks read, in which order, and what is in memory meanwhile."""
+"""Splits larger than data.shuffle_rows: what the ranks read, in which order, and how much is in memory."""
 
 import tracemalloc
 from collections.abc import Callable, Iterable
@@ -65,9 +65,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     groups: list[int] = []
     read = RowGroups.read
 
-    def noted(self: RowGroups, pieces: list) -> object:  # type: ignore[type-arg]
-        groups.extend(piece.group for piece in pieces)
-        return read(self, pieces)
+    def noted(self: RowGroups, ranges: list) -> object:  # type: ignore[type-arg]
+        groups.extend(part.group for part in ranges)
+        return read(self, ranges)
 
     monkeypatch.setattr(RowGroups, "read", noted)
     return groups
@@ -189,15 +189,15 @@ class TestState:
                 batches.load_state_dict(state)
             return str(caught.value)
 
-        assert "batch_size = 96, and this pass has 50\n" in refusal(self.batches(split, size=50))
-        assert "seed = 3, and this pass has 4\n" in refusal(self.batches(split, order=(4, 1)))
-        assert "shuffle_rows = 256, and this pass has 100\n" in refusal(
+        assert "batch_size = 96, but this pass has 50\n" in refusal(self.batches(split, size=50))
+        assert "seed = 3, but this pass has 4\n" in refusal(self.batches(split, order=(4, 1)))
+        assert "shuffle_rows = 256, but this pass has 100\n" in refusal(
             self.batches(opened(folder, shuffle_rows=100))
         )
         write_numbered(tmp_path / "other", [ROWS], GROUP)
         assert "train: data = " in refusal(self.batches(opened(tmp_path / "other")))
-        assert "step = 22; must be from 0 to 21" in refusal(self.batches(split), {**state, "step": 22})
-        assert "has the keys data, batch_size, step; wanted are" in refusal(
+        assert "step = 22; expected 0 to 21" in refusal(self.batches(split), {**state, "step": 22})
+        assert "has the keys data, batch_size, step; expected" in refusal(
             self.batches(split), self.batches(split, order=None).state_dict()
         )
 
@@ -258,6 +258,6 @@ class TestDamageInThePass:
         )
         with pytest.raises(
             DataError,
-            match=r"part-00001\.parquet: field row has id 750 in row 250; its ids go from 0 to 749\n",
+            match=r"part-00001\.parquet: field row has id 750 in row 250; expected 0 to 749\n",
         ):
             drawn(split, 100, order=None)
