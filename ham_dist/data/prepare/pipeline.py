@@ -89,10 +89,6 @@ def prepare(
     keep_freed_memory()
     out, machine = Path(out), machine or Machine()
     files = find_raw(recipe, raw)
-    if out.resolve().is_relative_to(Path(raw).resolve()):
-        raise DataError(
-            f"--out {out}: is inside the folder of the raw files, {raw}; nothing was written\n  Give a folder outside of it."
-        )
     planned = {
         "name": recipe.name,
         "recipe": _written(recipe),
