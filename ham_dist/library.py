@@ -26,7 +26,7 @@ from ham_dist.embedding.mask import (
     MaskedEmbeddingBagCollection,
     as_evaluated,
 )
-from ham_dist.embedding.slicing import NarrowEmbeddingBagCollection, masked_tables, slice_columns
+from ham_dist.embedding.slicing import SlicedEmbeddingBagCollection, masked_tables, slice_columns
 from ham_dist.embedding.tables import TableChunk
 from ham_dist.errors import BundleError, SlicingError
 from ham_dist.export.alone import write_bundle_alone
@@ -185,15 +185,15 @@ def export(
             ) from None
 
 
-def _narrow_tables(model: nn.Module) -> tuple[str, NarrowEmbeddingBagCollection]:
+def _narrow_tables(model: nn.Module) -> tuple[str, SlicedEmbeddingBagCollection]:
     found = [
         (name, module)
         for name, module in model.named_modules()
-        if isinstance(module, NarrowEmbeddingBagCollection)
+        if isinstance(module, SlicedEmbeddingBagCollection)
     ]
     if len(found) != 1:
         raise BundleError(
-            f"export: {type(model).__name__} has {len(found)} NarrowEmbeddingBagCollections, expected 1. Export the result of slice_columns."
+            f"export: {type(model).__name__} has {len(found)} SlicedEmbeddingBagCollections, expected 1. Export the result of slice_columns."
         )
     return found[0]
 

@@ -1,4 +1,4 @@
-"""The library's door on a model that is not ours: alpha alone moves, modes and weights stay; what export writes can be built again."""
+"""The library on a user's model: a search changes only alpha, and an exported model can be built again."""
 
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,8 @@ def test_export_holds_what_it_takes_to_build_the_model_again(tmp_path: Path) -> 
     search.step(lambda: model(features()).square().mean())
     columns = search.finish()
     assert sum(map(len, columns.values())) == 3
-    narrow = slice_columns(model, columns, example=features())
-    export(narrow, tmp_path / "bundle", run={"by": "test"})
+    sliced = slice_columns(model, columns, example=features())
+    export(sliced, tmp_path / "bundle", run={"by": "test"})
     bundle = open_bundle(tmp_path / "bundle")
     again = torch.zeros(9, 8)
     tables: Any = bundle.manifest.run["tables"]
@@ -81,15 +81,15 @@ def test_export_holds_what_it_takes_to_build_the_model_again(tmp_path: Path) -> 
 
 
 def _export_on_ranks(out: str, who: str) -> str:
-    """Exports one and the same model from rank 0 alone, from every rank, or from ranks whose weights differ."""
+    """Exports the same model from rank 0 only, from every rank, or from ranks with different weights."""
     model, search = opened()
     if who == "others" and dist.get_rank() == 1:
         with torch.no_grad():
             model.over.get_parameter("1.bias").add_(1.0)
-    narrow = slice_columns(model, search.finish())
+    sliced = slice_columns(model, search.finish())
     if who != "first" or dist.get_rank() == 0:
         try:
-            export(narrow, out)
+            export(sliced, out)
         except BundleError as error:
             return str(error)
     return ""
@@ -99,8 +99,8 @@ def _export_on_ranks(out: str, who: str) -> str:
 def test_export_works_from_one_rank_and_from_all(tmp_path: Path, who: str) -> None:
     assert run_on_ranks(2, _export_on_ranks, str(tmp_path / "bundle"), who) == ["", ""]
     model, search = opened()
-    narrow = slice_columns(model, search.finish())
-    found, wanted = open_bundle(tmp_path / "bundle").dense(), narrow.state_dict()
+    sliced = slice_columns(model, search.finish())
+    found, wanted = open_bundle(tmp_path / "bundle").dense(), sliced.state_dict()
     assert all(torch.equal(values, wanted[name]) for name, values in found.items())
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
@@ -113,10 +113,10 @@ def test_ranks_that_export_other_weights_to_one_folder_are_refused(tmp_path: Pat
 
 def test_one_process_never_exports_onto_a_bundle(tmp_path: Path) -> None:
     model, search = opened()
-    narrow = slice_columns(model, search.finish())
-    export(narrow, tmp_path / "bundle")
+    sliced = slice_columns(model, search.finish())
+    export(sliced, tmp_path / "bundle")
     with pytest.raises(BundleError, match="is there already"):
-        export(narrow, tmp_path / "bundle")
+        export(sliced, tmp_path / "bundle")
 
 
 def test_bytes_are_those_of_each_tables_own_numbers() -> None:
@@ -156,7 +156,7 @@ def test_what_the_library_does_not_take_is_refused_by_name() -> None:
         mask_columns(masked)
 
 
-def test_what_cannot_be_cut_is_said() -> None:
+def test_what_cannot_be_sliced_is_refused() -> None:
     model, search = opened()
     columns = search.finish()
     with pytest.raises(SlicingError, match="leave `readers` out"):

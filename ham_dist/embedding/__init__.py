@@ -1,1 +1,1 @@
-"""Tables, masks over their columns, orthogonality, and slicing, on one process: nothing here knows of ranks."""
+"""Embedding tables, masks over their columns, orthogonality and slicing, on one process (no ranks)."""

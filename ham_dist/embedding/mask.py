@@ -1,6 +1,6 @@
-"""A 0/1 number for each column of each table, multiplied into what a lookup returns.
+"""The hard auxiliary mask: one number per column of each table, multiplied into what a lookup returns.
 
-B rows, S columns under search
+Shape letters: B rows of a batch, D columns of all keys, S columns under search.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,40 +15,44 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from ham_dist.embedding.tables import BYTES_PER_NUMBER
 
 Columns = Mapping[str, torch.Tensor]
-"""Kept column numbers by table name, ascending, int64; empty for a table that leaves."""
+"""Kept column numbers by table name, ascending, int64; an empty tensor for a table that is removed."""
 
 
 class ColumnLayout:
-    """Where each table's columns stand in a vector of S numbers.
+    """Position of each table's columns in a vector of S numbers, one per column.
 
     Args:
         dims: Columns under search, by table name.
-        rows: C_j, by table name.
-        table_of: The table behind each key of the looked-up KeyedTensor (default: each key is its own table).
-        number_bytes: Bytes of one number of each table (default: 4, float32).
+        num_embeddings: C_j, by table name.
+        table_of: Table that each key of the looked-up KeyedTensor reads (default: every key is a table of its
+            own).
+        number_bytes: Bytes per number of each table (default: 4, float32).
+    Attributes:
+        slices: Positions of each table's columns, by table name.
+        size: S.
     """
 
     def __init__(
         self,
         dims: Mapping[str, int],
-        rows: Mapping[str, int],
+        num_embeddings: Mapping[str, int],
         table_of: Mapping[str, str] | None = None,
         number_bytes: Mapping[str, int] | None = None,
     ) -> None:
         self.dims = dict(dims)
-        self.rows = dict(rows)
+        self.num_embeddings = dict(num_embeddings)
         self.number_bytes = dict.fromkeys(self.dims, BYTES_PER_NUMBER) | dict(number_bytes or {})
         self.table_of = dict(table_of) if table_of is not None else {table: table for table in self.dims}
         self.slices: dict[str, slice] = {}
         start = 0
-        for table, width in self.dims.items():
-            self.slices[table] = slice(start, start + width)
-            start += width
+        for table, dim in self.dims.items():
+            self.slices[table] = slice(start, start + dim)
+            start += dim
         self.size = start
 
     @classmethod
     def of(cls, ebc: EmbeddingBagCollection) -> "ColumnLayout":
-        """The layout of any EmbeddingBagCollection, also one whose tables are shared by several features."""
+        """Returns the layout of any EmbeddingBagCollection; its tables may be shared by several features."""
         configs = ebc.embedding_bag_configs()
         return cls(
             {config.name: config.embedding_dim for config in configs},
@@ -58,11 +62,11 @@ class ColumnLayout:
         )
 
     def split(self, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The columns that a (S,) mask leaves open, by table."""
+        """Returns the columns that a mask (S,) leaves open, by table."""
         return {table: torch.nonzero(mask[part] > 0).flatten().cpu() for table, part in self.slices.items()}
 
     def join(self, columns: Columns) -> torch.Tensor:
-        """The (S,) float32 mask that leaves just `columns` open; the inverse of `split`."""
+        """Returns the mask (S,), float32, that leaves only `columns` open; the inverse of `split`."""
         mask = torch.zeros(self.size)
         for table, kept in columns.items():
             mask[self.slices[table]][kept] = 1.0
@@ -70,7 +74,7 @@ class ColumnLayout:
 
 
 def output_keys(ebc: EmbeddingBagCollection) -> list[tuple[str, str, str]]:
-    """Key, feature and table of each part of what `ebc` returns, in its order."""
+    """Returns (key, feature, table) for each key of the KeyedTensor that `ebc` returns, in the same order."""
     configs = ebc.embedding_bag_configs()
     features = [feature for config in configs for feature in config.feature_names]
     return [
@@ -82,19 +86,22 @@ def output_keys(ebc: EmbeddingBagCollection) -> list[tuple[str, str, str]]:
 
 
 class ColumnMask:
-    """The mask in force. Not a Module: it must stay out of DDP, of optimizers and of state dicts.
+    """The mask that lookups are multiplied by. Not a Module, to stay out of DDP, optimizers and state dicts.
 
-    The contract with models: each looked-up column is multiplied by its number exactly once before anything else reads it,
-    and with `detached` the tables get no gradient. There are two places to do it, with equal logits and mask gradients:
+    The contract with models: each looked-up column is multiplied by its mask number exactly once, before
+    anything else reads it; while `detached` is set, the tables get no gradient. There are two ways to do so,
+    with equal logits and equal gradients of the mask:
 
-    - `MaskedEmbeddingBagCollection.forward` multiplies the vectors. This suits any model, which then knows of no mask.
-    - A model calls `MaskedEmbeddingBagCollection.look_up`, which does not multiply, and passes `values` on to a module
-      that multiplies them into the weights that alone read the columns: D numbers a weight instead of B times D.
-      `ham_dist.models.ctr.CTRModel` and its interactions do so.
+    - `MaskedEmbeddingBagCollection.forward` multiplies the looked-up vectors. This works with any model, and
+      the model needs no change.
+    - A model calls `MaskedEmbeddingBagCollection.look_up`, which does not multiply, and passes `values` to a
+      module that multiplies them into the only weights that read the columns: D products per output in place
+      of B x D. `ham_dist.models.ctr.CTRModel` and its interactions do so.
 
     Attributes:
-        values: (S,) float32 in the layout's order, or None while every column is open (then nothing is multiplied).
-        detached: True where lookups get no gradient.
+        layout: Position of each table's columns in `values`.
+        values: (S,) float32 in the layout's order; None while every column is open (nothing is multiplied).
+        detached: True while lookups have no gradient.
     """
 
     def __init__(self, layout: ColumnLayout) -> None:
@@ -104,15 +111,15 @@ class ColumnMask:
         self._places: dict[tuple[tuple[str, ...], tuple[int, ...]], torch.Tensor | None] = {}
 
     def set(self, values: torch.Tensor | None) -> None:
-        """Multiply by `values` from the next lookup on; None opens every column."""
+        """Multiplies by `values` from the next lookup on; None opens every column."""
         self.values = values
 
     @contextmanager
     def differentiable(self, values: torch.Tensor) -> Iterator[None]:
-        """Inside, lookups are multiplied by `values` with a gradient to `values` alone.
+        """Context in which lookups are multiplied by `values`, with a gradient to `values` only.
 
-        The looked-up vectors are cut off the graph: fused tables step inside backward(), so any gradient that reached them
-        would train the tables on validation data.
+        The looked-up vectors are detached from the graph: fused kernels update their tables inside
+        backward(), so any gradient that reached them would train the tables on validation data.
         """
         before = self.values
         self.values, self.detached = values, True
@@ -122,7 +129,10 @@ class ColumnMask:
             self.values, self.detached = before, False
 
     def __call__(self, looked_up: KeyedTensor) -> KeyedTensor:
-        """`looked_up` with closed columns at zero: by key, as the order of keys depends on how tables are sharded."""
+        """Returns `looked_up` with closed columns set to 0.
+
+        Columns are matched by key, because the order of the keys depends on how the tables are sharded.
+        """
         if self.values is None:
             return looked_up
         values = looked_up.values()
@@ -139,13 +149,14 @@ class ColumnMask:
         places = self._places[order]
         if places is None:
             return self.values
-        # Padding reads the zero behind the last number. One index for all keys: cut by key, each part would have a gradient as long as the mask.
+        # Padding columns read the 0 appended to the mask. One index_select for all keys: with one per key,
+        # each would have a gradient as long as the mask.
         return torch.cat([self.values, self.values.new_zeros(1)]).index_select(
             0, places.to(self.values.device)
         )
 
     def _place(self, keys: Sequence[str], lengths: Sequence[int]) -> torch.Tensor | None:
-        """Which number of the mask each column of the looked-up vectors takes; None if they come in the mask's own order."""
+        """Returns the mask position of each looked-up column; None if they are already in mask order."""
         places: list[int] = []
         for key, stored_dim in zip(keys, lengths, strict=True):
             part = self.layout.slices[self.layout.table_of[key]]
@@ -157,10 +168,13 @@ class ColumnMask:
 
 
 class MaskedEmbeddingBagCollection(nn.Module):
-    """An EmbeddingBagCollection (sharded or not) whose output has its closed columns at zero. Takes the place of `ebc` in any TorchRec model.
+    """An EmbeddingBagCollection, sharded or not, whose closed columns are 0 in its output.
 
-    ebc:  the tables.
-    mask: shared with the search that moves it.
+    It takes the place of the collection in any TorchRec model.
+
+    Attributes:
+        ebc: The embedding tables.
+        mask: The mask, shared with the search that changes it.
     """
 
     def __init__(self, ebc: nn.Module, mask: ColumnMask) -> None:
@@ -169,27 +183,40 @@ class MaskedEmbeddingBagCollection(nn.Module):
         self.mask = mask
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
-        """Masked vectors of all keys, values (B, sum of stored dims)."""
+        """Looks up all keys and applies the mask.
+
+        Args:
+            features: Ids of B rows.
+        Returns:
+            KeyedTensor with values (B, sum of the stored dims).
+        """
         return self.mask(self.look_up(features))
 
     def look_up(self, features: KeyedJaggedTensor, sent: object = None) -> KeyedTensor:
-        """The vectors without the mask, for a model that multiplies it in itself (see ColumnMask).
-
-        They have no gradient where the mask is detached.
+        """Looks up all keys without the mask, for a model that applies the mask itself (see `ColumnMask`).
 
         Args:
-            sent: As of the function `look_up`.
+            features: Ids of B rows.
+            sent: As in the function `look_up`.
+        Returns:
+            KeyedTensor with values (B, sum of the stored dims); without a gradient while the mask is
+            detached.
         """
-        # Data-parallel tables have a DDP of their own, which counts a lookup with a gradient as the begin of a step and waits for its end.
+        # Data-parallel tables have their own DDP: it takes a lookup with a gradient for the start of a
+        # training step, and would wait for its backward pass.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.mask.detached):
             return look_up(self.ebc, features, sent)
 
 
 def look_up(ebc: nn.Module, features: KeyedJaggedTensor, sent: object = None) -> KeyedTensor:
-    """The vectors of all keys of `ebc`.
+    """Looks up all keys of `ebc`.
 
     Args:
-        sent: The exchange of the ids of `features` between ranks, if that is under way; only a sharded `ebc` takes one.
+        ebc: The embedding tables, sharded or not.
+        features: Ids of B rows.
+        sent: The exchange of these ids between ranks if it has been started; only a sharded `ebc` accepts it.
+    Returns:
+        KeyedTensor with values (B, sum of the stored dims).
     """
     looked_up: KeyedTensor = ebc(features) if sent is None else ebc(features, sent)
     return looked_up
@@ -198,22 +225,25 @@ def look_up(ebc: nn.Module, features: KeyedJaggedTensor, sent: object = None) ->
 def ordered_columns(
     looked_up: KeyedTensor, dims: Mapping[str, int], counts: Mapping[str, torch.Tensor] | None = None
 ) -> torch.Tensor:
-    """The columns in use, (B, D), keys in the order of `dims`, whatever the order and the padding in `looked_up`.
+    """Returns the columns in use, (B, D), for any key order and any padding in `looked_up`.
 
-    counts: (B, 1) by key, for keys that hold sums: what makes means of them.
+    Args:
+        looked_up: Vectors of the keys in `dims`.
+        dims: Columns in use, by key; the keys of the result are in this order.
+        counts: Number of ids in each bag, (B, 1), for keys that hold sums; their columns are divided by it.
     """
     keys, lengths, values = looked_up.keys(), looked_up.length_per_key(), looked_up.values()
     if not counts and list(keys) == list(dims):
         if list(lengths) == list(dims.values()):
             return values
         if len(set(lengths)) == len(set(dims.values())) == 1:
-            # All alike, as tables of width 1 in rows of 4 are: one cut for all of them.
+            # All tables have the same dims (for example dim 1 stored as 4): one slice for all of them.
             return values.unflatten(1, (len(lengths), lengths[0]))[:, :, : next(iter(dims.values()))].flatten(
                 1
             )
-    # One split, since the gradient of each `looked_up[key]` would be (B, all columns): its own, and zeros.
+    # One split: the gradient of each `looked_up[key]` would be as large as all columns, and mostly zeros.
     by_key = dict(zip(keys, values.split(lengths, dim=1), strict=True))
-    parts = {key: by_key[key][:, :width] for key, width in dims.items()}
+    parts = {key: by_key[key][:, :dim] for key, dim in dims.items()}
     return torch.cat(
         [part / counts[key] if counts and key in counts else part for key, part in parts.items()], dim=1
     )
@@ -221,7 +251,7 @@ def ordered_columns(
 
 @contextmanager
 def as_evaluated(model: nn.Module) -> Iterator[None]:
-    """Inside, `model` is in evaluation mode; afterwards each of its modules is in the mode it was in."""
+    """Context in which `model` is in evaluation mode; afterwards each module is back in its former mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

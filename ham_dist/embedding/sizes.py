@@ -1,4 +1,4 @@
-"""The sizes of a model's tables before and after the search: what sizes.json holds."""
+"""The entries of sizes.json: the size of each table before and after the search."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,12 @@ from ham_dist.embedding.tables import Table
 
 
 def table_sizes(before: Sequence[Table], after: Sequence[Table], columns: Columns) -> list[TableSize]:
-    """The sizes of all tables of the supernet, tables that left among them.
+    """Returns the sizes of all tables of the supernet, including the tables that were removed.
 
-    before: the supernet's tables; after: the narrow model's.
+    Args:
+        before: Tables of the supernet.
+        after: Tables of the sliced model.
+        columns: Kept columns of every table of the supernet.
     """
     stored = {table.field: table.stored_dim for table in after}
     return [

@@ -1,4 +1,4 @@
-"""One table before and after the search: an entry of sizes.json. Needs no torch."""
+"""The size of one table before and after the search, an entry of sizes.json. Needs no torch."""
 
 import json
 from dataclasses import dataclass
@@ -16,22 +16,24 @@ _RENAMED = {
     "searched_width": "searched_dim",
     "stored_width": "stored_dim",
 }
-"""The key of this version, by the key of version 0.1.0."""
+"""Key of version 0.1.0 -> key of this version."""
 
 
 @dataclass(frozen=True)
 class TableSize:
-    """One table before and after the search.
+    """The size of one table before and after the search.
 
     Attributes:
+        field: The field that reads the table.
         num_embeddings: C_j.
         base_dim: Columns in the supernet.
         kept_columns: Numbers of the kept columns in the supernet's table, ascending.
-        searched_dim: How many columns are kept.
-        stored_dim: Columns in memory after slicing, padding included; 0 for a table that was removed.
-        bytes_before: Bytes at the base dim, in the tables' precision.
-        bytes_after: Bytes at the searched dim, in the tables' precision, without padding. The run's own bundle stores
-            float32 and float16 tables in as many bytes, and bfloat16 tables as float32 in twice as many.
+        searched_dim: Number of kept columns.
+        stored_dim: Columns in memory after slicing, with padding; 0 for a table that was removed.
+        bytes_before: Bytes at the base dim, in the table's precision.
+        bytes_after: Bytes at the searched dim, in the table's precision, without padding. The run's own
+            bundle takes as many bytes for float32 and float16 tables; it stores bfloat16 tables as float32,
+            in twice as many.
     """
 
     field: str
@@ -45,7 +47,7 @@ class TableSize:
 
 
 def read_sizes(path: Path) -> list[TableSize]:
-    """The tables in a run folder's sizes.json.
+    """Reads the entries of a run folder's sizes.json.
 
     Raises:
         CheckpointError: The file is missing or damaged.
@@ -61,13 +63,14 @@ def read_sizes(path: Path) -> list[TableSize]:
             first = error.errors(include_url=False, include_input=False)[0]
             detail = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise CheckpointError(
-            f"{path}: is damaged: {detail}\n  Copy it again from where the run was made, or train again."
+            f"{path}: is damaged: {detail}\n"
+            "  Copy the file again from the original run folder, or train again."
         ) from None
     return sizes
 
 
 def _migrated(content: Any) -> Any:
-    """The entries with the keys of this version in place of those of version 0.1.0."""
+    """Returns the entries with the keys of version 0.1.0 replaced by those of this version."""
     if not isinstance(content, list):
         return content
     return [

@@ -1,4 +1,4 @@
-"""The tables of a model: which there are, how wide, and how TorchRec is told of them."""
+"""The embedding tables of a model: their shapes, their precision, and the TorchRec module that holds them."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -11,24 +11,26 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from ham_dist.config.schema import TablePrecision
 
 BYTES_PER_NUMBER = 4
-"""float32: of what is looked up, and of what an optimizer remembers. A table's own are `Table.number_bytes`."""
+"""Bytes of a float32: of looked-up vectors and optimizer state. For a table use `Table.number_bytes`."""
 
 _KERNEL_TYPE = {"float32": DataType.FP32, "float16": DataType.FP16, "bfloat16": DataType.BF16}
 
 KERNEL_DIM = 4
-"""Fused kernels need the width of a table to be a multiple of this (fbgemm-gpu, on CPU too)."""
+"""The dim of a table in a fused kernel must be a multiple of this (fbgemm-gpu, on CPU too)."""
 
 
 @dataclass(frozen=True)
 class Table:
     """One embedding table.
 
-    field:        the field that reads it.
-    num_embeddings:         C_j, row 0 for unknown values.
-    embedding_dim:        columns in use.
-    stored_dim: columns that lie in memory: `embedding_dim`, or `embedding_dim` filled up with columns that stay zero where a kernel needs it.
-    base_dim:   columns that it had in the supernet.
-    precision:    of its numbers, as in `precision.tables`.
+    Attributes:
+        field: The field that reads it.
+        num_embeddings: C_j; row 0 stands for unknown values.
+        embedding_dim: Columns in use.
+        stored_dim: Columns in memory: `embedding_dim`, with zero padding up to a multiple of `KERNEL_DIM`
+            where the compute kernel needs it.
+        base_dim: Columns in the supernet.
+        precision: Data type of its numbers, as in the setting `precision.tables`.
     """
 
     field: str
@@ -40,29 +42,33 @@ class Table:
 
     @property
     def module_name(self) -> str:
-        """Its name in TorchRec's `embedding_bags`, an nn.ModuleDict.
+        """Name of the table in TorchRec's `embedding_bags`, an nn.ModuleDict.
 
-        A field may be called like an attribute of a module (`type`, `items`, `to`), and may hold characters that a module's name may not have.
+        Field names are quoted: a field may be called like an attribute of a module (`type`, `items`, `to`),
+        or contain characters that are not allowed in a module name.
         """
         return "table_" + quote(self.field, safe="").replace(".", "%2E")
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its numbers."""
+        """Data type of its numbers."""
         dtype: torch.dtype = getattr(torch, self.precision)
         return dtype
 
     @property
     def number_bytes(self) -> int:
-        """Bytes of one of its numbers."""
+        """Bytes per number."""
         return self.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class TableChunk:
-    """Some rows of one table, all its columns in use.
+    """Consecutive rows of one table, with all columns in use.
 
-    values: (rows, width), the rows from `first_row` on, in the table's precision or wider.
+    Attributes:
+        field: The field that reads the table.
+        first_row: Row number of the first row in `values`.
+        values: (rows, embedding_dim), in the table's precision or a wider one.
     """
 
     field: str
@@ -70,26 +76,34 @@ class TableChunk:
     values: torch.Tensor
 
 
-def stored_dim(width: int, *, fused: bool) -> int:
-    """`width`, raised to what the kernel can hold."""
-    return -(-width // KERNEL_DIM) * KERNEL_DIM if fused else width
+def stored_dim(embedding_dim: int, *, fused: bool) -> int:
+    """Returns `embedding_dim` rounded up to a dim that the compute kernel supports."""
+    return -(-embedding_dim // KERNEL_DIM) * KERNEL_DIM if fused else embedding_dim
 
 
 def base_tables(
     num_embeddings: Mapping[str, int], base_dim: int, precision: TablePrecision, *, fused: bool
 ) -> tuple[Table, ...]:
-    """The supernet's tables: d_j = min(base_dim, C_j), so that no table has more columns than rows (HAM paper, section 3.3)."""
+    """Returns the supernet's tables: d_j = min(base_dim, C_j), so that no table has more columns than rows.
+
+    Args:
+        num_embeddings: C_j, by field.
+        base_dim: Largest dim of a table.
+        precision: Data type of the tables.
+        fused: True for fused kernels, which need padding.
+    Source: HAM paper, section 3.3.
+    """
     dims = {field: min(base_dim, rows) for field, rows in num_embeddings.items()}
     return tuple(
-        Table(field, num_embeddings[field], width, stored_dim(width, fused=fused), width, precision)
-        for field, width in dims.items()
+        Table(field, num_embeddings[field], dim, stored_dim(dim, fused=fused), dim, precision)
+        for field, dim in dims.items()
     )
 
 
 def sliced_tables(
     tables: Iterable[Table], columns: Mapping[str, torch.Tensor], *, fused: bool
 ) -> tuple[Table, ...]:
-    """The tables with only `columns` of each; a table without any is left out."""
+    """Returns the tables with only `columns` of each; a table without any is left out."""
     return tuple(
         replace(table, embedding_dim=len(kept), stored_dim=stored_dim(len(kept), fused=fused))
         for table in tables
@@ -98,10 +112,12 @@ def sliced_tables(
 
 
 def embedding_bags(tables: Iterable[Table], device: torch.device | str = "meta") -> EmbeddingBagCollection:
-    """TorchRec's module for `tables`, which give the sum of a bag's rows; without memory of its own by default.
+    """Returns TorchRec's module for `tables`, with sum pooling; without memory (meta device) by default.
 
-    The mean is for the caller to take, for two reasons. TorchRec's own, of rows that are spread over ranks, divides by the count + 1e-6, and the sums
-    of all other tables of the collection as well. FBGEMM's on CPU is slow (pytorch/FBGEMM issue 669; perf/results/training_cpu_2026-11.md).
+    The caller divides by the bag lengths where it needs the mean, for two reasons. For tables whose rows are
+    spread over ranks, TorchRec's mean divides by the bag length + 1e-6, and divides the sums of all other
+    tables of the collection, too. FBGEMM's mean is slow on CPU (pytorch/FBGEMM issue 669;
+    perf/results/training_cpu_2026-11.md).
     """
     return EmbeddingBagCollection(
         tables=[

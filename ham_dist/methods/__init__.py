@@ -1,1 +1,1 @@
-"""Size-search methods: which columns to keep. One file a method, behind `Method`."""
+"""Size-search methods, which choose the columns to keep: one file per method, one interface, `Method`."""

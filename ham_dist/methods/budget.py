@@ -1,6 +1,6 @@
-"""What the kept columns may cost together: a number of columns, or a number of bytes.
+"""The budget of the kept columns: a number of columns or a number of bytes.
 
-S columns under search
+Shape letter: S columns under search.
 """
 
 import torch
@@ -10,20 +10,21 @@ from ham_dist.embedding.mask import ColumnLayout
 from ham_dist.errors import TargetError
 
 NEAR = 0.1
-"""Share of the limit that counts as near it."""
+"""Share of the limit within which the open columns count as near it."""
 
 
 class Budget:
-    """A limit, and what each column takes of it.
+    """The limit on the kept columns, and the cost of each column.
 
     Args:
         target: The limit, in columns or in bytes.
-        layout: The columns that there are, and the bytes of their numbers.
+        layout: The columns to choose from, with the bytes of their numbers.
     Attributes:
-        costs: (S,) int64, what each column takes.
-        limit: Columns or bytes.
+        unit: "columns" or "bytes".
+        costs: Cost of each column in `unit`, (S,) int64.
+        limit: Most that the kept columns may cost together, in `unit`.
     Raises:
-        TargetError: The limit is more than all columns take, or less than the smallest column takes.
+        TargetError: The limit is above the cost of all columns, or below the cost of the cheapest one.
     """
 
     def __init__(self, target: Target, layout: ColumnLayout) -> None:
@@ -34,34 +35,41 @@ class Budget:
             assert target.bytes is not None, "a target has columns or bytes"
             self.unit, self.limit = "bytes", target.bytes
             per_table = [
-                torch.full((width,), layout.rows[table] * layout.number_bytes[table])
-                for table, width in layout.dims.items()
+                torch.full((dim,), layout.num_embeddings[table] * layout.number_bytes[table])
+                for table, dim in layout.dims.items()
             ]
             self.costs = torch.cat(per_table)
         total, least = int(self.costs.sum()), int(self.costs.min())
         if self.limit > total:
             raise TargetError(
-                f"search.targets: {self.unit} = {self.limit}: more {self.unit} than the {total} that the tables have.\n"
+                f"search.targets: {self.unit} = {self.limit}: more {self.unit} than the {total} in the "
+                "tables.\n"
                 f"  Give a number from {least} to {total}."
             )
         if self.limit < least:
             raise TargetError(
-                f"search.targets: {self.unit} = {self.limit}: not even one column fits; the smallest takes {least}.\n"
+                f"search.targets: {self.unit} = {self.limit}: too small for any column; the smallest takes "
+                f"{least}.\n"
                 f"  Give a number from {least} to {total}."
             )
 
     def used(self, mask: torch.Tensor) -> int:
-        """What the open columns of a (S,) mask take."""
+        """Returns the cost of the open columns of a mask (S,), in `unit`."""
         return int(self.costs[mask.cpu() > 0].sum())
 
     def near(self, mask: torch.Tensor) -> bool:
-        """Whether the open columns take about the limit."""
+        """Returns True if the open columns of a mask (S,) cost about the limit."""
         return abs(self.used(mask) - self.limit) <= max(1, NEAR * self.limit)
 
     def best(self, scores: torch.Tensor) -> torch.Tensor:
-        """The (S,) float32 mask of the columns with the highest scores that fit: exactly `limit` of them where the limit is in columns.
+        """Returns the mask, (S,) float32, of the columns with the highest scores that fit into the limit.
 
-        In bytes a column that no longer fits is passed over and smaller ones may still follow. Ties go to the lower column number.
+        Where the limit is in columns, exactly `limit` columns are kept. Where it is in bytes, a column that
+        does not fit is skipped, and cheaper ones with lower scores may still be kept. Equal scores: the lower
+        column number first.
+
+        Args:
+            scores: (S,).
         """
         mask, left = torch.zeros(len(self.costs)), self.limit
         costs = self.costs.tolist()

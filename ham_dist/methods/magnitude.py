@@ -1,4 +1,4 @@
-"""Control: the longest columns of the pretrained tables."""
+"""Baseline: keeps the columns with the largest norms in the pretrained tables."""
 
 from typing import Literal
 
@@ -9,17 +9,17 @@ from ham_dist.methods.method import Method
 
 
 class MagnitudeSettings(MethodSettings):
-    """Magnitude: the longest columns of the pretrained tables."""
+    """Magnitude: the columns with the largest norms in the pretrained tables."""
 
     name: Literal["magnitude"] = "magnitude"
 
 
 class Magnitude(Method):
-    """The columns with the largest Euclidean norm over all rows of their table stay."""
+    """Keeps the columns with the largest Euclidean norm over all rows of their table."""
 
     Settings = MagnitudeSettings
     searches = False
 
     def choice(self) -> torch.Tensor:
-        """Columns by falling norm, as far as they fit."""
+        """Returns the columns in decreasing order of norm, as many as fit into the budget."""
         return self.space.budget.best(self.space.column_norms())

@@ -1,6 +1,6 @@
-"""The interface of a size-search method, and what a method may know of the supernet.
+"""The interface of a size-search method, and the facts about the supernet that a method can use.
 
-S columns under search
+Shape letter: S columns under search.
 """
 
 from abc import ABC, abstractmethod
@@ -12,24 +12,27 @@ import torch
 
 from ham_dist.config.schema import MethodSettings
 
-if TYPE_CHECKING:  # TorchRec, which settings are read without
+if TYPE_CHECKING:  # These import TorchRec, which is not needed to read settings.
     from ham_dist.embedding.mask import ColumnLayout
     from ham_dist.methods.budget import Budget
 
 MaskGradient = Callable[[torch.Tensor], torch.Tensor]
-"""dL/dm (S,) on the next validation batch at a mask m (S,) of any real numbers; a method may ask several times
-in one step, always on the same batch."""
+"""Returns dL/dm (S,) on the next validation batch, at a mask m (S,) of any real numbers.
+
+A method may call it several times in one step; all calls of a step use the same batch."""
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """What there is to choose from.
+    """The columns to choose from, and their budget.
 
-    layout:       where each table's columns stand in a vector of S numbers.
-    budget:       what the kept columns may cost.
-    column_norms: makes the (S,) lengths of the supernet's columns; a collective, so every rank or none calls it.
-    seed:         for methods that draw.
-    device:       where masks live.
+    Attributes:
+        layout: Position of each table's columns in a vector of S numbers.
+        budget: Limit on the cost of the kept columns.
+        column_norms: Returns the norms of the supernet's columns, (S,). A collective: all ranks call it, or
+            none.
+        seed: Seed for methods that draw random numbers.
+        device: Device of the masks.
     """
 
     layout: "ColumnLayout"
@@ -40,12 +43,19 @@ class SearchSpace:
 
 
 class Method(ABC):
-    """Chooses columns. Alike on every rank: it sees only numbers that are alike on every rank."""
+    """Chooses the columns to keep.
+
+    All ranks make the same choice, because a method only reads numbers that are identical on every rank.
+
+    Attributes:
+        space: The columns to choose from.
+        settings: The method's own settings.
+    """
 
     Settings: ClassVar[type[MethodSettings]]
-    """Its keys in [search.method]; the default of `name` is the method's name."""
+    """Class of the settings in [search.method]; the default of its `name` is the method's name."""
     searches: ClassVar[bool] = True
-    """False for a method that chooses from the pretrained supernet at once, without epochs of search."""
+    """False for a method that chooses from the pretrained supernet directly, without search epochs."""
 
     def __init__(self, space: SearchSpace, settings: MethodSettings) -> None:
         self.space = space
@@ -53,25 +63,31 @@ class Method(ABC):
 
     @property
     def every(self) -> int:
-        """Training steps to one step of the method."""
+        """Training steps per step of the method."""
         return 1
 
     def warning(self, steps: int) -> str | None:
-        """A warning before a search of `steps` training steps, if there is a reason for one."""
+        """Returns a warning to print before a search of `steps` training steps, or None."""
         return None
 
     def mask(self) -> torch.Tensor:
-        """(S,) what columns are multiplied by in the next step on the weights, and in evaluation. Soft and drawn masks are masks too."""
+        """Returns the factors of the columns, (S,), in the next step on the weights and in evaluation.
+
+        They need not be 0 or 1: soft and sampled masks are possible too.
+        """
         return self.choice()
 
     def step(self, gradient_at: MaskGradient) -> None:
-        """One step of the method's own numbers on a validation batch."""
-        raise NotImplementedError(f"{type(self).__name__} chooses without steps")
+        """Makes one step of the method's own numbers, on one validation batch."""
+        raise NotImplementedError(f"{type(self).__name__} does not search, and has no steps")
 
     @abstractmethod
     def choice(self) -> torch.Tensor:
-        """(S,) float32 of 0 and 1: the columns that would be kept if the search ended here, within the budget (exactly, in columns)."""
+        """Returns the columns to keep if the search ended here, as a mask (S,), float32, of 0 and 1.
+
+        They fit into the budget; where it is in columns, they use all of it.
+        """
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The method's own numbers, live, by name: what a checkpoint keeps."""
+        """Returns the method's own tensors by name, for checkpoints: the tensors themselves, not copies."""
         return {}

@@ -1,4 +1,4 @@
-"""Control: columns by chance."""
+"""Baseline: keeps columns chosen at random."""
 
 from typing import Literal
 
@@ -9,18 +9,18 @@ from ham_dist.methods.method import Method
 
 
 class RandomSettings(MethodSettings):
-    """Random: columns by chance, from the run's seed."""
+    """Random: columns chosen at random, with the run's seed."""
 
     name: Literal["random"] = "random"
 
 
 class Random(Method):
-    """Every column has the same chance to stay; drawn from the run's seed."""
+    """Keeps columns drawn with equal probability, with the run's seed."""
 
     Settings = RandomSettings
     searches = False
 
     def choice(self) -> torch.Tensor:
-        """Columns in an order drawn once for the seed, as far as they fit."""
+        """Returns the columns in a random order fixed by the seed, as many as fit into the budget."""
         generator = torch.Generator().manual_seed(self.space.seed)
         return self.space.budget.best(torch.rand(self.space.layout.size, generator=generator))

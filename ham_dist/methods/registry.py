@@ -1,4 +1,4 @@
-"""The methods by the name that `search.method` gives them."""
+"""Registry of the size-search methods, by their name in `search.method`."""
 
 from typing import TypeVar
 
@@ -10,13 +10,13 @@ from ham_dist.methods.random import Random
 from ham_dist.methods.uniform import Uniform
 
 METHODS: dict[str, type[Method]] = {}
-"""All methods, built-in ones and those of plug-ins, by name."""
+"""All methods by name, built-in ones and those of plug-ins."""
 
 Kind = TypeVar("Kind", bound=type[Method])
 
 
 def register_method(method: Kind) -> Kind:
-    """Makes a method available as `search.method`, by the name in its settings class; usable as a decorator.
+    """Makes a method available in `search.method`, by the name in its settings class; usable as a decorator.
 
     Raises:
         ConfigError: Its settings have no name, or the name of another method.

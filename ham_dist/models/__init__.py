@@ -1,2 +1,5 @@
-"""CTR models. An interaction turns the columns of all fields into a logit and is plain torch, so that serving needs no TorchRec;
-`ctr` puts one on top of masked TorchRec tables."""
+"""CTR models.
+
+An interaction maps the columns of all fields to a logit. It is plain torch, so that serving needs no
+TorchRec; `ctr` combines an interaction with masked TorchRec tables.
+"""

@@ -1,6 +1,6 @@
 """AutoInt: self-attention over the fields of a row.
 
-B rows, F fields, L = lift_dim, H heads of width L / H
+Shape letters: B rows, F fields, L = lift_dim, H heads of dim L / H.
 """
 
 from collections.abc import Mapping
@@ -22,12 +22,12 @@ class AutoIntSettings(LiftedSettings):
 
     name: Literal["autoint"] = "autoint"
     attention_layers: LayerCount = 3
-    """Self-attention layers."""
+    """Number of self-attention layers."""
     attention_heads: PositiveInt = 2
-    """Heads of each layer; divides `lift_dim`."""
+    """Heads per layer; must divide `lift_dim`."""
 
     @model_validator(mode="after")
-    def _heads_divide_width(self) -> "AutoIntSettings":
+    def _check_heads(self) -> "AutoIntSettings":
         if self.lift_dim % self.attention_heads:
             raise ValueError(
                 f"attention_heads = {self.attention_heads} does not divide lift_dim = {self.lift_dim}"
@@ -36,23 +36,28 @@ class AutoIntSettings(LiftedSettings):
 
 
 class AttentionLayer(nn.Module):
-    """Fields (B, F, L) -> (B, F, L): ReLU(multi-head attention over the fields + W_res x).
+    """ReLU(multi-head attention over the fields + W_res x): (B, F, L) -> (B, F, L).
 
-    source: Song et al., "AutoInt" (2019), Eq. 5 to 8. The scores are plain inner products: the paper does not divide them by the root of the head's
-    width, and has neither biases nor a normalization (its authors' program adds a scale, ReLUs on the projections and a layer norm).
+    The scores are plain inner products: the paper neither divides them by the square root of the head dim nor
+    has biases or a normalization. (Its authors' code adds a scale, ReLUs on the projections and a layer
+    norm.)
+
+    Args:
+        dim: L.
+        heads: H.
+    Source: Song et al., "AutoInt" (2019), Eq. 5 to 8.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.projection = nn.Linear(
-            width, 4 * width, bias=False
-        )  # W_query, W_key, W_value and W_res in one product
+        # W_query, W_key, W_value and W_res in one product.
+        self.projection = nn.Linear(dim, 4 * dim, bias=False)
         for weight in self.projection.weight.detach().chunk(4):
             nn.init.xavier_uniform_(weight)
 
     def forward(self, fields: torch.Tensor) -> torch.Tensor:
-        """One layer: (B, F, L) -> (B, F, L)."""
+        """Applies one layer: (B, F, L) -> (B, F, L)."""
         *parts, residual = self.projection(fields).chunk(4, dim=-1)
         query, key, value = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts
@@ -64,12 +69,13 @@ class AttentionLayer(nn.Module):
 class AutoInt(Interaction):
     """Logit = linear(attention layers over the lifted fields, (B, F * L)).
 
-    A field that has lost all its columns stands as a slot of zeros: the softmax of every other field goes on counting it (with score 0), as it
-    does in the masked wide model.
+    A field without kept columns remains as a slot of zeros: the softmax of every other field still counts it,
+    with score 0, as in the masked supernet.
 
-    dims:   d_j by field; 0 where only the slot is left.
-    settings: reads lift_dim, attention_layers and attention_heads.
-    source:   Song et al. (2019), section 4.
+    Args:
+        dims: d_j by field; 0 for a field of which only the slot is left.
+        settings: Uses lift_dim, attention_layers and attention_heads.
+    Source: Song et al., "AutoInt" (2019), section 4.
     """
 
     Settings = AutoIntSettings

@@ -1,4 +1,7 @@
-"""A CTR model over TorchRec tables: lookup, mask, interaction."""
+"""A CTR model over TorchRec tables: lookup, mask, interaction.
+
+Shape letters: B rows of a batch, D columns of all fields.
+"""
 
 from collections.abc import Container, Sequence
 
@@ -19,15 +22,17 @@ from ham_dist.models.interaction import Interaction
 
 
 class CTRModel(nn.Module):
-    """Logits of a batch: the masked columns of all fields through one interaction.
+    """Computes the logits of a batch from the masked columns of all fields, through one interaction.
 
-    tables:             the embedding tables, with the mask over their columns; they give the sum of a bag's rows.
-    interaction:        reads the columns of all fields, in the order of its `dims`.
-    first_order_tables: tables of width 1 (the usual first-order term of FM and DeepFM), added up into the logit; None where the term, if there is
-                        one, is part of the interaction. They give sums too.
-    single_valued:      fields of which no bag has more than one id. Of the others the mean is taken here.
-    autocasts:          whether the interaction's products are in bfloat16 (torch's autocast) where a gradient is wanted. What is only scored, to
-                        evaluate, to slice and to export, is in the precision of its weights.
+    Args:
+        tables: The embedding tables with the mask over their columns, with sum pooling.
+        interaction: Reads the columns of all fields, in the order of its `dims`.
+        first_order_tables: Tables of dim 1, with sum pooling, whose values are added to the logit (the usual
+            first-order term of FM and DeepFM); None if the interaction contains this term or the model has
+            none.
+        single_valued: Fields whose bags have at most one id. For all other fields the model takes the mean.
+        autocasts: True to compute the products of the interaction in bfloat16 (torch's autocast) where a
+            gradient is needed. Evaluation, slicing and export use the precision of the weights.
     """
 
     def __init__(
@@ -44,7 +49,7 @@ class CTRModel(nn.Module):
         self.tables = tables
         self.interaction = interaction
         self.first_order_tables = first_order_tables
-        self._widths = {field: width for field, width in interaction.dims.items() if width}
+        self._dims = {field: dim for field, dim in interaction.dims.items() if dim}
         first_order = (
             []
             if first_order_tables is None
@@ -52,23 +57,26 @@ class CTRModel(nn.Module):
         )
         self._terms = dict.fromkeys(first_order, 1)
         self._averaged = [
-            field for field in dict.fromkeys([*self._widths, *first_order]) if field not in single_valued
+            field for field in dict.fromkeys([*self._dims, *first_order]) if field not in single_valued
         ]
 
     def forward(
         self, sparse_features: KeyedJaggedTensor, rows: int | None = None, sent: object = None
     ) -> torch.Tensor:
-        """Logits (B,).
+        """Returns the logits, (B,).
 
         Args:
-            rows: B, where `sparse_features` has empty bags behind those of the samples: what is looked up for them is dropped.
-            sent: The exchange of the ids between ranks, if that is under way: sharded tables take it as their second argument.
+            sparse_features: Ids of B rows, possibly followed by empty bags.
+            rows: B if `sparse_features` has empty bags after those of the samples: what is looked up for them
+                is dropped.
+            sent: The exchange of the ids between ranks if it has been started; sharded tables take it as
+                second argument.
         """
         counts = {
             field: sparse_features[field].lengths().clamp(min=1).unsqueeze(1) for field in self._averaged
         }
         columns = first_rows(
-            ordered_columns(self.tables.look_up(sparse_features, sent), self._widths, counts), rows
+            ordered_columns(self.tables.look_up(sparse_features, sent), self._dims, counts), rows
         )
         with torch.autocast(
             columns.device.type, torch.bfloat16, enabled=self.autocasts and torch.is_grad_enabled()
@@ -76,7 +84,7 @@ class CTRModel(nn.Module):
             logits = self.interaction(columns.to(self.interaction.dtype), self.mask.values)
         if self.first_order_tables is not None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.mask.detached):
-                # Only the first column of each table is the term; where a kernel needs padding, the rest must get no gradient.
+                # The term is the first column of each table; the others are padding and must get no gradient.
                 terms = first_rows(
                     ordered_columns(
                         look_up(self.first_order_tables, sparse_features, sent), self._terms, counts
@@ -93,12 +101,15 @@ class CTRModel(nn.Module):
 
 
 def first_rows(values: torch.Tensor, rows: int | None) -> torch.Tensor:
-    """The first `rows` of values, all of them for None. A slice of all would be one to autograd too, whose gradient is zeros and a copy onto them."""
+    """Returns the first `rows` of `values`; all of them for None.
+
+    None avoids a slice of all rows: its gradient would be a tensor of zeros and a copy into it.
+    """
     return values if rows is None else values[:rows]
 
 
 def column_layout(tables: Sequence[Table]) -> ColumnLayout:
-    """The layout of the columns of `tables`."""
+    """Returns the layout of the columns of `tables`."""
     return ColumnLayout(
         {table.field: table.embedding_dim for table in tables},
         {table.field: table.num_embeddings for table in tables},
@@ -114,9 +125,14 @@ def ctr_model(
     *,
     autocasts: bool = False,
 ) -> CTRModel:
-    """A model whose tables have no memory yet: sharding gives each rank its own.
+    """Returns a model whose tables have no memory yet; sharding allocates each rank's part.
 
-    single_valued, autocasts: as of CTRModel.
+    Args:
+        tables: Tables under search.
+        interaction: As in CTRModel.
+        first_order: First-order tables; empty if there are none.
+        single_valued: As in CTRModel.
+        autocasts: As in CTRModel.
     """
     layout = column_layout(tables)
     masked = MaskedEmbeddingBagCollection(embedding_bags(tables), ColumnMask(layout))

@@ -1,6 +1,6 @@
-"""DCN-V2, parallel: full-rank cross layers beside an MLP.
+"""DCN-V2, parallel structure: full-rank cross layers next to an MLP.
 
-B rows, D columns
+Shape letters: B rows, D columns.
 """
 
 from collections.abc import Mapping
@@ -20,17 +20,22 @@ class DCNV2Settings(ModelSettings):
 
     name: Literal["dcnv2"] = "dcnv2"
     mlp: LayerWidths = (16, 16)
-    """Widths of the deep part; each layer is linear, BatchNorm, ReLU."""
+    """Output sizes of the deep part's layers; each layer is linear, BatchNorm, ReLU."""
     cross_layers: LayerCount = 3
-    """Full-rank cross layers."""
+    """Number of full-rank cross layers."""
 
 
 class CrossNet(nn.Module):
     """Cross layers x_{l+1} = x_0 * (W_l x_l + b_l) + x_l: (B, D) -> (B, D).
 
-    A column of zeros in x_0 stays zero in every layer, so cutting it (row, column and bias entry of each W_l) changes nothing else.
+    A zero column of x_0 stays zero in every layer, so slicing it away (its row, column and bias entry in each
+    W_l, b_l) changes no other column.
 
-    source: Wang et al., "DCN V2" (2021), Eq. 1. The start (Xavier normal, zero biases) is that of torchrec.modules.crossnet.CrossNet.
+    Args:
+        columns: D.
+        layers: Number of cross layers.
+    Source: Wang et al., "DCN V2" (2021), Eq. 1. Initialization (Xavier normal, zero biases) as in
+        torchrec.modules.crossnet.CrossNet.
     """
 
     def __init__(self, columns: int, layers: int) -> None:
@@ -42,7 +47,7 @@ class CrossNet(nn.Module):
         self.layers = nn.ModuleList(linears)
 
     def forward(self, start: torch.Tensor) -> torch.Tensor:
-        """All cross layers over the columns x_0 (B, D)."""
+        """Applies all cross layers to the columns x_0: (B, D) -> (B, D)."""
         crossed = start
         for layer in self.layers:
             crossed = torch.addcmul(crossed, start, layer(crossed))
@@ -50,11 +55,13 @@ class CrossNet(nn.Module):
 
 
 class DCNV2(Interaction):
-    """Logit = linear([cross layers (B, D), MLP (B, last of mlp)]), reading the columns as they are, without a lift.
+    """Logit = linear([cross layers (B, D), MLP (B, last of mlp)]), reading the columns without a lift.
 
-    dims:   d_j by field; fields of width 0 are left out.
-    settings: reads cross_layers and mlp; without an mlp the linear reads the cross layers alone.
-    source:   Wang et al. (2021), section 3.3, parallel structure; HAM paper, section 4.5: 3 D^2 + 20 D + 369 weights with 3 layers and mlp (16, 16).
+    Args:
+        dims: d_j by field; fields of dim 0 are left out.
+        settings: Uses cross_layers and mlp; without an mlp, the last linear reads the cross layers only.
+    Source: Wang et al., "DCN V2" (2021), section 3.3, parallel structure; HAM paper, section 4.5: 3 D^2 + 20
+        D + 369 weights for 3 cross layers and mlp (16, 16).
     """
 
     Settings = DCNV2Settings
@@ -69,9 +76,9 @@ class DCNV2(Interaction):
 
     def forward(self, columns: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         if mask is not None:
-            columns = (
-                columns * mask
-            )  # Read by products with one another too, so that no weight could take the mask in their place.
+            # The mask cannot be multiplied into weights here: the cross layers also multiply columns by each
+            # other.
+            columns = columns * mask
         parts = [self.cross(columns)]
         if self.deep_width:
             parts.append(self.deep(columns))

@@ -1,6 +1,6 @@
 """DeepFM: a factorization machine and an MLP over the same lifted fields.
 
-B rows, F fields, L = lift_dim
+Shape letters: B rows, F fields, D columns, L = lift_dim, n outputs of the MLP's first layer.
 """
 
 from collections.abc import Mapping
@@ -21,17 +21,19 @@ class DeepFMSettings(FMSettings):
 
     name: str = "deepfm"
     mlp: LayerWidths = (16, 16)
-    """Widths of the deep part; each layer is linear, BatchNorm, ReLU."""
+    """Output sizes of the deep part's layers; each layer is linear, BatchNorm, ReLU."""
 
 
 class DeepFM(FM):
-    """Logit = FM + MLP(lifted fields side by side, (B, F * L)).
+    """Logit = FM + MLP(concatenated lifted fields, (B, F * L)).
 
-    The MLP reads no lifted row: the lift is multiplied into its first layer, which then costs B D n products, and less with each column that is cut.
+    The lift is multiplied into the MLP's first layer, which then reads the columns and takes B D n products:
+    fewer for every column that is sliced away.
 
-    dims:   d_j by field; fields of width 0 are left out, so the MLP reads L inputs less for each.
-    settings: reads lift_dim, first_order and mlp.
-    source:   Guo et al., "DeepFM" (2017), Eq. 1 to 4.
+    Args:
+        dims: d_j by field; fields of dim 0 are left out, and with each the MLP has L fewer inputs.
+        settings: Uses lift_dim, first_order and mlp.
+    Source: Guo et al., "DeepFM" (2017), Eq. 1 to 4.
     """
 
     Settings = DeepFMSettings
@@ -40,7 +42,7 @@ class DeepFM(FM):
         super().__init__(dims, settings)
         inputs = len(self.dims) * settings.lift_dim
         self.lift_dim = settings.lift_dim
-        # FM holds the bias of the logit.
+        # The bias of the logit is in FM.
         last = Logit(settings.mlp[-1] if settings.mlp else inputs, 1, bias=False)
         self.deep = nn.Sequential(*hidden_layers(inputs, settings.mlp), last)
 

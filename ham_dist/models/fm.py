@@ -1,6 +1,6 @@
 """Factorization machine over lifted fields.
 
-B rows, F fields, D columns, L = lift_dim
+Shape letters: B rows, F fields, D columns, L = lift_dim.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,10 @@ from ham_dist.models.lift import Lift, LiftedSettings
 
 
 class _PairwiseProducts(torch.autograd.Function):
-    """The gradient is written out: through torch's own operations it goes through the batch six times, and takes longer than the lift."""
+    """`pairwise_products` with its own backward pass.
+
+    Autograd through torch's operations would read the batch six times, and take longer than the lift.
+    """
 
     @staticmethod
     def forward(ctx: Any, lifted: torch.Tensor) -> torch.Tensor:
@@ -28,15 +31,18 @@ class _PairwiseProducts(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
         lifted, total = ctx.saved_tensors
-        # Subtracted first: where there is one field alone, or all others are closed, nothing is left. Of the products, rounding would be.
+        # Subtract first: with a single field, or with all others closed, the result is exactly 0. Subtracting
+        # the products would leave rounding errors.
         return (total - lifted).mul_(gradients[0][:, None])
 
 
 def pairwise_products(lifted: torch.Tensor) -> torch.Tensor:
-    """Sum of <v_i, v_j> over all pairs i < j of lifted fields: (F, B, L) -> (B,).
+    """Returns the sum of <v_i, v_j> over all pairs i < j of lifted fields: (F, B, L) -> (B,).
 
-    source: Rendle, "Factorization machines" (2010), lemma 3.1: half of (square of sum - sum of squares), linear in F. Its gradient at v_i is the sum
-            of all v but v_i.
+    Computed as half of (square of the sum - sum of the squares), linear in F. The gradient at v_i is the sum
+    of all other v.
+
+    Source: Rendle, "Factorization machines" (2010), lemma 3.1.
     """
     products: torch.Tensor = _PairwiseProducts.apply(lifted)
     return products
@@ -47,18 +53,20 @@ class FMSettings(LiftedSettings):
 
     name: str = "fm"
     first_order: Literal["linear", "table"] = "linear"
-    """First-order term: `linear` in the masked embedding, so that a field can leave the model, or a `table` of width 1 a field."""
+    """First-order term: `linear` in the masked embedding, so that a field can be removed, or a `table` of
+    dim 1 per field."""
 
 
 class FM(Interaction):
-    """Logit = bias + first order + sum of <v_i, v_j> over all pairs of lifted fields.
+    """Logit = bias + first-order term + sum of <v_i, v_j> over all pairs of lifted fields.
 
-    The first-order term is linear in the columns (`first_order = "linear"`), or comes from tables of width 1 outside of this module
-    (`first_order = "table"`: nothing is added here).
+    The first-order term is linear in the columns (`first_order = "linear"`), or the sum of tables of dim 1
+    outside this module (`first_order = "table"`; this module then adds nothing for it).
 
-    dims:   d_j by field; fields of width 0 are left out.
-    settings: reads lift_dim and first_order.
-    source:   Rendle (2010), Eq. 1; the lift as in the HAM paper, section 4.3.
+    Args:
+        dims: d_j by field; fields of dim 0 are left out.
+        settings: Uses lift_dim and first_order.
+    Source: Rendle, "Factorization machines" (2010), Eq. 1; the lift as in the HAM paper, section 4.3.
     """
 
     Settings: ClassVar[type[ModelSettings]] = FMSettings
@@ -81,7 +89,8 @@ class FM(Interaction):
 
     def forward(self, columns: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         lifted = self.lift.by_field(columns, mask)
-        # In full precision also where the lift was in bfloat16: the square of the sum and the sum of squares take one another away.
+        # In full precision even if the lift was in bfloat16: the square of the sum and the sum of the squares
+        # nearly cancel.
         with torch.autocast(columns.device.type, enabled=False):
             logits = self.bias + pairwise_products(lifted.to(self.dtype))
             if self.linear is None:

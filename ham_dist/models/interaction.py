@@ -1,6 +1,6 @@
-"""What all interactions share: they read the columns of all fields, and say which of their weights read which columns.
+"""The interface of interactions, which read the columns of all fields and declare which weights read which.
 
-B rows, F fields, d_j columns of field j, D = sum of d_j
+Shape letters: B rows, F fields, d_j columns of field j, D = sum of d_j.
 """
 
 from abc import ABC, abstractmethod
@@ -17,11 +17,14 @@ from ham_dist.errors import TargetError
 
 @dataclass(frozen=True)
 class Axis:
-    """What one dimension of a weight runs over: the columns of some fields one after the other, or a fixed block of entries for each field.
+    """One dimension of a weight: it runs over the fields' columns, or has a block of entries per field.
 
-    fields: the fields in the order in which the dimension holds them.
-    block:  entries for each field where the dimension does not run over columns (a lifted field); None: it runs over the field's columns.
-    tail:   entries after those of the fields, which slicing keeps (a linear over [cross, deep] reads the deep units there).
+    Attributes:
+        fields: The fields, in their order along the dimension.
+        block: Entries per field if the dimension runs over lifted fields; None if it runs over the fields'
+            columns.
+        tail: Entries after those of the fields, which slicing keeps. (In a linear over [cross, deep], these
+            read the deep units.)
     """
 
     fields: tuple[str, ...]
@@ -29,11 +32,14 @@ class Axis:
     tail: int = 0
 
     def kept(self, dims: Mapping[str, int], columns: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Indices of this dimension that stay when only `columns` of each field stay.
+        """Returns the indices of this dimension that are kept when only `columns` of each field are kept.
 
-        dims:   d_j before slicing.
-        columns:  kept column numbers of each field, ascending, int64; an empty tensor for a field that leaves.
-        returns:  int64 indices, ascending.
+        Args:
+            dims: d_j before slicing.
+            columns: Kept column numbers of each field, ascending, int64; an empty tensor for a field that is
+                removed.
+        Returns:
+            int64 indices, ascending.
         """
         kept, start = [], 0
         for field in self.fields:
@@ -49,47 +55,55 @@ class Axis:
 
 
 class Interaction(nn.Module, ABC):
-    """The part of a CTR model above the tables, plain torch.
+    """The part of a CTR model above the tables, in plain torch.
 
     Args:
-        dims: d_j by field, in the order in which forward's columns stand; 0 for a field that has left the model but still has a slot.
+        dims: d_j by field, in the order of the columns in `forward`; 0 for a removed field that still has a
+            slot.
         settings: The model's own settings.
+    Raises:
+        TargetError: No field has a column.
     """
 
     Settings: ClassVar[type[ModelSettings]]
-    """Its keys in [model]; the default of `name` is the model's name."""
+    """Class of the settings in [model]; the default of its `name` is the model's name."""
 
     keeps_slots: ClassVar[bool] = False
-    """Whether a field without columns still stands in the model, as a vector of zeros; elsewhere it is dropped from `dims`."""
+    """True if a field without columns remains as a vector of zeros; False if it is dropped from `dims`."""
 
     def __init__(self, dims: Mapping[str, int], settings: ModelSettings) -> None:
         super().__init__()
-        self.dims = {field: width for field, width in dims.items() if width or self.keeps_slots}
+        self.dims = {field: dim for field, dim in dims.items() if dim or self.keeps_slots}
         if not any(self.dims.values()):
             raise TargetError(
-                f"{type(self).__name__}: no field has a column left; a model needs at least 1. Raise the target."
+                f"{type(self).__name__}: no field has a column left; a model needs at least 1. Raise the "
+                "target."
             )
 
     @classmethod
     def has_first_order_tables(cls, settings: ModelSettings) -> bool:
-        """Returns True if a first-order term comes from tables of width 1, one a field, outside of this module."""
+        """Returns True if the first-order term comes from tables of dim 1 per field, outside this module."""
         return False
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its weights, and so of the columns that it takes and the logits that it gives."""
+        """Data type of the weights, the columns and the logits."""
         return next(self.parameters()).dtype
 
     @abstractmethod
     def forward(self, columns: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits (B,) of the columns of all fields, (B, D), fields in the order of `dims`.
+        """Returns the logits, (B,).
 
-        mask: (D,), multiplied into the columns; or, to the same effect and for less, into the weights that alone read them. None: all ones.
+        Args:
+            columns: Columns of all fields, (B, D), with the fields in the order of `dims`.
+            mask: (D,), multiplied into the columns, or, with the same result and fewer products, into the
+                only weights that read them. None: all ones.
         """
 
     @abstractmethod
     def axes(self) -> dict[str, dict[int, Axis]]:
-        """For each weight that reads columns, by its name in `named_parameters()`: which of its dimensions run over columns.
+        """Returns the dimensions that run over columns, for each weight that has any, by parameter name.
 
-        A weight (or a dimension) that is not named does not change when columns are sliced away. A weight whose kept size is 0 leaves the model.
+        A weight or a dimension that is not named is unchanged by slicing. A weight of which nothing is kept
+        is removed.
         """

@@ -1,4 +1,4 @@
-"""The deep part that DeepFM and DCN-V2 share."""
+"""The deep part of DeepFM and DCN-V2."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,10 @@ from torch.nn import functional
 
 
 class _Linear(nn.Linear):
-    """nn.Linear whose bias is added in its own precision: beside it, the products of tables that start at 0.01 would be lost in bfloat16."""
+    """nn.Linear whose bias is added in its own precision.
+
+    Added in bfloat16, the bias would swallow the products of embeddings that are initialized around 0.01.
+    """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if not torch.is_autocast_enabled(input.device.type):
@@ -17,16 +20,21 @@ class _Linear(nn.Linear):
 
 
 def hidden_layers(inputs: int, dims: Iterable[int]) -> list[nn.Module]:
-    """Layers (B, inputs) -> (B, last of dims): for each width a linear map, BatchNorm and ReLU (no layer at all without dims).
+    """Returns layers (B, inputs) -> (B, last of dims): linear, BatchNorm, ReLU for each dim; [] without dims.
 
-    source: HAM paper, section 4.5, whose count of dense parameters needs BatchNorm's scale and shift in each layer.
+    Args:
+        inputs: Input features of the first layer.
+        dims: Output features of each linear layer.
+    Source: HAM paper, section 4.5, whose count of dense parameters includes BatchNorm's scale and shift in
+        each layer.
     """
     layers: list[nn.Module] = []
-    for width in dims:
-        linear = _Linear(inputs, width)
-        # BatchNorm takes this bias away again, so its true gradient is 0. Adam would make full steps of the rounding that is left, and the running
-        # mean, which evaluation uses, would limp behind: validation AUC then jumps by 0.01 from one epoch, or one number of ranks, to the next.
+    for dim in dims:
+        linear = _Linear(inputs, dim)
+        # BatchNorm subtracts this bias again, so its true gradient is 0. Adam would turn rounding errors into
+        # full steps, and the running mean, which evaluation uses, would lag behind: validation AUC then
+        # varies by 0.01 between epochs, and between numbers of ranks.
         linear.bias.requires_grad_(False)
-        layers += [linear, nn.BatchNorm1d(width), nn.ReLU()]
-        inputs = width
+        layers += [linear, nn.BatchNorm1d(dim), nn.ReLU()]
+        inputs = dim
     return layers

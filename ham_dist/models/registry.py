@@ -1,4 +1,4 @@
-"""The interactions by the name that `model.name` gives them."""
+"""Registry of the models, by their name in `model.name`."""
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -12,13 +12,13 @@ from ham_dist.models.fm import FM
 from ham_dist.models.interaction import Interaction
 
 INTERACTIONS: dict[str, type[Interaction]] = {}
-"""All models, built-in ones and those of plug-ins, by name."""
+"""All models by name, built-in ones and those of plug-ins."""
 
 Kind = TypeVar("Kind", bound=type[Interaction])
 
 
 def register_model(model: Kind) -> Kind:
-    """Makes a model available as `model.name`, by the name in its settings class; usable as a decorator.
+    """Makes a model available in `model.name`, under the name in its settings class; usable as a decorator.
 
     Raises:
         ConfigError: Its settings have no name, or the name of another model.
@@ -32,11 +32,12 @@ for _built_in in (FM, DeepFM, AutoInt, DCNV2):
 
 
 def build_interaction(settings: ModelSettings, dims: Mapping[str, int]) -> Interaction:
-    """The interaction that `settings` names, freshly initialized (the same under the same torch seed).
+    """Returns the interaction that `settings` names, newly initialized (identical for the same torch seed).
 
     Args:
-        settings: Of the model's own class.
-        dims: d_j by field, in the order of the columns; a field of width 0 keeps a slot or is left out, by the model's `keeps_slots`.
+        settings: The model's own settings.
+        dims: d_j by field, in the order of the columns; a field of dim 0 keeps a slot or is left out,
+            depending on the model's `keeps_slots`.
     Raises:
         TargetError: No field has a column.
     """

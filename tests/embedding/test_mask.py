@@ -1,4 +1,4 @@
-"""Masks go by name, whatever the order of keys; their gradient reaches nothing but themselves."""
+"""Masks match columns by key, in any order of the keys, and only the mask gets their gradient."""
 
 import torch
 from hypothesis import given
@@ -32,26 +32,26 @@ def test_mask_goes_by_name_in_any_order_and_under_padding(
 ) -> None:
     mask = ColumnMask(LAYOUT)
     mask.set(torch.tensor(open_columns).float())
-    stored = {key: width + padding for key, width in DIMS.items()}
+    stored = {key: dim + padding for key, dim in DIMS.items()}
     masked = ordered_columns(mask(looked_up(order, stored)), DIMS)
     unmasked = ordered_columns(looked_up(order, stored), DIMS)
     assert torch.equal(masked, unmasked * torch.tensor(open_columns).float())
     assert unmasked[0].tolist() == [0, 1, 2, 100, 101, 200]
 
 
-@given(order=st.permutations(list(DIMS)), width=st.integers(1, 3), padding=st.integers(0, 3))
+@given(order=st.permutations(list(DIMS)), dim=st.integers(1, 3), padding=st.integers(0, 3))
 def test_tables_that_are_all_alike_come_in_order_and_padding_gets_no_gradient(
-    order: list[str], width: int, padding: int
+    order: list[str], dim: int, padding: int
 ) -> None:
-    found = looked_up(order, dict.fromkeys(DIMS, width + padding))
+    found = looked_up(order, dict.fromkeys(DIMS, dim + padding))
     values = found.values().requires_grad_()
-    columns = ordered_columns(found, dict.fromkeys(DIMS, width))
+    columns = ordered_columns(found, dict.fromkeys(DIMS, dim))
     assert columns[0].tolist() == [
-        100 * place + column for place in range(len(DIMS)) for column in range(width)
+        100 * place + column for place in range(len(DIMS)) for column in range(dim)
     ]
     columns.sum().backward()
     assert values.grad is not None
-    assert values.grad[0].tolist() == len(DIMS) * [*width * [1.0], *padding * [0.0]]
+    assert values.grad[0].tolist() == len(DIMS) * [*dim * [1.0], *padding * [0.0]]
 
 
 @given(open_columns=st.lists(st.booleans(), min_size=6, max_size=6))

@@ -17,13 +17,13 @@ def by_autograd(table: torch.Tensor, form: Form) -> tuple[torch.Tensor, torch.Te
 
 
 @pytest.mark.parametrize("form", ["gram", "cosine"])
-@pytest.mark.parametrize(("rows", "width"), [(50, 7), (3, 3), (9, 1)])
-def test_value_and_gradient(form: Form, rows: int, width: int) -> None:
-    table = torch.randn(rows, width, dtype=torch.float64, generator=torch.Generator().manual_seed(rows))
+@pytest.mark.parametrize(("rows", "dim"), [(50, 7), (3, 3), (9, 1)])
+def test_value_and_gradient(form: Form, rows: int, dim: int) -> None:
+    table = torch.randn(rows, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(rows))
     value, gradient = by_autograd(table, form)
     gram = table.T @ table
-    torch.testing.assert_close(penalty(gram, form, width), value)
-    torch.testing.assert_close(table @ gradient_matrix(gram, form, width), gradient)
+    torch.testing.assert_close(penalty(gram, form, dim), value)
+    torch.testing.assert_close(table @ gradient_matrix(gram, form, dim), gradient)
 
 
 @pytest.mark.parametrize("form", ["gram", "cosine"])
@@ -70,5 +70,5 @@ def test_a_damped_step_is_a_plain_one_where_it_is_short_and_never_overshoots_whe
     grown = damped(short, short @ pulled, pulled, 1e12)
     assert bool((grown.norm(dim=0) > short.norm(dim=0)).all())
     assert bool((grown.norm(dim=0) <= 2.0 * short.norm(dim=0)).all()), (
-        "at most twice as long in a turn, however long it has waited"
+        "at most twice as long after one step, however large its rate"
     )

@@ -1,4 +1,4 @@
-"""Cutting a model that is not ours: the narrow one gives the masked one's output, with its readers cut or without."""
+"""Slicing any model: its outputs are those of the masked model, whether its readers are sliced or not."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from ham_dist.errors import SlicingError
 
 
 class ClickModel(nn.Module):
-    """A model as anybody writes it: dense features before the tables' columns, one table shared by two features and one feature by two tables."""
+    """Puts dense features before the columns; two features share a table, and one feature reads two."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,27 +54,27 @@ def features() -> KeyedJaggedTensor:
     )
 
 
-@given(open_columns=st.lists(st.booleans(), min_size=9, max_size=9).filter(any), cut_readers=st.booleans())
+@given(open_columns=st.lists(st.booleans(), min_size=9, max_size=9).filter(any), slice_readers=st.booleans())
 @settings(max_examples=60, deadline=None)
-def test_narrow_equals_masked(open_columns: list[bool], cut_readers: bool) -> None:
+def test_sliced_equals_masked(open_columns: list[bool], slice_readers: bool) -> None:
     torch.manual_seed(0)
     model = ClickModel()
     columns = model.mask.layout.split(torch.tensor(open_columns).float())
-    narrow = slice_columns(
-        model, columns, readers={"over.0.weight": (1, 2)} if cut_readers else None, example=features()
+    sliced = slice_columns(
+        model, columns, readers={"over.0.weight": (1, 2)} if slice_readers else None, example=features()
     )
     model.mask.set(torch.tensor(open_columns).float())
-    torch.testing.assert_close(narrow(features()), model(features()), rtol=0, atol=1e-6)
+    torch.testing.assert_close(sliced(features()), model(features()), rtol=0, atol=1e-6)
     kept = sum(
         len(columns[table]) * times for table, times in (("t_item", 2), ("t_user", 1), ("t_user_2", 1))
     )
-    assert narrow.over[0].weight.shape == (5, 2 + (kept if cut_readers else 13))
-    numbers = sum(parameter.numel() for parameter in narrow.tables.parameters())
+    assert sliced.over[0].weight.shape == (5, 2 + (kept if slice_readers else 13))
+    numbers = sum(parameter.numel() for parameter in sliced.tables.parameters())
     assert numbers == 10 * len(columns["t_item"]) + 6 * (len(columns["t_user"]) + len(columns["t_user_2"]))
-    assert model.over[0].weight.shape == (5, 15), "the model that was given stays"
+    assert model.over[0].weight.shape == (5, 15), "the given model is unchanged"
 
 
-def test_a_forgotten_reader_is_found() -> None:
+def test_a_missing_reader_is_found() -> None:
     model = ClickModel()
     columns = model.mask.layout.split(torch.tensor([1.0, 0, 1, 1, 0, 1, 1, 1, 1]))
     with pytest.raises(SlicingError, match=r"over\.0\.weight"):

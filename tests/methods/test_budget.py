@@ -36,7 +36,7 @@ def test_bytes_are_never_passed_and_no_column_left_out_would_fit(scores: list[fl
     [
         (Target(columns=11), "columns = 11: more columns than the 10"),
         (Target(bytes=2425), "bytes = 2425: more bytes than the 2424"),
-        (Target(bytes=11), "bytes = 11: not even one column fits; the smallest takes 12"),
+        (Target(bytes=11), "bytes = 11: too small for any column; the smallest takes 12"),
     ],
 )
 def test_a_target_that_cannot_be_met(target: Target, message: str) -> None:

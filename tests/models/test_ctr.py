@@ -1,4 +1,4 @@
-"""The two places where a mask may be multiplied in give one model: the vectors of a lookup, or the weights that read them."""
+"""The mask can be multiplied into looked-up vectors or into the weights that read them: the same model."""
 
 from typing import Literal
 
@@ -69,6 +69,7 @@ def test_both_places_give_the_same_gradient_of_the_mask_and_none_of_the_tables(
         assert all(parameter.grad is None for parameter in model.tables.parameters())
         gradients.append(values.grad)
         model.zero_grad()
-    # With the mask in the weights the mean of a bag is taken in float32, and in the vectors after the product with the mask.
+    # With the mask in the weights, the mean of a bag is taken in float32; with the mask in the vectors, after
+    # the product with the mask.
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-6, atol=1e-8)
     assert (gradients[0] != 0).any()

@@ -1,4 +1,4 @@
-"""Each interaction against a second writing of its paper's formula, or against TorchRec's module where that is the same function."""
+"""Each interaction against its paper's formula, written a second time, or against TorchRec's same module."""
 
 from collections.abc import Mapping
 from itertools import combinations, pairwise
@@ -72,10 +72,10 @@ def test_lift_folds_into_the_linear_map_behind_it(dims: Mapping[str, int]) -> No
 
 def test_lift_starts_as_one_linear_a_field() -> None:
     torch.manual_seed(0)
-    lift = Lift({"narrow": 1, "wide": 100}, 2000)
-    narrow, wide = lift.weight.split((1, 100))
-    assert 0.95 < narrow.abs().max() <= 1
-    assert 0.095 < wide.abs().max() <= 0.1
+    lift = Lift({"small": 1, "large": 100}, 2000)
+    small, large = lift.weight.split((1, 100))
+    assert 0.95 < small.abs().max() <= 1
+    assert 0.095 < large.abs().max() <= 0.1
 
 
 def test_fm_is_the_sum_over_pairs_of_fields() -> None:

@@ -1,4 +1,4 @@
-"""Slicing an interaction: it gives the logits that the wide one gives on masked columns."""
+"""Slicing an interaction: its logits are those of the full one on masked columns."""
 
 from copy import deepcopy
 
@@ -16,22 +16,24 @@ B = 9
 TOLERANCE = 1e-6  # double precision; the two models add the same numbers in another order
 
 
-def cut(model: Interaction, settings: ModelSettings, columns: dict[str, torch.Tensor]) -> Interaction:
-    """A narrow model with the weights of `model`, chosen along `axes()` and nothing else."""
-    narrow = build_interaction(settings, {field: len(kept) for field, kept in columns.items()}).double()
+def sliced_along_axes(
+    model: Interaction, settings: ModelSettings, columns: dict[str, torch.Tensor]
+) -> Interaction:
+    """Returns a smaller model with the weights of `model`, sliced only along `axes()`."""
+    sliced = build_interaction(settings, {field: len(kept) for field, kept in columns.items()}).double()
     axes = model.axes()
     state = {}
     for name, values in model.state_dict().items():
         for dimension, axis in axes.get(name, {}).items():
             values = values.index_select(dimension, axis.kept(model.dims, columns))
         state[name] = values
-    narrow.load_state_dict(state)
-    return narrow
+    sliced.load_state_dict(state)
+    return sliced
 
 
 @st.composite
-def cuts(draw: st.DrawFn) -> dict[str, list[bool]]:
-    """For each field and each of its columns: whether it stays; at least one does."""
+def kept_columns(draw: st.DrawFn) -> dict[str, list[bool]]:
+    """For each field a flag per column, True for a kept one; at least one is kept."""
     kept = draw(
         st.lists(st.lists(st.booleans(), min_size=1, max_size=5), min_size=1, max_size=5).filter(
             lambda fields: any(map(any, fields))
@@ -43,37 +45,37 @@ def cuts(draw: st.DrawFn) -> dict[str, list[bool]]:
 @settings(max_examples=40, deadline=None, derandomize=True)
 @pytest.mark.parametrize("first_order", ["linear", "table"])
 @pytest.mark.parametrize("name", INTERACTIONS)
-@given(kept=cuts(), mlp=st.sampled_from([(), (4,), (4, 3)]), seed=st.integers(0, 100))
-def test_narrow_equals_masked(
+@given(kept=kept_columns(), mlp=st.sampled_from([(), (4,), (4, 3)]), seed=st.integers(0, 100))
+def test_sliced_equals_masked(
     name: str, first_order: str, kept: dict[str, list[bool]], mlp: tuple[int, ...], seed: int
 ) -> None:
     settings = model_settings(name, lift_dim=4, first_order=first_order, mlp=mlp)
     columns = {field: torch.tensor(flags).nonzero().squeeze(1) for field, flags in kept.items()}
     mask = torch.tensor([flag for flags in kept.values() for flag in flags])
     torch.manual_seed(seed)
-    wide = build_interaction(settings, {field: len(flags) for field, flags in kept.items()}).double()
+    full = build_interaction(settings, {field: len(flags) for field, flags in kept.items()}).double()
     values = torch.randn(B, len(mask), dtype=torch.float64)
-    narrow = cut(wide, settings, columns)
+    sliced = sliced_along_axes(full, settings, columns)
 
-    for training in (
-        True,
-        False,
-    ):  # training first: it moves BatchNorm's running statistics, which evaluation reads
-        wide.train(training)
-        narrow.train(training)
-        torch.testing.assert_close(narrow(values[:, mask]), wide(values * mask), rtol=0, atol=TOLERANCE)
+    # Training first: it updates BatchNorm's running statistics, which evaluation reads.
+    for training in (True, False):
+        full.train(training)
+        sliced.train(training)
+        torch.testing.assert_close(sliced(values[:, mask]), full(values * mask), rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", INTERACTIONS)
-def test_cut_twice_equals_cut_once(name: str) -> None:
-    """A search that falls from target to target cuts a model that was cut before, with slots that are empty already."""
+def test_slicing_twice_equals_slicing_once(name: str) -> None:
+    """A search with decreasing targets slices a model that was sliced before and has empty slots."""
     settings = model_settings(name, lift_dim=4, mlp=(4,))
     torch.manual_seed(0)
-    wide = build_interaction(settings, {"a": 3, "b": 2, "c": 4}).double()
+    full = build_interaction(settings, {"a": 3, "b": 2, "c": 4}).double()
     none = torch.tensor([], dtype=torch.int64)
-    once = cut(deepcopy(wide), settings, {"a": torch.tensor([2]), "b": none, "c": none})
+    once = sliced_along_axes(deepcopy(full), settings, {"a": torch.tensor([2]), "b": none, "c": none})
     first = {"a": torch.tensor([1, 2]), "b": none, "c": torch.tensor([0, 3])}
-    twice = cut(cut(wide, settings, first), settings, {"a": torch.tensor([1]), "b": none, "c": none})
+    twice = sliced_along_axes(
+        sliced_along_axes(full, settings, first), settings, {"a": torch.tensor([1]), "b": none, "c": none}
+    )
     assert once.dims == twice.dims
     for key, values in once.state_dict().items():
         assert torch.equal(values, twice.state_dict()[key]), key
