@@ -282,6 +282,6 @@ def test_plan_only_prints_what_each_rank_would_hold_and_makes_no_run(
     assert "the ranks at hand: 1 x cpu" in here.stdout
     assert runner.invoke(app, ["train", "--topology", "2x1GB"]).stderr.endswith("Give --plan-only with it\n")
     assert (
-        "is not [HOSTSx]RANKSx[CARD-]MEMORY"
+        "expected [HOSTSx]RANKSx[CARD-]MEMORY"
         in runner.invoke(app, ["train", "--plan-only", "--topology", "8"]).stderr
     )

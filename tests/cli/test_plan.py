@@ -1,4 +1,4 @@
-"""What --plan-only says of a narrow model that is not there yet, and of memory beside a GPU."""
+"""The output of --plan-only on the narrow model, which does not exist yet, and on host memory of GPUs."""
 
 import io
 import itertools
@@ -42,7 +42,7 @@ def test_a_narrow_model_on_the_host_takes_nothing_of_the_device() -> None:
     text = printed(*ON_HOST)
     (tables,) = re.findall(r"^ +table_wise +\d+ +([\d.]+ kB)", text, re.MULTILINE)
     assert re.search(rf"^ +0 +{re.escape(tables)} +[\d.]+ [kM]B +[\d.]+ [kM]B *$", text, re.MULTILINE), (
-        "the one rank has all tables in its host's memory"
+        "the only rank has all tables in host memory"
     )
     assert re.search(r"^ +0 +0 bytes +0 bytes ", text, re.MULTILINE)
     device, on_host = re.findall(
@@ -52,20 +52,20 @@ def test_a_narrow_model_on_the_host_takes_nothing_of_the_device() -> None:
     assert float(on_host.split()[0]) > float(tables.split()[0]), "the supernet's and its own"
 
 
-def test_a_kind_has_the_bytes_of_its_tables_whatever_lies_beside_them() -> None:
-    def of_kind(*sets: str) -> list[str]:
+def test_a_sharding_type_has_the_bytes_of_its_tables_without_training_state() -> None:
+    def bytes_of_type(*sets: str) -> list[str]:
         return re.findall(r"^ +table_wise +\d+ +([\d.]+ kB)", printed(*sets), re.MULTILINE)
 
-    wide = of_kind(*ON_HOST)
+    wide = bytes_of_type(*ON_HOST)
     assert len(wide) == 1
     assert (
-        of_kind(*ON_HOST, "sharding.compute_kernel=fused_uvm_caching")
-        == of_kind(*ON_HOST, "optimizer.tables=adagrad")
+        bytes_of_type(*ON_HOST, "sharding.compute_kernel=fused_uvm_caching")
+        == bytes_of_type(*ON_HOST, "optimizer.tables=adagrad")
         == wide
     )
 
 
-def test_emptied_caches_are_told_before_a_run() -> None:
+def test_flushed_caches_are_a_warning_before_a_run() -> None:
     cached = (*ON_HOST, "sharding.compute_kernel=fused_uvm_caching")
     assert "every orthogonality.every = 20 steps" in printed(*cached, "orthogonality.every=20")
     assert "warning" not in printed(*ON_HOST)

@@ -88,7 +88,7 @@ def test_a_plan_that_cannot_be_made_ends_all_ranks_together(tmp_path: Path) -> N
     settings = small_run(sharding={"memory_share": 1e-9})
     first, second = run_on_ranks(2, refused, settings, tmp_path / "run")
     assert first.startswith("ShardingError: sharding: ")
-    assert "1. Fewer columns" in first
+    assert "1. Use smaller embeddings" in first
     assert "rank 0: sharding: " in second
     assert not (tmp_path / "run" / "checkpoints").exists()
 

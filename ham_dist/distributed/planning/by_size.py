@@ -1,4 +1,4 @@
-"""Plans by size alone: tables are placed one after the other, largest first, each where most room is left.
+"""Plans by size alone: each table, largest first, is placed on the ranks with the most free memory.
 
 C rows, d stored columns of one table, W ranks
 """
@@ -13,22 +13,23 @@ from ham_dist.distributed.planning.request import PlanRequest
 from ham_dist.embedding.tables import KERNEL_DIM, Table
 
 LARGE_BYTES = 1 << 30
-"""Under `auto` on CPU, a table (with its gradient and optimizer state) of more bytes than this, and more than a rank's fair share of all tables, goes
-row-wise. Below, one rank looks it up faster than all ranks can exchange partial sums."""
+"""Under `auto` on CPU, a table is row_wise if it takes more bytes than this, with gradient and optimizer
+state, and more than a rank's equal share of all tables. For smaller tables, a lookup on one rank is faster
+than exchanging partial sums."""
 
 
 def plan_by_size(request: PlanRequest) -> Plan:
-    """The plan for `request`.
+    """Returns the plan for `request`.
 
     Raises:
-        ShardingError: Tables to be spread by rows have too few of them for so many ranks.
+        ShardingError: Some tables have too few rows to be spread over the ranks.
     """
     require_rows(request)
     return _BySize(request).plan()
 
 
 class _BySize:
-    """Bytes on each rank's device and in its host's memory, counted up while tables are placed."""
+    """Places tables one by one, and counts the bytes on each rank's device and in its host memory."""
 
     def __init__(self, request: PlanRequest) -> None:
         self.request = request
@@ -37,7 +38,7 @@ class _BySize:
         self.host_load = [held.host for held in request.taken_by_rank]
 
     def plan(self) -> Plan:
-        """Places all tables."""
+        """Returns the plan for all tables."""
         tables = [(table, path) for path, group in self.request.groups.items() for table in group]
         total = sum(self.request.bytes_of(table, "table_wise").device for table, _ in tables)
         placed: dict[tuple[str, str], Placement] = {}
@@ -45,8 +46,10 @@ class _BySize:
             tables,
             key=lambda entry: (-entry[0].num_embeddings * entry[0].stored_dim, entry[1], entry[0].field),
         ):
-            kind = self.request.sharding_type_of(table)
-            placement = self._place(table, self._kind_by_size(table, total) if kind == "auto" else kind)  # type: ignore[arg-type]
+            sharding_type = self.request.sharding_type_of(table)
+            if sharding_type == "auto":
+                sharding_type = self._sharding_type_by_size(table, total)
+            placement = self._place(table, sharding_type)
             self._add(placement)
             placed[path, table.field] = placement
         return Plan(
@@ -56,7 +59,7 @@ class _BySize:
             }
         )
 
-    def _kind_by_size(self, table: Table, total: int) -> ShardingType:
+    def _sharding_type_by_size(self, table: Table, total: int) -> ShardingType:
         size = self.request.bytes_of(table, "table_wise").device
         spreads = has_rows_for(table.num_embeddings, self.topology.ranks)
         too_large = size > self.request.room - min(self.load)
@@ -67,29 +70,29 @@ class _BySize:
             else "table_wise"
         )
 
-    def _place(self, table: Table, kind: ShardingType) -> Placement:
+    def _place(self, table: Table, sharding_type: ShardingType) -> Placement:
         unit = KERNEL_DIM if self.table_optimizer.fused is not None else 1
         ranks = range(self.topology.ranks)
         hosts = [
             range(host * self.topology.ranks_of_host, (host + 1) * self.topology.ranks_of_host)
             for host in range(self.topology.hosts)
         ]
-        width = table.stored_dim
-        if kind == "table_wise":
-            shards = [TableShard(self._emptiest(table, ranks, 1)[0], 0, table.num_embeddings, 0, width)]
-        elif kind == "row_wise":
-            shards = self._rows(table, ranks, 0, width)
-        elif kind == "column_wise":
-            blocks = _column_blocks(width, unit, len(ranks))
+        dim = table.stored_dim
+        if sharding_type == "table_wise":
+            shards = [TableShard(self._emptiest(table, ranks, 1)[0], 0, table.num_embeddings, 0, dim)]
+        elif sharding_type == "row_wise":
+            shards = self._rows(table, ranks, 0, dim)
+        elif sharding_type == "column_wise":
+            blocks = _column_blocks(dim, unit, len(ranks))
             shards = [
                 TableShard(rank, 0, table.num_embeddings, *block)
                 for rank, block in zip(self._emptiest(table, ranks, len(blocks)), blocks, strict=True)
             ]
-        elif kind == "table_row_wise":
+        elif sharding_type == "table_row_wise":
             host = min(hosts, key=lambda host: (*self._fullness(table, host), host.start))
-            shards = self._rows(table, host, 0, width)
-        elif kind == "grid":
-            blocks = _column_blocks(width, unit, len(hosts))
+            shards = self._rows(table, host, 0, dim)
+        elif sharding_type == "grid":
+            blocks = _column_blocks(dim, unit, len(hosts))
             emptiest = sorted(hosts, key=lambda host: (*self._fullness(table, host), host.start))[
                 : len(blocks)
             ]
@@ -100,13 +103,17 @@ class _BySize:
                 for shard in self._rows(table, host, *block)
             ]
         else:
-            shards = [TableShard(rank, 0, table.num_embeddings, 0, width) for rank in ranks]
+            shards = [TableShard(rank, 0, table.num_embeddings, 0, dim) for rank in ranks]
         return Placement(
-            table, kind, self.request.is_fused(kind), tuple(shards), self.request.memory_of(table)
+            table,
+            sharding_type,
+            self.request.is_fused(sharding_type),
+            tuple(shards),
+            self.request.memory_of(table),
         )
 
     def _rows(self, table: Table, ranks: range, first_column: int, columns: int) -> list[TableShard]:
-        """Blocks of rows: TorchRec's id distribution takes the rank of row i to be i // ceil(C / ranks), so that the last block may be smaller."""
+        """Returns blocks of ceil(C / ranks) rows, as TorchRec distributes ids; the last may be smaller."""
         block = -(-table.num_embeddings // len(ranks))
         return [
             TableShard(
@@ -119,7 +126,12 @@ class _BySize:
         return sorted(sorted(ranks, key=lambda rank: (*self._fullness(table, [rank]), rank))[:count])
 
     def _fullness(self, table: Table, ranks: Iterable[int]) -> tuple[int, int]:
-        """Bytes of `ranks`, first in the memory that `table` fills: the host's under `host`, else the device's, of which a cache takes most."""
+        """Returns the bytes in use on `ranks`, by device and host, starting with the memory that `table`
+        fills.
+
+        With fused_uvm this is host memory; otherwise the device, also with fused_uvm_caching, whose cache is
+        there.
+        """
         device, host = (sum(load[rank] for rank in ranks) for load in (self.load, self.host_load))
         return (host, device) if self.request.memory_of(table).kernel == "fused_uvm" else (device, host)
 
@@ -130,9 +142,9 @@ class _BySize:
             self.host_load[shard.rank] += held.host
 
 
-def _column_blocks(width: int, unit: int, most: int) -> list[tuple[int, int]]:
-    """(first column, columns) of up to `most` blocks, each a multiple of `unit` wide, as even as that allows."""
-    units = -(-width // unit)
+def _column_blocks(dim: int, unit: int, most: int) -> list[tuple[int, int]]:
+    """Returns (first column, columns) of at most `most` nearly equal blocks, in multiples of `unit`."""
+    units = -(-dim // unit)
     count = min(most, units)
-    edges = [min(width, units * number // count * unit) for number in range(count + 1)]
+    edges = [min(dim, units * number // count * unit) for number in range(count + 1)]
     return [(start, stop - start) for start, stop in pairwise(edges)]

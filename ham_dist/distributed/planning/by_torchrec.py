@@ -1,4 +1,5 @@
-"""Plans by TorchRec's EmbeddingShardingPlanner: the kinds that it takes to be fastest on GPUs, among those that fit."""
+"""Plans by TorchRec's EmbeddingShardingPlanner, which estimates the fastest sharding types on GPUs that
+fit."""
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ from torchrec.distributed.planner.storage_reservations import FixedPercentageSto
 from torchrec.distributed.planner.types import ParameterConstraints, PlannerError
 from torchrec.distributed.types import ParameterSharding
 
+from ham_dist.config.schema import ShardingType
 from ham_dist.config.units import size_text
 from ham_dist.distributed.internals import plan_with_optimizer
 from ham_dist.distributed.planning.errors import ShortMemory, ways_out
@@ -32,16 +34,16 @@ from ham_dist.embedding.tables import BYTES_PER_NUMBER, KERNEL_DIM, Table, embed
 from ham_dist.errors import ShardingError
 
 UNBOUNDED = 1 << 60
-"""Bytes of host memory, where it is not known how much there is."""
+"""Bytes of host memory if its size is unknown."""
 
-KIND = {torchrec.value: kind for kind, torchrec in TORCHREC_SHARDING_TYPE.items()}
+SHARDING_TYPE = {torchrec.value: name for name, torchrec in TORCHREC_SHARDING_TYPE.items()}
 
 
 def plan_by_torchrec(request: PlanRequest) -> Plan:
-    """TorchRec's plan for `request`; tables whose sharding type the settings name keep to it.
+    """Returns TorchRec's plan for `request`; tables with a sharding type in the settings keep it.
 
     Raises:
-        ShardingError: TorchRec finds none; with ways out.
+        ShardingError: TorchRec finds no plan; lists what to change.
     """
     topology, table_optimizer = request.topology, request.table_optimizer
     tables = {path: list(group) for path, group in request.groups.items()}
@@ -96,7 +98,11 @@ def plan_by_torchrec(request: PlanRequest) -> Plan:
 
 
 def _no_place(request: PlanRequest, tables: Sequence[Table]) -> ShardingError:
-    """The planner does not say which memory was short: the host's, if all tables together take more than all hosts have; else the device's."""
+    """Returns the error for tables that TorchRec's planner cannot place.
+
+    The planner does not report which memory is too small. It is taken to be host memory if all tables
+    together need more than all hosts have, otherwise device memory.
+    """
     topology, held = request.topology, [request.bytes_of(table, "table_wise") for table in tables]
     device, host = sum(bytes_held.device for bytes_held in held), sum(bytes_held.host for bytes_held in held)
     short: ShortMemory = (
@@ -104,32 +110,30 @@ def _no_place(request: PlanRequest, tables: Sequence[Table]) -> ShardingError:
     )
     largest = max(zip(tables, held, strict=True), key=lambda entry: getattr(entry[1], short))[0]
     return ShardingError(
-        f"sharding: TorchRec's planner finds no place for the tables, {size_text(device)} with what training keeps beside them"
-        + (f" and {size_text(host)} in host memory" if host else "")
-        + f", on {topology.ranks} ranks of {size_text(topology.memory)}"
+        f"sharding: TorchRec's planner finds no plan that fits. The tables need {size_text(device)} on GPUs, "
+        "with gradients and optimizer state"
+        + (f", and {size_text(host)} in host memory" if host else "")
+        + f";\nthere are {topology.ranks} ranks with {size_text(topology.memory)}"
         + ("" if topology.host_memory is None else f" and {size_text(topology.host_memory)} of host memory")
-        + f", of which {request.settings.memory_share:.0%} may be taken.\n"
-        + ways_out(request, short, largest, device if short == "device" else host)
+        + f" each, of which tables may take {request.settings.memory_share:.0%} (sharding.memory_share). "
+        "Ways to make them fit:\n" + ways_out(request, short, largest, device if short == "device" else host)
     )
 
 
 def _counted_share(table_optimizer: TableOptimizer, table: Table) -> float:
-    """What the planner counts of the bytes that a number of a table takes with all beside it; it is asked for ranks with so much less memory.
+    """Returns the planner's estimate of the bytes per number, divided by the real bytes.
 
-    It takes what a rule remembers to be as precise as the table, and knows the dense kernel for data-parallel tables alone: it is asked for fused
-    ones, which have no gradient.
+    The planner takes optimizer state to have the tables' precision, and knows the dense kernel for
+    data-parallel tables only, so fused kernels, without gradients, are requested for all others. To make up
+    for it, the planner gets ranks whose memory is smaller by this factor.
     """
-    remembered = sum(not of_row for of_row in table_optimizer.states.values())
+    states = sum(not of_row for of_row in table_optimizer.states.values())
     gradient = table.number_bytes if table_optimizer.fused is None else 0
-    return (
-        (1 + remembered)
-        * table.number_bytes
-        / (table.number_bytes + remembered * BYTES_PER_NUMBER + gradient)
-    )
+    return (1 + states) * table.number_bytes / (table.number_bytes + states * BYTES_PER_NUMBER + gradient)
 
 
 def _constraints(request: PlanRequest, table: Table) -> ParameterConstraints:
-    kind = request.sharding_type_of(table)
+    sharding_type = request.sharding_type_of(table)
     rowless = {"column_wise", "grid"} if request.table_optimizer.whole_rows else set()
     memory = request.memory_of(table)
     has_copies = (
@@ -138,14 +142,14 @@ def _constraints(request: PlanRequest, table: Table) -> ParameterConstraints:
         and memory.kernel == "device"
     )
     copyless = set() if has_copies else {"data_parallel"}
-    kinds: Iterable[str] = (
-        [kind]
-        if kind != "auto"
-        else [kind for kind in TORCHREC_SHARDING_TYPE if kind not in rowless | copyless]
+    allowed: Iterable[ShardingType] = (
+        [sharding_type]
+        if sharding_type != "auto"
+        else [candidate for candidate in TORCHREC_SHARDING_TYPE if candidate not in rowless | copyless]
     )
     return ParameterConstraints(
-        sharding_types=[TORCHREC_SHARDING_TYPE[kind].value for kind in kinds],
-        # Data-parallel tables have the dense kernel only, all others are asked for as fused.
+        sharding_types=[TORCHREC_SHARDING_TYPE[choice].value for choice in allowed],
+        # Data-parallel tables have only the dense kernel; a fused kernel is requested for all others.
         compute_kernels=[FUSED_KERNEL[memory.kernel].value, EmbeddingComputeKernel.DENSE.value],
         min_partition=KERNEL_DIM,
         cache_params=cache_params(memory),
@@ -153,8 +157,8 @@ def _constraints(request: PlanRequest, table: Table) -> ParameterConstraints:
 
 
 def _placement(request: PlanRequest, table: Table, sharding: ParameterSharding) -> Placement:
-    kind = KIND[sharding.sharding_type]
-    if kind == "data_parallel":
+    sharding_type = SHARDING_TYPE[sharding.sharding_type]
+    if sharding_type == "data_parallel":
         shards = [
             TableShard(rank, 0, table.num_embeddings, 0, table.stored_dim)
             for rank in range(request.topology.ranks)
@@ -164,8 +168,10 @@ def _placement(request: PlanRequest, table: Table, sharding: ParameterSharding) 
             TableShard(of_rank.placement.rank(), *_interleaved(of_rank.shard_offsets, of_rank.shard_sizes))
             for of_rank in sharding.sharding_spec.shards
         ]
-    joined = _one_a_rank(shards) if kind == "column_wise" else shards
-    return Placement(table, kind, request.is_fused(kind), tuple(joined), request.memory_of(table))  # type: ignore[arg-type]
+    joined = _one_a_rank(shards) if sharding_type == "column_wise" else shards
+    return Placement(
+        table, sharding_type, request.is_fused(sharding_type), tuple(joined), request.memory_of(table)
+    )
 
 
 def _interleaved(offsets: Sequence[int], sizes: Sequence[int]) -> tuple[int, int, int, int]:
@@ -173,7 +179,11 @@ def _interleaved(offsets: Sequence[int], sizes: Sequence[int]) -> tuple[int, int
 
 
 def _one_a_rank(shards: Sequence[TableShard]) -> list[TableShard]:
-    """Column blocks of one rank put side by side and joined: as blocks of one width cost the same, which of them a rank has makes no difference."""
+    """Returns column blocks reassigned so that each rank has neighbouring ones, joined to one shard.
+
+    All blocks have the same number of columns and the same cost, so it does not matter which of them a rank
+    holds.
+    """
     blocks = sorted(shards, key=lambda shard: shard.first_column)
     ranks = sorted(shard.rank for shard in shards)
     owned = [(rank, block) for rank, block in zip(ranks, blocks, strict=True)]
@@ -194,9 +204,11 @@ def _name(path: str) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The planner warns of each table that it could place in one way only, which is what a kind in the settings asks of it.
+    """Suppresses the planner's warnings.
 
-    And of a topology that was not made by a factory of its own, which TorchRec 1.6 does not have.
+    It warns about each table that it could place in only one way, which is what a sharding type in the
+    settings requires, and about a topology that was not created by its own factory, which TorchRec 1.6 does
+    not have.
     """
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

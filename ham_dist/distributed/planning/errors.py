@@ -1,4 +1,4 @@
-"""Errors of plans that cannot be made: the reason, and the ways out."""
+"""Errors for plans that cannot be made: the reason, and numbered ways to change the settings."""
 
 from typing import Literal
 
@@ -9,49 +9,56 @@ from ham_dist.embedding.tables import Table
 from ham_dist.errors import BackendError, ShardingError
 
 ShortMemory = Literal["device", "host"]
-"""The memory that has no room, by its name in BytesHeld."""
+"""The memory that is too small, by its name in BytesHeld."""
 
 
 def require_possible(request: PlanRequest, table: Table) -> None:
-    """Refuse a kind or a memory that cannot take a table at all.
+    """Checks that a table's settings can be combined, whatever the table's size.
 
-    raises: ShardingError with ways out, BackendError with the nearest that exists.
+    Raises:
+        ShardingError: The sharding type cannot be used for the table; lists the alternatives.
+        BackendError: The compute kernel does not exist for the table; names the nearest one that does.
     """
-    _require_memory(request, table)
-    kind = request.sharding_type_of(table)
-    if kind in ("column_wise", "grid") and request.table_optimizer.whole_rows:
+    _require_compute_kernel(request, table)
+    sharding_type = request.sharding_type_of(table)
+    optimizer = request.table_optimizer
+    if sharding_type in ("column_wise", "grid") and optimizer.whole_rows:
         raise ShardingError(
-            f'sharding: table {table.field!r} is {kind}, and optimizer.tables = "{request.table_optimizer.name}" makes one number of all columns of a row: '
-            "ranks with some of the columns each would make another, and the table would move by another rule than on one rank.\n"
-            '  1. A kind that keeps rows whole: "row_wise" or "table_wise".\n'
-            '  2. A rule that moves each number by itself: optimizer.tables = "adagrad", "sgd" or "adam".'
+            f"sharding: table {table.field!r} is {sharding_type}, which stores the columns of a row on "
+            f'several ranks, but optimizer.tables = "{optimizer.name}"\n'
+            "computes one number from all columns of a row. Each rank would compute it from its own columns "
+            "only, and the table would be trained differently than on one rank.\n"
+            '  1. Use a sharding type that keeps rows whole: "row_wise" or "table_wise".\n'
+            '  2. Use a table optimizer that updates each number separately: optimizer.tables = "adagrad", '
+            '"sgd" or "adam".'
         )
-    if kind == "data_parallel" and table.precision != "float32":
+    if sharding_type == "data_parallel" and table.precision != "float32":
         raise ShardingError(
-            f'sharding: table {table.field!r} is data_parallel, and precision.tables = "{table.precision}" exists in the fused kernels alone: '
-            f"a copy on each rank would have gradients, and what its rule remembers, in {table.precision} too.\n"
-            '  1. Another kind: "table_wise" or "row_wise".\n'
-            '  2. precision.tables = "float32".'
+            f'sharding: table {table.field!r} is data_parallel, but precision.tables = "{table.precision}" '
+            "exists only in the fused kernels, which data-parallel tables do not use:\n"
+            f"their gradients and optimizer state would be {table.precision} too.\n"
+            '  1. Use another sharding type: "table_wise" or "row_wise".\n'
+            '  2. Set precision.tables = "float32".'
         )
-    if kind == "data_parallel" and request.table_optimizer.dense is None:
+    if sharding_type == "data_parallel" and optimizer.dense is None:
         raise ShardingError(
-            f'sharding: table {table.field!r} is data_parallel, and optimizer.tables = "{request.table_optimizer.name}" exists inside the fused kernels alone, '
-            "which data-parallel tables do not have.\n"
-            '  1. Another kind: "table_wise" or "row_wise".\n'
-            '  2. Another rule: optimizer.tables = "adam", "adagrad" or "rowwise_adagrad".'
+            f'sharding: table {table.field!r} is data_parallel, but optimizer.tables = "{optimizer.name}" '
+            "exists only in the fused kernels, which data-parallel tables do not use.\n"
+            '  1. Use another sharding type: "table_wise" or "row_wise".\n'
+            '  2. Use another table optimizer: optimizer.tables = "adam", "adagrad" or "rowwise_adagrad".'
         )
 
 
 def has_rows_for(rows: int, ranks: int) -> bool:
-    """Returns True if blocks of ceil(rows / ranks) rows leave some for the last rank."""
+    """Returns True if blocks of ceil(rows / ranks) rows leave at least one row for the last rank."""
     return -(-rows // ranks) * (ranks - 1) < rows
 
 
 def require_rows(request: PlanRequest) -> None:
-    """Refuses tables that the settings spread by rows over more ranks than they have rows for.
+    """Checks that each table has enough rows for the ranks that the settings spread its rows over.
 
     Raises:
-        ShardingError: It names every such table.
+        ShardingError: Some tables have too few rows; names all of them.
     """
     topology = request.topology
     ranks_of = {
@@ -67,7 +74,8 @@ def require_rows(request: PlanRequest) -> None:
     if not short:
         return
     listed = "".join(
-        f"  table {field!r}: {rows:,} rows; {ranks:,} ranks with {-(-rows // ranks):,} rows each leave none for the last.\n"
+        f"  table {field!r}: {rows:,} rows on {ranks:,} ranks; blocks of {-(-rows // ranks):,} rows leave "
+        "none for the last rank.\n"
         for field, (rows, ranks) in short.items()
     )
     others = ", ".join(f'{field} = "table_wise"' for field in short)
@@ -75,44 +83,51 @@ def require_rows(request: PlanRequest) -> None:
         next(count for count in range(1, ranks) if not has_rows_for(rows, count + 1))
         for rows, ranks in short.values()
     )
+    tables = "this table" if len(short) == 1 else "these tables"
     raise ShardingError(
         f"sharding: too few rows to spread over the ranks:\n{listed}"
-        f"  1. Another kind for {'it' if len(short) == 1 else 'them'}: sharding.sharding_types = {{ {others} }}.\n"
-        f"  2. Fewer ranks: {enough} or less."
+        f"  1. Use another sharding type for {tables}: sharding.sharding_types = {{ {others} }}.\n"
+        f"  2. Use fewer ranks: at most {enough}."
     )
 
 
-def _require_memory(request: PlanRequest, table: Table) -> None:
-    place = request.memory_of(table).kernel
-    if place == "device":
+def _require_compute_kernel(request: PlanRequest, table: Table) -> None:
+    kernel = request.memory_of(table).kernel
+    if kernel == "device":
         return
+    setting = f'sharding.compute_kernel = "{kernel}" of table {table.field!r}'
     if request.topology.device == "cpu":
         raise BackendError(
-            f'sharding.compute_kernel = "{place}", of table {table.field!r}: exists on cuda only; a rank on cpu has its tables in host memory anyway.\n'
-            "  Leave sharding.compute_kernel and sharding.compute_kernels out."
+            f"{setting}: this kernel exists only on GPU (cuda), and this plan is for CPU, where all tables "
+            "are in host memory anyway.\n"
+            "  Remove sharding.compute_kernel and sharding.compute_kernels from the settings."
         )
     if request.table_optimizer.fused is None:
         raise BackendError(
-            f'sharding.compute_kernel = "{place}", of table {table.field!r}: exists in the fused kernels alone, and optimizer.tables = "{request.table_optimizer.name}" '
-            "goes through every row at every step.\n"
-            '  Set optimizer.tables = "fused_adam", or "rowwise_adagrad", which keeps least.'
+            f'{setting}: this is a fused kernel, but optimizer.tables = "{request.table_optimizer.name}" '
+            "uses the dense kernel, which updates every row at every step.\n"
+            '  Set optimizer.tables = "fused_adam", or "rowwise_adagrad", which has the smallest state.'
         )
     if request.sharding_type_of(table) == "data_parallel":
         raise ShardingError(
-            f'sharding: table {table.field!r} is data_parallel, and sharding.compute_kernel = "{place}" exists in the fused kernels alone, which copies '
-            "do not have.\n"
-            '  1. Another kind: "table_wise" or "row_wise".\n'
-            f'  2. On the device: sharding.compute_kernels = {{ {table.field} = "device" }}.'
+            f"{setting}: this is a fused kernel, but the table is data_parallel, and data-parallel tables "
+            "use the dense kernel.\n"
+            '  1. Use another sharding type: "table_wise" or "row_wise".\n'
+            f'  2. Keep the table on the device: sharding.compute_kernels = {{ {table.field} = "device" }}.'
         )
-    if place == "fused_uvm_caching" and table.precision == "bfloat16":
+    if kernel == "fused_uvm_caching" and table.precision == "bfloat16":
         raise BackendError(
-            f'sharding.compute_kernel = "fused_uvm_caching", of table {table.field!r}: the cache has no bfloat16.\n'
+            f"{setting}: the cache does not support bfloat16.\n"
             '  Set precision.tables = "float16", or sharding.compute_kernel = "fused_uvm".'
         )
 
 
 def too_much_for_device(request: PlanRequest, plan: Plan, rank: int) -> ShardingError:
-    """More on a rank than its device may take; `rank` is the fullest."""
+    """Returns the error for a plan that needs more device memory than there is.
+
+    Args:
+        rank: The rank that needs most.
+    """
     held = request.held(plan)
     copied = sum(
         request.bytes_of(placement.table, placement.sharding_type).device
@@ -120,9 +135,10 @@ def too_much_for_device(request: PlanRequest, plan: Plan, rank: int) -> Sharding
         if placement.replicated
     )
     return ShardingError(
-        f"sharding: {size_text(held[rank].device)} of tables, their gradients and their optimizer's state would lie on rank {rank} of "
-        f"{request.topology.ranks}, and {size_text(request.room)} may: sharding.memory_share = {request.settings.memory_share} of the rank's "
-        f"{size_text(request.topology.memory)}.\n"
+        f"sharding: the tables do not fit. Rank {rank} of {request.topology.ranks} would hold "
+        f"{size_text(held[rank].device)} of tables, gradients and optimizer state;\n"
+        f"the limit is {size_text(request.room)} (sharding.memory_share = {request.settings.memory_share} of "
+        f"the rank's {size_text(request.topology.memory)}). Ways to make them fit:\n"
         + ways_out(
             request,
             "device",
@@ -134,14 +150,20 @@ def too_much_for_device(request: PlanRequest, plan: Plan, rank: int) -> Sharding
 
 
 def too_much_for_host(request: PlanRequest, plan: Plan, rank: int) -> ShardingError:
-    """More of a rank in its machine's memory than its share of that may take; `rank` is the fullest."""
+    """Returns the error for a plan that needs more host memory than there is.
+
+    Args:
+        rank: The rank that needs most.
+    """
     held = request.held(plan)
     assert request.host_room is not None
     assert request.topology.host_memory is not None
     return ShardingError(
-        f"sharding: {size_text(held[rank].host)} of tables and their optimizer's state would lie in host memory for rank {rank} of "
-        f"{request.topology.ranks}, and {size_text(request.host_room)} may: sharding.memory_share = {request.settings.memory_share} of the "
-        f"{size_text(request.topology.host_memory)} that a rank has of its host.\n"
+        f"sharding: the tables do not fit in host memory. Rank {rank} of {request.topology.ranks} would hold "
+        f"{size_text(held[rank].host)} of tables and optimizer state there;\n"
+        f"the limit is {size_text(request.host_room)} (sharding.memory_share = "
+        f"{request.settings.memory_share} of the {size_text(request.topology.host_memory)} of host memory "
+        "per rank). Ways to make them fit:\n"
         + ways_out(
             request, "host", _largest(request, plan, rank, "host"), sum(of_rank.host for of_rank in held)
         )
@@ -149,7 +171,7 @@ def too_much_for_host(request: PlanRequest, plan: Plan, rank: int) -> ShardingEr
 
 
 def _largest(request: PlanRequest, plan: Plan, rank: int, memory: ShortMemory) -> Table:
-    """The table that takes most of that memory of a rank."""
+    """Returns the table that takes most of this memory on a rank."""
 
     def taken(placement: Placement) -> int:
         shard = placement.shard_of(rank)
@@ -161,80 +183,91 @@ def _largest(request: PlanRequest, plan: Plan, rank: int, memory: ShortMemory) -
 
 
 def ways_out(request: PlanRequest, memory: ShortMemory, largest: Table, total: int, copied: int = 0) -> str:
-    """What to do about tables that do not fit, numbered.
+    """Returns a numbered list of changes that make tables fit.
 
-    memory:  the one that is short.
-    largest: the table that takes most of it.
-    total:   bytes of it on all ranks together.
-    copied:  bytes of it that every rank has the same of, however many they are.
+    Args:
+        memory: The memory that is too small.
+        largest: The table that takes most of it.
+        total: Bytes needed on all ranks together.
+        copied: Bytes of data-parallel tables, which every rank holds however many ranks there are.
     """
     ranks, table_optimizer = request.topology.ranks, request.table_optimizer
     room = request.room if memory == "device" else request.host_room or 0
-    ways = ["Fewer columns: a lower model.base_dim."]
+    ways = ["Use smaller embeddings: a lower model.base_dim."]
     if ranks > 1 and request.sharding_type_of(largest) not in ("auto", "row_wise"):  # `auto` has tried it
         ways.append(
-            f'Another kind: sharding.sharding_types = {{ {largest.field} = "row_wise" }} spreads table {largest.field!r} over all ranks.'
+            f"Spread table {largest.field!r} over all ranks: sharding.sharding_types = "
+            f'{{ {largest.field} = "row_wise" }}.'
         )
     if copied < room or not copied:
         enough = max(-(-(total - ranks * copied) // max(1, room - copied)), ranks + 1)
-        more = f"More ranks: {enough}" if memory == "device" else f"More hosts: of {enough} ranks together"
-        ways.append(f"{more} or more, the tables spread evenly.")
+        more = f"Use more ranks: {enough}" if memory == "device" else f"Use more hosts, with {enough}"
+        ways.append(
+            f"{more} or more{'' if memory == 'device' else ' ranks together'}, if the tables spread evenly."
+        )
     kept = sum(not of_row for of_row in table_optimizer.states.values()) + (table_optimizer.fused is None)
     if kept:
+        gradient = "gradient and optimizer state" if table_optimizer.fused is None else "optimizer state"
         ways.append(
-            f'A rule that keeps less: optimizer.tables = "rowwise_adagrad" keeps a number a row, "{table_optimizer.name}" {kept} for each of the table\'s.'
+            'Use a table optimizer with less state: optimizer.tables = "rowwise_adagrad" stores 1 number per '
+            f'row; "{table_optimizer.name}" stores {kept} per weight ({gradient}).'
         )
     if table_optimizer.fused is not None and largest.precision == "float32":
-        ways.append('Half the bytes of each number: precision.tables = "float16".')
+        ways.append('Store tables with half the bytes: precision.tables = "float16".')
     if memory == "host":
-        ways += _of_device(request, largest)
+        ways += _move_to_device(request, largest)
     elif request.topology.device == "cuda":
         ways += [
-            *_of_host_memory(request, largest),
-            "The same run on CPU processes, whose tables lie in the machines' memory.",
+            *_move_to_host(request, largest),
+            'Run on CPU processes, whose tables are in host memory: ranks.device = "cpu".',
         ]
     return "\n".join(f"  {number}. {way}" for number, way in enumerate(ways, start=1))
 
 
-def _of_host_memory(request: PlanRequest, largest: Table) -> list[str]:
-    """Where else the largest table of a device could be, and what of it lies there that need not."""
-    place = request.memory_of(largest).kernel
-    if place == "fused_uvm_caching":
+def _move_to_host(request: PlanRequest, largest: Table) -> list[str]:
+    """Returns how to use host memory so that the largest table takes less of the device."""
+    kernel = request.memory_of(largest).kernel
+    if kernel == "fused_uvm_caching":
         return [
-            f'A smaller cache: a lower sharding.cache_load_factor, or none: sharding.compute_kernels = {{ {largest.field} = "fused_uvm" }}.'
+            "Use a smaller cache: a lower sharding.cache_load_factor, or no cache: "
+            f'sharding.compute_kernels = {{ {largest.field} = "fused_uvm" }}.'
         ]
-    if place == "fused_uvm":
-        on_device = any(request.table_optimizer.states.values())
+    if kernel == "fused_uvm":
+        state_on_device = any(request.table_optimizer.states.values())
         return (
             [
-                'State in host memory too: optimizer.tables = "adagrad"; what a rule keeps once a row lies on the GPU.'
+                'Store the optimizer state in host memory too: optimizer.tables = "adagrad" '
+                "(state with 1 number per row stays on the GPU)."
             ]
-            if on_device
+            if state_on_device
             else []
         )
     changes = [] if request.table_optimizer.fused is not None else ['optimizer.tables = "rowwise_adagrad"']
     if request.sharding_type_of(largest) == "data_parallel":
         changes.append(f'sharding.sharding_types = {{ {largest.field} = "table_wise" }}')
-    puts = "puts it there, with a cache on the GPU"
-    if largest.precision == "bfloat16":  # which has no cache, so that `auto` leaves it where it is
+    moved = f"Store table {largest.field!r} in host memory, with a cache on the GPU"
+    if largest.precision == "bfloat16":  # has no cache, so `auto` leaves it on the device
         changes.append(f'sharding.compute_kernels = {{ {largest.field} = "fused_uvm" }}')
-        puts = "puts it there"
+        moved = f"Store table {largest.field!r} in host memory"
     elif largest.field in request.user_settings.compute_kernels:
         changes.append(f'sharding.compute_kernels = {{ {largest.field} = "fused_uvm_caching" }}')
     else:
         changes.append('sharding.compute_kernel = "auto"')
-        puts = "puts the largest tables there, with a cache on the GPU"
-    return [f"Host memory: {' and '.join(changes)} {puts}."]
+        moved = "Store the largest tables in host memory, with a cache on the GPU"
+    return [f"{moved}: {' and '.join(changes)}."]
 
 
-def _of_device(request: PlanRequest, largest: Table) -> list[str]:
-    """Back from host memory; what `auto` put there has no room on the device."""
+def _move_to_device(request: PlanRequest, largest: Table) -> list[str]:
+    """Returns how to store the largest table on the device; nothing if `auto` found no room for it there."""
     asked = request.user_settings
     if largest.field not in asked.compute_kernels and asked.compute_kernel == "auto":
         return []
-    or_open = (
+    or_auto = (
         ""
         if asked.compute_kernel == "auto" or largest.field in asked.compute_kernels
         else ', or sharding.compute_kernel = "auto"'
     )
-    return [f'On the device: sharding.compute_kernels = {{ {largest.field} = "device" }}{or_open}.']
+    return [
+        f"Store table {largest.field!r} on the device: sharding.compute_kernels = "
+        f'{{ {largest.field} = "device" }}{or_auto}.'
+    ]

@@ -1,8 +1,10 @@
-"""Which rank holds which rectangle of which table: the one description that sharding, Gram matrices, slicing, export and checkpoints read.
+"""Which rank holds which shard of which table, as read by sharding, Gram matrices, slicing, export and
+checkpoints.
 
     C rows, d stored columns of one table
 
-A kind of sharding is a way to cut a table into shards; once it is cut, only the rectangles matter.
+A sharding type is a way to cut a table into shards. Code that reads a plan needs only the resulting
+rectangles.
 """
 
 import itertools
@@ -21,7 +23,7 @@ from ham_dist.distributed.internals import EnumerableShardingSpec, ShardMetadata
 from ham_dist.distributed.planning.table_optimizers import DEVICE, Memory
 from ham_dist.embedding.tables import BYTES_PER_NUMBER, Table
 
-TORCHREC_SHARDING_TYPE = {
+TORCHREC_SHARDING_TYPE: dict[ShardingType, TorchRecShardingType] = {
     "table_wise": TorchRecShardingType.TABLE_WISE,
     "row_wise": TorchRecShardingType.ROW_WISE,
     "column_wise": TorchRecShardingType.COLUMN_WISE,
@@ -29,25 +31,30 @@ TORCHREC_SHARDING_TYPE = {
     "grid": TorchRecShardingType.GRID_SHARD,
     "data_parallel": TorchRecShardingType.DATA_PARALLEL,
 }
-"""TorchRec's name of each kind."""
+"""TorchRec's name of each sharding type."""
 
 FUSED_KERNEL = {
     "device": EmbeddingComputeKernel.FUSED,
     "fused_uvm": EmbeddingComputeKernel.FUSED_UVM,
     "fused_uvm_caching": EmbeddingComputeKernel.FUSED_UVM_CACHING,
 }
-"""TorchRec's name of the fused kernel over each memory."""
+"""TorchRec's name of each compute kernel of `sharding.compute_kernel`."""
 
 PIECE_BYTES = 1 << 27
-"""Bytes of a table that a checkpoint writes or reads at a time: torch holds a second copy of what is under way."""
+"""Bytes of a table that a checkpoint writes or reads at a time; torch keeps a second copy of them
+meanwhile."""
 
 ROWS_SPREAD = frozenset({"row_wise", "table_row_wise", "grid"})
-"""Kinds under which the ids of one bag can lie on several ranks. Every rank then adds up what it has, and a reduce-scatter adds up the ranks."""
+"""Sharding types that may spread the ids of one bag over several ranks. Each rank adds up the vectors that it
+holds, and a reduce-scatter adds up the partial sums of the ranks."""
 
 
 @dataclass(frozen=True)
 class TableShard:
-    """A rectangle of a table on one rank: rows [first_row, first_row + rows) of columns [first_column, first_column + columns)."""
+    """The rectangle of a table on one rank.
+
+    It has the rows [first_row, first_row + rows) and the columns [first_column, first_column + columns).
+    """
 
     rank: int
     first_row: int
@@ -56,13 +63,17 @@ class TableShard:
     columns: int
 
     def within(self, start: int, stop: int) -> "TableShard":
-        """What of it lies in the rows [start, stop) of the table; maybe no row."""
+        """Returns the rows of the shard that are in the rows [start, stop) of the table; may be empty."""
         first = min(max(self.first_row, start), stop)
         last = max(min(self.first_row + self.rows, stop), first)
         return TableShard(self.rank, first, last - first, self.first_column, self.columns)
 
     def strided(self, phase: int, stride: int) -> "TableShard":
-        """What of it lies in the table of the rows phase, phase + stride, phase + 2 stride ...; maybe no row."""
+        """Returns the shard of a smaller table that has only the rows phase, phase + stride, phase + 2
+        stride, ...
+
+        Rows are numbered as in the smaller table; the shard may be empty.
+        """
         first, last = (-((phase - row) // stride) for row in (self.first_row, self.first_row + self.rows))
         return TableShard(
             self.rank, max(0, first), max(0, last) - max(0, first), self.first_column, self.columns
@@ -71,12 +82,16 @@ class TableShard:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where one table lies.
+    """The shards of one table, and how they are stored.
 
-    sharding_type:  how it was cut.
-    fused: whether its kernel steps inside the backward pass; else its shards are parameters with a gradient.
-    shards: cover the table without overlap, at most one a rank; under data_parallel one whole copy for each rank.
-    memory: where each rank keeps its shard.
+    Attributes:
+        table: The table.
+        sharding_type: How the table is cut.
+        fused: True if a fused kernel updates the table inside the backward pass; otherwise its shards are
+            parameters with gradients.
+        shards: Shards that cover the table without overlap, at most one per rank; with data_parallel, a copy
+            of the whole table for each rank.
+        memory: The memory in which each rank stores its shard.
     """
 
     table: Table
@@ -87,46 +102,54 @@ class Placement:
 
     @property
     def replicated(self) -> bool:
-        """Whether every rank holds all of it."""
+        """True if every rank holds a copy of the whole table."""
         return self.sharding_type == "data_parallel"
 
     @property
     def spreads_rows(self) -> bool:
-        """Whether TorchRec adds up partial sums of a bag over ranks."""
+        """True if TorchRec adds up partial sums of a bag over ranks."""
         return self.sharding_type in ROWS_SPREAD
 
     @cached_property
     def splits_columns(self) -> bool:
-        """Whether a rank may hold only some of the columns of its rows."""
+        """True if some rank holds only some of the columns of its rows."""
         return any(shard.columns != self.table.stored_dim for shard in self.shards)
 
     @cached_property
     def shares_rows(self) -> bool:
-        """Whether the rows lie on several ranks, each row with all its columns on one."""
+        """True if the rows are spread over several ranks, each row with all its columns on one rank."""
         return not self.replicated and not self.splits_columns and len(self.shards) > 1
 
     def shard_of(self, rank: int) -> TableShard | None:
-        """What of it lies on `rank`."""
+        """Returns the shard on `rank`, or None."""
         return next((shard for shard in self.shards if shard.rank == rank), None)
 
     def numbers_of(self, rank: int) -> int:
-        """How many of its numbers lie on `rank`."""
+        """Returns how many of the table's numbers are on `rank`."""
         shard = self.shard_of(rank)
         return shard.rows * shard.columns if shard else 0
 
     @property
     def bytes(self) -> int:
-        """Of its numbers on all ranks, copies among them; of nothing that training keeps beside them."""
+        """Bytes of the weights on all ranks, including copies; without gradients and optimizer state."""
         return sum(shard.rows * shard.columns for shard in self.shards) * self.table.number_bytes
 
     def row_state_shards(self) -> tuple[TableShard, ...]:
-        """The shards of a vector with one number for each row, where no rank holds a shard of a row: row-wise optimizer state lies so."""
+        """Returns the shards of optimizer state with one number per row, as of a (C, 1) table.
+
+        Requires that no rank holds only part of a row.
+        """
         return tuple(TableShard(shard.rank, shard.first_row, shard.rows, 0, 1) for shard in self.shards)
 
     def sharding(self, device: torch.device, ranks_of_host: int) -> ParameterSharding:
-        """The same for TorchRec. Its planner refuses the dense kernel outside data-parallel and lists no row-wise on CPU, though both work.
+        """Returns the placement in TorchRec's form.
 
-        ranks_of_host: how many of the ranks share a machine, which decides on which of its devices a shard lies.
+        It is not made by TorchRec's planner, which allows the dense kernel only with data_parallel and no
+        row_wise on CPU, although both work.
+
+        Args:
+            device: The kind of device of all ranks.
+            ranks_of_host: Ranks per host, from which the device number of each shard follows.
         """
         kernel = FUSED_KERNEL[self.memory.kernel] if self.fused else EmbeddingComputeKernel.DENSE
         shards = self.shard_metadata(device, ranks_of_host)
@@ -141,7 +164,7 @@ class Placement:
     def shard_metadata(
         self, device: torch.device, ranks_of_host: int, *, of_row: bool = False
     ) -> list[ShardMetadata]:
-        """The shards in torch's words, of the table or (`of_row`) of a vector with one number a row."""
+        """Returns the shards in torch's form, of the table or (`of_row`) of one number per row."""
         return [
             _metadata(shard, _device_of(shard.rank, device, ranks_of_host), of_row=of_row)
             for shard in self.shards
@@ -150,7 +173,11 @@ class Placement:
     def piece_metadata(
         self, device: torch.device, ranks_of_host: int, *, of_row: bool = False
     ) -> list[tuple[int, ShardMetadata]]:
-        """The same cut into pieces of at most PIECE_BYTES, each with the rank that holds it; the pieces of a shard in the order of their rows."""
+        """Returns shard_metadata() cut into pieces of at most PIECE_BYTES, in the order of their rows.
+
+        Returns:
+            For each piece, the rank that holds it, and its metadata.
+        """
         pieces = []
         for shard in self.shards:
             rows = max(1, PIECE_BYTES // (BYTES_PER_NUMBER * (1 if of_row else max(1, shard.columns))))
@@ -166,7 +193,7 @@ class Placement:
         return pieces
 
     def describe(self) -> dict[str, Any]:
-        """As plain data, for the run folder's plan.json; rows and columns of a shard as [first, last + 1]."""
+        """Returns the table's entry in plan.json; rows and columns of a shard are [first, last + 1]."""
         return {
             "table": self.table.field,
             "sharding_type": self.sharding_type,
@@ -189,40 +216,42 @@ class Placement:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where all tables of a model lie.
+    """The placements of all tables of a model.
 
-    groups: placements by place in the model (of an EmbeddingBagCollection) and table name, in the order of the tables.
+    Attributes:
+        groups: Placements by the path of an EmbeddingBagCollection in the model, and by table name, in the
+            order of the tables.
     """
 
     groups: Mapping[str, Mapping[str, Placement]]
 
     @property
     def placements(self) -> Sequence[Placement]:
-        """All of them, group by group."""
+        """All placements, group by group."""
         return [placement for group in self.groups.values() for placement in group.values()]
 
     @property
     def needs_equal_batches(self) -> bool:
-        """Whether every rank must hold as many rows of a batch: the reduce-scatter of spread rows wants pieces of one size."""
+        """True if all ranks need batches of the same size, as the reduce-scatter of partial sums does."""
         return any(placement.spreads_rows for placement in self.placements)
 
     @property
     def uses_host_memory(self) -> bool:
-        """Whether a GPU has some of its tables in its machine's memory."""
+        """True if some tables of GPUs are in host memory."""
         return any(placement.memory.kernel != "device" for placement in self.placements)
 
     @property
     def caches(self) -> bool:
-        """Whether the last word on some rows may lie in a cache, and not where the table does."""
+        """True if some tables have a cache on the GPU, which may hold newer rows than the table itself."""
         return any(placement.memory.kernel == "fused_uvm_caching" for placement in self.placements)
 
     def describe(self) -> list[dict[str, Any]]:
-        """As plain data, for the run folder's plan.json."""
+        """Returns the content of the run folder's plan.json."""
         return [placement.describe() for placement in self.placements]
 
 
 def cache_params(memory: Memory) -> CacheParams | None:
-    """For TorchRec: how much of a cached table the device has room for."""
+    """Returns TorchRec's cache settings of a table; None without a cache."""
     return CacheParams(load_factor=memory.cache_load_factor) if memory.kernel == "fused_uvm_caching" else None
 
 

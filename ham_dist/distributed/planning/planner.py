@@ -1,4 +1,4 @@
-"""Decides which rank holds which shard of which table: from sizes alone, before any table has memory."""
+"""Decides which rank holds which shard of which table, from sizes alone, before tables are allocated."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
@@ -16,11 +16,11 @@ from ham_dist.errors import ConfigError, ShardingError
 
 
 def make_plan(request: PlanRequest) -> Plan:
-    """The plan for `request`; equal requests give equal plans, on every rank.
+    """Returns the plan for `request`; equal requests give equal plans, on every rank.
 
     Raises:
-        ShardingError: A sharding type cannot take a table, or a rank's memory its shards; with ways out.
-        BackendError: The table optimizer, or a memory, does not exist on the device.
+        ShardingError: A sharding type cannot be used for a table, or tables do not fit; lists what to change.
+        BackendError: The table optimizer or a compute kernel does not exist on the device.
     """
     for table in request.tables:
         request.table_optimizer.require(request.topology.device, table.precision)
@@ -38,7 +38,7 @@ def make_plan(request: PlanRequest) -> Plan:
 
 
 def _plan_with_few_cached(request: PlanRequest, movable: Sequence[str]) -> Plan:
-    """A plan with all of `movable` on the device, or with the fewest of them cached that fit; found by halving."""
+    """Returns a plan with as few as possible of the tables `movable` cached, found by binary search."""
 
     def attempt(count: int, request: PlanRequest) -> Plan:
         kernels = {
@@ -56,7 +56,8 @@ def _plan_with_few_cached(request: PlanRequest, movable: Sequence[str]) -> Plan:
             return False
         return True
 
-    # Devices need more tables in the cache and hosts fewer: if the fewest are too many for the hosts, so are all others.
+    # More cached tables take less of the devices and more of the hosts: if the smallest number that fits the
+    # devices is too large for the hosts, so is every larger one.
     fewest = 0 if fits_on_devices(0) else bisect_left(range(len(movable)), True, lo=1, key=fits_on_devices)
     return attempt(fewest, request)
 
@@ -73,9 +74,10 @@ def _require_room(request: PlanRequest, plan: Plan) -> None:
 
 
 def require_known_fields(settings: ShardingSettings, fields: Iterable[str]) -> None:
-    """Refuse a kind or a memory for a table that the data does not have.
+    """Checks that sharding types and compute kernels are set only for fields of the data.
 
-    raises: ConfigError that names the nearest.
+    Raises:
+        ConfigError: The data has no such field; names the nearest one.
     """
     known = list(fields)
     wrong = [
@@ -92,7 +94,7 @@ def require_known_fields(settings: ShardingSettings, fields: Iterable[str]) -> N
                 + (
                     f" Did you mean {nearest[field][0]}?"
                     if nearest[field]
-                    else f" Its fields: {', '.join(known)}."
+                    else f" Use one of its fields: {', '.join(known)}."
                 )
                 for key, field in wrong
             )
@@ -100,7 +102,10 @@ def require_known_fields(settings: ShardingSettings, fields: Iterable[str]) -> N
 
 
 def bytes_held(plan: Plan, table_optimizer: TableOptimizer, ranks: int) -> list[BytesHeld]:
-    """What a trained model's tables and their optimizer's state take of each rank, gradients not counted (they go before another is made)."""
+    """Returns the bytes of a trained model's tables and optimizer state on each rank.
+
+    Gradients are not counted: they are freed before the next model is allocated.
+    """
     held = [BytesHeld(0, 0, 0)] * ranks
     for placement in plan.placements:
         for shard in placement.shards:

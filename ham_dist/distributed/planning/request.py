@@ -6,6 +6,7 @@ C rows, d stored columns of one table, W ranks
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 from ham_dist.config.schema import ShardingSettings, ShardingType
 from ham_dist.distributed.planning.placement import Plan, TableShard
@@ -16,16 +17,16 @@ from ham_dist.embedding.tables import Table
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """All that a plan depends on; nothing here allocates memory or asks another rank.
+    """All inputs of a plan. Reading them allocates no tables and runs no collective.
 
     Attributes:
-        settings: The sharding type and the memory of each table.
-        rule: The table optimizer, which decides on the kernel and on the bytes kept for each number.
+        settings: The sharding type and the compute kernel of each table.
+        table_optimizer: The table optimizer, which determines the kernel and the bytes per number.
         topology: The W ranks.
-        groups: The tables by place in the model.
-        batch_size: Rows of a global batch, by which TorchRec's planner weighs traffic.
-        taken: Bytes in use on each rank; none by default.
-        asked: The user's settings, which messages refer to, where `settings` fill in what those leave open.
+        groups: The tables by path of their EmbeddingBagCollection in the model.
+        batch_size: Rows of a global batch; TorchRec's planner estimates traffic from it.
+        taken: Bytes in use on each rank before the plan (default: 0).
+        asked: The user's own settings, to which messages refer, if `settings` have "auto" values filled in.
     """
 
     settings: ShardingSettings
@@ -43,33 +44,35 @@ class PlanRequest:
 
     @property
     def user_settings(self) -> ShardingSettings:
-        """The settings that messages refer to."""
+        """The user's own settings, to which messages refer."""
         return self.asked or self.settings
 
-    def sharding_type_of(self, table: Table) -> str:
-        """The sharding type that the settings give a table; may be `auto`."""
+    def sharding_type_of(self, table: Table) -> ShardingType | Literal["auto"]:
+        """Returns the sharding type in the settings of a table; may be `auto`."""
         return self.settings.sharding_types.get(table.field, self.settings.sharding_type)
 
     def memory_of(self, table: Table) -> Memory:
-        """Where the settings put a table; the device where they leave that open."""
+        """Returns the memory in the settings of a table; the device if they have `auto`."""
         place = self.settings.compute_kernels.get(table.field, self.settings.compute_kernel)
         if place == "auto":
             return DEVICE
         return Memory(place, self.settings.cache_load_factor if place == "fused_uvm_caching" else 0.0)
 
-    def is_fused(self, kind: ShardingType) -> bool:
-        """True if a table of this sharding type steps inside the backward pass: TorchRec has no fused kernel for data-parallel tables."""
-        return self.table_optimizer.fused is not None and kind != "data_parallel"
+    def is_fused(self, sharding_type: ShardingType) -> bool:
+        """Returns True if tables of this sharding type use a fused kernel; data-parallel tables have none."""
+        return self.table_optimizer.fused is not None and sharding_type != "data_parallel"
 
-    def bytes_of(self, table: Table, kind: ShardingType, shard: TableShard | None = None) -> BytesHeld:
-        """Bytes of `table`, or of a shard of it, with its gradient and optimizer state."""
+    def bytes_of(
+        self, table: Table, sharding_type: ShardingType, shard: TableShard | None = None
+    ) -> BytesHeld:
+        """Returns the bytes of `table`, or of a shard of it, with its gradient and optimizer state."""
         rows, columns = (
             (table.num_embeddings, table.stored_dim) if shard is None else (shard.rows, shard.columns)
         )
         return self.table_optimizer.bytes_of(
             rows,
             rows * columns,
-            fused=self.is_fused(kind),
+            fused=self.is_fused(sharding_type),
             number_bytes=table.number_bytes,
             memory=self.memory_of(table),
         )
@@ -80,7 +83,7 @@ class PlanRequest:
         return list(self.taken) or [BytesHeld(0, 0, 0)] * self.topology.ranks
 
     def held(self, plan: Plan) -> list[BytesHeld]:
-        """Bytes in use on each rank under `plan`, those in use before included."""
+        """Returns the bytes in use on each rank under `plan`, including those in use before it."""
         held = list(self.taken_by_rank)
         for placement in plan.placements:
             for shard in placement.shards:
@@ -101,13 +104,13 @@ class PlanRequest:
 
     @property
     def host_room(self) -> int | None:
-        """Bytes of a rank's share of its machine that tables may take; None where that is not known."""
+        """Bytes of a rank's share of host memory that tables may take; None if it is unknown."""
         if self.topology.host_memory is None:
             return None
         return int(self.topology.host_memory * self.settings.memory_share)
 
     def movable(self) -> list[str]:
-        """The tables that may be cached or not, as needed: those with most numbers first."""
+        """Returns the fields with compute kernel `auto` whose tables can be cached, the largest first."""
         numbers: dict[str, int] = {}
         for table in self.tables:
             open_to_choice = (

@@ -1,4 +1,5 @@
-"""How tables may move: each value of `optimizer.tables`, what keeps its state, and where it exists."""
+"""Table optimizers: each value of `optimizer.tables`, with its kernels, its state and the devices that have
+it."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -14,26 +15,29 @@ from ham_dist.embedding.tables import BYTES_PER_NUMBER
 from ham_dist.errors import BackendError, ConfigError
 
 EPSILON = 1e-8
-"""Added to the root in Adagrad's rules: fbgemm's default, given to all kernels alike so that a table moves alike under each."""
+"""Epsilon of Adagrad and row-wise Adagrad: fbgemm's default, passed to all kernels so that they compute the
+same."""
 
 ADAM_DECAY = 0.999
-"""Beta 2 of Adam's rules: torch's and fbgemm's default."""
+"""Beta 2 of all Adam variants: torch's and fbgemm's default."""
 
 OpenOptimizer = Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]
 
 
 SLOT_BYTES, INDEX_BYTES = 16, 4
-"""Of a cached table on the GPU, beside the rows in the cache: which row lies in each place and when it was used, and for each row of the table its
-number (fbgemm_gpu/split_table_batched_embeddings_ops_training.py, _apply_cache_state)."""
+"""Bytes on the GPU for the bookkeeping of a cached table: per slot of the cache, its row and when it was last
+used; per row of the table, its slot (fbgemm_gpu/split_table_batched_embeddings_ops_training.py,
+_apply_cache_state)."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """The memory that holds a table.
+    """The memory in which a table is stored.
 
     Attributes:
-        kernel: As in `sharding.compute_kernel`.
-        cache_load_factor: Share of its rows in the cache on the GPU, under `fused_uvm_caching`.
+        kernel: The compute kernel, as in `sharding.compute_kernel`.
+        cache_load_factor: With `fused_uvm_caching`, the share of the rows that the cache on the GPU has room
+            for.
     """
 
     kernel: ComputeKernel
@@ -44,7 +48,13 @@ DEVICE = Memory("device")
 
 
 class BytesHeld(NamedTuple):
-    """Bytes of a shard of a table: on the device its numbers (or its cache), and what training keeps beside them; on the host all that lies there."""
+    """Bytes of one or several shards of tables.
+
+    Attributes:
+        tables: On the device, the tables' numbers, or their cache.
+        training_state: On the device, gradients and optimizer state.
+        host: In the host memory of a GPU, tables and optimizer state.
+    """
 
     tables: int
     training_state: int
@@ -52,11 +62,11 @@ class BytesHeld(NamedTuple):
 
     @property
     def device(self) -> int:
-        """All that lies on the device."""
+        """All bytes on the device."""
         return self.tables + self.training_state
 
     def plus(self, other: "BytesHeld") -> "BytesHeld":
-        """What both take together."""
+        """Returns the sum of both."""
         return BytesHeld(
             self.tables + other.tables, self.training_state + other.training_state, self.host + other.host
         )
@@ -64,16 +74,20 @@ class BytesHeld(NamedTuple):
 
 @dataclass(frozen=True)
 class TableOptimizer:
-    """One rule for moving tables.
+    """An optimizer of embedding tables.
 
-    name:        as in `optimizer.tables`.
-    fused:       the class that tells TorchRec's fused kernels of it, and its options but for the learning rate; None: the dense kernel, where every
-                 table gets a gradient and `dense` moves it.
-    dense:       the same rule over parameters with a gradient, as data-parallel tables are; None where there is no such optimizer.
-    states:      name of each thing it remembers, and whether that is one number a row (else one for each number of the table).
-    kernel_keys: TorchRec's names of the same things in the fused kernels' state.
-    devices:     where its fused kernel exists.
-    nearest:     the rule to take where it does not.
+    Attributes:
+        name: As in `optimizer.tables`.
+        fused: The class that selects the optimizer in TorchRec's fused kernels, and its options without the
+            learning rate. None for the dense kernel, where every table gets a gradient and `dense` updates
+            it.
+        dense: The same optimizer for parameters with gradients, such as data-parallel tables; None if there
+            is none.
+        states: Name of each optimizer state, and True if it has one number per row (otherwise one per
+            weight).
+        kernel_keys: The names of these states in TorchRec's fused kernels.
+        devices: The devices that have its kernel.
+        nearest: The most similar table optimizer, for the other devices.
     """
 
     name: str
@@ -86,54 +100,69 @@ class TableOptimizer:
 
     @property
     def whole_rows(self) -> bool:
-        """Whether it computes one number from all columns of a row, and so is another rule for a table whose columns are apart."""
+        """True if it computes one number from all columns of a row, which must then be on one rank."""
         return any(self.states.values()) or self.name == "lamb"
 
     @property
     def state_bytes_per_number(self) -> int:
-        """Of what it remembers for each number of a table."""
+        """Bytes of optimizer state per weight, without states of one number per row."""
         return sum(not of_row for of_row in self.states.values()) * BYTES_PER_NUMBER
 
     @property
     def passes(self) -> int:
-        """How often its kernel goes through a row that it moves, and through the row's state: LAMB's for the length of the step, and then to take it
-        (fbgemm_gpu/codegen/genscript/optimizers.py, split_precomputation)."""
+        """Number of times that its kernel reads a row and its state in an update.
+
+        LAMB reads them twice: for the length of the step, and to apply it
+        (fbgemm_gpu/codegen/genscript/optimizers.py, split_precomputation).
+        """
         return 2 if self.name == "lamb" else 1
 
     def require(self, device: str, precision: TablePrecision = "float32") -> None:
-        """Refuse a rule whose kernel does not exist on `device` ("cpu" or "cuda"), or not for tables of `precision`.
+        """Checks that there is a kernel on `device` ("cpu" or "cuda") for tables of `precision`.
 
-        raises: BackendError that names the nearest rule or precision that does.
+        Raises:
+            BackendError: There is none; names the nearest table optimizer or precision that has one.
         """
         if device not in self.devices:
             raise BackendError(
-                f'optimizer.tables = "{self.name}": its kernel exists on {" and ".join(self.devices)} only, and this run is on {device}.\n'
-                f'  Set optimizer.tables = "{self.nearest}", the nearest that exists here.'
+                f'optimizer.tables = "{self.name}": this optimizer exists only on '
+                f"{' and '.join(self.devices)}, and this run is on {device}.\n"
+                f'  Set optimizer.tables = "{self.nearest}", the most similar one on {device}.'
             )
         if precision != "float32" and self.fused is None:
             nearest = (
                 '"fused_adam", or "rowwise_adagrad"' if device == "cuda" else '"rowwise_adagrad" or "adagrad"'
             )
             raise BackendError(
-                f'precision.tables = "{precision}": optimizer.tables = "{self.name}" would have gradients and moments of {precision} too, in which '
-                "most squares of gradients are 0, and divide by them.\n"
-                f'  Set optimizer.tables = {nearest}, the nearest that keep float32 beside such tables; or precision.tables = "float32".'
+                f'precision.tables = "{precision}": optimizer.tables = "{self.name}" would store gradients '
+                f"and moments in {precision} too.\n"
+                "Most squared gradients would be rounded to 0, and the update divides by them.\n"
+                f"  Set optimizer.tables = {nearest}, which keep their state in float32; "
+                'or precision.tables = "float32".'
             )
         if precision == "bfloat16" and device == "cpu":
             raise BackendError(
-                'precision.tables = "bfloat16": its kernels exist on cuda only, and this run is on cpu.\n'
-                '  Set precision.tables = "float16", the nearest that exists here.'
+                'precision.tables = "bfloat16": bfloat16 kernels exist only on cuda, and this run is on '
+                "cpu.\n"
+                '  Set precision.tables = "float16".'
             )
 
     def bytes_of(
         self, rows: int, numbers: int, *, fused: bool, number_bytes: int, memory: Memory = DEVICE
     ) -> BytesHeld:
-        """Bytes of a shard of a table, and of what training keeps beside it: the optimizer's state, and the gradient where it has one.
+        """Returns the bytes of a shard of a table, with its optimizer state and, without a fused kernel, its
+        gradient.
 
-        numbers:      in these rows.
-        number_bytes: of the table; what the rule remembers is float32.
-        memory:       of the table. fbgemm puts state of one number a row on the device all the same (construct_split_state). Tables looked up
-                      together share a cache, whose places are as wide as the widest of them: that is left out.
+        Tables that are looked up together share a cache, whose slots are as large as the largest row of them;
+        this is left out.
+
+        Args:
+            rows: Rows of the shard.
+            numbers: Weights in these rows.
+            fused: True if a fused kernel updates the table.
+            number_bytes: Bytes of a weight; optimizer state is float32.
+            memory: The memory of the table. fbgemm stores state of one number per row always on the device
+                (construct_split_state).
         """
         of_rows = sum(rows for of_row in self.states.values() if of_row) * BYTES_PER_NUMBER
         of_numbers = numbers * self.state_bytes_per_number
@@ -152,11 +181,17 @@ class TableOptimizer:
     def divisor(
         self, states: Mapping[str, torch.Tensor], gradient: torch.Tensor, steps: int
     ) -> torch.Tensor | float:
-        """What the rule divides a gradient by, if the same came in every one of the `steps` steps beside those that it remembers.
+        """Returns the number by which the optimizer divides a gradient that it gets in each of `steps` steps.
 
-        states:   of the rows of `gradient`, by name: of its shape, or (..., rows, 1) where the rule keeps one number a row.
-        gradient: (..., rows, columns).
-        returns:  of the shape of `gradient` or (..., rows, 1); 1 under plain descent. LAMB's trust ratio is left out.
+        These steps come in addition to those in `states`. LAMB's trust ratio is left out.
+
+        Args:
+            states: Optimizer state of the rows of `gradient`, by name; has the shape of `gradient`, or (...,
+                rows, 1) for one number per row.
+            gradient: (..., rows, columns).
+            steps: Number of steps.
+        Returns:
+            Has the shape of `gradient` or (..., rows, 1); 1 for SGD.
         """
         square = gradient.square()
         if "sum" in states:
@@ -188,18 +223,19 @@ _MOMENTS = {"exp_avg": False, "exp_avg_sq": False}
 _GPU = ("cuda",)
 
 TABLE_OPTIMIZER_OF_NAME: dict[str, TableOptimizer] = {}
-"""All table optimizers, built-in ones and those of plug-ins, by name."""
+"""All table optimizers by name, including those of plug-ins."""
 
 
 def register_table_optimizer(table_optimizer: TableOptimizer) -> None:
-    """Makes a table optimizer available as `optimizer.tables`.
+    """Adds a table optimizer to the values of `optimizer.tables`.
 
     Raises:
-        ConfigError: Its name is another one's.
+        ConfigError: Its name is taken.
     """
     if table_optimizer.name in TABLE_OPTIMIZER_OF_NAME:
         raise ConfigError(
-            f"optimizer.tables = {table_optimizer.name!r} is there already. Give it another name."
+            f"optimizer.tables: a table optimizer {table_optimizer.name!r} is registered already. Use "
+            "another name."
         )
     TABLE_OPTIMIZER_OF_NAME[table_optimizer.name] = table_optimizer
     if table_optimizer.name not in TABLE_OPTIMIZERS:
@@ -207,7 +243,7 @@ def register_table_optimizer(table_optimizer: TableOptimizer) -> None:
 
 
 # Fused Adam, LAMB and partial row-wise Adam fail on fbgemm's CPU build ("is not supported in CPU mode").
-for _rule in (
+for _table_optimizer in (
     TableOptimizer("adam", None, _adam, _MOMENTS),
     TableOptimizer("sgd", (torch.optim.SGD, {}), _sgd, {}),
     TableOptimizer(
@@ -234,9 +270,9 @@ for _rule in (
         "rowwise_adagrad",
     ),
 ):
-    register_table_optimizer(_rule)
+    register_table_optimizer(_table_optimizer)
 
 
 def table_optimizer_of(settings: OptimizerSettings) -> TableOptimizer:
-    """The rule that `optimizer.tables` names."""
+    """Returns the table optimizer in `optimizer.tables`."""
     return TABLE_OPTIMIZER_OF_NAME[settings.tables]

@@ -1,4 +1,4 @@
-"""The ranks that tables are spread over: those of this run, or some that this machine does not have."""
+"""The ranks that tables are spread over: those of this run, or hypothetical ones given by name."""
 
 import os
 import re
@@ -10,28 +10,33 @@ import torch
 from ham_dist.distributed.ranks import process_group
 from ham_dist.errors import ShardingError
 
-EXAMPLES = "8xA100-80GB, 4xV100-16GB, 4x8xA100-40GB (4 hosts), 4xV100-16GB+256GB (with the memory of a host), 2x24GB (CPU)"
+EXAMPLES = (
+    "8xA100-80GB, 4xV100-16GB, 4x8xA100-40GB (4 hosts), 4xV100-16GB+256GB (with host memory), 2x24GB (CPU)"
+)
 
 _PATTERN = re.compile(
-    r"(?:(?P<hosts>\d+)x)?(?P<ranks>\d+)x(?:(?P<card>[A-Za-z][A-Za-z0-9]*)-)?(?P<memory>\d+(?:\.\d+)?)(?P<unit>[GT]B)"
+    r"(?:(?P<hosts>\d+)x)?(?P<ranks>\d+)x(?:(?P<card>[A-Za-z][A-Za-z0-9]*)-)?"
+    r"(?P<memory>\d+(?:\.\d+)?)(?P<unit>[GT]B)"
     r"(?:\+(?P<host>\d+(?:\.\d+)?)(?P<host_unit>[GT]B))?"
 )
 CPU = torch.device("cpu")
 
 MOST_RANKS = 16_384
-"""Ranks that a plan is made for: the planner's work grows with the ranks times the tables."""
+"""Largest number of ranks of a plan. Planning time grows with the number of ranks times the number of
+tables."""
 _BYTES = {"GB": 10**9, "TB": 10**12}
 
 
 @dataclass(frozen=True)
 class Topology:
-    """What a plan is made for.
+    """The ranks of a plan and their memory.
 
-    device:        "cpu" or "cuda", of every rank.
-    ranks:         W.
-    ranks_of_host: how many of them share a machine.
-    memory:        bytes of one rank: of its GPU, or its share of its machine.
-    host_memory:   bytes of one rank's share of its machine, beside its GPU; None where that is not known, and on CPU.
+    Attributes:
+        device: "cpu" or "cuda", the same for every rank.
+        ranks: W.
+        ranks_of_host: Ranks per host.
+        memory: Bytes of one rank: of its GPU, or on CPU its share of host memory.
+        host_memory: On GPU, bytes of one rank's share of host memory; None if unknown, and on CPU.
     """
 
     device: str
@@ -42,12 +47,15 @@ class Topology:
 
     @property
     def hosts(self) -> int:
-        """How many machines there are."""
+        """Number of hosts."""
         return self.ranks // self.ranks_of_host
 
 
 def here(device: torch.device) -> Topology:
-    """The ranks of this run; a collective. A host that not all of its ranks know alike counts as one host."""
+    """Returns the ranks of this run. A collective.
+
+    If W is not a multiple of the ranks per host, all ranks count as one host.
+    """
     ranks, ranks_of_host = process_group.world_size(), process_group.ranks_of_host()
     of_device, of_host = (
         min(column)
@@ -64,26 +72,31 @@ def here(device: torch.device) -> Topology:
 
 
 def parse(text: str) -> Topology:
-    """A topology by name: `[HOSTSx]RANKSx[CARD-]MEMORY[+MEMORY OF A HOST]`, such as 8xA100-80GB; without a card it is CPU processes.
+    """Returns the topology with a name of the form `[HOSTSx]RANKSx[CARD-]MEMORY[+HOST_MEMORY]`, such as
+    8xA100-80GB.
 
-    1 GB is 10^9 bytes. Without the memory of a host, tables in it are not held against it.
+    Without a card, the ranks are CPU processes. 1 GB is 10^9 bytes. Without the memory of a host, host memory
+    is taken as unlimited.
 
     Raises:
-        ShardingError: The text has another form, or names more than MOST_RANKS ranks.
+        ShardingError: The text has another form, or more than MOST_RANKS ranks.
     """
     found = _PATTERN.fullmatch(text)
     if found is None or not int(found["ranks"]) or found["hosts"] == "0" or not float(found["memory"]):
         raise ShardingError(
-            f"--topology {text}: is not [HOSTSx]RANKSx[CARD-]MEMORY[+MEMORY OF A HOST]. Some that are: {EXAMPLES}"
+            f"--topology {text}: expected [HOSTSx]RANKSx[CARD-]MEMORY[+HOST_MEMORY].\n  Examples: {EXAMPLES}."
         )
     if found["host"] and not found["card"]:
         raise ShardingError(
-            f"--topology {text}: a CPU process has its memory in its host's. Leave out +{found['host']}{found['host_unit']}"
+            f"--topology {text}: host memory is given separately for GPUs only; CPU ranks have no other "
+            "memory.\n"
+            f"  Remove +{found['host']}{found['host_unit']}, or name a GPU, as in 4xV100-16GB+256GB."
         )
     hosts, ranks = int(found["hosts"] or 1), int(found["ranks"])
     if hosts * ranks > MOST_RANKS:
         raise ShardingError(
-            f"--topology {text}: {hosts * ranks:,} ranks, expected at most {MOST_RANKS:,}. Give fewer hosts or ranks."
+            f"--topology {text}: {hosts * ranks:,} ranks, expected at most {MOST_RANKS:,}. Give fewer hosts "
+            "or ranks."
         )
     host_memory = int(float(found["host"]) * _BYTES[found["host_unit"]]) // ranks if found["host"] else None
     return Topology(
@@ -96,11 +109,11 @@ def parse(text: str) -> Topology:
 
 
 def _memory(device: torch.device) -> int:
-    """Bytes of the GPU, or of this machine, or what its container may take of it."""
+    """Returns the bytes of the GPU, or of this machine or the memory limit of its container."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    # Control groups, version 2 and 1; "max" in the first and a number above all machines' in the second mean that there is no limit.
+    # Control groups, version 2 and 1. No limit is "max" in version 2 and a huge number in version 1.
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         limit = Path("/sys/fs/cgroup", name)
         if limit.exists() and (text := limit.read_text().strip()).isdecimal():

@@ -1,21 +1,28 @@
-"""What a plan costs: bytes on each rank, and bytes that go between ranks in a step; from sizes alone.
+"""The cost of a plan, from sizes alone: bytes on each rank, and bytes that ranks exchange in a step.
 
-    B rows of a global batch, W ranks, b = B / W rows a rank, L ids a row of one field, d stored columns of a shard
+    B rows of a global batch, W ranks, b = B / W rows per rank, L mean pooling factor of one field, d stored
+    columns of a shard
 
-Of one shard of a table on rank q, every other rank r and q exchange in a plain training step (torchrec/distributed/sharding: input and output dist):
+For one shard of a table on rank q, every other rank r exchanges the following with q in a training step
+without search (torchrec/distributed/sharding, input and output dist):
 
-    ids, r to q            b L (rows of the shard / rows of the table) + b    numbers of 4 bytes: ids, and how many there are in each row
-    vectors, q to r        b d                                               float32: looked up, or partial sums of what q has (reduce-scatter)
-    gradients, r to q      b d                                               float32: the same way back
+    ids, r to q          b L (rows of the shard / rows of the table) + b numbers of 4 bytes: the ids, and how
+                         many there are in each row
+    vectors, q to r      b d float32: vectors that were looked up, or partial sums of the rows on q
+                         (reduce-scatter)
+    gradients, r to q    b d float32: their gradients, the same way back
 
-Of a shard in host memory the GPU reads each row for the lookup and again where the backward kernel moves it (twice under LAMB), with the state that it
-keeps for each number, and writes both once: no row being in the cache, and each id another row. A row that comes twice is moved once and a cached one
-comes once, so that is less; what the bus adds to short rows, and the turns of the decoupled regularizer, are not counted.
+For a shard in host memory, the GPU reads each row for the lookup and again for the update in the backward
+kernel (twice with LAMB), together with the row's state that has one number per weight, and writes both once.
+This assumes that no row is in the cache and that all ids differ. It is an upper bound: a row that occurs
+twice is updated once, and a cached row is read once. The overhead of the bus for short rows, and the row
+sampling of the decoupled regularizer, are not counted.
 
-A data-parallel table has nothing looked up elsewhere, and its whole gradient is added up over ranks: 2 (W - 1) / W C d numbers out of each rank
-and as many in, around a ring. (Between CPU processes a gradient of at most 1 MiB / W goes to every rank at once instead: (W - 1) C d.) Row shares are
-those of ids that come alike often; a few numbers that announce sizes are left out. Under table_row_wise and grid the same totals go in two hops,
-within a host and then between hosts.
+A data-parallel table is looked up locally. Its whole gradient is summed over the ranks by a ring all-reduce:
+2 (W - 1) / W C d numbers leave each rank and as many arrive. (CPU processes send a gradient of at most 1 MiB
+/ W directly to every rank instead: (W - 1) C d numbers.) The shares of rows assume that all ids are equally
+frequent. A few numbers that announce sizes are left out. With table_row_wise and grid the same totals take
+two hops, within a host and then between hosts.
 """
 
 from collections.abc import Mapping
@@ -27,19 +34,26 @@ from ham_dist.distributed.planning.topology import Topology
 from ham_dist.embedding.tables import BYTES_PER_NUMBER
 
 ID_BYTES = 4
-"""Of an id and of a length: the reader gives int32."""
+"""Bytes of an id and of a length, which the reader returns as int32."""
 
 
 @dataclass
 class RankCost:
-    """Bytes of one rank.
+    """Bytes that one rank holds, and bytes that it sends and receives in a step.
 
-    tables, beside:           held on the device: the tables' shards; their gradients and the optimizer's state.
-    host:                     held in the machine's memory beside a GPU: tables and state.
-    from_host, to_host:       a step: rows of such tables and their state that the GPU reads and writes there.
-    ids_out, ids_in:          a step: ids of this rank's rows to those that hold the tables; other ranks' ids.
-    vectors_out, vectors_in:  a step: what was looked up here for others; for this rank's rows elsewhere. Gradients go the same ways back.
-    copies_out, copies_in:    a step: gradients of data-parallel tables.
+    Attributes:
+        tables: Held on the device: shards of tables.
+        training_state: Held on the device: gradients and optimizer state.
+        host: Held in the host memory of a GPU: tables and optimizer state.
+        from_host: Per step: rows and optimizer state that the GPU reads from host memory.
+        to_host: Per step: rows and optimizer state that the GPU writes to host memory.
+        ids_out: Per step: ids of this rank's batch, sent to the ranks that hold the tables.
+        ids_in: Per step: ids of other ranks' batches.
+        vectors_out: Per step: vectors looked up here for other ranks; as many bytes of gradients come back.
+        vectors_in: Per step: vectors looked up on other ranks for this rank; as many bytes of gradients go
+            back.
+        copies_out: Per step: gradients of data-parallel tables that are sent.
+        copies_in: Per step: gradients of data-parallel tables that are received.
     """
 
     tables: int = 0
@@ -56,12 +70,12 @@ class RankCost:
 
     @property
     def out(self) -> int:
-        """All that leaves it in a step; the gradients of `vectors_in` among it."""
+        """All bytes sent in a step, including the gradients of `vectors_in`."""
         return self.ids_out + self.vectors_out + self.vectors_in + self.copies_out
 
     @property
     def into(self) -> int:
-        """All that comes in a step."""
+        """All bytes received in a step, including the gradients of `vectors_out`."""
         return self.ids_in + self.vectors_in + self.vectors_out + self.copies_in
 
     def __iadd__(self, other: "RankCost") -> "RankCost":
@@ -78,9 +92,13 @@ def costs_by_rank(
     batch_size: int,
     ids_per_row: Mapping[str, float],
 ) -> list[RankCost]:
-    """What each rank holds and exchanges in a training step of `batch_size` rows over all ranks.
+    """Returns the bytes that each rank holds and exchanges in a training step.
 
-    ids_per_row: mean number of ids of a row, by field; 1 for those not named. Each group of tables (first-order ones too) is looked up by itself.
+    Each group of tables, such as the first-order tables, is looked up separately.
+
+    Args:
+        batch_size: Rows of a global batch.
+        ids_per_row: Mean pooling factor by field; 1 for fields without an entry.
     """
     costs = [RankCost() for _ in range(topology.ranks)]
     for placement in plan.placements:
@@ -123,7 +141,8 @@ def _of_table(
         of_ids = round(rows * (ids * shard.rows / placement.table.num_embeddings + 1) * ID_BYTES)
         of_vectors = rows * shard.columns * BYTES_PER_NUMBER
         all_ids, all_vectors = all_ids + of_ids, all_vectors + of_vectors
-        # Its own shard costs a rank no traffic; it is subtracted here from what all shards cost every rank.
+        # A rank has no traffic with its own shard: subtract it here from the sum over all shards that each
+        # rank gets below.
         costs[shard.rank] += RankCost(
             ids_out=-of_ids,
             vectors_in=-of_vectors,

@@ -1,4 +1,4 @@
-"""Tables in host memory beside a GPU: planned for GPUs that are not there. What kernels do with it has not been run; who empties caches when, has."""
+"""Tables in the host memory of GPUs, planned without GPUs; and when caches are flushed, tested on CPU."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +32,7 @@ from tests.support.sharded_model import local_batch, settings
 
 V100 = parse("4xV100-16GB+256GB")
 SIZES = [100_000_000, 1000, 60_000_000, 10, 1_000_000]
-"""Rows of width 64: 25.6 and 15.4 GB, and small ones; 14 GB of each of 4 cards may be taken."""
+"""Rows of 64 columns: 25.6 and 15.4 GB, and small tables; tables may take 14 GB of each of 4 GPUs."""
 
 
 def planned(
@@ -68,7 +68,7 @@ def cached(plan: Plan) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "topology", "expected"),
+    ("sharding_type", "topology", "expected"),
     [
         ("table_wise", "4xV100-16GB", ["t0", "t2"]),
         ("table_wise", "4xV100-32GB", []),
@@ -78,10 +78,12 @@ def cached(plan: Plan) -> list[str]:
     ],
 )
 def test_auto_caches_the_largest_tables_and_only_where_not_all_fit(
-    kind: str, topology: str, expected: list[str]
+    sharding_type: str, topology: str, expected: list[str]
 ) -> None:
     small = {"t1": "table_wise", "t3": "table_wise"}
-    request, plan = planned(parse(topology), sharding_type=kind, sharding_types=small, compute_kernel="auto")
+    request, plan = planned(
+        parse(topology), sharding_type=sharding_type, sharding_types=small, compute_kernel="auto"
+    )
     assert cached(plan) == expected
     assert max(device_load(request, plan)) <= request.room
     assert bool(sum(host_load(request, plan))) == bool(expected)
@@ -98,10 +100,10 @@ def test_what_auto_may_not_move_stays_on_the_device() -> None:
     assert {placement.table.field: placement.memory.kernel for placement in plan.placements} == {
         "t0": "fused_uvm_caching", "t1": "device", "t2": "fused_uvm", "t3": "device", "t4": "device",
     }  # fmt: skip
-    assert not cached(planned(cpu(2), compute_kernel="auto")[1]), "on CPU all lies in host memory anyway"
+    assert not cached(planned(cpu(2), compute_kernel="auto")[1]), "on CPU all tables are in host memory"
 
 
-def test_torchrec_is_told_of_memory_and_cache() -> None:
+def test_torchrec_gets_compute_kernel_and_load_factor() -> None:
     _, plan = planned(
         V100,
         sharding_type="table_wise",
@@ -122,7 +124,7 @@ def test_torchrec_is_told_of_memory_and_cache() -> None:
 
 
 def test_bytes_on_the_device_and_on_the_host() -> None:
-    """State of one number a row stays on the device; a cache has room for a share of the rows, and a number for each row of the table."""
+    """State with one number per row stays on the device; a cache takes slots for some rows, and an index."""
     table_optimizer = {
         name: table_optimizer_of(OptimizerSettings(tables=name)) for name in ("adagrad", "rowwise_adagrad")
     }
@@ -150,7 +152,7 @@ def test_bytes_on_the_device_and_on_the_host() -> None:
     ("table_optimizer", "precision", "read", "written"),
     [
         ("sgd", "float32", 4 + 4, 4),
-        ("rowwise_adagrad", "float16", 2 + 2, 2),  # its number a row lies on the device
+        ("rowwise_adagrad", "float16", 2 + 2, 2),  # its state, one number per row, is on the device
         ("adagrad", "float16", 2 + (2 + 4), 2 + 4),
         ("fused_adam", "float32", 4 + (4 + 8), 4 + 8),
         ("lamb", "float32", 4 + 2 * (4 + 8), 4 + 8),
@@ -168,7 +170,7 @@ def test_rows_and_their_state_come_from_the_host_and_go_back(
         compute_kernel="fused_uvm",
     )
     costs = costs_by_rank(plan, request.table_optimizer, V100, 2048, {"t0": 3.0})
-    numbers = 2048 * (3 + 4) * 64  # three ids a row of t0, one of the four others
+    numbers = 2048 * (3 + 4) * 64  # pooling factor 3 for t0, 1 for the four others
     assert sum(cost.from_host for cost in costs) == numbers * read
     assert sum(cost.to_host for cost in costs) == numbers * written
     on_device = costs_by_rank(
@@ -188,7 +190,7 @@ MISTAKES: list[tuple[str, TablePrecision, dict[str, Any], Topology, type[HamErro
         {"compute_kernel": "fused_uvm"},
         cpu(2),
         BackendError,
-        r"sharding.compute_kernel = \"fused_uvm\".*exists on cuda only.*\n  Leave",
+        r"sharding.compute_kernel = \"fused_uvm\".*exists only on GPU.*\n  Remove",
     ),
     (
         "adam",
@@ -196,7 +198,7 @@ MISTAKES: list[tuple[str, TablePrecision, dict[str, Any], Topology, type[HamErro
         {"compute_kernels": {"t0": "fused_uvm_caching"}},
         V100,
         BackendError,
-        r"'t0': exists in the fused kernels.*\n.*\"rowwise_adagrad\"",
+        r"'t0': this is a fused kernel.*\n.*\"rowwise_adagrad\"",
     ),
     (
         "sgd",
@@ -204,7 +206,7 @@ MISTAKES: list[tuple[str, TablePrecision, dict[str, Any], Topology, type[HamErro
         {"compute_kernel": "fused_uvm", "sharding_type": "data_parallel"},
         V100,
         ShardingError,
-        r"'t0' is data_parallel.*\n  1\. .*\n  2\. On the device",
+        r"'t0': .* is data_parallel.*\n  1\. .*\n  2\. Keep the table on the device",
     ),
     (
         "sgd",
@@ -212,7 +214,7 @@ MISTAKES: list[tuple[str, TablePrecision, dict[str, Any], Topology, type[HamErro
         {"compute_kernel": "fused_uvm_caching"},
         V100,
         BackendError,
-        r"no bfloat16.*\n.*\"float16\".*\"fused_uvm\"",
+        r"does not support bfloat16.*\n.*\"float16\".*\"fused_uvm\"",
     ),
     (
         "sgd",
@@ -220,7 +222,7 @@ MISTAKES: list[tuple[str, TablePrecision, dict[str, Any], Topology, type[HamErro
         {"sharding_type": "table_wise"},
         V100,
         ShardingError,
-        r"\n  \d\. Host memory: sharding.compute_kernel = \"auto\"",
+        r"\n  \d\. Store the largest tables in host memory.*: sharding.compute_kernel = \"auto\"",
     ),
     (
         "adam",
@@ -228,7 +230,7 @@ MISTAKES: list[tuple[str, TablePrecision, dict[str, Any], Topology, type[HamErro
         {"sharding_type": "table_wise"},
         V100,
         ShardingError,
-        r"Host memory: optimizer.tables = \"rowwise_adagrad\" and sharding.compute_kernel",
+        r"in host memory, .*: optimizer.tables = \"rowwise_adagrad\" and sharding.compute_kernel",
     ),
     (
         "sgd",
@@ -236,7 +238,7 @@ MISTAKES: list[tuple[str, TablePrecision, dict[str, Any], Topology, type[HamErro
         {},
         parse("1xV100-16GB"),
         ShardingError,
-        r"planner finds no place(.*\n)*  \d\. Host memory: sharding.compute_kernel = \"auto\"",
+        r"planner finds no plan(.*\n)*  \d\. Store the largest tables .*: sharding.compute_kernel = \"auto\"",
     ),
     (
         "sgd",
@@ -244,28 +246,28 @@ MISTAKES: list[tuple[str, TablePrecision, dict[str, Any], Topology, type[HamErro
         {"sharding_type": "table_wise", "compute_kernel": "fused_uvm"},
         parse("4xV100-16GB+64GB"),
         ShardingError,
-        r"in host memory .*\n  1.*\n  2.*\n  3",
+        r"do not fit in host memory(.*\n)+  1.*\n  2.*\n  3",
     ),
 ]
 
 
 @pytest.mark.parametrize(
-    ("table_optimizer", "precision", "sharding", "topology", "kind", "message"), MISTAKES
+    ("table_optimizer", "precision", "sharding", "topology", "error", "message"), MISTAKES
 )
-def test_what_does_not_exist_or_fit_is_refused_with_the_ways_out(
+def test_settings_that_do_not_exist_or_fit_get_a_list_of_changes(
     table_optimizer: str,
     precision: TablePrecision,
     sharding: dict[str, Any],
     topology: Topology,
-    kind: type,
+    error: type,
     message: str,
 ) -> None:
-    with pytest.raises(kind, match=message):
+    with pytest.raises(error, match=message):
         planned(topology, table_optimizer, precision, **sharding)
 
 
 HOSTED: list[tuple[str, TablePrecision, dict[str, Any], str, list[str], list[str]]] = [
-    # The largest table lies on the host, and it is t2 that a device cannot take.
+    # The largest table is in host memory; the one that does not fit on a device is t2.
     (
         "sgd",
         "float32",
@@ -282,7 +284,7 @@ HOSTED: list[tuple[str, TablePrecision, dict[str, Any], str, list[str], list[str
         ['{ t2 = "fused_uvm_caching" }'],
         ['= "auto"'],
     ),
-    # What `auto` may not move: a pinned table, copies, half the bytes without a cache.
+    # Tables that `auto` may not move: with a kernel in the settings, data-parallel, and bfloat16 (no cache).
     (
         "sgd",
         "float32",
@@ -304,10 +306,10 @@ HOSTED: list[tuple[str, TablePrecision, dict[str, Any], str, list[str], list[str
         "bfloat16",
         {"compute_kernel": "auto"},
         "1xV100-16GB",
-        ['{ t0 = "fused_uvm" } puts'],
+        ['in host memory: sharding.compute_kernels = { t0 = "fused_uvm" }.'],
         ['= "auto"', "fused_uvm_caching"],
     ),
-    # A cache, and state of one number a row, that do not fit by themselves.
+    # A cache, and optimizer state with one number per row, that do not fit alone.
     (
         "sgd",
         "float32",
@@ -324,13 +326,13 @@ HOSTED: list[tuple[str, TablePrecision, dict[str, Any], str, list[str], list[str
         ['optimizer.tables = "adagrad"'],
         ['= "auto"', "fused_uvm_caching"],
     ),
-    # Host memory is short: `auto` has no room on devices, and CPU processes have no other memory.
+    # Host memory is too small: `auto` found no room on devices, and CPU processes have no other memory.
     (
         "sgd",
         "float32",
         {"compute_kernel": "auto"},
         "2xV100-16GB+32GB",
-        ["in host memory", "More hosts"],
+        ["in host memory", "Use more hosts"],
         ['= "auto"', '= "device"', "CPU"],
     ),
     (
@@ -346,32 +348,35 @@ HOSTED: list[tuple[str, TablePrecision, dict[str, Any], str, list[str], list[str
         "float32",
         {"compute_kernel": "fused_uvm"},
         "2xV100-16GB+64GB",
-        ['"rowwise_adagrad" keeps a number a row, "adagrad" 1 for each'],
+        ['"rowwise_adagrad" stores 1 number per row; "adagrad" stores 1 per weight'],
         [],
     ),
 ]
 
 
-@pytest.mark.parametrize(("table_optimizer", "precision", "sharding", "topology", "said", "unsaid"), HOSTED)
-def test_ways_out_name_the_table_in_the_way_and_nothing_that_was_tried(
+@pytest.mark.parametrize(
+    ("table_optimizer", "precision", "sharding", "topology", "expected", "not_expected"), HOSTED
+)
+def test_changes_name_the_table_that_does_not_fit_and_nothing_that_was_tried(
     table_optimizer: str,
     precision: TablePrecision,
     sharding: dict[str, Any],
     topology: str,
-    said: list[str],
-    unsaid: list[str],
+    expected: list[str],
+    not_expected: list[str],
 ) -> None:
     with pytest.raises(ShardingError) as error:
         planned(parse(topology), table_optimizer, precision, **{"sharding_type": "table_wise"} | sharding)
     message = str(error.value)
-    assert all(text in message for text in said), message
-    assert not any(text in message for text in unsaid), message
+    assert all(text in message for text in expected), message
+    assert not any(text in message for text in not_expected), message
 
 
-def test_torchrecs_planner_is_not_told_to_use_host_memory_where_that_is_short() -> None:
+def test_torchrecs_planner_reports_host_memory_that_is_too_small() -> None:
     with pytest.raises(
         ShardingError,
-        match=r"0 bytes with .* and 41.\d\d GB in host memory, on 2 ranks(.*\n)*  \d\. More hosts",
+        match=r"need 0 bytes on GPUs, .* and 41.\d\d GB in host memory;\nthere are 2 ranks"
+        r"(.*\n)*  \d\. Use more hosts",
     ) as error:
         planned(parse("2xV100-16GB+32GB"), "sgd", compute_kernel="fused_uvm")
     assert "CPU" not in str(error.value)
@@ -380,7 +385,7 @@ def test_torchrecs_planner_is_not_told_to_use_host_memory_where_that_is_short() 
 @pytest.mark.parametrize("table_optimizer", ["sgd", "adagrad", "rowwise_adagrad"])
 @pytest.mark.parametrize("memory", ["fused_uvm", "fused_uvm_caching"])
 def test_tables_in_host_memory_are_spread_over_ranks(table_optimizer: str, memory: str) -> None:
-    """Under sgd and adagrad a table on the host takes nothing of the device, which is then no measure of where it should go."""
+    """With sgd and adagrad a table in host memory takes no device memory; only host memory counts."""
     topology = parse("4xV100-32GB+256GB")
     request, plan = planned(topology, table_optimizer, sharding_type="table_wise", compute_kernel=memory)
     of_largest = request.table_optimizer.bytes_of(
@@ -404,7 +409,7 @@ def test_tables_in_host_memory_are_spread_over_ranks(table_optimizer: str, memor
     }
 
 
-def test_auto_fills_hosts_no_more_than_devices_ask() -> None:
+def test_auto_caches_no_more_tables_than_necessary() -> None:
     """One cached table is enough for the device, and two would be too much for the host."""
     request, plan = planned(
         parse("1xV100-32GB+40GB"), "sgd", sharding_type="table_wise", compute_kernel="auto"
@@ -416,11 +421,11 @@ def test_auto_fills_hosts_no_more_than_devices_ask() -> None:
 def test_topologies_with_host_memory_by_name() -> None:
     assert parse("2x8xA100-80GB+1TB") == Topology("cuda", 16, 8, 80 * 10**9, 125 * 10**9)
     assert parse("8xA100-80GB").host_memory is None
-    with pytest.raises(ShardingError, match=r"Leave out \+1TB"):
+    with pytest.raises(ShardingError, match=r"Remove \+1TB"):
         parse("4x24GB+1TB")
 
 
-def test_a_memory_of_an_unknown_field_names_the_nearest() -> None:
+def test_a_compute_kernel_of_an_unknown_field_names_the_nearest() -> None:
     from ham_dist.distributed.planning.planner import require_known_fields
 
     with pytest.raises(
@@ -429,7 +434,7 @@ def test_a_memory_of_an_unknown_field_names_the_nearest() -> None:
         require_known_fields(ShardingSettings(compute_kernels={"usr": "fused_uvm"}), ["user", "movie"])
 
 
-def told(events: list[str], name: str, call: Callable[[], None]) -> Callable[[], None]:
+def recorded(events: list[str], name: str, call: Callable[[], None]) -> Callable[[], None]:
     def calls() -> None:
         events.append(name)
         call()
@@ -437,8 +442,8 @@ def told(events: list[str], name: str, call: Callable[[], None]) -> Callable[[],
     return calls
 
 
-def emptied(run: RunSettings) -> list[str]:
-    """What happens to the caches of a model that takes its tables for cached, as it is trained and read. On CPU there are none to flush."""
+def cache_events(run: RunSettings) -> list[str]:
+    """Returns what happens to the caches of a model in training and reading; on CPU, caches are simulated."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Plan, "caches", True)
         state = open_supernet(run, FIELDS, torch.device("cpu"))
@@ -450,7 +455,7 @@ def emptied(run: RunSettings) -> list[str]:
     )
     for lookup in tables._lookups:
         for name in ("flush", "purge"):
-            setattr(lookup, name, told(events, name, getattr(lookup, name)))
+            setattr(lookup, name, recorded(events, name, getattr(lookup, name)))
     weight_step(state, local_batch(0))
     events.append("step")
     state.weights()
@@ -463,14 +468,14 @@ def emptied(run: RunSettings) -> list[str]:
     return events
 
 
-def test_caches_are_written_back_and_emptied_before_tables_are_read_or_written() -> None:
+def test_caches_are_flushed_before_tables_are_read_or_written() -> None:
     run = settings(
         "fm",
         optimizer={"tables": "adagrad"},
         orthogonality={"form": "none"},
         sharding={"sharding_type": "table_wise"},
     )
-    for events in run_on_ranks(2, emptied, run):
+    for events in run_on_ranks(2, cache_events, run):
         assert events == ["step", "flush", "purge", "read", "steps", "flush", "purge"]
     decoupled = settings(
         "fm",
@@ -478,7 +483,7 @@ def test_caches_are_written_back_and_emptied_before_tables_are_read_or_written()
         orthogonality={"application": "decoupled", "every": 1},
         sharding={"sharding_type": "table_wise"},
     )
-    for events in run_on_ranks(2, emptied, decoupled):
+    for events in run_on_ranks(2, cache_events, decoupled):
         assert events == ["flush", "purge", "step", "read", "flush", "purge", "flush", "purge", "steps"], (
             "the regularizer writes after each step"
         )

@@ -23,5 +23,5 @@ def test_the_names_that_settings_take_are_those_that_are_registered() -> None:
 
 
 def test_a_name_is_registered_once() -> None:
-    with pytest.raises(ConfigError, match="'sgd' is there already"):
+    with pytest.raises(ConfigError, match="'sgd' is registered already"):
         register_table_optimizer(TABLE_OPTIMIZER_OF_NAME["sgd"])

@@ -1,4 +1,4 @@
-"""What --plan-only says of memory and traffic, against what is allocated and sent."""
+"""Memory and traffic of plans, compared with the bytes that are allocated and sent."""
 
 import itertools
 from typing import Any
@@ -28,7 +28,10 @@ ROWS = 64
 
 
 class Sent:
-    """Bytes that leave this rank, by collective, as torch.distributed is asked for them. Whole numbers of 8 bytes announce sizes and are left out."""
+    """Bytes that this rank sends, by collective of torch.distributed.
+
+    Integers of 8 bytes announce sizes and are left out.
+    """
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.ids = self.vectors = self.sums = 0
@@ -76,7 +79,7 @@ class Sent:
 
 
 def batch() -> Batch:
-    """Ids as the reader gives them, int32; `genres` has two a row."""
+    """Returns ids in int32, as the reader does; `genres` has pooling factor 2."""
     generator = torch.Generator().manual_seed(process_group.rank())
     lengths = [
         torch.full((ROWS // process_group.world_size(),), 2 if field == "genres" else 1, dtype=torch.int32)
@@ -95,18 +98,18 @@ def batch() -> Batch:
 
 
 def one_step(cases: dict[str, RunSettings]) -> dict[str, tuple[RankCost, Sent, int]]:
-    """What was said, what was sent, and bytes of tables and state."""
+    """Returns the planned costs, the bytes sent, and the bytes of tables and optimizer state, by case."""
     found = {}
     for name, run in cases.items():
         state = open_supernet(run, FIELDS, torch.device("cpu"))
         weight_step(state, batch())
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(process_group, "SMALL_BYTES", 0)  # what is said holds for sums around a ring
+            patch.setattr(process_group, "SMALL_BYTES", 0)  # the plan assumes ring all-reduce
             sent = Sent(patch)
             weight_step(state, batch())
         dense = sum(parameter.numel() for parameter in state.interaction.parameters()) * 4
         sent.sums -= 2 * (process_group.world_size() - 1) * dense // process_group.world_size()
-        said = costs_by_rank(
+        planned = costs_by_rank(
             state.sharded.plan,
             state.sharded.table_optimizer,
             topology.here(torch.device("cpu")),
@@ -126,12 +129,12 @@ def one_step(cases: dict[str, RunSettings]) -> dict[str, tuple[RankCost, Sent, i
                 if local and local.parameter is not None and local.parameter.grad is not None
                 else 0
             )
-        found[name] = (said[process_group.rank()], sent, held)
+        found[name] = (planned[process_group.rank()], sent, held)
     return found
 
 
-def test_what_is_said_is_what_is_held_and_sent() -> None:
-    """Vectors, sums and bytes held to the byte; ids to a fifth, as rows do not come alike often in one small batch."""
+def test_planned_bytes_are_held_and_sent() -> None:
+    """Vectors, sums and bytes held are exact; ids agree to 20 %: a small batch has no equal frequencies."""
     small = {"gender": "data_parallel", "genres": "table_wise"}  # too few rows for row_wise on 4 ranks
     kinds: dict[str, dict[str, Any]] = {
         kind: {"sharding_type": kind, "sharding_types": small}
@@ -152,11 +155,11 @@ def test_what_is_said_is_what_is_held_and_sent() -> None:
     }
     cases["float16"] = settings("fm", optimizer=adagrad, orthogonality={"form": "none"}, **halves)
     for of_rank in run_on_ranks(4, one_step, cases):
-        for name, (said, sent, held) in of_rank.items():
-            assert said.tables + said.training_state == held, name
-            assert said.vectors_out + said.vectors_in == sent.vectors, name
-            assert said.copies_out == pytest.approx(sent.sums, abs=4), name
-            assert said.ids_out == pytest.approx(sent.ids, rel=0.2), name
+        for name, (planned, sent, held) in of_rank.items():
+            assert planned.tables + planned.training_state == held, name
+            assert planned.vectors_out + planned.vectors_in == sent.vectors, name
+            assert planned.copies_out == pytest.approx(sent.sums, abs=4), name
+            assert planned.ids_out == pytest.approx(sent.ids, rel=0.2), name
 
 
 @given(
@@ -165,7 +168,7 @@ def test_what_is_said_is_what_is_held_and_sent() -> None:
     columns=st.integers(1, 27),
     in_bytes=st.booleans(),
 )
-def test_no_choice_within_a_target_holds_more_than_is_said(
+def test_no_choice_within_a_target_holds_more_than_planned(
     sizes: list[tuple[int, int]], fused: bool, columns: int, in_bytes: bool
 ) -> None:
     tables = [
