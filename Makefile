@@ -1,6 +1,8 @@
-# Each target works from a fresh clone: it makes .venv first, and again after pyproject.toml or this file has changed.
-#   make demo PYTHON=python3.12    another Python, before .venv is there
-#   make test TORCH=2.11.0 TORCHREC=1.6.1 FBGEMM_VERSION=1.6.0    another trio that ham_dist/backend.py supports, into a new .venv
+# Each target works in a fresh clone. It first creates .venv, and updates it after a change of pyproject.toml
+# or this file.
+#   make demo PYTHON=python3.12    uses another Python, if there is no .venv yet
+#   make test TORCH=2.11.0 TORCHREC=1.6.1 FBGEMM_VERSION=1.6.0
+#     uses other versions that ham_dist/backend.py supports; delete .venv first
 
 PYTHON ?= python3
 TORCH ?= 2.13.0
@@ -9,7 +11,8 @@ FBGEMM_VERSION ?= 1.8.0
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-# torchrec requires the CUDA build of fbgemm-gpu even where there is no GPU; with --no-deps the build that fits is enough.
+# torchrec requires the CUDA build of fbgemm-gpu, also without a GPU. With --no-deps, the build for this
+# machine is enough.
 FBGEMM := $(if $(shell nvidia-smi >/dev/null 2>&1 && echo yes),fbgemm-gpu,fbgemm-gpu-cpu)
 
 .PHONY: demo test lint docs bench bench-all peers
@@ -26,19 +29,20 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The site, into build/docs. A broken link is an error (with --quiet, MkDocs would count none).
+# Writes the site to build/docs. A broken link is an error (with --quiet, MkDocs would not count it).
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --config-file .mkdocs.yml
 	@echo "build/docs/index.html"
 
-# The figures that ham_dist is held to, in one table; bench-all: every measurement on its own, which takes longer.
+# bench: the main measurements, in one table. bench-all: every measurement by itself, which takes longer.
 bench: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python perf/bench.py
 
 bench-all: $(INSTALLED)
 	@set -e; for bench in $(wildcard perf/bench_*.py); do echo "$$bench"; $(BIN)/python $$bench; done
 
-# The programs that some benchmarks measure ham_dist against, in an environment of their own; `bench` leaves them out where they are not installed.
+# Installs the programs that some benchmarks compare ham_dist with, in a separate environment. Without them,
+# `bench` skips these comparisons.
 peers: .venv-peers/installed
 
 .venv-peers/installed: perf/peers-requirements.txt

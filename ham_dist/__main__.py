@@ -1,4 +1,4 @@
-"""`python -m ham_dist` is `ham-dist`."""
+"""Runs `ham-dist` as `python -m ham_dist`."""
 
 from ham_dist.cli import main
 

@@ -1,4 +1,5 @@
-"""Whether the installed torch, torchrec and fbgemm-gpu were built for one another; asked before the first of them is imported."""
+"""Checks that the installed torch, torchrec and fbgemm-gpu were built for one another, before they are
+imported."""
 
 import shutil
 from dataclasses import dataclass
@@ -16,27 +17,30 @@ class Trio:
     fbgemm: str
 
 
-# torchrec's release notes name the torch and fbgemm-gpu of each release; only pairs that the tests were run with stand here, the newest first.
+# torchrec's release notes name the torch and fbgemm-gpu of each release. This list has only versions that the
+# tests were run with, the newest first.
 SUPPORTED = (Trio("2.13", "1.8", "1.8"), Trio("2.11", "1.6", "1.6"))
 FBGEMM_BUILDS = ("fbgemm-gpu", "fbgemm-gpu-cpu")
 
 
 def require_backend() -> None:
-    """Check the trio without importing it (that takes seconds, and a wrong one can end the process).
+    """Checks the versions without importing the packages, which takes seconds and can crash if they do not
+    fit.
 
-    raises: BackendError that says what is installed and the commands that mend it.
+    Raises:
+        BackendError: The versions do not fit; the message has the commands that install supported ones.
     """
     problem = backend_problem()
     if problem:
-        raise BackendError(f"{problem}\n  {mend()}")
+        raise BackendError(f"{problem}\n  {install_commands()}")
 
 
 def backend_problem() -> str | None:
-    """What is wrong with the installed trio; None if it is supported."""
+    """Problem with the installed versions; None if they are supported."""
     builds = {build: version for build in FBGEMM_BUILDS if (version := installed(build))}
     torch, torchrec = installed("torch"), installed("torchrec")
     if len(builds) > 1:
-        return "fbgemm-gpu and fbgemm-gpu-cpu are both installed, and each overwrites the other's files"
+        return "fbgemm-gpu and fbgemm-gpu-cpu are both installed, and overwrite each other's files"
     missing = [
         name
         for name, version in (
@@ -58,8 +62,9 @@ def backend_problem() -> str | None:
     return f"torch {torch}, torchrec {torchrec} and {build} {fbgemm} do not fit together; supported: {known}"
 
 
-def mend() -> str:
-    """The commands that install a supported trio: the one of the installed torch if there is one, else the newest."""
+def install_commands() -> str:
+    """Shell commands that install supported versions: those for the installed torch if possible, else the
+    newest."""
     torch = _minor(installed("torch") or "")
     trio = next((trio for trio in SUPPORTED if trio.torch == torch), SUPPORTED[0])
     wanted, other = (
@@ -75,12 +80,12 @@ def mend() -> str:
 
 
 def has_nvidia_driver() -> bool:
-    """Whether this machine has NVIDIA's driver, as far as can be told without torch."""
+    """Returns True if this machine seems to have NVIDIA's driver; works without torch."""
     return shutil.which("nvidia-smi") is not None
 
 
 def installed(package: str) -> str | None:
-    """Version of an installed package, None without it."""
+    """Version of an installed package; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -1,61 +1,69 @@
-"""Every mistake that a user can make and we can name.
+"""Errors that the user can fix.
 
-The command line catches `HamError`, prints its message and exits with 2; any other exception is our own bug, keeps its traceback and exits with 1.
-A message says where, what it got, what it wanted, and how to mend it.
+The command line catches `HamError`, prints its message and exits with code 2. Any other exception is a bug of
+ham_dist:
+it keeps its traceback and exits with code 1. A message has four parts: where, what it got, what it expected,
+and how to fix it.
 """
 
 
 class HamError(ValueError):
-    """Root of all errors that are the user's to mend."""
+    """Base class of all errors that the user can fix."""
 
 
 class ConfigError(HamError):
-    """A run's TOML or a --set that cannot be used; holds every mistake found, not the first."""
+    """Raised for settings, options or arguments that cannot be used; lists every mistake found."""
 
 
 class DataError(HamError):
-    """Raw or prepared data that is missing, damaged, or not what its manifest says."""
+    """Raised for raw or prepared data that is missing, damaged, or different from its manifest."""
 
 
 class TargetError(HamError):
-    """A search target that the tables cannot meet."""
+    """Raised for a search target that the tables cannot meet."""
 
 
 class ShardingError(HamError):
-    """Tables that cannot be placed on, or read from, these ranks."""
+    """Raised for tables that cannot be placed on, or read from, these ranks."""
 
 
 class SlicingError(HamError):
-    """The narrow model does not give the masked model's logits."""
+    """Raised for a model that cannot be sliced, or whose narrow model gives other logits than the masked
+    model."""
 
 
 class CheckpointError(HamError):
-    """A checkpoint that is missing, damaged, or of another run."""
+    """Raised for a checkpoint or run folder that is missing, damaged, or belongs to another run."""
 
 
 class OtherRunError(CheckpointError):
-    """A checkpoint of another run, or of the same run under other settings."""
+    """Raised for a checkpoint of another run, or of the same run with other settings."""
 
 
 class BundleError(HamError):
-    """A bundle that is missing a file, damaged, of a newer format, or not equal to the live model."""
+    """Raised for a bundle that is incomplete, damaged, of a newer format, or different from the live
+    model."""
 
 
 class ReportError(HamError):
-    """A run folder that no report can be made of, or a report that cannot be written."""
+    """Raised for a run folder without the files that a report needs, or a report that cannot be written."""
 
 
 class BackendError(HamError):
-    """torch, torchrec and fbgemm-gpu do not fit together, or a kernel does not exist on this device."""
+    """Raised if torch, torchrec and fbgemm-gpu do not fit together, or a kernel does not exist on the
+    device."""
 
 
 class DivergedError(HamError):
-    """The loss is not a finite number."""
+    """Raised if the loss is not a finite number."""
 
 
 class LostRankError(HamError):
-    """Another rank ended, or does not answer."""
+    """Raised if another rank has ended, or does not respond."""
 
 
 class Preempted(Exception):
-    """Whoever runs the machine asked for it back (SIGTERM), and the run has saved what it had. Nobody's mistake, so no HamError."""
+    """Raised after a checkpoint was saved because of SIGTERM.
+
+    It is not an error of the user, so it is not a HamError.
+    """

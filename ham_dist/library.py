@@ -1,10 +1,10 @@
-"""The library's door: find, cut and export the columns of anybody's TorchRec model.
+"""Public functions: search, slice and export the columns of any TorchRec model.
 
 model.ebc = mask_columns(model.ebc)
 search = Search(model, columns=24)
 for train_batch, validation_batch in ...:
     search.step(lambda: loss(model, validation_batch))
-    ...                                                 # a step of your own on the weights
+    ...                                                 # your own step on the weights
 narrow = slice_columns(model, search.finish(), readers={"over.0.weight": 1})
 export(narrow, "bundle")
 """
@@ -42,32 +42,38 @@ __all__ = ["MaskedEmbeddingBagCollection", "Search", "export", "mask_columns", "
 
 
 def mask_columns(ebc: EmbeddingBagCollection) -> MaskedEmbeddingBagCollection:
-    """`ebc` with a mask over its columns, all open; it replaces `ebc` in the model, before DistributedModelParallel shards the model.
+    """Returns `ebc` with a mask over its columns, in which all columns are open.
+
+    Put it in the place of `ebc` in the model before DistributedModelParallel shards the model.
 
     Raises:
-        SlicingError: It is not an EmbeddingBagCollection, or is sharded already.
+        SlicingError: `ebc` is not an EmbeddingBagCollection, or is already sharded or masked.
     """
     if not isinstance(ebc, EmbeddingBagCollection):
         kind = type(ebc).__name__
         how = {
-            "EmbeddingCollection": "Sequence embeddings have no pooled columns to mask; use an EmbeddingBagCollection for the tables to search.",
-            "ShardedEmbeddingBagCollection": "Call mask_columns before DistributedModelParallel shards the model.",
-            "MaskedEmbeddingBagCollection": "It is masked already: pass it on as it is.",
+            "EmbeddingCollection": "Sequence embeddings have no pooled columns to mask; "
+            "use an EmbeddingBagCollection for the tables to search.",
+            "ShardedEmbeddingBagCollection": "Call mask_columns before DistributedModelParallel "
+            "shards the model.",
+            "MaskedEmbeddingBagCollection": "It is already masked: use it as it is.",
         }.get(kind, "Pass the model's EmbeddingBagCollection.")
         raise SlicingError(f"mask_columns: got {kind}, expected torchrec's EmbeddingBagCollection. {how}")
     return MaskedEmbeddingBagCollection(ebc, ColumnMask(ColumnLayout.of(ebc)))
 
 
 class Search:
-    """HAM on any model: alpha, one number for each column of its tables (HAM paper, Eq. 2 and 3).
+    """HAM search on any model: learns alpha, one number per column of its tables (HAM paper, Eq. 2 and 3).
 
     Args:
-        model: Holds one MaskedEmbeddingBagCollection; it may be sharded, but slice_columns takes tables that are not.
-        columns: Columns to keep, in all tables together.
-        bytes: Bytes to keep, in place of `columns`; a number counts as many bytes as its table's data type has.
+        model: Model with one MaskedEmbeddingBagCollection. It may be sharded, but slice_columns needs a model
+            that is not.
+        columns: Number of columns to keep, in all tables together.
+        bytes: Number of bytes to keep, instead of `columns`; each number counts with the size of its table's
+            data type.
         settings: alpha_init, alpha_learning_rate and penalty (default: those of the paper).
     Raises:
-        SlicingError: The model has no masked tables, or has several collections of them.
+        SlicingError: The model has no masked tables, or several collections of them.
         TargetError: The tables cannot meet the target.
     """
 
@@ -86,16 +92,20 @@ class Search:
         space = SearchSpace(
             layout=layout,
             budget=Budget(Target(columns=columns, bytes=bytes), layout),
-            column_norms=_not_known,
+            column_norms=_no_column_norms,
             seed=0,
             device=next(model.parameters()).device,
         )
         self.method = HardAuxiliaryMask(space, settings or HamSettings())
 
     def step(self, loss: Callable[[], torch.Tensor]) -> None:
-        """One step on alpha; the mask that it gives is in force afterwards. Weights and BatchNorm's statistics stay as they are.
+        """Takes one step on alpha and applies the resulting mask.
 
-        loss: makes the mean loss of this rank on a validation batch, by calling the model, which is in evaluation mode then.
+        Weights and BatchNorm statistics do not change.
+
+        Args:
+            loss: Calls the model on a validation batch and returns the mean loss of this rank. The model is
+                in evaluation mode during the call.
         """
 
         def gradient_at(mask: torch.Tensor) -> torch.Tensor:
@@ -110,11 +120,15 @@ class Search:
 
     @property
     def used(self) -> int:
-        """Columns (or bytes) that are open."""
+        """Number of columns (or bytes) that are open."""
         return self.method.space.budget.used(self.method.mask())
 
     def finish(self) -> Columns:
-        """Close the search on just the target: the columns with the highest alpha, by table. The mask leaves those open."""
+        """Ends the search: opens only the columns with the highest alpha that meet the target.
+
+        Returns:
+            The indices of the kept columns, by table.
+        """
         choice = self.method.choice()
         self.mask.set(choice.to(self.method.space.device))
         return self.mask.layout.split(choice)
@@ -127,18 +141,23 @@ def export(
     precision: str = "fp32",
     run: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes the tables of a sliced model, and its other weights, as a bundle: safetensors and JSON, with a sha256 of every file.
+    """Writes the tables and the other weights of a sliced model as a bundle.
 
-    Each call works by itself and waits for no other rank. In a job of several ranks, call it on one of them; if all ranks call it
-    with the same `out`, the first to finish writes the bundle, and each other one checks that the bundle holds its weights too.
+    A bundle has safetensors and JSON files, and the sha256 of every file. `open_bundle(out)` of
+    `ham_dist.export.bundle` reads its `.tables()` and `.dense()`.
+
+    A call does not wait for other ranks. In a job of several ranks, call it on one of them. If all ranks call
+    it with the same `out`, the first to finish writes the bundle, and the others check that it has the same
+    weights as theirs.
 
     Args:
-        model: The result of `slice_columns`. `ham_dist.export.bundle.open_bundle(out)` gives its `.tables()` and `.dense()` back.
-        out: A folder that does not exist yet.
-        precision: Of the tables: "fp32" or "fp16".
-        run: Where the bundle comes from, as JSON.
+        model: Result of `slice_columns`.
+        out: Folder to create; it must not exist.
+        precision: Data type of the tables: "fp32" or "fp16".
+        run: Origin of the bundle, as JSON values.
     Raises:
-        BundleError: `out` exists, the bundle cannot be written, or it does not hold the model's weights.
+        BundleError: `out` exists (unless another rank wrote the same weights to it), the bundle cannot be
+            written, or it does not hold the model's weights.
     """
     path, narrow = _narrow_tables(model)
     tables = {
@@ -158,7 +177,8 @@ def export(
     def verify(written: Path) -> dict[str, bool]:
         if not _holds(written, tables, dense, precision):
             raise BundleError(
-                f"{written}: what was written is not what the model holds. Export again, on another disk if it happens twice."
+                f"{written}: the written weights differ from the model's. "
+                "Export again; if it happens again, use another disk."
             )
         return {"tables_equal": precision == "fp32"}
 
@@ -180,8 +200,9 @@ def export(
             raise
         if not _holds(Path(out), tables, dense, precision):
             raise BundleError(
-                f"{out}: is there already, with other weights than those of rank {process_group.rank()}.\n"
-                "  Delete it, or give another folder; ranks that export to one folder must hold the same weights."
+                f"{out}: already exists, with other weights than those of rank {process_group.rank()}.\n"
+                "  Delete it, or give another folder. "
+                "Ranks that export to one folder must have the same weights."
             ) from None
 
 
@@ -193,7 +214,8 @@ def _narrow_tables(model: nn.Module) -> tuple[str, SlicedEmbeddingBagCollection]
     ]
     if len(found) != 1:
         raise BundleError(
-            f"export: {type(model).__name__} has {len(found)} SlicedEmbeddingBagCollections, expected 1. Export the result of slice_columns."
+            f"export: {type(model).__name__} has {len(found)} SlicedEmbeddingBagCollections, expected 1. "
+            "Export the result of slice_columns."
         )
     return found[0]
 
@@ -204,16 +226,16 @@ def _holds(
     dense: Mapping[str, torch.Tensor],
     precision: str,
 ) -> bool:
-    """Returns True if a bundle holds these weights bit for bit, the tables in `precision`."""
+    """Returns True if a bundle has exactly these weights, with the tables in `precision`."""
     stored = open_bundle(bundle)
-    kind = getattr(torch, precision_of(precision).type)
-    wanted = {name: table.to(kind) for name, table in tables.items()}
+    dtype = getattr(torch, precision_of(precision).type)
+    expected_tables = {name: table.to(dtype) for name, table in tables.items()}
     return stored.manifest.precision == precision and all(
         found.keys() == expected.keys()
         and all(torch.equal(found[name], values) for name, values in expected.items())
-        for found, expected in ((stored.tables(), wanted), (stored.dense(), dense))
+        for found, expected in ((stored.tables(), expected_tables), (stored.dense(), dense))
     )
 
 
-def _not_known() -> torch.Tensor:
-    raise NotImplementedError("HAM asks for no column norms")
+def _no_column_norms() -> torch.Tensor:
+    raise NotImplementedError("HAM does not use column norms")

@@ -48,7 +48,7 @@ from ham_dist.training.state import TrainingState, open_supernet, table_groups, 
 
 @dataclass(frozen=True)
 class Run:
-    """What all parts of a run share."""
+    """Objects that all stages of a run use."""
 
     settings: RunSettings
     folder: RunFolder
@@ -61,24 +61,26 @@ class Run:
     def checkpoints(
         self, stage: StageName, state: TrainingState, extra: Callable[[], Mapping[str, torch.Tensor]] = dict
     ) -> StageCheckpoints:
-        """Those of one stage; see StageCheckpoints."""
+        """Checkpoints of one stage; see StageCheckpoints for the parameters."""
         return StageCheckpoints(self.folder.checkpoints / stage, state, self.saving, self.log, extra)
 
 
 def run_stages(settings: RunSettings, run_dir: Path | None, *, resume: bool) -> None:
-    """Runs, or resumes, the run that `settings` describe: pretrain, and for each target search, slice, retrain, export.
+    """Runs or resumes all stages: pretrain, and for each target search, slice, retrain and export.
 
     Args:
-        run_dir: Its folder; None makes one under runs/.
+        settings: Settings of the run.
+        run_dir: Folder of the run; None for a new folder in runs/.
         resume: Continue from the newest checkpoint in `run_dir`.
     Raises:
         HamError: An error the user can fix.
     """
     settings = _with_absolute_path(settings)
-    # A rank that still waits for the others has nothing to save: there SIGTERM ends it as it ends any process.
+    # Preemption starts after the rendezvous: before it, there is nothing to save, and SIGTERM ends the
+    # process.
     with process_group.process_group(settings.ranks) as device, Preemption() as preemption:
         folder = RunFolder(process_group.on_first_rank(lambda: run_dir or default_run_dir(settings)))
-        process_group.on_first_rank(lambda: _refuse_part(folder))
+        process_group.on_first_rank(lambda: _refuse_target_folder(folder))
         with _started(folder, settings, device_name(device), resume=resume), _open_log(folder) as log:
             _log_differences(folder, log)
             data = _data_folder(settings, folder, log)
@@ -86,7 +88,7 @@ def run_stages(settings: RunSettings, run_dir: Path | None, *, resume: bool) -> 
             process_group.on_first_rank(lambda: folder.tie(manifest))
             process_group.on_first_rank(lambda: manifest.check(data, deep=False))
             if undefined := undefined_auc(manifest, "test"):
-                log.say(f"warning: {undefined}: the test AUC is not defined, and result.json has null for it")
+                log.say(f"warning: {undefined}: the test AUC is not defined, and is null in result.json")
             samples = process_group.together(lambda: Samples(data, manifest, settings, device))
             with CheckpointWriter(
                 settings.checkpoint.copy_bytes, timedelta(minutes=settings.ranks.timeout_minutes)
@@ -118,12 +120,12 @@ def _started(folder: RunFolder, settings: RunSettings, device: str, *, resume: b
 
 
 def _open_log(folder: RunFolder) -> RunLog:
-    """The log of a run, or of one target of it; only rank 0 writes."""
+    """The log of a run or of one target; only rank 0 writes."""
     return process_group.together(lambda: RunLog(folder, is_first=process_group.rank() == 0))
 
 
 def _with_absolute_path(settings: RunSettings) -> RunSettings:
-    """The settings with a data.path that stays right when the run is resumed from another folder."""
+    """The settings with an absolute data.path, so that the run can be resumed from another folder."""
     if settings.data.path is None:
         return settings
     data = settings.data.model_copy(update={"path": absolute(settings.data.path)})
@@ -137,22 +139,23 @@ def _identity(folder: RunFolder) -> RunIdentity:
 
 
 def _log_differences(folder: RunFolder, log: RunLog) -> None:
-    """Log in what this start of the run differs from the ones before; the folder knows it on the first rank, which writes the log."""
+    """Log changed settings and versions since earlier starts. Only rank 0 knows them, and it writes the
+    log."""
     if process_group.rank() > 0:
         return
     for change in folder.changes:
         log.say(f"setting changed: {change.key} = {change.new} (before: {change.old})")
     if versions := folder.other_versions():
         log.say(
-            f"warning: other versions than at the run's start: {', '.join(versions)}. "
-            "The run can give other numbers than with the versions it began with"
+            f"warning: versions have changed since the run was started: {', '.join(versions)}. "
+            "Results can differ from those with the original versions"
         )
 
 
-def _refuse_part(folder: RunFolder) -> None:
+def _refuse_target_folder(folder: RunFolder) -> None:
     if (whole := folder.whole()) is not None:
         raise CheckpointError(
-            f"{folder.path}: is one target of the run in {whole.path}, and cannot be resumed by itself. "
+            f"{folder.path}: is the folder of one target of the run in {whole.path}. Resume the whole run: "
             f"`ham-dist train --resume --run-dir {whole.path}`"
         )
 
@@ -162,7 +165,7 @@ def _data_folder(settings: RunSettings, folder: RunFolder, log: RunLog) -> str |
         return process_group.together(lambda: folder.data_folder(settings))
 
     def make() -> None:
-        log.say(f"data: {settings.data.synthetic.rows:,} generated rows with planted truth in {folder.data}")
+        log.say(f"data: generating {settings.data.synthetic.rows:,} rows with planted truth in {folder.data}")
         generate(settings.data.synthetic, folder.data)
 
     process_group.on_first_rank(make)
@@ -177,9 +180,8 @@ def _all_stages(run: Run) -> None:
     )
     if warning := warning_of_caches(run.settings, wide.sharded.plan):
         run.log.say(warning)
-    spaces = {
-        target: _search_space(run, wide, target) for target in run.settings.search.targets
-    }  # a target out of reach is said before any training
+    # Made for all targets before training, so that a target that cannot be met is an error at once.
+    spaces = {target: _search_space(run, wide, target) for target in run.settings.search.targets}
     checkpoints = run.checkpoints("pretrain", wide)
     pretrained = pretrain(wide, run.samples, checkpoints, run.log)
     before = model_result(wide, run.samples)
@@ -193,7 +195,7 @@ def _all_stages(run: Run) -> None:
                 saving = replace(run.saving, identity=_identity(folder))
                 of_target = replace(run, folder=folder, log=log, saving=saving)
                 _one_target(of_target, target, wide, method, pretrained, before)
-            gc.collect()  # Sharded modules hold themselves: the narrow model's tables would lie in memory beside the next one's.
+            gc.collect()  # Frees the narrow model's tables: sharded modules have reference cycles.
         process_group.on_first_rank(partial(_print_result, folder, run.manifest.truth))
 
 
@@ -210,7 +212,7 @@ def _one_target(
     pretrained: StageProgress,
     before: ModelResult,
 ) -> None:
-    """Search, slice, retrain and export for one target; `result.json` comes last, as the mark of a finished target."""
+    """Search, slice, retrain and export for one target. `result.json` is written last: it marks the end."""
     folder = run.folder
     run.log.say(f"target {target.label}: search by {run.settings.search.method.name}")
     if warning := method.warning(run.settings.search.epochs * run.samples.steps):
@@ -218,7 +220,7 @@ def _one_target(
     columns, searched = search(
         wide, method, run.samples, run.checkpoints("search", wide, method.tensors), run.log
     )
-    wide.optimizers.zero_grad()  # gradients as large as the tables, which retraining would carry along
+    wide.optimizers.zero_grad()  # frees gradients as large as the tables before retraining
     sliced = slice_columns(wide, columns, run.samples, run.log)
     retrained = retrain(sliced, run.samples, run.checkpoints("retrain", sliced), run.log)
     after = model_result(sliced, run.samples)
@@ -235,8 +237,8 @@ def _one_target(
             run=origin(run.settings, run.manifest),
         )
         run.log.say(
-            f"bundle: {folder.bundle}: probabilities of {verified['rows']:,} records differ from the live model's "
-            f"by at most {verified['max_difference']:.1e}"
+            f"bundle: {folder.bundle}: probabilities of {verified['rows']:,} records differ "
+            f"from the live model's by at most {verified['max_difference']:.1e}"
         )
     stages = {"pretrain": pretrained, "search": searched, "retrain": retrained}
     result = result_of(run.settings, run.manifest, target, before, after, columns, stages, run.device)
@@ -264,7 +266,7 @@ def _search_space(run: Run, wide: TrainingState, target: Target) -> SearchSpace:
 
 
 def _target_folder(run: Run, target: Target) -> RunFolder:
-    """The run folder of one target: claimed, where it is not the run's own."""
+    """The run folder of one target, started if it is not the whole run's folder."""
     folder = run.folder.of_target(target, run.settings.search.targets)
     if folder is run.folder:
         return folder

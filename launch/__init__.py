@@ -1,1 +1,1 @@
-"""How runs are launched: the torchx component, and one TOML file a run."""
+"""The torchx component that starts runs, and one TOML file per run."""

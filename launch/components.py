@@ -1,16 +1,19 @@
-"""The torchx component that runs start with, on one host or several, here or through a scheduler:
+r"""The torchx component that starts runs on one host or several, on this machine or through a scheduler:
 
     torchx run dist.ddp -j 1x8 ham_dist/train.py -- launch/runs/movielens_dcnv2.toml
-    torchx run -s slurm dist.ddp -j 4x8 --gpu 8 --max_retries 3 ham_dist/train.py -- RUN.toml --run-dir /shared/runs/first --resume
-    torchx run -s kubernetes -cfg queue=default dist.ddp -j 4x8 --gpu 8 --image IMAGE --max_retries 3 ham_dist/train.py -- RUN.toml ... --resume
+    torchx run -s slurm dist.ddp -j 4x8 --gpu 8 --max_retries 3 ham_dist/train.py -- \
+        RUN.toml --run-dir /shared/runs/first --resume
+    torchx run -s kubernetes -cfg queue=default dist.ddp -j 4x8 --gpu 8 --image IMAGE --max_retries 3 \
+        ham_dist/train.py -- RUN.toml --run-dir /shared/runs/first --resume
 
-A torchx that is started in this repository runs processes on this machine, as `.torchxconfig` sets the scheduler local_cwd. From any other folder,
-name the scheduler:
+In this repository, torchx runs processes on this machine, because `.torchxconfig` sets the scheduler
+local_cwd. In any other folder, give the scheduler:
 
     torchx run -s local_cwd dist.ddp -j 1x8 -m ham_dist.train -- RUN.toml
 
-torchx's own `dist.ddp` wants the script as `--script` or `-m`, and has `--max_retries` start whole hosts again; this one takes the script as the
-first argument as well, has torchrun start ranks again that have died, and hands on to that one.
+torchx's own `dist.ddp` takes the script as `--script` or `-m` only, and its `--max_retries` restarts whole
+hosts. This component calls it, also accepts the script as the first argument, and lets torchrun restart ranks
+that died.
 """
 
 from typing import Dict, List, Optional
@@ -42,23 +45,23 @@ def ddp(
     """Runs a script on several processes and hosts, joined by torchrun.
 
     Args:
-        script_args: the script, unless --script or -m names it, and its arguments (after `--` where one looks like an option)
+        script_args: the script (without --script and -m) and its arguments, after `--` if one is an option
         script: the script, as a path
         m: the script, as a module
         image: image of the workspace (docker)
-        name: {experiment}/{run}, {experiment}/, /{run} or {run}
-        h: a registered named resource; takes precedence over cpu, gpu and memMB
-        cpu: cores a host; 0: 2 a process
-        gpu: GPUs a host
-        memMB: memory a host, in MB; 0: 8192 a process
-        j: [{least hosts}:]{hosts}x{processes a host}
+        name: name of the job: {experiment}/{run}, {experiment}/, /{run} or {run}
+        h: a registered named resource; overrides cpu, gpu and memMB
+        cpu: cores per host; 0: 2 per process
+        gpu: GPUs per host
+        memMB: memory per host, in MB; 0: 8192 per process
+        j: [{min_hosts}:]{hosts}x{processes per host}
         env: environment variables of the run (ENV1=v1,ENV2=v2)
-        max_retries: how often ranks are started again after one has died, and hosts by their scheduler (for which the script needs --resume)
-        rdzv_port: port on the first host where the hosts meet; used with several hosts only
-        rdzv_backend: how the hosts meet; used with several hosts only
+        max_retries: restarts of ranks, and of hosts by the scheduler (then the script needs --resume)
+        rdzv_port: port of the rendezvous on the first host; used with several hosts only
+        rdzv_backend: backend of the rendezvous; used with several hosts only
         mounts: mounts of the container (docker)
         debug: run with torch's debug flags
-        tee: which streams go to the console as well as to files: 0 none, 1 stdout, 2 stderr, 3 both
+        tee: streams that go to the console in addition to files: 0 none, 1 stdout, 2 stderr, 3 both
     """
     rest = list(script_args)
     if script is None and m is None and rest:
@@ -87,7 +90,7 @@ def ddp(
     )
     if max_retries:
         for role in app.roles:
-            # Schedulers start hosts again, and the one of this machine not even those.
+            # Schedulers restart hosts only, and the local scheduler restarts nothing.
             shell_option, command = role.args
             role.args = [
                 shell_option,

@@ -1,4 +1,4 @@
-"""The command line. What a command needs is imported inside it, so that `ham-dist --help` answers at once."""
+"""The command line. Each command imports its modules when it runs, so that `ham-dist --help` is fast."""
 
 import logging
 import os
@@ -24,12 +24,12 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """The program `ham-dist`."""
+    """Entry point of the program `ham-dist`."""
     _run(None)
 
 
 def train_command(arguments: list[str]) -> None:
-    """`ham-dist train ARGUMENTS`, for the scripts that torchrun starts. Ends the process."""
+    """Runs `ham-dist train ARGUMENTS` for scripts started by torchrun, and ends the process."""
     _run(["train", *arguments])
 
 
@@ -37,12 +37,12 @@ def _run(arguments: list[str] | None) -> None:
     try:
         app(arguments, prog_name="ham-dist")
     finally:
-        # A second Ctrl-C would print a traceback of whatever Python does while it ends.
+        # Otherwise a second Ctrl-C while Python shuts down would print a traceback.
         signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_INTERRUPTED))
 
 
 class _PrintableFormatter(logging.Formatter):
-    """The message alone, without what a terminal would act on."""
+    """Formats a record as its message, with control characters escaped."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
@@ -63,9 +63,11 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Find how many columns each embedding table of a CTR model needs, cut the others away, and hand the rest to serving.
+    """Find how many columns each embedding table of a CTR model needs, remove the others, and export the
+    model.
 
-    `ham-dist COMMAND --help` explains a command. Without any data of your own, `ham-dist train` shows a whole run.
+    `ham-dist COMMAND --help` explains a command. `ham-dist train` without arguments is a demo on generated
+    data.
     """
     use_huge_pages()
     limit_spinning()
@@ -92,7 +94,7 @@ for command in (
 def doctor_command() -> None:
     """Check versions, devices and backends.
 
-    Each thing that is wrong comes with its mend.
+    For each problem it prints how to fix it.
 
     \b
     Example:

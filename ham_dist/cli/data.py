@@ -1,4 +1,4 @@
-"""Commands about data: raw files, prepared data, generated data, and what any folder holds."""
+"""Commands for data: fetch, prepare, generate and inspect."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,15 +10,19 @@ from ham_dist.errors import ConfigError
 
 
 def fetch(
-    recipe: Annotated[str, typer.Argument(help="A data set of datasets/sources/, such as movielens-1m.")],
+    recipe: Annotated[
+        str, typer.Argument(help="Name of a data set in datasets/sources/, such as movielens-1m.")
+    ],
     out: Annotated[Path, typer.Option(help="New folder for the raw files.")],
     accept_licence: Annotated[
-        bool, typer.Option("--accept-licence", help="You have read the licence that is shown, and accept it.")
+        bool,
+        typer.Option("--accept-licence", help="You have read the licence that is printed, and accept it."),
     ] = False,
 ) -> None:
-    """Download raw files, or say where a person must accept a licence and what to put where.
+    """Download the raw files of a public data set.
 
-    A download that was cut off goes on with the same command.
+    Where a licence must be accepted on a web page, it prints the steps to do by hand. After an interrupted
+    download, run the same command again to resume it.
 
     \b
     Example:
@@ -37,52 +41,59 @@ def prepare(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="A recipe of datasets/ by name, the path of one, or `synthetic` for generated data."
+            help="Name of a recipe in datasets/, path of a recipe, or `synthetic` for generated data."
         ),
     ],
     out: Annotated[Path, typer.Option(help="New folder for the prepared data.")],
     raw: Annotated[
-        str | None, typer.Option(help="Folder with the raw files; generated data needs none.")
+        str | None, typer.Option(help="Folder with the raw files; not used for generated data.")
     ] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="For `synthetic`: a key of data.synthetic."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="For `synthetic`: a key of data.synthetic; may be repeated."
+        ),
     ] = None,
-    memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="What the work may take, such as 4GB (the default).")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="As many as cores, without it.")] = None,
+    memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Memory limit (default: 4GB).")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Worker threads (default: all cores).")] = None,
     spill: Annotated[
         Path | None,
-        typer.Option(help="Folder for what does not fit in memory; beside the output, without it."),
+        typer.Option(
+            help="Folder for temporary data that does not fit in memory (default: next to the output)."
+        ),
     ] = None,
     engine: Annotated[
-        Literal["duckdb", "spark"], typer.Option(help="What counts and encodes: both write the same.")
+        Literal["duckdb", "spark"],
+        typer.Option(help="Engine that counts and encodes the values; both give the same output."),
     ] = "duckdb",
     master: Annotated[
-        str | None, typer.Option(metavar="URL", help="Spark's master address; this machine, without it.")
+        str | None, typer.Option(metavar="URL", help="Address of the Spark master (default: this machine).")
     ] = None,
     max_rejected: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Over the recipe's: the share of a file's lines that may be bad."),
+        typer.Option(
+            min=0, max=1, help="Share of a file's lines that may be rejected; overrides the recipe's."
+        ),
     ] = None,
 ) -> None:
     """Turn raw files into Parquet shards, vocabularies and a manifest.
 
-    Stopped at any moment, the same command goes on with what is finished. Lines that cannot be read stand in OUT/rejected, each with its reason.
+    After an interruption, run the same command again to resume. Lines that cannot be read are written to
+    OUT/rejected, each with the reason.
 
     \b
     Example:
       ham-dist prepare movielens-1m --raw ml-1m --out data/movielens-1m
-      ham-dist prepare criteo-kaggle --raw criteo --out data/criteo-kaggle --memory 8GB --threads 4 --spill /fast/spill
-      ham-dist prepare synthetic --out data/synthetic --set data.synthetic.rows=1000000 --set data.synthetic.preset=dlrm
+      ham-dist prepare criteo-kaggle --raw criteo --out data/criteo-kaggle --memory 8GB --spill /fast/spill
+      ham-dist prepare synthetic --out data/synthetic --set data.synthetic.rows=1000000
     """
     if recipe == "synthetic":
         if raw is not None:
-            raise ConfigError("prepare synthetic: has no raw files. Leave --raw out")
+            raise ConfigError("prepare synthetic: generated data has no raw files. Remove --raw")
         if wrong := [override for override in overrides or [] if not override.startswith("data.synthetic.")]:
             raise ConfigError(
-                f"prepare synthetic: --set {wrong[0]}: only keys of data.synthetic count here, such as --set data.synthetic.seed=3"
+                f"prepare synthetic: --set {wrong[0]}: expected a key of data.synthetic, "
+                "such as --set data.synthetic.seed=3"
             )
         given = {
             "--memory": memory,
@@ -94,16 +105,17 @@ def prepare(
         if unused := [name for name, value in given.items() if value is not None] + ["--engine"] * (
             engine != "duckdb"
         ):
-            raise ConfigError(f"prepare synthetic: {unused[0]} is for raw files. Leave it out")
+            raise ConfigError(f"prepare synthetic: {unused[0]} applies to raw files only. Remove it")
         from ham_dist.config.load import load_run
         from ham_dist.data.synthetic.write import generate
 
         generate(load_run(None, overrides or []).data.synthetic, out)
     elif raw is None:
-        raise ConfigError(f"prepare {recipe}: needs the folder of the raw files. Give --raw FOLDER")
+        raise ConfigError(f"prepare {recipe}: the folder of the raw files is missing. Give --raw FOLDER")
     elif overrides:
         raise ConfigError(
-            f"prepare {recipe}: --set {overrides[0]}: a recipe's settings stand in its TOML. Copy it, change it, and name the copy"
+            f"prepare {recipe}: --set {overrides[0]}: --set works with `synthetic` only. "
+            "To change a recipe, copy its TOML file, edit the copy, and give the path of the copy"
         )
     else:
         from ham_dist.data.engines.base import Machine, parse_size
@@ -125,23 +137,24 @@ def prepare(
 
 
 def generate(
-    kind: Annotated[
-        Literal["criteo-text"], typer.Argument(help="Text in the format of Criteo's click logs.")
-    ],
-    rows: Annotated[int, typer.Option(min=1, help="Rows in all.")],
+    kind: Annotated[Literal["criteo-text"], typer.Argument(help="Format: text as in Criteo's click logs.")],
+    rows: Annotated[int, typer.Option(min=1, help="Number of rows in total.")],
     out: Annotated[
-        Path, typer.Option(help="New file, gzipped where it ends in .gz; with --days, a new folder.")
+        Path, typer.Option(help="New file, compressed if its name ends in .gz; with --days, a new folder.")
     ],
     days: Annotated[
-        int | None, typer.Option(min=1, help="Spread over files day_0, day_1, ... in the folder OUT.")
+        int | None,
+        typer.Option(min=1, help="Number of files (day_0, day_1, ...) to write in the folder OUT."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the rows.")] = 0,
-    gzipped: Annotated[bool, typer.Option("--gzip", help="With --days: day_0.gz, day_1.gz, ...")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the rows.")] = 0,
+    gzipped: Annotated[
+        bool, typer.Option("--gzip", help="With --days: compress the files (day_0.gz, day_1.gz, ...).")
+    ] = False,
 ) -> None:
-    """Write raw text that stands in for licensed click logs, to measure preparation at size.
+    """Write raw text like Criteo's click logs, to benchmark `prepare`.
 
-    Its counts of values, and how often they are missing, are those of Criteo's Kaggle file; what it says of clicks is made up. `ham-dist prepare
-    synthetic` makes data for training.
+    The number of distinct values and the share of missing values are those of Criteo's Kaggle file; the
+    labels are made up. For generated data to train on, use `ham-dist prepare synthetic`.
 
     \b
     Example:
@@ -154,7 +167,8 @@ def generate(
         write_criteo_days(out, rows, days, seed=seed, gzipped=gzipped)
     elif gzipped:
         raise ConfigError(
-            f"generate {kind}: --gzip is for --days; of one file the name decides. Give --out {out}.gz, and leave --gzip out"
+            f"generate {kind}: --gzip needs --days; a single file is compressed if its name ends in .gz. "
+            f"Give --out {out}.gz, and remove --gzip"
         )
     else:
         write_criteo_file(out, rows, seed=seed)
@@ -165,11 +179,18 @@ def inspect(
     path: Annotated[Path, typer.Argument(help="Folder of prepared data, of a run, or of a bundle.")],
     width: Annotated[
         int | None,
-        typer.Option(min=1, help="Of data: count the bytes of tables this wide; model.base_dim without it."),
+        typer.Option(
+            min=1,
+            help="For data: embedding dim for the sizes of tables (default: that of model.base_dim).",
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Of data: the same figures as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="For data: print the same figures as JSON.")
+    ] = False,
 ) -> None:
-    """Say what a folder holds. Data is read once through: how its ids are spread, and whether the splits hold the same ones.
+    """Describe a folder of prepared data, a run or a bundle.
+
+    Prepared data is read completely, for the frequencies of ids and the share of ids that training lacks.
 
     \b
     Example:
@@ -182,7 +203,8 @@ def inspect(
     if not holds_data(path):
         if as_json or width is not None:
             raise ConfigError(
-                f"inspect {path}: is no prepared data, and --width and --json are for that. Leave them out"
+                f"inspect {path}: --width and --json work for prepared data only, "
+                "and this is not prepared data. Remove them"
             )
         describe_folder(path)
         return

@@ -1,4 +1,4 @@
-"""What a folder holds, as tables to print: prepared data, a run, or a bundle."""
+"""Describes a folder of prepared data, a run or a bundle, as tables to print."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,20 +20,24 @@ MANIFEST = "manifest.json"
 
 
 def holds_data(path: Path) -> bool:
-    """Whether `path` is a folder of prepared data: not a run, not a bundle, and not nothing."""
+    """Returns True if `path` is a folder of prepared data, and not a run or a bundle."""
     return not RunFolder(path).is_run and (path / MANIFEST).exists() and not _is_bundle(path / MANIFEST)
 
 
 def describe(path: Path) -> Iterator[RenderableType]:
-    """What `path` holds, to be printed part by part; of data no more than its manifest says.
+    """Yields lines and tables that describe the folder `path`; prepared data is described from its manifest.
 
-    raises: DataError if it is no folder of ours; DataError, BundleError or ConfigError if it is a damaged one.
+    Raises:
+        DataError: `path` does not exist, is none of these folders, or is damaged.
+        BundleError: The bundle is damaged.
+        ConfigError: The run's settings cannot be read.
     """
     if RunFolder(path).is_run:
         yield from _run(RunFolder(path))
     elif not (path / MANIFEST).exists():
         what = (
-            "holds neither a manifest.json (prepared data, a bundle) nor a run (run.toml with identity.json, environment.json or checkpoints)"
+            "holds neither a manifest.json (prepared data, a bundle) "
+            "nor a run (run.toml with identity.json, environment.json or checkpoints)"
             if path.exists()
             else "there is no such folder"
         )
@@ -48,9 +52,7 @@ def _is_bundle(manifest: Path) -> bool:
     try:
         content = read_json(manifest)
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"{manifest}: is damaged: {error}. Copy the folder again from where it came"
-        ) from error
+        raise DataError(f"{manifest}: is damaged: {error}. Copy the folder again from its source") from error
     return isinstance(content, dict) and content.get("format") == BUNDLE_FORMAT
 
 
@@ -70,11 +72,12 @@ def _data(path: Path, manifest: Manifest) -> Iterator[RenderableType]:
     )
     rejected = sum(manifest.rejected.reasons.values())
     yield (
-        f"raw lines {manifest.rows_in:,}; dropped {manifest.rows_dropped:,} samples that are neither positive nor negative;"
+        f"raw lines {manifest.rows_in:,}; "
+        f"dropped {manifest.rows_dropped:,} samples that are neither positive nor negative;"
         f" rejected {rejected:,} line{'' if rejected == 1 else 's'}"
     )
     planted = manifest.truth.planted_ranks if manifest.truth else None
-    names = ("field", "table rows", "values a sample", *(["planted columns"] if planted else []))
+    names = ("field", "table rows", "values per sample", *(["planted columns"] if planted else []))
     yield make_table(
         names,
         (
@@ -91,13 +94,13 @@ def _data(path: Path, manifest: Manifest) -> Iterator[RenderableType]:
 
 
 def describe_look(look: DatasetStatistics) -> Iterator[RenderableType]:
-    """The statistics of prepared data, to be printed part by part."""
+    """Yields the statistics of prepared data, as lines and tables."""
     if look.rejected:
         yield make_table(
             ("reason", "rejected lines"), ((reason, f"{count:,}") for reason, count in look.rejected.items())
         )
     yield f"tables of width {look.width} as {look.precision}: {look.bytes / 1e6:,.2f} MB."
-    yield "Ids that training has, and the share of its values in the most frequent:"
+    yield "Ids in the training split, and the share of its values that are one of the most frequent ids:"
     yield make_table(
         ("field", "table rows", "MB", "ids seen", "seen once", *(f"top {share}" for share in HEADS)),
         (
@@ -112,12 +115,12 @@ def describe_look(look: DatasetStatistics) -> Iterator[RenderableType]:
             for field in look.fields
         ),
     )
-    # A vocabulary gives ids to training's values alone: what training lacks is unknown there, and never unseen.
+    # A vocabulary has ids for the values of the training split only: other values are unknown, never unseen.
     unseen = () if all(field.ids_from_training for field in look.fields) else SPLITS[1:]
     yield (
-        "Of the values of each split, the share that is unknown (id 0)"
+        "Share of the values of each split that are unknown (id 0)"
         + (
-            ", and of fields without a vocabulary the share whose ids training lacks (unseen):"
+            ", and for fields without a vocabulary, of those whose id is not in the training split (unseen):"
             if unseen
             else ":"
         )
@@ -140,7 +143,7 @@ def describe_look(look: DatasetStatistics) -> Iterator[RenderableType]:
 
 
 def _share(field: FieldStatistics, share: float, split: str) -> str:
-    """A share of the values of a split."""
+    """A share of a split's values, as text."""
     values = field.values.get(split)
     return f"{share:.1%}" if values is None else share_of(round(share * values), values)
 
@@ -148,7 +151,8 @@ def _share(field: FieldStatistics, share: float, split: str) -> str:
 def _run(folder: RunFolder) -> Iterator[RenderableType]:
     settings = folder.read_settings()
     dataset = settings.data.path or "generated data"
-    yield f"{folder.path}: a run, {settings.model.name} on {dataset}, seed {settings.seed}, {settings.search.method.name}"
+    method = settings.search.method.name
+    yield f"{folder.path}: a run, {settings.model.name} on {dataset}, seed {settings.seed}, {method}"
     targets = {
         target.label: folder.of_target(target, settings.search.targets) for target in settings.search.targets
     }

@@ -1,4 +1,4 @@
-"""What a machine has for a run, what is wrong with it, and how to mend that."""
+"""Checks whether this machine can execute runs, and how to fix what is missing."""
 
 import os
 import platform
@@ -21,35 +21,37 @@ GIGABYTE = 1e9
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at.
+    """Result of one check.
 
-    name:  what.
-    found: what was found.
-    mend:  what to do; None if it is well.
-    needed: whether runs need it; if not, a mend is an offer.
+    Attributes:
+        name: Thing that was checked.
+        found: Result, as text.
+        fix: Command or advice that fixes the problem; None if there is no problem.
+        needed: True if runs need it; else the fix is optional.
     """
 
     name: str
     found: str
-    mend: str | None = None
+    fix: str | None = None
     needed: bool = True
 
 
 def report(console: Console | None = None) -> bool:
-    """Print a line for each check, with the mend below it; says whether all that runs need is well."""
+    """Print a line for each check, with the fix below it. Returns True if everything that runs need is
+    fine."""
     console = console or Console(highlight=False, soft_wrap=True)
-    well = True
+    can_run = True
     for check in checks():
-        well &= check.mend is None or not check.needed
-        mark = "ok " if check.mend is None else "NOT" if check.needed else "-  "
+        can_run &= check.fix is None or not check.needed
+        mark = "ok " if check.fix is None else "NOT" if check.needed else "-  "
         console.print(f"{mark} {check.name}: {check.found}", markup=False)
-        if check.mend is not None:
-            console.print(f"      {check.mend}", markup=False)
-    return well
+        if check.fix is not None:
+            console.print(f"      {check.fix}", markup=False)
+    return can_run
 
 
 def checks() -> Iterator[Check]:
-    """All checks, the cheap ones first."""
+    """Yields all checks, the fast ones first."""
     yield Check(
         "ham_dist", f"{ham_dist.__version__}, Python {platform.python_version()}, {platform.platform()}"
     )
@@ -70,16 +72,19 @@ def _trio() -> Check:
         if (version := backend.installed(name))
     )
     return Check(
-        "versions", versions if problem is None else problem, None if problem is None else backend.mend()
+        "versions",
+        versions if problem is None else problem,
+        None if problem is None else backend.install_commands(),
     )
 
 
 def _torchrec_loads() -> Check:
-    """Importing it loads fbgemm-gpu's kernels, which fails where the build does not fit the machine."""
+    """Importing torchrec loads fbgemm-gpu's kernels, which fails if that build does not fit the machine."""
     try:
         import torchrec  # noqa: F401
     except Exception as error:
-        return Check("torchrec", f"cannot be imported: {type(error).__name__}: {error}", backend.mend())
+        found = f"cannot be imported: {type(error).__name__}: {error}"
+        return Check("torchrec", found, backend.install_commands())
     return Check("torchrec", "can be imported, fbgemm-gpu's kernels are loaded")
 
 
@@ -108,13 +113,15 @@ def _devices() -> Iterator[Check]:
     distributed = torch.distributed
     gloo = distributed.is_available() and distributed.is_gloo_available()
     yield Check(
-        "gloo", "there" if gloo else "missing", None if gloo else "Install a torch that was built with gloo"
+        "gloo",
+        "available" if gloo else "missing",
+        None if gloo else "Install a torch that was built with gloo",
     )
     if torch.cuda.is_available():
         nccl = distributed.is_available() and distributed.is_nccl_available()
         yield Check(
             "nccl",
-            "there" if nccl else "missing",
+            "available" if nccl else "missing",
             None if nccl else "Install a torch that was built with NCCL",
         )
 
@@ -123,7 +130,7 @@ def _torch() -> Any:
     try:
         import torch
     except Exception:
-        return None  # Told of by _torchrec_loads.
+        return None  # _torchrec_loads reports it.
     return torch
 
 
@@ -139,7 +146,7 @@ def _disk() -> Check:
     return Check(
         "disk",
         f"{usage.free / GIGABYTE:.1f} GB free in this folder",
-        "Make room: checkpoints and data need it" if full else None,
+        "Free disk space: data and checkpoints need more than 1 GB" if full else None,
     )
 
 
@@ -147,8 +154,8 @@ def _torchx() -> Check:
     entries = {entry.name: entry.value for entry in metadata.entry_points(group="torchx.components")}
     if entries.get("dist") == COMPONENT:
         return Check("torchx component", "dist.ddp takes a script as its first argument")
-    mend = "Install ham_dist again: pip install --no-deps -e . ; or write --script before ham_dist/train.py"
-    return Check("torchx component", "dist.ddp is not ham_dist's", mend)
+    fix = "Install ham_dist again (pip install --no-deps -e .), or write --script before ham_dist/train.py"
+    return Check("torchx component", "dist.ddp is not ham_dist's", fix)
 
 
 def _torchrun() -> Check:

@@ -1,4 +1,8 @@
-"""The one way in which commands fail: a short paragraph and an exit code for what a user can mend, a traceback for a bug of ours."""
+"""Failures of the commands, all handled in one place.
+
+An error that the user can fix becomes a short message and exit code 2. Any other exception is a bug of
+ham_dist and keeps its traceback.
+"""
 
 import errno
 import hashlib
@@ -19,41 +23,48 @@ from ham_dist.io.printable import printable
 
 EXIT_USERS = 2
 EXIT_PREEMPTED = 75
-"""EX_TEMPFAIL of sysexits.h, "try again later": SIGTERM came, and the run was saved before it ended."""
+"""EX_TEMPFAIL of sysexits.h, "try again later": the run received SIGTERM and saved a checkpoint."""
 EXIT_INTERRUPTED = 130
-"""128 + SIGINT, as shells have it."""
+"""128 + SIGINT, as in shells."""
 
 _INTERRUPTED = {
-    "train": "interrupted; the last checkpoint is kept, and the same command with --run-dir and --resume resumes from it",
-    "prepare": "interrupted; what is finished is kept, and the same command resumes from it",
+    "train": "interrupted; the last checkpoint is kept, "
+    "and the same command with --run-dir and --resume resumes from it",
+    "prepare": "interrupted; finished parts are kept, and the same command resumes from them",
 }
 
 GRACE_SECONDS = 1.0
-"""Pause of a rank that is not the first of its machine before it prints its mistake: if all made it, the first one prints it."""
+"""Seconds that every rank of a machine except the first waits before it prints an error. If all ranks have
+the same error, the first one prints it."""
 
 MORE_MEMORY = {
     "train": "Lower data.batch_size, or spread the tables over more ranks",
-    "score": "The bundle's tables must fit in memory: use a machine with more, or export with --precision fp16",
+    "score": "The bundle's tables must fit in memory. "
+    "Use a machine with more memory, or export with --precision fp16",
 }
-"""Advice when memory ends, by command."""
+"""Advice if memory runs out, by command."""
 
-# What the machine or its owner refuses; any other OSError is a bug of ours.
+# Errors of the machine or of its permissions; any other OSError is a bug of ham_dist.
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class Commands(TyperGroup):
-    """All commands, with one way to fail."""
+    """The group of all commands, which handles their failures."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a command. What the user can mend becomes a short paragraph and exit code 2; the rest keeps its traceback and exits with 1."""
+        """Run a command.
+
+        An error that the user can fix becomes a short message and exit code 2. Others keep their traceback
+        and exit with 1.
+        """
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             with suppress(KeyboardInterrupt):  # a second one
-                _tell(_INTERRUPTED.get(str(ctx.invoked_subcommand), "interrupted"))
+                _print_error(_INTERRUPTED.get(str(ctx.invoked_subcommand), "interrupted"))
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except Preempted as preempted:
-            _tell(str(preempted))
+            _print_error(str(preempted))
             raise typer.Exit(EXIT_PREEMPTED) from None
         except Exception as error:
             message = _message(error, ctx.invoked_subcommand)
@@ -61,63 +72,67 @@ class Commands(TyperGroup):
                 raise
             if ctx.params["debug"]:
                 traceback.print_exc()
-            _tell(message)
+            _print_error(message)
             if isinstance(error, LostRankError):
                 _leave_at_once(EXIT_USERS)
             raise typer.Exit(EXIT_USERS) from None
 
 
 def _message(error: Exception, command: str | None) -> str | None:
-    """Text about an error that the user can fix, and None for a bug of ours."""
+    """Message for an error that the user can fix; None for a bug of ham_dist."""
     if isinstance(error, LostRankError):
-        time.sleep(GRACE_SECONDS)  # The rank that failed first has the word.
+        time.sleep(GRACE_SECONDS)  # Lets the rank that failed first print its error.
     if isinstance(error, HamError):
         return str(error)
     if isinstance(error, OSError) and error.errno in REFUSED:
         where = f"{error.filename}: " if error.filename else ""
-        mend = (
-            "Make room, or give a folder on another disk"
+        advice = (
+            "Free disk space, or give a folder on another disk"
             if error.errno in (errno.ENOSPC, errno.EDQUOT)
-            else "Give another place"
+            else "Give another path"
         )
-        return f"{where}{error.strerror}. {mend}"
+        return f"{where}{error.strerror}. {advice}"
     if isinstance(error, MemoryError) or _out_of_torch_memory(error):
         detail = str(error).partition("\n")[0]
-        advice = MORE_MEMORY.get(command or "", "Use a machine with more memory, or end other programs")
+        advice = MORE_MEMORY.get(command or "", "Use a machine with more memory, or close other programs")
         return f"out of memory{f' ({detail})' if detail else ''}\n  {advice}"
     return None
 
 
 def _leave_at_once(code: int) -> NoReturn:
-    """End the process without Python's way out: a thread that waits inside torch for a rank that is gone would have it aborted."""
+    """End the process without Python's normal shutdown.
+
+    A thread that waits inside torch for a lost rank would abort the process during shutdown.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def _out_of_torch_memory(error: Exception) -> bool:
-    """torch raises a class of its own on a GPU, and RuntimeError on CPU."""
+    """torch raises OutOfMemoryError on GPU, and RuntimeError on CPU."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
-def _tell(message: str) -> None:
-    """Print to standard error; several ranks of a machine with one mistake print it once."""
+def _print_error(message: str) -> None:
+    """Print to standard error. If several ranks of a machine have the same error, it is printed once."""
     rank = int(os.environ.get("RANK", "0"))
     if os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(GRACE_SECONDS)
-    if _is_told(message):
+    if _is_printed(message):
         return
     typer.echo(printable(f"{f'[rank {rank}] ' if rank else ''}ham-dist: {message}"), err=True)
 
 
-def _is_told(message: str) -> bool:
-    """True if another rank of this machine has printed the message; else this rank takes it on.
+def _is_printed(message: str) -> bool:
+    """Returns True if another rank of this machine has printed the message; else marks it as printed.
 
-    The first rank to create a file that is named after the message prints it. torchrun gives the ranks of a machine a
-    folder for their error files, a new one for each attempt; without one every rank prints.
+    The rank that creates a file named after the message prints it. The file is in torchrun's folder for the
+    error files of a machine's ranks, which is a new one for each restart; without that folder, every rank
+    prints.
     """
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not error_file:

@@ -1,4 +1,4 @@
-"""`ham-dist train --plan-only`: where a run would put its tables and what that costs, before anything is allocated."""
+"""`ham-dist train --plan-only`: the sharding plan of a run, with its memory and communication, as tables."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,30 +31,36 @@ from ham_dist.training.samples import require_samples
 from ham_dist.training.state import plan_for, table_groups, warning_of_caches
 
 MOST_RANKS = 16
-"""Ranks with a line each; of more, those that hold least and most."""
+"""Largest number of ranks that get one line each. With more, the smallest, median and largest are shown."""
 
 
 def describe_plan(settings: RunSettings, topology_name: str | None) -> Iterator[RenderableType]:
-    """The plan of a run, to be printed part by part: tables, ranks, and what the search will leave at most.
+    """Yields the plan of a run, as lines and tables: tables, ranks, and the size of the narrow models.
 
-    topology_name: ranks that need not be there, as topology.parse takes them; None for those of this run.
-    raises:        what making the plan raises; ConfigError and DataError for settings and data that cannot be used.
+    Args:
+        topology_name: Ranks to plan for, in the format of topology.parse; None for the ranks of this job.
+    Raises:
+        ConfigError: The settings or the topology cannot be used.
+        DataError: The data cannot be used, or has too few rows for so many ranks.
+        TargetError: The tables cannot meet a target.
+        ShardingError: The tables do not fit on the ranks.
+        BackendError: The table optimizer or precision does not exist on the device.
     """
     if topology_name is not None:
-        asked = topology.parse(topology_name)
-        yield from _parts(settings, asked, topology_name, *_fields(settings, asked.ranks))
+        planned = topology.parse(topology_name)
+        yield from _parts(settings, planned, topology_name, *_fields(settings, planned.ranks))
         return
     with process_group.process_group(settings.ranks) as device:
         here = topology.here(device)
         described = process_group.on_first_rank(
-            lambda: list(_parts(settings, here, "the ranks at hand", *_fields(settings, here.ranks)))
+            lambda: list(_parts(settings, here, "the ranks of this job", *_fields(settings, here.ranks)))
         )
         if process_group.rank() == 0:
             yield from described
 
 
 def _fields(settings: RunSettings, ranks: int) -> tuple[dict[str, int], dict[str, float]]:
-    """C_j and mean ids a row, by field; refuses data that a run on so many ranks would refuse."""
+    """C_j and mean pooling factor by field. Raises for data that a run on so many ranks would reject."""
     if settings.data.path is None:
         rows = settings.data.synthetic.num_embeddings
         return {f"field_{number}": count for number, count in enumerate(rows)}, {}
@@ -74,23 +80,28 @@ def _parts(
 ) -> Iterator[RenderableType]:
     groups, table_optimizer = table_groups(settings, num_embeddings), table_optimizer_of(settings.optimizer)
     for target in settings.search.targets:
-        Budget(target, column_layout(groups[TABLES]))  # refuses a target that the run would refuse
+        Budget(target, column_layout(groups[TABLES]))  # raises for a target that the run would reject
     plan = plan_for(settings, groups, ranks, fields=list(num_embeddings))
     costs = costs_by_rank(plan, table_optimizer, ranks, settings.data.batch_size, ids)
     hosts = f"{ranks.hosts} host{'s' if ranks.hosts > 1 else ''}"
     yield (
-        f"{name}: {ranks.ranks} x {ranks.device} on {hosts}, {size_text(ranks.memory)} each, {settings.sharding.memory_share:.0%} of it for tables; "
-        f'optimizer.tables = "{table_optimizer.name}", tables in {settings.precision.tables}, {settings.data.batch_size:,} rows a step'
+        f"{name}: {ranks.ranks} x {ranks.device} on {hosts}, {size_text(ranks.memory)} each, "
+        f"{settings.sharding.memory_share:.0%} of it for tables; "
+        f'optimizer.tables = "{table_optimizer.name}", tables in {settings.precision.tables}, '
+        f"{settings.data.batch_size:,} rows per step"
     )
     yield _tables(plan)
     yield _ranks(costs)
     if plan.uses_host_memory:
         yield _hosts(costs)
-    yield _kinds(plan, table_optimizer, ranks, settings.data.batch_size, ids)
+    yield _sharding_types(plan, table_optimizer, ranks, settings.data.batch_size, ids)
     yield _narrow(settings, groups, table_optimizer, plan, ranks, costs)
     if warning := warning_of_caches(settings, plan):
         yield warning
-    yield "A step on the weights moves this much; a step of the search looks up a validation batch besides: its ids and vectors, no gradients."
+    yield (
+        "The bytes are those of a step on the weights. "
+        "A step of the search also looks up a validation batch, which sends ids and vectors but no gradients."
+    )
 
 
 def _tables(plan: Plan) -> Grid:
@@ -127,7 +138,7 @@ def _ranks(costs: Sequence[RankCost]) -> Grid:
         "ids out / in",
         "vectors out / in",
         "gradients out / in",
-        "of copies",
+        "gradients of copies",
     )
     lines: list[tuple[str, ...]] = []
     for rank, cost in _shown(costs):
@@ -146,7 +157,7 @@ def _ranks(costs: Sequence[RankCost]) -> Grid:
 
 
 def _hosts(costs: Sequence[RankCost]) -> Grid:
-    heads = ("rank", "in host memory", "read from it, were nothing cached", "written to it")
+    heads = ("rank", "in host memory", "read from it if nothing is cached", "written to it")
     lines: list[tuple[str, ...]] = []
     for rank, cost in _shown(costs):
         lines.append((rank, size_text(cost.host), size_text(cost.from_host), size_text(cost.to_host)))
@@ -165,26 +176,27 @@ def _shown(costs: Sequence[RankCost]) -> list[tuple[str, RankCost]]:
     ]
 
 
-def _kinds(
+def _sharding_types(
     plan: Plan,
     table_optimizer: TableOptimizer,
     ranks: topology.Topology,
     batch_size: int,
     ids: Mapping[str, float],
 ) -> Grid:
-    heads = ("sharding type", "tables", "bytes of tables", "bytes between ranks a step")
+    heads = ("sharding type", "tables", "bytes of tables", "bytes between ranks per step")
     lines: list[tuple[str, ...]] = []
     counts = Counter(placement.sharding_type for placement in plan.placements)
-    for kind, count in counts.items():
-        of_kind = Plan(
+    for sharding_type, count in counts.items():
+        of_type = Plan(
             {
-                path: {field: entry for field, entry in group.items() if entry.sharding_type == kind}
+                path: {field: entry for field, entry in group.items() if entry.sharding_type == sharding_type}
                 for path, group in plan.groups.items()
             }
         )
-        costs = costs_by_rank(of_kind, table_optimizer, ranks, batch_size, ids)
-        size = sum(placement.bytes for placement in of_kind.placements)
-        lines.append((kind, str(count), size_text(size), size_text(sum(cost.out for cost in costs))))
+        costs = costs_by_rank(of_type, table_optimizer, ranks, batch_size, ids)
+        size = sum(placement.bytes for placement in of_type.placements)
+        sent = size_text(sum(cost.out for cost in costs))
+        lines.append((sharding_type, str(count), size_text(size), sent))
     return make_table(heads, lines)
 
 
@@ -196,7 +208,7 @@ def _narrow(
     ranks: topology.Topology,
     costs: Sequence[RankCost],
 ) -> Grid:
-    """What the narrow model's tables and their state take at most, whichever columns the search keeps."""
+    """Upper bounds of the size of the narrow model's tables and their state, for any choice of columns."""
     request = PlanRequest(settings.sharding, table_optimizer, ranks, groups, settings.data.batch_size)
     fused = table_optimizer.fused is not None and not any(
         placement.replicated for placement in plan.placements
@@ -204,7 +216,7 @@ def _narrow(
     held = {target: narrow_held(request, target, fused=fused) for target in settings.search.targets}
     device, host = max(cost.tables + cost.training_state for cost in costs), max(cost.host for cost in costs)
     hosted = host or any(of_target.host for of_target in held.values())
-    names = ("tables at most", "with gradients and state", "on one rank at most, the supernet besides")
+    names = ("tables at most", "with gradients and state", "on one rank at most, with the supernet")
     heads = ("after the search", *names, *(("in its host memory at most",) if hosted else ()))
     lines: list[tuple[str, ...]] = []
     number_bytes = groups[TABLES][0].number_bytes
@@ -225,11 +237,12 @@ def _narrow(
 
 
 def narrow_held(request: PlanRequest, target: Target, *, fused: bool) -> BytesHeld:
-    """The most that a narrow model within `target` takes of devices and of hosts, if all of it lies on one rank.
+    """Upper bound of the bytes of a narrow model within `target`, on the device and the host of one rank.
 
     Args:
-        request: For the supernet. Tables that `auto` may cache or not are counted in both places.
-        fused: True if no table has a gradient.
+        request: Request of the supernet's plan. Tables that `auto` may put on the device or in a cache are
+            counted in both places.
+        fused: True if the tables use fused kernels, and so have no gradient.
     """
     table_optimizer, groups = request.table_optimizer, request.groups
     number_bytes = groups[TABLES][0].number_bytes
@@ -262,7 +275,10 @@ def narrow_held(request: PlanRequest, target: Target, *, fused: bool) -> BytesHe
 def _most(
     groups: Mapping[str, Sequence[Table]], target: Target, table_optimizer: TableOptimizer
 ) -> tuple[int, int]:
-    """Rows of all tables, and the most numbers in them once those under search are within `target`; first-order tables stay as they are."""
+    """Rows of all tables, and an upper bound of their numbers when the searched tables are within `target`.
+
+    First-order tables keep their size.
+    """
     unit = KERNEL_DIM if table_optimizer.fused is not None else 1
     first_order = sum(table.num_embeddings * table.stored_dim for table in groups.get(FIRST_ORDER, ()))
     return sum(table.num_embeddings for group in groups.values() for table in group), most_numbers(
@@ -271,10 +287,11 @@ def _most(
 
 
 def most_numbers(tables: Sequence[Table], target: Target, unit: int) -> int:
-    """The most numbers that tables within `target` can hold, each stored at a multiple of `unit` columns.
+    """Upper bound of the numbers in tables within `target`, each stored at a multiple of `unit` columns.
 
-    The first column of a table stores `unit` columns, and w columns at most unit + w - 1. Taken in the order of what they store for what they cost,
-    the last in part, columns give a bound that no choice goes beyond (the relaxed knapsack problem).
+    The first column of a table stores `unit` columns, and d columns store at most unit + d - 1. This is a
+    knapsack problem, and its relaxation gives the bound: columns are taken in the order of stored numbers per
+    cost, the last one in part.
     """
     pieces = []
     for table in tables:

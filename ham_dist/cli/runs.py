@@ -1,4 +1,4 @@
-"""Commands about runs: training, the bundles that come of it, their scores, and reports."""
+"""Commands for runs: train, export, score and report."""
 
 import os
 from pathlib import Path
@@ -14,56 +14,62 @@ from ham_dist.io.printable import printable
 def train(
     run: Annotated[
         str | None,
-        typer.Argument(metavar="RUN.toml", help="Settings of the run; without them, the demo run."),
+        typer.Argument(metavar="RUN.toml", help="Settings of the run (default: the demo run)."),
     ] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A setting, over the file's; once for each."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of RUN.toml; may be repeated."),
     ] = None,
     run_dir: Annotated[
-        Path | None, typer.Option(help="Folder of the run; without one, a new one under runs/.")
+        Path | None, typer.Option(help="Folder of the run (default: a new folder in runs/).")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --run-dir; starts it where there is none.")
+        bool,
+        typer.Option("--resume", help="Resume the run in --run-dir, or start it if there is none."),
     ] = False,
     plan_only: Annotated[
         bool,
         typer.Option(
-            "--plan-only", help="Say which rank would hold what, and what it costs; nothing is allocated."
+            "--plan-only",
+            help="Print the sharding plan with its memory and communication. Allocates no table.",
         ),
     ] = False,
     topology: Annotated[
         str | None,
         typer.Option(
-            metavar="RANKSxMEMORY", help="With --plan-only: ranks to plan for, such as 8xA100-80GB."
+            metavar="RANKSxMEMORY",
+            help="With --plan-only: ranks to plan for (default: those of this job), such as 8xA100-80GB.",
         ),
     ] = None,
 ) -> None:
-    """Do a whole run: pretrain, search, slice, retrain, export. On one process; torchrun and torchx start it on many.
+    """Run all stages: pretrain, search, slice, retrain, export.
 
-    Without RUN.toml it generates data with planted truth and shows the whole flow in a minute. SIGTERM saves a checkpoint and exits with 75.
+    It runs in one process; use torchrun or torchx for several ranks. Without RUN.toml it runs a demo on
+    generated data, which takes about a minute. On SIGTERM it saves a checkpoint and exits with code 75.
 
     \b
     Example:
       ham-dist train launch/runs/movielens_dcnv2.toml --set seed=1 --run-dir runs/first
       ham-dist train --run-dir runs/first --resume
-      torchx run dist.ddp -j 1x8 ham_dist/train.py -- launch/runs/movielens_dcnv2.toml --set=seed=1 --set=search.epochs=5
+      torchx run dist.ddp -j 1x8 ham_dist/train.py -- launch/runs/movielens_dcnv2.toml --set=seed=1
       ham-dist train launch/runs/movielens_dcnv2.toml --plan-only --topology 8xA100-80GB
 
-    Outside of ham_dist's repository, torchx needs its scheduler named: torchx run -s local_cwd dist.ddp -j 1x8 -m ham_dist.train
+    Outside ham_dist's repository, give torchx a scheduler: torchx run -s local_cwd dist.ddp -j 1x8 -m
+    ham_dist.train
 
-    torchx refuses an option that it sees twice, so several settings are written --set=KEY=VALUE there.
+    torchx rejects a repeated option, so with torchx write settings as --set=KEY=VALUE.
     """
     from ham_dist.config.load import DEMO, load_run
     from ham_dist.training.run_folder import RunFolder
 
     if resume and run_dir is None:
-        raise ConfigError("train --resume: needs the folder of the run to go on with. Give --run-dir FOLDER")
+        raise ConfigError("train --resume: the folder of the run to resume is missing. Give --run-dir FOLDER")
     if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0 and run_dir is None:
         raise ConfigError(
-            "train: ranks that are started again must find their run, which has no fixed name by itself. Give --run-dir FOLDER"
+            "train: with restarts (torchrun --max-restarts), the run's folder must have a name "
+            "that restarted ranks know. Give --run-dir FOLDER"
         )
-    # torchrun repeats the command as it was after a rank has died.
+    # After a rank has died, torchrun starts the same command again.
     resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     if resume and run is None and run_dir is not None and (folder := RunFolder(run_dir)).is_run:
         settings = folder.read_settings(overrides or [])
@@ -73,7 +79,8 @@ def train(
         _print_plan(settings, topology)
     elif topology is not None:
         raise ConfigError(
-            f"train --topology {topology}: is what to plan for, and a run takes the ranks that there are. Give --plan-only with it"
+            f"train --topology {topology}: works with --plan-only only; a run uses the ranks of its job. "
+            "Give --plan-only with it"
         )
     else:
         from ham_dist.backend import require_backend
@@ -87,11 +94,11 @@ def train(
 def export(
     run_dir: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     out: Annotated[Path, typer.Option(help="New folder for the bundle.")],
-    precision: Annotated[str, typer.Option(help="Type of the tables: fp32 or fp16.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="Data type of the tables: fp32 or fp16.")] = "fp32",
 ) -> None:
     """Write the narrow model of a run as a bundle for serving.
 
-    The bundle is compared with the model before it gets its name.
+    The bundle's probabilities are compared with the model's before the bundle is moved to OUT.
 
     \b
     Example:
@@ -112,33 +119,38 @@ def score(
         str,
         typer.Argument(
             metavar="INPUT",
-            help="Raw records (a file or folder in the recipe's format, with or without the label, or Parquet), or ids in Parquet.",
+            help="Raw records (file or folder, in the recipe's format or in Parquet, "
+            "with or without the label), or ids in Parquet.",
         ),
     ],
     out: Annotated[
         Path,
         typer.Option(
-            help="File for the probabilities: .txt, .csv or .parquet. An existing file is replaced at the end."
+            help="File for the probabilities: .txt, .csv or .parquet. "
+            "An existing file is replaced when the new one is complete."
         ),
     ],
     values: Annotated[
         Literal["auto", "ids", "raw"],
-        typer.Option(help="Content of Parquet whose columns are all whole numbers: ids or raw values."),
+        typer.Option(
+            help="Meaning of the columns if INPUT is Parquet and all columns are integers: ids or raw values."
+        ),
     ] = "auto",
     id_column: Annotated[
         str | None,
         typer.Option(
             "--id",
             metavar="COLUMN",
-            help="Column of INPUT to write in front of each probability (.csv, .parquet).",
+            help="Column of INPUT to write before each probability (.csv, .parquet).",
         ),
     ] = None,
 ) -> None:
-    """Write one probability for each record of INPUT, in its order.
+    """Write one probability for each record of INPUT, in order.
 
-    Raw records are read by the recipe of the training data, which the bundle holds. A line that cannot be read ends the
-    command: left out, it would shift the probabilities. The share of unknown values of each field is printed next to the share
-    in the validation split, with a warning where it is higher by 10 percentage points and more than chance.
+    Raw records are read by the recipe of the training data, which is stored in the bundle. A line that cannot
+    be read is an error, because skipping it would shift the probabilities. For each field, the share of
+    unknown values is printed next to that of the validation split, with a warning if it is at least 10
+    percentage points higher and the difference is statistically significant.
 
     \b
     Example:
@@ -155,7 +167,8 @@ def score(
         typer.echo(f"ham-dist: warning: {printable(warning)}", err=True)
     if scored.warnings:
         typer.echo(
-            "  Compare a line of INPUT with one of the training files: separators, quotes, how numbers and dates are written.",
+            "  Compare a line of INPUT with a line of the training files: "
+            "separators, quotes, formats of numbers and dates.",
             err=True,
         )
 
@@ -169,20 +182,20 @@ def report(
         bool | None,
         typer.Option(
             "--data/--no-data",
-            help="Look at the data of the runs too, which reads it once through; without either, at small data alone.",
+            help="Include statistics of the data, which is read completely (default: only for small data).",
         ),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a file that is there already.")
-    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
-    """Show one run, or several side by side, as figures and tables: one HTML file that needs nothing else.
+    """Write an HTML report of one or more runs.
+
+    It is a single file with figures and tables, and shows several runs side by side.
 
     \b
     Example:
       ham-dist report runs/first --out first.html
       ham-dist report runs/ham runs/magnitude runs/uniform --out methods.html --no-data
-      ham-dist report runs/going-on --out going-on.html --overwrite
+      ham-dist report runs/unfinished --out unfinished.html --overwrite
     """
     from ham_dist.report.page import write_report
 

@@ -9,7 +9,7 @@ from ham_dist.io.console import make_table
 
 
 def describe_unknown(scored: Scored) -> Iterator[RenderableType]:
-    """Unknown values of each field, next to the shares in the data that the model was trained with."""
+    """Counts of unknown values by field, next to their shares in a split of the training data."""
     expected = scored.expected
     counts = scored.unknown
     yield "Unknown values (id 0) of each field:"
@@ -27,4 +27,6 @@ def describe_unknown(scored: Scored) -> Iterator[RenderableType]:
         ),
     )
     if expected is None:
-        yield "The bundle has no shares of the training data to compare with; export the run again to have them."
+        yield (
+            "The bundle has no shares of the training data to compare with. Export the run again to add them."
+        )

@@ -1,1 +1,2 @@
-"""What a run is: its settings (schema), how they are read (load), and where its paths lead (paths)."""
+"""Settings of a run: the schema (schema.py), reading and writing TOML (load.py), older versions
+(migrate.py)."""

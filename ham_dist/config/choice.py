@@ -1,4 +1,6 @@
-"""Sections of the settings whose keys depend on their `name`: each method and each model brings a settings class of its own."""
+"""Sections of the settings whose keys depend on their `name`: each method and each model has its own settings
+class.
+"""
 
 import importlib
 import json
@@ -14,12 +16,13 @@ Chosen = TypeVar("Chosen", bound=BaseModel)
 
 
 class Choice(Generic[Chosen]):
-    """The settings classes of one section, by the `name` that chooses them.
+    """The settings classes of one section, by `name`.
 
     Args:
-        section: The section's place in run.toml, for messages.
-        default: The name where none is given.
-        home: The module that registers the built-in classes. It lies above config/ and loads torch, so it is imported at first use.
+        section: Key of the name in run.toml, for messages.
+        default: Name to use if none is given.
+        home: Module that registers the built-in classes. It is in a package above config/ and loads torch, so
+            it is imported at first use.
     """
 
     def __init__(self, section: str, default: str, home: str) -> None:
@@ -29,20 +32,22 @@ class Choice(Generic[Chosen]):
         self._classes: dict[str, type[Chosen]] = {}
 
     def register(self, settings: type[Chosen]) -> str:
-        """Adds a settings class; returns the name that chooses it, the default of its key `name`.
+        """Adds a settings class and returns its name, the default of its key `name`.
 
         Raises:
-            ConfigError: The class has no name, or another class has the same.
+            ConfigError: The class has no name, or another class has the same name.
         """
         field = settings.model_fields.get("name")
         name = field.default if field else None
         if not isinstance(name, str):
             raise ConfigError(
-                f'{settings.__name__}: has no name. Give it `name: Literal["mine"] = "mine"`, for {self.section} to choose it by.'
+                f"{settings.__name__}: has no name for {self.section} to choose it by. "
+                'Add an attribute `name: Literal["mine"] = "mine"`.'
             )
         if self._classes.setdefault(name, settings) is not settings:
             raise ConfigError(
-                f"{settings.__name__}: {self.section} = {name!r} is {self._classes[name].__qualname__} already. Give it another name."
+                f"{settings.__name__}: {self.section} = {name!r} is already used by "
+                f"{self._classes[name].__qualname__}. Give it another name."
             )
         return name
 
@@ -52,34 +57,34 @@ class Choice(Generic[Chosen]):
         return list(self._classes)
 
     def class_of(self, value: Any) -> type[Chosen] | None:
-        """The class that a section's value (its table, or its name alone) chooses; None for an unknown name."""
+        """The class chosen by a section's value (its table, or only its name); None for an unknown name."""
         name = value.get("name", self.default) if isinstance(value, dict) else value
         return self._classes.get(name) if isinstance(name, str) and name in self.names() else None
 
     def start(self) -> Chosen:
-        """The default section."""
+        """The section with every default."""
         chosen = self.class_of(self.default)
         assert chosen is not None
         return chosen()
 
     def validator(self) -> BeforeValidator:
-        """Makes an instance of the chosen class of what the user gave: a table, or the name alone."""
+        """Converts the user's value (a table, or only a name) to an instance of the chosen class."""
         return BeforeValidator(self._choose)
 
     def _choose(self, value: Any, info: ValidationInfo) -> Any:
         if not isinstance(value, dict | str):
-            return value  # an instance, or what pydantic refuses
+            return value  # an instance already, or a value that pydantic rejects
         chosen = self.class_of(value)
         if chosen is None:
             raise ValidationError.from_exception_data(self.section, self._unknown_name(value))
         table = value if isinstance(value, dict) else {"name": value}
         validate: Callable[..., Any] = chosen.model_validate
-        if info.mode == "json":  # where strict mode takes a list for a tuple
+        if info.mode == "json":  # in JSON mode, strict validation accepts a list for a tuple
             return chosen.model_validate_json(json.dumps(table), strict=True)
         return validate(table)
 
     def _unknown_name(self, value: dict[str, Any] | str) -> list[InitErrorDetails]:
-        """The unknown name, and the keys that no class has."""
+        """Errors for the unknown name, and for keys that no class has."""
         table = value if isinstance(value, dict) else {}
         known = {key for kind in self._classes.values() for key in kind.model_fields}
         wrong_name = InitErrorDetails(

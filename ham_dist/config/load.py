@@ -1,4 +1,7 @@
-"""Settings from a TOML file and `--set a.b=c`, and back to TOML. Every mistake is reported at once, with its place and how to fix it."""
+"""Reads settings from a TOML file and `--set a.b=c`, and writes them as TOML.
+
+All mistakes are reported together, each with its place and how to fix it.
+"""
 
 import difflib
 import json
@@ -20,29 +23,29 @@ from ham_dist.io.untrusted import TOML_BYTES, parse_toml
 SET = "--set"
 
 DEMO = str(Path(__file__).with_name("demo.toml"))
-"""The demo run's settings: the defaults, but for the keys of this file."""
+"""Settings of the demo run: the defaults, except for the keys in this file."""
 
 
 def load_run(path: str | None, overrides: Sequence[str] = ()) -> RunSettings:
-    """The settings of a run.
+    """Returns the settings of a run.
 
     Args:
-        path: TOML file, by any scheme that `io/paths.py` knows; None takes every default.
-        overrides: `key=value` each, later ones win; the key is dotted, the value TOML (`3`, `true`, `[16, 16]`) or a
-            bare word, which is a string.
+        path: TOML file, a local path or a URL supported by `io/paths.py`; None for all defaults.
+        overrides: List of `key=value`; later ones win. The key is dotted. The value is TOML (`3`, `true`,
+            `[16, 16]`), or a bare word, which is a string.
     Raises:
-        ConfigError: With every mistake of the file and of the overrides.
+        ConfigError: Lists all mistakes in the file and in the overrides.
     """
     return settings_of(_read(path) if path is not None else {}, path, overrides)
 
 
 def load_saved_run(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
-    """The settings that a run folder holds, as this or an earlier version wrote them; else as `load_run`."""
+    """Like `load_run`, for run.toml of a run folder, which an earlier version may have written."""
     return settings_of(migrate_run(_read(str(path))), str(path), overrides)
 
 
 def settings_of(tree: dict[str, Any], path: str | None, overrides: Sequence[str] = ()) -> RunSettings:
-    """The settings in `tree`, which was read from `path`; otherwise like `load_run`."""
+    """Like `load_run`, for settings in `tree` that were read from `path`."""
     mistakes: list[str] = []
     overridden: set[tuple[str, ...]] = set()
     for override in overrides:
@@ -54,7 +57,8 @@ def settings_of(tree: dict[str, Any], path: str | None, overrides: Sequence[str]
         else:
             overridden.add(key)
     try:
-        # Through JSON, because only there does pydantic's strict mode (no "3" for 3) take a list where the schema says tuple.
+        # Validated as JSON, because pydantic's strict mode (no "3" for 3) accepts a list for a tuple only
+        # there.
         settings = RunSettings.model_validate_json(json.dumps(tree, default=str), strict=True)
     except ValidationError as error:
         problems = error.errors(include_url=False)
@@ -64,7 +68,7 @@ def settings_of(tree: dict[str, Any], path: str | None, overrides: Sequence[str]
                 len(other["loc"]) > len(place) and tuple(map(str, other["loc"][: len(place)])) == place
                 for other in problems
             ):
-                continue  # Only that a list has too few right entries; each wrong entry has its own line.
+                continue  # The list has too few valid entries; each invalid entry has its own line.
             from_override = any(place[: len(key)] == key or key[: len(place)] == place for key in overridden)
             whole_run = f"{path} with {SET}" if path is not None and not place else SET
             mistakes.append(
@@ -76,7 +80,10 @@ def settings_of(tree: dict[str, Any], path: str | None, overrides: Sequence[str]
 
 
 def dump_run(settings: RunSettings) -> str:
-    """TOML with every key of `settings`, each under its description; `load_run` of it gives equal settings. Keys that are None are left out."""
+    """Returns TOML with every key of `settings`, each below its description.
+
+    `load_run` of it gives equal settings. Keys that are None are omitted.
+    """
     document = tomlkit.document()
     _fill(document, settings)
     return tomlkit.dumps(document)
@@ -92,7 +99,7 @@ def from_flat(values: Mapping[str, Any], where: str, overrides: Sequence[str] = 
     """The inverse of `flat`, with `overrides` as in `load_run`.
 
     Raises:
-        ConfigError: A key or a value is none of a run; messages name `where`.
+        ConfigError: A key or a value is not valid in a run's settings; messages start with `where`.
     """
     tree: dict[str, Any] = {}
     for key, value in values.items():
@@ -102,7 +109,7 @@ def from_flat(values: Mapping[str, Any], where: str, overrides: Sequence[str] = 
 
 
 def keys_missing(path: str, wanted: Mapping[str, Any]) -> list[str]:
-    """The keys of `wanted` that have a value there and do not occur in the TOML file `path`.
+    """Returns the keys of `wanted` whose value is not None and that the TOML file `path` does not have.
 
     Raises:
         ConfigError: The file cannot be read, or is not TOML.
@@ -112,19 +119,19 @@ def keys_missing(path: str, wanted: Mapping[str, Any]) -> list[str]:
 
 
 def _at(tree: Any, key: str) -> Any:
-    """The value under a dotted key of nested dicts; None if there is none."""
+    """The value of a dotted key in nested dicts; None if there is none."""
     for part in key.split("."):
         tree = tree.get(part) if isinstance(tree, dict) else None
     return tree
 
 
 def differences(old: RunSettings, new: RunSettings) -> list[str]:
-    """One line for every key whose value is not the same: `search.epochs: 10, not 12`."""
+    """One line for every key whose value differs: `search.epochs: 10, not 12`."""
     return [f"{key}: {before}, not {after}" for key, before, after in changes(old, new)]
 
 
 def changes(old: RunSettings, new: RunSettings) -> list[tuple[str, str, str]]:
-    """Every key whose value is not the same, with the old value and the new one as JSON; long ones are cut."""
+    """Every key whose value differs, with the old and the new value as JSON; long values are truncated."""
     before, after = dict(_leaves(old)), dict(_leaves(new))
     keys = dict.fromkeys([*before, *after])
     return [
@@ -147,12 +154,12 @@ def _parse_override(override: str) -> tuple[tuple[str, ...], Any]:
     name, equals, text = override.partition("=")
     key = tuple(part.strip() for part in name.split("."))
     if not equals or not text.strip() or not all(key):
-        raise ConfigError(f"{SET} {override}: wants key=value, such as {SET} search.epochs=5")
+        raise ConfigError(f"{SET} {override}: expected key=value, such as {SET} search.epochs=5")
     try:
         parsed = parse_toml(f"value = {text}".encode("utf-8", "surrogatepass"))
     except ValueError:
         return key, text.strip()
-    # More than one key: a line break inside the value started another one.
+    # More than one key: a line break inside the value started a second one.
     return key, parsed["value"] if len(parsed) == 1 else text.strip()
 
 
@@ -165,13 +172,13 @@ def _put(tree: dict[str, Any], key: tuple[str, ...], value: Any) -> None:
         if not isinstance(section, dict):
             where = ".".join(key[:depth])
             raise ConfigError(
-                f"{SET} {'.'.join(key)}: {where} is no section. Give it whole: {SET} '{where}=...'"
+                f"{SET} {'.'.join(key)}: {where} is not a section. Set its whole value: {SET} '{where}=...'"
             )
     section[key[-1]] = value
 
 
 def _describe(problem: Mapping[str, Any], tree: Mapping[str, Any]) -> str:
-    """One mistake that pydantic found, as `key = value: what is wanted`."""
+    """One mistake found by pydantic, as `key = value: must be ...`."""
     place: tuple[str | int, ...] = problem["loc"]
     key = dotted(place)
     if problem["type"] == "extra_forbidden":
@@ -198,11 +205,11 @@ _NOUNS = {
     "bool_parsing": "true or false",
     "dict_type": "a section with keys of its own",
 }
-"""The values that a key takes, by pydantic's name of the mistake."""
+"""The values that a key accepts, by pydantic's type of the error."""
 
 
 def _wanted(problem: Mapping[str, Any], tree: Mapping[str, Any]) -> str:
-    """The values that the key of a mistake takes, as `must be ...`."""
+    """The values that the key accepts, as `must be ...`."""
     kind, place, got = problem["type"], problem["loc"], problem["input"]
     if kind in _NOUNS:
         return f"must be {_NOUNS[kind]}"
@@ -210,7 +217,8 @@ def _wanted(problem: Mapping[str, Any], tree: Mapping[str, Any]) -> str:
         return f"must be a list, such as {_example(place, got, tree)}"
     if kind == "too_short":
         count = problem["ctx"]["min_length"]
-        return f"must have at least {count} {'entry' if count == 1 else 'entries'}, such as {_example(place, got, tree)}"
+        entries = "entry" if count == 1 else "entries"
+        return f"must have at least {count} {entries}, such as {_example(place, got, tree)}"
     if kind in ("model_type", "model_attributes_type"):
         entry = (
             f", such as {_item(_entry(place, got, tree)).as_string()}" if isinstance(place[-1], int) else ""
@@ -220,7 +228,7 @@ def _wanted(problem: Mapping[str, Any], tree: Mapping[str, Any]) -> str:
 
 
 def _example(place: Sequence[str | int], got: Any, tree: Mapping[str, Any]) -> str:
-    """A list that the key at `place` takes, in TOML: with `got` as its entry where that makes sense, else the default."""
+    """A valid list for the key at `place`, in TOML: with `got` as its entry if possible, else the default."""
     section = model_at(place[:-1], tree)
     field = section.model_fields[str(place[-1])] if section else None
     if field is not None and list(models_in(field.annotation)) and isinstance(got, int | dict):
@@ -229,16 +237,20 @@ def _example(place: Sequence[str | int], got: Any, tree: Mapping[str, Any]) -> s
 
 
 def _entry(place: Sequence[str | int], got: Any, tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A section of the kind at `place`: `got`, or its first key with `got` as the value."""
+    """An example of the section at `place`: `got`, or the section's first key with `got` as its value."""
     section = model_at(place, tree)
     return got if isinstance(got, dict) or section is None else {next(iter(section.model_fields)): got}
 
 
 def _suggest_key(place: tuple[str | int, ...], tree: Mapping[str, Any]) -> str:
-    """Where an earlier version's key is in this one, else the nearest key of the same section, or anywhere, else the keys that the section has."""
+    """A suggestion for an unknown key.
+
+    The new name of an earlier version's key; else the closest key of the same section; else the closest key
+    of any section; else all keys of the section.
+    """
     *parents, name = place
     if (new := RENAMED.get(dotted(place))) is not None:
-        return f" It is called {new}; write it in the section [{new.rpartition('.')[0]}]."
+        return f" It is called {new}; set it in the section [{new.rpartition('.')[0]}]."
     section = model_at(parents, tree)
     if section is None:
         return ""
@@ -277,7 +289,10 @@ def _leaves(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _fill(container: tomlkit.TOMLDocument | Table, section: BaseModel) -> None:
-    """Put the keys of `section` into `container`: plain ones first, since in TOML a key after a sub-section would belong to that one."""
+    """Adds the keys of `section` to `container`.
+
+    Keys with plain values come first: in TOML, a key after a subsection would belong to the subsection.
+    """
     subsections: dict[str, BaseModel] = {}
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
@@ -297,7 +312,7 @@ def _fill(container: tomlkit.TOMLDocument | Table, section: BaseModel) -> None:
 
 
 def _item(value: Any) -> Any:
-    """The TOML item of a plain value; a section within a list, or keys that the user chose, become an inline table."""
+    """The TOML item of a value. A section in a list, and a dict, become inline tables."""
     if isinstance(value, BaseModel | dict):
         inline = tomlkit.inline_table()
         inline.update(
@@ -316,7 +331,7 @@ def _item(value: Any) -> Any:
 
 
 def _show(value: Any) -> str:
-    """A value as the user wrote it, cut where it is long."""
+    """A value as the user wrote it, truncated to 80 characters."""
     text = (
         "nothing"
         if value is None

@@ -1,4 +1,4 @@
-"""Settings as earlier versions wrote them into run folders and bundles, turned into those of this version."""
+"""Converts settings that earlier versions wrote to run folders and bundles."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,10 +19,10 @@ RENAMED: Mapping[str, str] = {
     "search.push": "search.method.penalty",
     "ranks.ids_ahead": "ranks.prefetch_ids",
 }
-"""The key of this version, by the key of version 0.1.0."""
+"""New keys, by the key of version 0.1.0."""
 
 COMPUTE_KERNELS = {"host": "fused_uvm", "cached": "fused_uvm_caching"}
-"""The value of `sharding.compute_kernel`, by the value that version 0.1.0 had for it."""
+"""Values of `sharding.compute_kernel`, by the value of version 0.1.0."""
 
 MODEL_KEYS: Mapping[str, tuple[str, ...]] = {
     "lift_dim": ("fm", "deepfm", "autoint"),
@@ -32,11 +32,11 @@ MODEL_KEYS: Mapping[str, tuple[str, ...]] = {
     "attention_layers": ("autoint",),
     "attention_heads": ("autoint",),
 }
-"""Keys of [model] that version 0.1.0 wrote for every model, and the models that read them."""
+"""Keys of [model] that version 0.1.0 wrote for every model, and the models that use them."""
 
 
 def migrate_run(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a run folder, as a tree of tables; settings of this version are returned unchanged."""
+    """Returns a run's settings, as a tree of tables, with the keys and values of this version."""
     migrated = _copy(tree)
     search = migrated.get("search")
     name = search.get("method", "ham") if isinstance(search, dict) else "ham"
@@ -64,7 +64,7 @@ def migrate_run(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def migrate_model(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a model, as a bundle holds them: renamed keys, without those that only other models read."""
+    """Returns a model's settings from a bundle with new keys, and without keys that only other models use."""
     names = {old.removeprefix("model."): new.removeprefix("model.") for old, new in RENAMED.items()}
     name = model.get("name")
     built_in = any(name in owners for owners in MODEL_KEYS.values())
@@ -88,7 +88,7 @@ def _copy(value: Any) -> Any:
 
 
 def _section(tree: dict[str, Any], key: str) -> tuple[dict[str, Any] | None, str]:
-    """The table that holds a dotted key, None if the tree has no such table, and the key's last part."""
+    """The table of a dotted key (None if the tree has no such table), and the key's last part."""
     *parents, last = key.split(".")
     section: Any = tree
     for parent in parents:

@@ -1,6 +1,8 @@
-"""The settings of a run. `ham-dist train` writes them all to the run folder's run.toml.
+"""The settings of a run. `ham-dist train` writes all of them to run.toml in the run folder.
 
-Every default lives here, and those of a method's or a model's own keys in its settings class."""
+Every default is defined here, except those of a method's or a model's own keys, which are in its settings
+class.
+"""
 
 from typing import Annotated, Literal
 
@@ -13,25 +15,26 @@ from ham_dist.config.presets import PRESETS
 PositiveInt = Annotated[int, Field(gt=0)]
 LayerCount = Annotated[int, Field(gt=0, le=64)]
 LayerWidths = Annotated[tuple[Annotated[int, Field(gt=0, le=65_536)], ...], Field(max_length=64)]
-"""Bounds far above what a model needs, so that a damaged file cannot ask for endless memory."""
+"""Limits far above what a model needs, so that a damaged file cannot make a process allocate all memory."""
 PositiveFloat = Annotated[float, Field(gt=0)]
 
 
 class Settings(BaseModel):
-    """Base of all sections: an unknown key is an error, and a loaded run does not change."""
+    """Base class of all sections: an unknown key is an error, and loaded settings cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class SyntheticSettings(Settings):
-    """Generated data with planted truth: which fields matter, and how many columns each needs, is known."""
+    """Generated data with a planted truth: the number of columns that each field needs is known."""
 
     preset: Annotated[Literal["dlrm", "dlrm-39"] | None, Field(exclude=True)] = None
-    """Cardinalities, ranks and skew in a word: the DLRM benchmark's 26 tables of 204 million rows; `dlrm-39` puts 13 small ones before them."""
+    """Sets `num_embeddings`, `planted_ranks` and `skew` together. `dlrm`: the 26 tables of the DLRM
+    benchmark, 204 million rows; `dlrm-39`: the same with 13 small tables before them."""
     rows: Annotated[int, Field(gt=0, le=10**12)] = 200_000
-    """Rows of all three splits together."""
+    """Samples in all three splits together."""
     planted_ranks: tuple[Annotated[int, Field(ge=0)], ...] = (6, 4, 3, 2, 1, 0, 0, 0)
-    """Columns that each field truly needs; 0 makes a field pure noise. One entry a field."""
+    """Number of columns that each field needs; 0 makes a field pure noise. One entry per field."""
     num_embeddings: tuple[Annotated[int, Field(ge=2, lt=2**31)], ...] = (
         600,
         400,
@@ -42,75 +45,82 @@ class SyntheticSettings(Settings):
         200,
         50,
     )
-    """Rows C_j of each field's table, the unknown row 0 included."""
+    """Rows C_j of each field's table, including row 0 for unknown values. One entry per field."""
     skew: Annotated[float, Field(ge=0)] = 0.6
-    """Zipf exponent of how often the values of a field occur; 0 is uniform."""
+    """Zipf exponent of the frequencies of a field's values; 0 is uniform."""
     missing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the values of every field that are missing: id 0, which says nothing of the label."""
+    """Share of the values of every field that are missing. They get id 0, which has no effect on the
+    label."""
     signal: PositiveFloat = 2.0
-    """Standard deviation of the true logit over the rows, were none missing: how far the labels can be predicted."""
+    """Standard deviation of the true logit over the samples, if no value were missing. The larger it is, the
+    better the labels can be predicted."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Seed of the data; apart from the run's seed, so that runs of several seeds can share one data set."""
+    """Seed of the data. It is separate from the run's seed, so that runs with different seeds can share one
+    data set."""
 
     @model_validator(mode="after")
-    def _spell_out_preset(self) -> "SyntheticSettings":
+    def _expand_preset(self) -> "SyntheticSettings":
         if self.preset is None:
             return self
         if "num_embeddings" in self.model_fields_set:
             raise ValueError(f"preset = {self.preset!r} and num_embeddings are both given; give one of them")
         for name, value in PRESETS[self.preset].items():
             if name not in self.model_fields_set:
-                object.__setattr__(
-                    self, name, value
-                )  # the model is frozen, and a validator may not give another one
+                # The model is frozen, and a validator must return the same instance.
+                object.__setattr__(self, name, value)
         object.__setattr__(self, "preset", None)
         return self
 
     @model_validator(mode="after")
-    def _one_entry_a_field(self) -> "SyntheticSettings":
+    def _one_entry_per_field(self) -> "SyntheticSettings":
         if len(self.planted_ranks) != len(self.num_embeddings):
             raise ValueError(
-                f"planted_ranks has {len(self.planted_ranks)} entries and num_embeddings {len(self.num_embeddings)}; give one of each a field"
+                f"planted_ranks has {len(self.planted_ranks)} entries and num_embeddings has "
+                f"{len(self.num_embeddings)}; give one entry per field in both"
             )
         return self
 
 
 class DataSettings(Settings):
-    """Where the samples come from and how they are cut into batches."""
+    """Source of the samples, and batch sizes."""
 
     path: str | None = None
-    """Folder that `ham-dist prepare` wrote; without one the run generates the `synthetic` set into its own run folder."""
+    """Folder of prepared data, written by `ham-dist prepare`. If it is not set, the run generates the
+    `synthetic` data in its own run folder."""
     synthetic: SyntheticSettings = SyntheticSettings()
-    """The generated set; used where `path` is not given."""
+    """The generated data; used if `path` is not set."""
     batch_size: Annotated[int, Field(ge=2)] = 2048
-    """Samples of a global training batch, spread over all ranks (HAM paper, section 4.3)."""
+    """Samples in a global training batch, divided among all ranks (HAM paper, section 4.3)."""
     evaluation_batch_size: Annotated[int, Field(ge=2)] = 16_384
-    """Samples of a global batch where only scores are wanted."""
+    """Samples in a global batch in evaluation."""
     shuffle_rows: PositiveInt = 1_048_576
-    """Samples of a split that are in memory at once (about 4 bytes a value). A split with no more is shuffled as a whole, and each rank holds all of
-    it; of a larger one this many are shuffled at a time, which the ranks hold together, and each batch is drawn from them."""
+    """Size of the shuffle buffer, in samples (about 4 bytes per value). A split of at most this many samples
+    is kept in memory on every rank and shuffled completely. A larger split is streamed: each batch is drawn
+    at random from a buffer of this many samples, which all ranks hold together."""
     prefetch: PositiveInt = 4
-    """Batches that are read and cut ahead of the training, beside it."""
+    """Batches that a background thread reads ahead of training."""
 
 
 class ModelSettings(Settings):
-    """The CTR model over the field embeddings; each model adds keys of its own (ham_dist/models)."""
+    """The CTR model on top of the field embeddings; each model adds keys of its own (ham_dist/models)."""
 
     name: str
-    """The interaction: fm, deepfm, autoint or dcnv2."""
+    """Model: `fm`, `deepfm`, `autoint` or `dcnv2`."""
     base_dim: Annotated[int, Field(gt=0, le=1024)] = 16
-    """Width of every table of the supernet, capped by its rows: d_j = min(base_dim, C_j); fbgemm-gpu's kernels end at 1024."""
+    """Embedding dim of every table of the supernet, at most its number of rows: d_j = min(base_dim, C_j).
+    fbgemm-gpu's kernels support up to 1024."""
     init_std: PositiveFloat = 0.01
     """Standard deviation of the embedding initialization."""
 
 
 MODELS = Choice[ModelSettings]("model.name", "dcnv2", "ham_dist.models.registry")
 AnyModelSettings = Annotated[SerializeAsAny[ModelSettings], MODELS.validator()]
-"""Settings of the model that `name` chooses."""
+"""Settings of the model chosen by `name`."""
 
 
 TABLE_OPTIMIZERS = ["adam", "sgd", "adagrad", "rowwise_adagrad", "fused_adam", "lamb", "partial_rowwise_adam"]
-"""Names of the table optimizers; ham_dist/distributed/planning/table_optimizers.py registers each, and adds those of plug-ins."""
+"""Names of the table optimizers. ham_dist/distributed/planning/table_optimizers.py registers each of them,
+and adds the names of plug-ins to this list."""
 
 
 def _table_optimizer(name: str) -> str:
@@ -120,109 +130,128 @@ def _table_optimizer(name: str) -> str:
 
 
 class OptimizerSettings(Settings):
-    """How weights move in all three stages."""
+    """Optimizers of the tables and of the dense weights, in all three stages."""
 
     tables: Annotated[str, AfterValidator(_table_optimizer)] = "adam"
-    """Rule of the tables: `adam` exactly as in the paper (every row, every step; by the dense kernel), or fused into the backward pass `sgd`,
-    `adagrad` or `rowwise_adagrad`, and on GPU alone `fused_adam`, `lamb` or `partial_rowwise_adam`."""
+    """Table optimizer. `adam` is exact Adam as in the paper: every row moves at every step (dense kernel).
+    The others are fused into the backward pass: `sgd`, `adagrad` and `rowwise_adagrad`, and on GPU only
+    `fused_adam`, `lamb` and `partial_rowwise_adam`."""
     tables_learning_rate: PositiveFloat = 1e-3
     """Learning rate of the tables."""
     learning_rate: PositiveFloat = 1e-3
-    """Learning rate of Adam on the dense weights."""
+    """Learning rate of Adam for the dense weights."""
 
 
 ShardingType = Literal["table_wise", "row_wise", "column_wise", "table_row_wise", "grid", "data_parallel"]
-"""`table_wise`: whole on one rank; `row_wise`: blocks of rows on all ranks; `column_wise`: blocks of columns on several; `table_row_wise`: blocks of
-rows on the ranks of one host; `grid`: blocks of columns on several hosts, each in blocks of rows there; `data_parallel`: a copy on every rank."""
+"""`table_wise`: the whole table on one rank; `row_wise`: blocks of rows on all ranks; `column_wise`: blocks
+of columns on several ranks; `table_row_wise`: blocks of rows on the ranks of one host; `grid`: blocks of
+columns on several hosts, each split into blocks of rows on the ranks of that host; `data_parallel`: a copy on
+every rank."""
 
 
 ComputeKernel = Literal["device", "fused_uvm", "fused_uvm_caching"]
-"""`device`: TorchRec's `fused` or `dense`, as the table optimizer needs, in the memory of the rank's device; `fused_uvm`: in
-host memory, which a GPU reads row by row; `fused_uvm_caching`: the same, with the rows used last cached on the GPU."""
+"""`device`: TorchRec's `fused` or `dense`, whichever the table optimizer needs, in the memory of the rank's
+device; `fused_uvm`: in host memory, from which the GPU reads rows; `fused_uvm_caching`: the same, with the
+most recently used rows cached on the GPU."""
 
 
 class ShardingSettings(Settings):
-    """How tables are spread over the ranks. `ham-dist train --plan-only` shows what comes of it."""
+    """Distribution of the tables over the ranks. `ham-dist train --plan-only` shows the resulting plan."""
 
     sharding_type: Literal["auto", ShardingType] = "auto"
-    """Sharding type of every table that `sharding_types` does not name. `auto` on GPU: the plan that TorchRec's planner
-    estimates to be fastest among those that fit; on CPU: table_wise by size, and row_wise for a table too large for one rank."""
+    """Sharding type of every table that is not in `sharding_types`: `auto`, `table_wise`, `row_wise`,
+    `column_wise`, `table_row_wise`, `grid` or `data_parallel`. `auto` on GPU: the fastest plan that fits, as
+    estimated by TorchRec's planner. `auto` on CPU: `table_wise`, balanced by size, and `row_wise` for a table
+    too large for one rank."""
     sharding_types: dict[str, ShardingType] = {}
-    """Sharding type of single tables, by field: { user = "row_wise" }."""
+    """Sharding type of individual tables, by field: { user = "row_wise" }."""
     compute_kernel: Literal["auto", ComputeKernel] = "device"
-    """Compute kernel of every table that `compute_kernels` does not name. `fused_uvm` and `fused_uvm_caching` exist on GPU,
-    with fused table optimizers; `auto` takes `fused_uvm_caching` for the fewest tables, the largest first, where not all fit on
-    the device. A rank on CPU has its tables in host memory in any case."""
+    """Compute kernel of every table that is not in `compute_kernels`. `device`: the table is in the memory of
+    the rank's device. `fused_uvm`: in host memory, from which the GPU reads rows. `fused_uvm_caching`: in
+    host memory, with the most recently used rows cached on the GPU. The last two need a GPU and a fused table
+    optimizer. `auto`: `device`, and if not all tables fit, `fused_uvm_caching` for as few tables as possible,
+    the largest first. On CPU, tables are always in host memory."""
     compute_kernels: dict[str, ComputeKernel] = {}
-    """Compute kernel of single tables, by field: { user = "fused_uvm_caching" }."""
+    """Compute kernel of individual tables, by field: { user = "fused_uvm_caching" }."""
     cache_load_factor: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """Share of the rows of a `fused_uvm_caching` table that the GPU has room for (`load_factor` in TorchRec)."""
+    """Share of the rows of a `fused_uvm_caching` table that fit in its cache on the GPU (TorchRec's
+    `load_factor`)."""
     memory_share: Annotated[float, Field(gt=0, le=1)] = 0.85
-    """Share of a rank's memory that tables, their gradients and their optimizer's state may take; the rest is for batches, activations and the
-    dense part. TorchRec's planner keeps 15 % free as well."""
+    """Share of a rank's memory that tables, their gradients and their optimizer state may use. The rest is
+    for batches, activations and dense weights. TorchRec's planner also reserves 15 %."""
 
 
 TablePrecision = Literal["float32", "float16", "bfloat16"]
-"""How a number of a table is stored."""
+"""Data type in which tables are stored."""
 
 
 class PrecisionSettings(Settings):
-    """Arithmetic of the parts of a model."""
+    """Data types of the tables and of the dense part of the model."""
 
     tables: TablePrecision = "float32"
-    """How tables are stored; what is looked up is float32, and so is what their rule remembers. Half the bytes need a fused rule. `float16` on CPU
-    rounds each step to the nearest number, so that steps below half the distance to the next are lost (w / 4096 and up to twice that); on GPU kernels
-    round to either neighbour at random, right on average. `bfloat16` has kernels on GPU alone. docs/sharding.md says what exists where."""
+    """Data type of the stored tables; looked-up vectors and optimizer state are always float32. `float16` and
+    `bfloat16` need a fused table optimizer, and `bfloat16` needs a GPU. With `float16` on CPU, each update is
+    rounded to the nearest number, so an update of a weight w that is smaller than half the distance to the
+    next number (between |w| / 4096 and |w| / 2048) is lost. GPU kernels use stochastic rounding, which is
+    correct on average. docs/sharding.md lists the supported combinations."""
     dense: Literal["float32", "float64", "bfloat16"] = "float32"
-    """Of the part above the tables. `float64` also rounds what is summed over ranks, so that a run on CPU comes out the same on any number of
-    ranks; it costs time (perf/results/ranks_cpu_2026-11.md). `bfloat16` is that of products in steps on weights and on alpha (autocast): weights,
-    BatchNorm, logits, loss and all that is only scored stay float32. Made for GPUs; a CPU without bfloat16 instructions takes longer with it."""
+    """Data type of the dense part of the model. `float64` also rounds sums over ranks, so that a run on CPU
+    gives the same result on any number of ranks; it is slower (perf/results/ranks_cpu_2026-11.md). `bfloat16`
+    uses autocast for matrix products in steps on the weights and on alpha; weights, BatchNorm, logits, loss
+    and evaluation stay float32. It is meant for GPUs; a CPU without bfloat16 instructions is slower with
+    it."""
 
 
 class OrthogonalitySettings(Settings):
-    """Soft orthogonality of table columns (HAM paper, Eq. 1)."""
+    """Soft orthogonality regularizer on the columns of each table (HAM paper, Eq. 1)."""
 
     form: Literal["gram", "cosine", "none"] = "gram"
-    """`gram`: Eq. 1; `cosine`: Eq. 1 of the columns at unit length; `none`: off."""
+    """`gram`: Eq. 1; `cosine`: Eq. 1 on columns normalized to unit length; `none`: no regularizer."""
     weight: PositiveFloat = 1e-3
-    """lambda: 1e-3 on MovieLens-1M, 1e-6 with `cosine` on Avazu in the paper."""
+    """Weight of the regularizer (lambda). The paper uses 1e-3 on MovieLens-1M, and 1e-6 with `cosine` on
+    Avazu."""
     application: Literal["coupled", "decoupled"] = "coupled"
-    """`coupled`: added to the gradient before the optimizer's rule, to every row at every step, as in the paper; `decoupled`: beside the optimizer,
-    as far as its rule would take such a gradient, at a cost that does not grow with the rows."""
+    """`coupled`: added to the gradient of every row at every step, before the table optimizer, as in the
+    paper. `decoupled`: an update separate from the table optimizer's, of the size that the table optimizer
+    would give it, on a sample of the rows, so that the cost does not grow with the number of rows."""
     every: PositiveInt = 20
-    """Decoupled only: steps from one application to the next, which makes up for the steps between."""
+    """`decoupled` only: steps between two applications. Each application makes up for all steps since the
+    last one."""
     rows: PositiveInt = 2048
-    """Decoupled only: about so many rows of each table at a time, evenly spread over it, in rotation. A row is moved for all steps since its turn."""
+    """`decoupled` only: number of rows of each table, approximately, that one application updates. They are
+    evenly spaced, and successive applications take different rows until all were updated. An update of a row
+    makes up for all steps since its last one."""
 
 
 class PretrainSettings(Settings):
-    """Stage 1: train the wide supernet."""
+    """Stage 1: train the supernet, with all columns."""
 
     max_epochs: PositiveInt = 30
-    """Upper bound on epochs."""
+    """Maximum number of epochs."""
     patience: PositiveInt = 2
     """Epochs without a better validation AUC before the stage stops; the best epoch's weights are kept."""
 
 
 class Target(Settings):
-    """What a search must bring the tables down to: a number of columns, or of bytes."""
+    """Target size of the tables after a search: a number of columns, or of bytes."""
 
     columns: PositiveInt | None = None
-    """Columns left in all tables together."""
+    """Columns to keep, in all tables together."""
     bytes: PositiveInt | None = None
-    """Bytes of all tables under search together, at searched dims and 4 bytes a number (2 with `precision.tables` of half the bytes); first-order
-    tables of width 1 come on top. A run's own bundle stores as many, but for `bfloat16` tables: it has them in float32, and takes
-    twice as many."""
+    """Bytes to keep, in all searched tables together, at searched dims and 4 bytes per number (2 if
+    `precision.tables` is `float16` or `bfloat16`). First-order tables (dim 1) are not counted. The run's own
+    bundle has tables of the same size, except that it stores `bfloat16` tables as float32, in twice the
+    bytes."""
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> "Target":
+    def _columns_or_bytes(self) -> "Target":
         if (self.columns is None) == (self.bytes is None):
             raise ValueError("give a target either `columns` or `bytes`")
         return self
 
     @property
     def label(self) -> str:
-        """`columns-28` or `bytes-1000000`: names the target in folders and logs."""
+        """The target's name in folders and logs: `columns-28` or `bytes-1000000`."""
         return f"columns-{self.columns}" if self.columns is not None else f"bytes-{self.bytes}"
 
 
@@ -230,65 +259,73 @@ class MethodSettings(Settings):
     """The size-search method; each method adds keys of its own (ham_dist/methods)."""
 
     name: str
-    """The method: ham, or a control that chooses without a search: uniform, random or magnitude."""
+    """Method: `ham`, or a baseline that chooses columns without a search: `uniform`, `random` or
+    `magnitude`."""
 
 
 METHODS = Choice[MethodSettings]("search.method", "ham", "ham_dist.methods.registry")
 AnyMethodSettings = Annotated[SerializeAsAny[MethodSettings], METHODS.validator()]
-"""Settings of the method that `name` chooses."""
+"""Settings of the method chosen by `name`."""
 
 
 class SearchSettings(Settings):
     """Stage 2: find the columns to keep."""
 
     method: AnyMethodSettings = Field(default_factory=METHODS.start)
-    """The size-search method: a section [search.method], or its name alone."""
+    """Size-search method: a section [search.method], or only its name."""
     targets: Annotated[tuple[Target, ...], Field(min_length=1)] = (Target(columns=16),)
-    """One search, and one narrow model, for each target; all start from the one pretrained supernet."""
+    """Target sizes. Each gets its own search and its own narrow model; all start from the same pretrained
+    supernet."""
     epochs: PositiveInt = 10
-    """Upper bound on epochs of alternating steps."""
+    """Maximum number of epochs of alternating steps on alpha and on the weights."""
     patience: PositiveInt = 3
-    """Epochs without a better validation AUC, the column count being near the target, before the search stops early."""
+    """Epochs without a better validation AUC before the search stops early. Only epochs in which the number
+    of columns (or bytes) in use was near the target count as better."""
 
 
 class RetrainSettings(Settings):
-    """Stage 3: go on training the narrow model from the searched weights."""
+    """Stage 3: train the narrow model further, from the searched weights."""
 
     max_epochs: PositiveInt = 30
-    """Upper bound on epochs."""
+    """Maximum number of epochs."""
     patience: PositiveInt = 2
     """Epochs without a better validation AUC before the stage stops; the best epoch's weights are kept."""
 
 
 class CheckpointSettings(Settings):
-    """When a run saves what it goes on from, beside the end of every epoch; may change when it goes on."""
+    """Checkpoints in addition to those at the end of every epoch; may be changed when a run is resumed."""
 
     every_steps: Annotated[int, Field(ge=0)] = 0
-    """Steps from one checkpoint within an epoch to the next; 0 counts no steps."""
+    """Steps between two checkpoints within an epoch; 0: no checkpoints by steps."""
     every_minutes: Annotated[float, Field(ge=0)] = 10.0
-    """Minutes after which the next step is followed by a checkpoint, by the clock of rank 0; 0 asks no clock."""
+    """Minutes between two checkpoints within an epoch, by the clock of rank 0; 0: no checkpoints by time."""
     keep: PositiveInt = 2
-    """Newest checkpoints of a stage that stay, beside those with the best validation AUC: where the newest is damaged, the one before it serves."""
+    """Number of newest checkpoints that are kept for each stage, in addition to those with the best
+    validation AUC. If the newest is damaged, the run resumes from the one before it."""
     copy_bytes: Annotated[int, Field(ge=0)] = 2**30
-    """Up to so many bytes of a rank's tensors are copied to be written while training goes on; for more, training waits until they are written."""
+    """Largest size, in bytes, of a rank's checkpoint that is copied in memory and written in the background.
+    For a larger one, training waits until it is written."""
 
 
 class RanksSettings(Settings):
-    """How ranks keep together; may change when a run goes on."""
+    """Devices of the ranks and communication between them; may be changed when a run is resumed."""
 
     timeout_minutes: Annotated[float, Field(ge=1e-5, le=1e6)] = 120.0
-    """How long a rank may keep the others waiting before all end and it is named. Rank 0 alone hashes a bundle, at about a second a gigabyte."""
+    """Minutes that a rank may keep the others waiting. After that, all ranks end with an error that names the
+    slow rank. Rank 0 alone hashes a bundle, which takes about a second per gigabyte."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`cuda`: each rank has a GPU of its own. `auto`: so where the host has any GPU, else `cpu`. Fewer GPUs on a host than ranks are an error."""
+    """`cuda`: one GPU per rank; fewer GPUs than ranks on a host are an error. `auto`: `cuda` if the host has
+    a GPU, else `cpu`."""
     prefetch_ids: bool = True
-    """Whether the ids of the next two batches travel between ranks, and to the GPU, while a batch is trained on; no number depends on it."""
+    """If true, the ids of the next two batches are sent to the other ranks, and copied to the GPU, during a
+    training step. It changes speed only, not results."""
 
 
 class RunSettings(Settings):
-    """One whole run."""
+    """Settings of a run."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Seed of weights, of the order of samples and of methods that draw."""
+    """Seed of the weights, of the order of samples, and of methods that choose at random."""
     data: DataSettings = DataSettings()
     model: AnyModelSettings = Field(default_factory=MODELS.start)
     optimizer: OptimizerSettings = OptimizerSettings()
@@ -310,7 +347,8 @@ class RunSettings(Settings):
             and self.orthogonality.application == "coupled"
         ):
             raise ValueError(
-                f'orthogonality.application = "coupled" adds to the gradient of whole tables, which optimizer.tables = "{tables}" never forms '
-                '(it steps inside the backward pass); set orthogonality.application = "decoupled", or optimizer.tables = "adam"'
+                f'orthogonality.application = "coupled" needs the gradient of whole tables, which '
+                f'optimizer.tables = "{tables}" does not compute (it updates rows in the backward pass); '
+                'set orthogonality.application = "decoupled", or optimizer.tables = "adam"'
             )
         return self

@@ -1,4 +1,4 @@
-"""Where a key of the settings is: the section that holds it, also where a name chooses the section's class."""
+"""Finds the section of a key, including sections whose class depends on their `name`."""
 
 import types
 import typing
@@ -15,7 +15,7 @@ BY_NAME: dict[str, Choice[Any]] = {"model": MODELS, "search.method": METHODS}
 
 
 def owners(parents: Sequence[str | int], key: str | int) -> list[str]:
-    """The names by which a section chosen by its name has `key`."""
+    """The values of a section's `name` for which it has `key`; empty for sections without such a choice."""
     choice = BY_NAME.get(dotted(parents))
     if choice is None:
         return []
@@ -23,7 +23,8 @@ def owners(parents: Sequence[str | int], key: str | int) -> list[str]:
 
 
 def model_at(place: Sequence[str | int], tree: Mapping[str, Any]) -> type[BaseModel] | None:
-    """The section of the schema that `place` leads to in `tree`; a number in it steps into a list of sections."""
+    """The class of the section at `place` in `tree`; a number in `place` is an index into a list of
+    sections."""
     model: type[BaseModel] = RunSettings
     value: Any = tree
     for number, part in enumerate(place, start=1):

@@ -1,15 +1,17 @@
-"""Bytes: how many a number of a table takes, and how a reader wants them."""
+"""Bytes per number of a table, and sizes in bytes as text."""
 
 from ham_dist.config.schema import TablePrecision
 
 NUMBER_BYTES: dict[TablePrecision, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
-"""Bytes of one number, for rooms that have no torch to ask."""
+"""Bytes of one number, for modules that do not import torch."""
 
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 
 
 def size_text(count: float) -> str:
-    """Bytes in the decimal unit that leaves up to three digits before the point, to four digits: `26.4 kB`."""
+    """A size in bytes as text, to four digits, in the decimal unit with at most three digits before the
+    point: `26.4 kB`.
+    """
     exponent = 0
     while abs(count) >= 999.95 and exponent < len(_UNITS) - 1:
         count, exponent = count / 1000, exponent + 1

@@ -1,1 +1,1 @@
-"""The three stages of HAM (paper, Algorithm 1): pretrain, search, retrain. Each file reads top to bottom."""
+"""The three stages of HAM (paper, Algorithm 1): pretrain, search and retrain; and slicing between them."""

@@ -1,4 +1,4 @@
-"""Train until validation AUC stops rising: what pretraining and retraining share."""
+"""Training with early stopping by validation AUC, used by pretraining and retraining."""
 
 from ham_dist.config.schema import PretrainSettings, RetrainSettings
 from ham_dist.training.checkpoints import StageCheckpoints
@@ -22,9 +22,13 @@ def fit(
     *,
     start_counts: bool,
 ) -> StageProgress:
-    """Epochs of weight steps with early stopping; leaves the weights with the best validation AUC in `state`.
+    """Trains the weights with early stopping; leaves those with the best validation AUC in `state`.
 
-    start_counts: whether the weights that the stage starts from may be the best: so for a trained model.
+    Args:
+        start_counts: If true, the initial weights are evaluated too and can be the best ones, as is sensible
+            for a trained model.
+    Returns:
+        Epochs, steps and seconds of the stage, and its best epoch.
     """
     progress = StageProgress(EarlyStopper(settings.patience))
     checkpoints.resume(progress)
@@ -43,14 +47,15 @@ def fit(
         progress.finish_epoch(quality.defined_auc)
         log.metrics(
             stage, epoch, state.optimizers.steps,
-            train_loss=loss, validation_auc=quality.auc, validation_logloss=quality.log_loss, orthogonality=state.regularizer.penalty(state.sharded),
+            train_loss=loss, validation_auc=quality.auc, validation_logloss=quality.log_loss,
+            orthogonality=state.regularizer.penalty(state.sharded),
         )  # fmt: skip
         log.say(
-            f"{stage} epoch {epoch}: train log loss {loss:.5f}, validation AUC {quality.auc:.5f}, log loss {quality.log_loss:.5f}"
+            f"{stage} epoch {epoch}: train log loss {loss:.5f}, "
+            f"validation AUC {quality.auc:.5f}, log loss {quality.log_loss:.5f}"
         )
         checkpoints.save(progress)
     checkpoints.restore_best(progress)
-    log.say(
-        f"{stage}: best after {progress.stopper.best_epoch} epochs, validation AUC {progress.stopper.best:.5f}"
-    )
+    best = progress.stopper
+    log.say(f"{stage}: best after {best.best_epoch} epochs, validation AUC {best.best:.5f}")
     return progress

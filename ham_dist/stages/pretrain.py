@@ -1,4 +1,5 @@
-"""Stage 1: train the wide supernet, its columns kept near orthogonal (HAM paper, section 3.3 and Eq. 1)."""
+"""Stage 1: train the supernet, with columns regularized towards orthogonality (HAM paper, section 3.3 and Eq.
+1)."""
 
 from ham_dist.stages.fit import fit
 from ham_dist.training.checkpoints import StageCheckpoints
@@ -11,5 +12,8 @@ from ham_dist.training.state import TrainingState
 def pretrain(
     state: TrainingState, samples: Samples, checkpoints: StageCheckpoints, log: RunLog
 ) -> StageProgress:
-    """Algorithm 1, 'Pretrain': weight steps with the regularizer until validation AUC stops rising. Leaves V_init and Theta_init in `state`."""
+    """Algorithm 1, 'Pretrain': weight steps with the regularizer until validation AUC stops rising.
+
+    Leaves V_init and Theta_init in `state`.
+    """
     return fit("pretrain", state, samples, state.settings.pretrain, checkpoints, log, start_counts=False)

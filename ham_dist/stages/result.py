@@ -1,4 +1,4 @@
-"""The quality and the cost of a run's models, as result.json keeps them."""
+"""Quality and cost of a run's models, the content of result.json."""
 
 import resource
 from collections.abc import Mapping
@@ -24,9 +24,9 @@ class ModelResult:
     Attributes:
         auc: AUC on the test split; None if all of its labels are equal.
         logloss: Mean log loss on the test split.
-        embedding_parameters: Numbers in its tables, at searched dims.
-        embedding_bytes: Bytes of those numbers.
-        dense_parameters: Numbers outside the tables.
+        embedding_parameters: Parameters in its tables, at searched dims.
+        embedding_bytes: Bytes of those parameters.
+        dense_parameters: Parameters outside the tables.
     """
 
     auc: float | None
@@ -37,7 +37,8 @@ class ModelResult:
 
 
 def model_result(state: TrainingState, samples: Samples) -> ModelResult:
-    """Evaluates a model on the test split and counts its numbers. A collective."""
+    """Evaluates a model on the test split and counts its parameters. A collective: every rank must call
+    it."""
     quality = evaluate(state, samples.evaluation("test"))
     numbers = {
         table: table.num_embeddings * table.embedding_dim
@@ -62,11 +63,11 @@ def result_of(
     stages: Mapping[str, StageProgress],
     device: torch.device,
 ) -> dict[str, Any]:
-    """The content of result.json for one target. A collective.
+    """Returns the content of result.json for one target. A collective: every rank must call it.
 
     Args:
-        before: The supernet.
-        after: The sliced, retrained model.
+        before: Result of the supernet.
+        after: Result of the sliced and retrained model.
         columns: Kept columns of every table.
         stages: Progress by stage: pretrain, search, retrain.
     """
@@ -98,12 +99,12 @@ def result_of(
 
 
 def device_name(device: torch.device) -> str:
-    """`cpu`, or the model of the GPU."""
+    """Returns `cpu`, or the name of the GPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Most bytes in use at once by this rank: on its GPU, or resident in the process."""
+    """Peak memory of this rank in bytes: allocated on its GPU, or resident in the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,4 +1,4 @@
-"""Stage 3: go on training the narrow model (HAM paper, section 3.3)."""
+"""Stage 3: train the narrow model further (HAM paper, section 3.3)."""
 
 from ham_dist.stages.fit import fit
 from ham_dist.training.checkpoints import StageCheckpoints
@@ -11,5 +11,8 @@ from ham_dist.training.state import TrainingState
 def retrain(
     state: TrainingState, samples: Samples, checkpoints: StageCheckpoints, log: RunLog
 ) -> StageProgress:
-    """Algorithm 1, 'Retrain': from the searched V and Theta, cut to the kept columns, until validation AUC stops rising."""
+    """Algorithm 1, 'Retrain': from the searched V and Theta, sliced to the kept columns.
+
+    Trains until validation AUC stops rising.
+    """
     return fit("retrain", state, samples, state.settings.retrain, checkpoints, log, start_counts=True)

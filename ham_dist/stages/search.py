@@ -23,9 +23,13 @@ from ham_dist.training.stopping import EarlyStopper
 def search(
     state: TrainingState, method: Method, samples: Samples, checkpoints: StageCheckpoints, log: RunLog
 ) -> tuple[Columns, StageProgress]:
-    """Algorithm 1, 'Search': alternate a step on alpha (validation batch) with a step on the weights (training batch).
+    """Algorithm 1, 'Search': alternates a step on alpha with a step on the weights.
 
-    Leaves the searched weights in `state`, under the mask that the returned columns make.
+    Steps on alpha use validation batches, steps on the weights use training batches. Leaves the searched
+    weights in `state`, with the mask of the returned columns.
+
+    Returns:
+        The kept columns by table, and the progress of the stage.
     """
     settings, budget = state.settings.search, method.space.budget
     alpha_steps = -(-samples.steps // method.every)
@@ -48,8 +52,8 @@ def search(
             guard,
             partial(_alternate, state, method, validation, progress, guard.check),
         )
-        # Judged by the columns that would be kept if the search ended here: the open ones are now more and now fewer than the target,
-        # and the AUC of models of different sizes says nothing of the search.
+        # Evaluated with the columns that would be kept if the search ended here. The number of open columns
+        # moves above and below the target, and AUCs of models of different sizes cannot be compared.
         state.sharded.mask.set(method.choice().to(state.sharded.device))
         quality = evaluate(state, samples.evaluation("validation"))
         counts = progress.counts
@@ -63,8 +67,9 @@ def search(
             **{name: values.tolist() for name, values in method.tensors().items()},
         )  # fmt: skip
         log.say(
-            f"search epoch {epoch}: {budget.unit} in use {counts.last:,} (this epoch {counts.lowest:,} to {counts.highest:,}, "
-            f"target {budget.limit:,}), validation AUC of the best {budget.limit:,} {quality.auc:.5f}"
+            f"search epoch {epoch}: {budget.unit} in use {counts.last:,} "
+            f"(this epoch {counts.lowest:,} to {counts.highest:,}, target {budget.limit:,}), "
+            f"validation AUC of the best {budget.limit:,} {quality.auc:.5f}"
         )
         checkpoints.save(progress)
     if method.searches:
@@ -80,7 +85,7 @@ def _alternate(
     check: LossCheck,
     train_batch: Batch,
 ) -> torch.Tensor:
-    """One step on alpha where it is due, then one on the weights under the mask that it gives."""
+    """One step on alpha if one is due, then one step on the weights under the resulting mask."""
     if progress.steps % method.every == 0:
         method.step(partial(mask_gradient, state, next(validation)))  # Eq. 3
     mask = method.mask()
@@ -90,7 +95,7 @@ def _alternate(
 
 
 def _close(state: TrainingState, method: Method, progress: StageProgress, log: RunLog) -> Columns:
-    """End with a mask of just the target's size, and say how it came about."""
+    """Sets the mask to the chosen columns, which meet the target, and logs how the choice was made."""
     budget, last, choice = method.space.budget, method.mask(), method.choice()
     if method.searches:
         closed = int(((last > 0) & (choice.to(last.device) == 0)).sum())
@@ -98,16 +103,19 @@ def _close(state: TrainingState, method: Method, progress: StageProgress, log: R
         best = progress.stopper.best_epoch
         log.say(
             (
-                f"search: no epoch had its number of {budget.unit} near the target; the last one, epoch {progress.epochs - 1}, is taken"
+                f"search: in no epoch was the number of {budget.unit} near the target; "
+                f"using the last epoch, {progress.epochs - 1}"
                 if best is None
                 else f"search: best after {best} epochs"
             )
             + f", with {budget.used(last):,} {budget.unit} in use for a target of {budget.limit:,}; "
-            f"in the method's order of columns {closed} more are closed and {opened} opened: {budget.used(choice):,} stay"
+            f"to meet the target, {closed} more columns are closed and {opened} are opened: "
+            f"{budget.used(choice):,} {budget.unit} are kept"
         )
     else:
         log.say(
-            f"search: {state.settings.search.method.name} keeps {budget.used(choice):,} {budget.unit} of the pretrained tables"
+            f"search: {state.settings.search.method.name} keeps {budget.used(choice):,} {budget.unit} "
+            "of the pretrained tables"
         )
     state.sharded.mask.set(choice.to(state.sharded.device))
     return method.space.layout.split(choice)

@@ -1,4 +1,5 @@
-"""Between search and retraining: slice the model to the kept columns, and check that its logits are the masked model's."""
+"""Slicing, between search and retraining, with a check that the narrow model gives the masked model's
+logits."""
 
 import torch
 
@@ -12,13 +13,16 @@ from ham_dist.training.slicing import slice_state
 from ham_dist.training.state import TrainingState
 
 LARGEST_DIFFERENCE = 1e-5
-"""Of two logits that are the same sums of float32 numbers in another order, as a share of the largest logit where that is above 1."""
+"""Largest allowed difference of two logits that are the same sums of float32 numbers in a different order. It
+is relative to the largest logit if that is above 1."""
 
 
 def slice_columns(state: TrainingState, columns: Columns, samples: Samples, log: RunLog) -> TrainingState:
-    """The narrow model over `columns`, from the model in `state` whose mask leaves just those open.
+    """Returns the narrow model with `columns`, sliced from the model in `state` with a mask of the same
+    columns.
 
-    raises: SlicingError if their logits on a validation batch differ by more than 1e-5.
+    Raises:
+        SlicingError: Their logits on a validation batch differ by more than 1e-5.
     """
     sliced = slice_state(state, columns)
     batch = next(samples.evaluation("validation"))
@@ -26,12 +30,14 @@ def slice_columns(state: TrainingState, columns: Columns, samples: Samples, log:
     difference = float((masked - after).abs().max()) / max(1.0, float(masked.abs().max()))
     kept = sum(map(len, columns.values()))
     log.say(
-        f"slice: {kept} columns stay; the narrow model's logits differ from the masked model's by at most {difference:.1e}"
+        f"slice: {kept} columns are kept; the narrow model's logits differ from the masked model's "
+        f"by at most {difference:.1e}"
     )
     if not difference <= LARGEST_DIFFERENCE:
         raise SlicingError(
-            f"slice: the narrow model's logits differ from the masked model's by {difference:.1e}, more than {LARGEST_DIFFERENCE}. "
-            "This is a mistake of ham_dist: please report it with the run folder"
+            f"slice: the narrow model's logits differ from the masked model's by {difference:.1e}, "
+            f"expected at most {LARGEST_DIFFERENCE}. "
+            "This is a bug of ham_dist: please report it with the run folder"
         )
     return sliced
 

@@ -109,11 +109,11 @@ def test_scripts_take_the_same_arguments(monkeypatch: pytest.MonkeyPatch) -> Non
         (DataError("data/x: is damaged"), "ham-dist: data/x: is damaged\n"),
         (
             OSError(errno.ENOSPC, "No space left on device", "runs/x"),
-            "ham-dist: runs/x: No space left on device. Make room",
+            "ham-dist: runs/x: No space left on device. Free disk space",
         ),
         (
             PermissionError(errno.EACCES, "Permission denied", "/x"),
-            "ham-dist: /x: Permission denied. Give another place",
+            "ham-dist: /x: Permission denied. Give another path",
         ),
         (MemoryError(), "ham-dist: out of memory\n  Lower data.batch_size"),
         (
@@ -126,7 +126,7 @@ def test_scripts_take_the_same_arguments(monkeypatch: pytest.MonkeyPatch) -> Non
         ),
     ],
 )
-def test_what_a_user_can_mend_is_told_in_short(
+def test_an_error_that_the_user_can_fix_is_a_short_message(
     monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
 ) -> None:
     _fail(monkeypatch, error)
@@ -155,7 +155,7 @@ def test_our_own_bugs_are_not_caught(monkeypatch: pytest.MonkeyPatch, error: Exc
     assert result.exception is error
 
 
-def test_interrupted_training_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_training_prints_how_to_resume(monkeypatch: pytest.MonkeyPatch) -> None:
     _fail(monkeypatch, KeyboardInterrupt())
     result = runner.invoke(app, ["train"])
     assert result.exit_code == 130
@@ -192,7 +192,7 @@ def test_ranks_of_a_machine_print_one_mistake_once(monkeypatch: pytest.MonkeyPat
     assert printed == ["[rank 1] ham-dist: rank 0: is damaged\n", "", ""] * 2
 
 
-def test_a_mistake_of_all_ranks_is_told_once() -> None:
+def test_an_error_of_all_ranks_is_printed_once() -> None:
     torchrun = [
         sys.executable,
         "-m",
@@ -228,7 +228,7 @@ def test_only_data_has_figures(tmp_path: Path) -> None:
     for option in (["--json"], ["--width", "4"]):
         refused = runner.invoke(app, ["inspect", str(run.path), *option])
         assert refused.exit_code == 2
-        assert "is no prepared data, and --width and --json are for that" in refused.stderr
+        assert "--width and --json work for prepared data only" in refused.stderr
 
 
 def test_criteo_text_is_one_file_or_a_folder_of_days(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_criteo_text_is_one_file_or_a_folder_of_days(tmp_path: Path) -> None:
     assert generate("--out", str(file)).startswith(
         f"exit 2: ham-dist: {file}: is there already; nothing was written\n"
     )
-    assert "--gzip is for --days" in generate("--out", str(tmp_path / "x"), "--gzip")
+    assert "--gzip needs --days" in generate("--out", str(tmp_path / "x"), "--gzip")
 
 
 def test_plan_only_prints_what_each_rank_would_hold_and_makes_no_run(
@@ -260,11 +260,11 @@ def test_plan_only_prints_what_each_rank_would_hold_and_makes_no_run(
         "--set",
         "sharding.sharding_types.field_1=row_wise",
     ]
-    told = runner.invoke(app, arguments)
-    assert told.exit_code == 0, told.stderr
-    assert "4x8xA100-80GB: 32 x cuda on 4 hosts, 80 GB each" in told.stdout
-    assert re.search(r"field_1 +400 +16 +row_wise +dense +0 to 31 \(32\)", told.stdout)
-    assert "columns-16" in told.stdout
+    planned = runner.invoke(app, arguments)
+    assert planned.exit_code == 0, planned.stderr
+    assert "4x8xA100-80GB: 32 x cuda on 4 hosts, 80 GB each" in planned.stdout
+    assert re.search(r"field_1 +400 +16 +row_wise +dense +0 to 31 \(32\)", planned.stdout)
+    assert "columns-16" in planned.stdout
     assert calls == []
     assert list(tmp_path.iterdir()) == []
     hosted = [
@@ -279,7 +279,7 @@ def test_plan_only_prints_what_each_rank_would_hold_and_makes_no_run(
     assert "fused_uvm_caching" in printed
     assert "in host memory" in printed
     here = runner.invoke(app, ["train", "--plan-only"])
-    assert "the ranks at hand: 1 x cpu" in here.stdout
+    assert "the ranks of this job: 1 x cpu" in here.stdout
     assert runner.invoke(app, ["train", "--topology", "2x1GB"]).stderr.endswith("Give --plan-only with it\n")
     assert (
         "expected [HOSTSx]RANKSx[CARD-]MEMORY"

@@ -16,10 +16,10 @@ def _report() -> tuple[bool, str]:
 def test_this_machine_can_run() -> None:
     well, text = _report()
     assert well, text
-    assert "ok  gloo: there" in text
+    assert "ok  gloo: available" in text
 
 
-def test_what_is_wrong_comes_with_its_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_problem_is_printed_with_its_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         backend, "installed", {"torch": "2.13.0", "torchrec": "1.6.0", "fbgemm-gpu-cpu": "1.8.0"}.get
     )
@@ -29,7 +29,7 @@ def test_what_is_wrong_comes_with_its_mend(monkeypatch: pytest.MonkeyPatch) -> N
     assert "      pip install --no-deps --force-reinstall torchrec==1.8.*" in text
 
 
-def test_what_runs_do_not_need_is_an_offer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_problem_that_runs_do_not_need_fixed_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     well, text = _report()
     assert well, text

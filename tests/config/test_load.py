@@ -96,7 +96,8 @@ def test_load_of_dump_is_the_same(tmp_path: Path, run: RunSettings) -> None:
 
 def test_dump_names_every_key_with_its_description() -> None:
     text = dump_run(RunSettings())
-    assert "# Upper bound on epochs of alternating steps.\nepochs = 10\n" in text
+    description = "Maximum number of epochs of alternating steps on alpha and on the weights."
+    assert f"# {description}\nepochs = 10\n" in text
     assert "[data.synthetic]" in text
     assert "path" not in text
 
@@ -148,17 +149,17 @@ def test_every_mistake_is_reported_at_once(tmp_path: Path) -> None:
     )
     lines = _mistakes(path, "data.batch_size=many", "data", "seed.deep=1", "seed.deeper=2").splitlines()
     assert lines == [
-        f"{'--set data'}: wants key=value, such as --set search.epochs=5",
+        f"{'--set data'}: expected key=value, such as --set search.epochs=5",
         '--set: seed = {"deep": 1, "deeper": 2}: must be a whole number',
-        "  Seed of weights, of the order of samples and of methods that draw.",
+        "  Seed of the weights, of the order of samples, and of methods that choose at random.",
         '--set: data.batch_size = "many": must be a whole number',
-        "  Samples of a global training batch, spread over all ranks (HAM paper, section 4.3).",
+        "  Samples in a global training batch, divided among all ranks (HAM paper, section 4.3).",
         f"{path}: model.name = \"dcn2\": must be 'fm', 'deepfm', 'autoint' or 'dcnv2'. Did you mean dcnv2?",
-        "  The interaction: fm, deepfm, autoint or dcnv2.",
+        "  Model: `fm`, `deepfm`, `autoint` or `dcnv2`.",
         f"{path}: model.learning_rate: no such key. Did you mean optimizer.learning_rate?",
         f"{path}: search.targets[1]: give a target either `columns` or `bytes`",
         f"{path}: search.epochs = 0: must be greater than 0",
-        "  Upper bound on epochs of alternating steps.",
+        "  Maximum number of epochs of alternating steps on alpha and on the weights.",
         f"{path}: sed: no such key. Did you mean seed?",
         f"{path}: no_such: no such key. A run has: {', '.join(RunSettings.model_fields)}.",
     ]
@@ -201,7 +202,7 @@ def test_mistake_names_file_and_key(tmp_path: Path, text: str, complaint: str) -
 def test_override_into_a_list_says_to_give_it_whole(tmp_path: Path) -> None:
     path = _toml(tmp_path, "[search]\ntargets = [{columns = 3}]\n")
     assert _mistakes(path, "search.targets.0.columns=4").startswith(
-        "--set search.targets.0.columns: search.targets is no section. Give it whole"
+        "--set search.targets.0.columns: search.targets is not a section. Set its whole value"
     )
 
 

@@ -156,7 +156,7 @@ def test_other_versions_are_a_warning_in_the_log(run: Path) -> None:
     (run / "environment.json").write_text(json.dumps(starts))
     do_part(tiny_run(), run, 1)
     assert (
-        f"warning: other versions than at the run's start: torch {now} (was 2.0.1)."
+        f"warning: versions have changed since the run was started: torch {now} (was 2.0.1)."
         in (run / "log.txt").read_text()
     )
 
