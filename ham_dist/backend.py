@@ -1,5 +1,4 @@
-"""Checks that the installed torch, torchrec and fbgemm-gpu were built for one another, before they are
-imported."""
+"""Checks that the installed torch, torchrec and fbgemm-gpu fit together, before they are imported."""
 
 import shutil
 from dataclasses import dataclass
@@ -24,8 +23,9 @@ FBGEMM_BUILDS = ("fbgemm-gpu", "fbgemm-gpu-cpu")
 
 
 def require_backend() -> None:
-    """Checks the versions without importing the packages, which takes seconds and can crash if they do not
-    fit.
+    """Checks the versions without importing the packages.
+
+    An import takes seconds, and can crash if the versions do not fit.
 
     Raises:
         BackendError: The versions do not fit; the message has the commands that install supported ones.
@@ -63,8 +63,7 @@ def backend_problem() -> str | None:
 
 
 def install_commands() -> str:
-    """Shell commands that install supported versions: those for the installed torch if possible, else the
-    newest."""
+    """Shell commands that install supported versions, for the installed torch if possible."""
     torch = _minor(installed("torch") or "")
     trio = next((trio for trio in SUPPORTED if trio.torch == torch), SUPPORTED[0])
     wanted, other = (

@@ -28,8 +28,7 @@ class ShardingError(HamError):
 
 
 class SlicingError(HamError):
-    """Raised for a model that cannot be sliced, or whose narrow model gives other logits than the masked
-    model."""
+    """Raised for a model that cannot be sliced, or whose logits change when it is sliced."""
 
 
 class CheckpointError(HamError):
@@ -41,8 +40,7 @@ class OtherRunError(CheckpointError):
 
 
 class BundleError(HamError):
-    """Raised for a bundle that is incomplete, damaged, of a newer format, or different from the live
-    model."""
+    """Raised for a bundle that is incomplete, damaged, of a newer format, or unlike the live model."""
 
 
 class ReportError(HamError):
@@ -50,8 +48,7 @@ class ReportError(HamError):
 
 
 class BackendError(HamError):
-    """Raised if torch, torchrec and fbgemm-gpu do not fit together, or a kernel does not exist on the
-    device."""
+    """Raised if torch, torchrec and fbgemm-gpu do not fit together, or a device lacks a kernel."""
 
 
 class DivergedError(HamError):

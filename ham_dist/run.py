@@ -139,8 +139,7 @@ def _identity(folder: RunFolder) -> RunIdentity:
 
 
 def _log_differences(folder: RunFolder, log: RunLog) -> None:
-    """Log changed settings and versions since earlier starts. Only rank 0 knows them, and it writes the
-    log."""
+    """Log settings and versions that changed since earlier starts; only rank 0 knows them."""
     if process_group.rank() > 0:
         return
     for change in folder.changes:

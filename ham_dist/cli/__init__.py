@@ -63,8 +63,7 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Find how many columns each embedding table of a CTR model needs, remove the others, and export the
-    model.
+    """Find how many columns each embedding table of a CTR model needs, and export the smaller model.
 
     `ham-dist COMMAND --help` explains a command. `ham-dist train` without arguments is a demo on generated
     data.

@@ -37,8 +37,7 @@ class Check:
 
 
 def report(console: Console | None = None) -> bool:
-    """Print a line for each check, with the fix below it. Returns True if everything that runs need is
-    fine."""
+    """Print a line for each check, with the fix below it. Returns True if nothing that runs need fails."""
     console = console or Console(highlight=False, soft_wrap=True)
     can_run = True
     for check in checks():

@@ -1,2 +1,1 @@
-"""Settings of a run: the schema (schema.py), reading and writing TOML (load.py), older versions
-(migrate.py)."""
+"""Settings of a run: schema (schema.py), TOML (load.py), settings of older versions (migrate.py)."""

@@ -1,6 +1,4 @@
-"""Sections of the settings whose keys depend on their `name`: each method and each model has its own settings
-class.
-"""
+"""Sections of the settings whose keys depend on their `name`, as each method and model has its own class."""
 
 import importlib
 import json

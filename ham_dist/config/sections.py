@@ -23,8 +23,7 @@ def owners(parents: Sequence[str | int], key: str | int) -> list[str]:
 
 
 def model_at(place: Sequence[str | int], tree: Mapping[str, Any]) -> type[BaseModel] | None:
-    """The class of the section at `place` in `tree`; a number in `place` is an index into a list of
-    sections."""
+    """The class of the section at `place` in `tree`; a number in `place` is an index in a list."""
     model: type[BaseModel] = RunSettings
     value: Any = tree
     for number, part in enumerate(place, start=1):

@@ -1,5 +1,4 @@
-"""Stage 1: train the supernet, with columns regularized towards orthogonality (HAM paper, section 3.3 and Eq.
-1)."""
+"""Stage 1: train the supernet, with the orthogonality regularizer (HAM paper, section 3.3 and Eq. 1)."""
 
 from ham_dist.stages.fit import fit
 from ham_dist.training.checkpoints import StageCheckpoints

@@ -37,8 +37,7 @@ class ModelResult:
 
 
 def model_result(state: TrainingState, samples: Samples) -> ModelResult:
-    """Evaluates a model on the test split and counts its parameters. A collective: every rank must call
-    it."""
+    """Evaluates a model on the test split and counts its parameters. A collective."""
     quality = evaluate(state, samples.evaluation("test"))
     numbers = {
         table: table.num_embeddings * table.embedding_dim

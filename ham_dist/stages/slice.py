@@ -1,5 +1,4 @@
-"""Slicing, between search and retraining, with a check that the narrow model gives the masked model's
-logits."""
+"""Slicing, between search and retraining, with a check that the logits do not change."""
 
 import torch
 
@@ -18,8 +17,7 @@ is relative to the largest logit if that is above 1."""
 
 
 def slice_columns(state: TrainingState, columns: Columns, samples: Samples, log: RunLog) -> TrainingState:
-    """Returns the narrow model with `columns`, sliced from the model in `state` with a mask of the same
-    columns.
+    """Returns the narrow model with `columns`, sliced from the model in `state`, whose mask has the same columns.
 
     Raises:
         SlicingError: Their logits on a validation batch differ by more than 1e-5.

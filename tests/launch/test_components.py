@@ -105,7 +105,7 @@ def test_torchx_takes_several_settings(tmp_path: Path) -> None:
 
 
 def _dry_run(*arguments: str) -> str:
-    """What torchx would hand to a scheduler, its lines and quotes joined."""
+    """Output of torchx --dryrun, with its lines and quotes joined."""
     torchx = Path(sys.executable).with_name("torchx")
     command = [
         str(torchx),
@@ -163,7 +163,7 @@ def test_several_hosts_through_kubernetes() -> None:
         "kubernetes",
         reason="torchx's Kubernetes scheduler needs the package kubernetes, which is not installed",
     )
-    # Without a workspace: torchx would ask docker to build an image of it.
+    # Without a workspace: with one, torchx would have docker build an image of it.
     request = _dry_run(
         "--workspace",
         "",

@@ -1,4 +1,4 @@
-"""Fields may be called like attributes of a module or words of SQL: from the raw log to the scores."""
+"""Fields may have names of module attributes or words of SQL: from the raw log to the scores."""
 
 import keyword
 from pathlib import Path
@@ -27,7 +27,7 @@ SQL = ("select", "from", "order", "group", "rowid", "row", "rows", "table", "val
 
 
 def _names() -> list[str]:
-    """Attributes of the modules that tables are kept in, and words of SQL and Python, as far as a recipe takes them."""
+    """Attributes of the modules that hold tables, and words of SQL and Python, if a recipe allows them."""
     instance = EmbeddingBagCollection(tables=[])
     held = (nn.ModuleDict, nn.ParameterDict, ShardedEmbeddingBagCollection, KeyedJaggedTensor, KeyedTensor)
     names = {*dir(instance), *SQL, *keyword.kwlist, *(name for kind in held for name in dir(kind))}

@@ -1,4 +1,4 @@
-"""A run resumes as itself: with its own settings, checkpoints, data and versions, from any folder and after a move."""
+"""A run resumes with its own settings, checkpoints, data and versions, from any folder and after a move."""
 
 import json
 import re
@@ -58,9 +58,13 @@ def edit(path: Path, old: str, new: str) -> None:
     ("old", "new", "line"),
     [
         ("\nseed = 0\n\n[data]", "\nseed = 5\n\n[data]", "seed = 5, and the run has 0"),
-        ("\nlearning_rate = 0.003\n", "\nlearning_rate = 0.1\n", "optimizer.learning_rate = 0.1, and the run has 0.003"),
+        (
+            "\nlearning_rate = 0.003\n",
+            "\nlearning_rate = 0.1\n",
+            "optimizer.learning_rate = 0.1, and the run has 0.003",
+        ),
     ],
-)  # fmt: skip
+)
 def test_an_edited_run_toml_is_refused_by_key_and_both_values(
     run: Path, tmp_path: Path, old: str, new: str, line: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""Whole runs with float16 tables, on two ranks, and with bfloat16 products: pretrain, search, slice, retrain, export."""
+"""Whole runs with float16 tables on two ranks, and with bfloat16 products."""
 
 import json
 from pathlib import Path
@@ -34,13 +34,13 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same in float32, on one rank."""
+    """A run with float32 tables, on one rank."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     do_run(small_run(**FLOAT16 | {"precision": {}}, search={"targets": [{"bytes": 2 * TARGET}]}), folder)
     return folder
 
 
-def test_bytes_are_counted_at_two_a_number(halves: Path) -> None:
+def test_each_number_counts_as_two_bytes(halves: Path) -> None:
     found, sizes = result(halves), json.loads((halves / "sizes.json").read_text())
     assert (
         found["embedding_bytes"]
@@ -62,8 +62,11 @@ def test_it_learns_what_float32_learns(halves: Path, whole: Path) -> None:
     assert ours["test_auc"] > 0.7
 
 
-def test_its_bundles_hold_the_tables_as_they_are(halves: Path, tmp_path: Path) -> None:
-    """The run's own in float16, held to the live model as closely as a float32 one is; float32 from it is the same numbers, wider."""
+def test_bundles_have_the_same_tables(halves: Path, tmp_path: Path) -> None:
+    """The run's own bundle has float16 tables and the tolerance of float32.
+
+    A float32 export of the run has the same numbers.
+    """
     own = open_bundle(halves / "bundle")
     assert own.manifest.verified is not None
     assert own.manifest.verified["tolerance"] == 1e-6
@@ -74,7 +77,7 @@ def test_its_bundles_hold_the_tables_as_they_are(halves: Path, tmp_path: Path) -
         assert torch.equal(table.float(), wide[field])
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     settings = tiny_run(**FLOAT16)
     do_run(settings, tmp_path / "unbroken")
     do_part(settings, tmp_path / "run", 8)
@@ -87,8 +90,11 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
 
 
 def test_with_bfloat16_products_a_run_learns_and_exports_in_float32(whole: Path, tmp_path: Path) -> None:
-    """What is scored is float32: slicing holds to its 1e-5 and the bundle to its 1e-6, or the run would end with an error. So few steps from
-    chance, AUC moves by 0.02 an epoch, and rounding moves it by a part of that."""
+    """Evaluation is float32: slicing meets its 1e-5 and the bundle its 1e-6, or the run would end with an
+    error.
+
+    After so few steps, AUC changes by 0.02 per epoch, and rounding changes it by a part of that.
+    """
     do_run(
         small_run(
             **FLOAT16 | {"precision": {"dense": "bfloat16"}}, search={"targets": [{"bytes": 2 * TARGET}]}

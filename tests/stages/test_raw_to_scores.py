@@ -1,4 +1,4 @@
-"""Raw click logs all the way: prepare, train each model on two ranks, search, export, and score the raw records again, without special cases."""
+"""From raw click logs to scores: prepare, train every model on two ranks, export and score the records."""
 
 import json
 from pathlib import Path
@@ -51,7 +51,11 @@ def short_run(data: Path, model: str, columns: int, batch_size: int, method: str
 
 
 def train_and_score(runs: dict[Path, RunSettings]) -> dict[Path, dict[str, list[float]]]:
-    """Do the runs, each into its folder, and score every prepared row with the live narrow model: by run and split, in the order of the shards."""
+    """Runs each run in its folder, and scores every prepared row with the live narrow model.
+
+    Returns:
+        The probabilities by run and split, in the order of the shards.
+    """
     return {folder: _train_and_score(settings, folder) for folder, settings in runs.items()}
 
 
@@ -77,7 +81,7 @@ def _train_and_score(settings: RunSettings, folder: Path) -> dict[str, list[floa
 
 
 def in_file_order(scores: dict[str, list[float]], lines: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The scores of the splits, in the order of the raw samples, whose lines are `lines`: by the rule of the random split."""
+    """The scores of a random split, in the order of the raw samples, which are on the lines `lines`."""
     part = np.maximum(tenth_of(lines, 0) - 7, 0)
     ordered = np.full(len(lines), np.nan)
     for number, split in enumerate(SPLITS):
@@ -86,7 +90,7 @@ def in_file_order(scores: dict[str, list[float]], lines: np.ndarray[Any, Any]) -
 
 
 def check_run(folder: Path, columns: int, searched: int = 1) -> None:
-    """Every stage is done, `searched` epochs of search among them, and what it found is what the bundle holds."""
+    """Checks that all stages are done, and that the bundle has the kept columns."""
     result = json.loads((folder / "result.json").read_text())
     assert result["world_size"] == 2
     assert result["epochs"] == {"pretrain": 1, "search": searched, "retrain": 1}
@@ -96,15 +100,15 @@ def check_run(folder: Path, columns: int, searched: int = 1) -> None:
 
 
 def check_scores(folder: Path, raw: Path, live: np.ndarray[Any, Any]) -> None:
-    """The bundle gives every raw record what the live model gives its prepared row."""
+    """Checks that the bundle gives each raw record the live model's probability of its prepared row."""
     assert score(folder / "bundle", raw, folder / "scores.parquet").rows == len(live)
     found = pq.read_table(folder / "scores.parquet")["probability"].to_numpy()
     np.testing.assert_allclose(found, live, rtol=0, atol=TOLERANCE)
-    assert found.std() > 100 * TOLERANCE, "the records are told apart"
+    assert found.std() > 100 * TOLERANCE, "the scores of the records differ"
 
 
 def check_unknown_values(folder: Path, recipe: Recipe, manifest: Manifest) -> None:
-    """A record of values that training never saw scores as one whose ids are all 0."""
+    """Checks that a record of values that training never saw gets the score of one whose ids are all 0."""
     never_seen: dict[type, Any] = {Numeric: [1e300], MultiValued: [["never", "seen"]]}
     unknown = {
         recipe.column(name): never_seen.get(type(field), ["never seen"])
@@ -132,7 +136,7 @@ def check_unknown_values(folder: Path, recipe: Recipe, manifest: Manifest) -> No
 def logs(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Recipe, Path, Path, int]:
-    """A recipe as it stands in datasets/, its raw folder, the same prepared, and the number of its samples."""
+    """A recipe of datasets/, its raw folder, the prepared data, and the number of samples."""
     folder = tmp_path_factory.mktemp(request.param)
     raw, rows = raw_logs(request.param, folder / "raw")
     recipe = load_recipe(request.param)

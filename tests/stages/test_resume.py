@@ -1,4 +1,4 @@
-"""Runs that are stopped in the middle of an epoch go on to what the unbroken run gives, bit for bit."""
+"""Runs that are stopped within an epoch resume to the results of the uninterrupted run, bit for bit."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -54,7 +54,7 @@ def unbroken_float64(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_run_stopped_within_epochs_of_all_stages_goes_on_to_the_same_bits(
+def test_a_run_stopped_within_epochs_of_all_stages_resumes_to_the_same_bits(
     unbroken: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
@@ -68,7 +68,7 @@ def test_a_run_stopped_within_epochs_of_all_stages_goes_on_to_the_same_bits(
     assert_same_bits(folder, unbroken)
 
 
-def test_alpha_steps_that_are_due_every_few_steps_go_on_within_an_epoch(tmp_path: Path) -> None:
+def test_alpha_steps_that_are_due_every_few_steps_resume_within_an_epoch(tmp_path: Path) -> None:
     settings = tiny_run(search={"method": {"name": "ham", "alpha_every": 5}})
     with counted_alpha_steps() as of_unbroken:
         do_run(settings, tmp_path / "unbroken")
@@ -79,7 +79,7 @@ def test_alpha_steps_that_are_due_every_few_steps_go_on_within_an_epoch(tmp_path
     assert_same_bits(tmp_path / "run", tmp_path / "unbroken")
 
 
-def test_the_same_ranks_go_on_within_an_epoch_to_the_same_bits_in_float32(tmp_path: Path) -> None:
+def test_the_same_ranks_resume_within_an_epoch_to_the_same_bits_in_float32(tmp_path: Path) -> None:
     run_on_ranks(2, do_run, tiny_run(), tmp_path / "unbroken")
     run_on_ranks(2, do_part, tiny_run(), tmp_path / "run", 32)
     run_on_ranks(2, do_run, tiny_run(), tmp_path / "run", True)
@@ -87,7 +87,7 @@ def test_the_same_ranks_go_on_within_an_epoch_to_the_same_bits_in_float32(tmp_pa
     assert metrics(tmp_path / "run") == metrics(tmp_path / "unbroken")
 
 
-def test_another_number_of_ranks_goes_on_within_an_epoch_to_the_same_bits(
+def test_another_number_of_ranks_resumes_within_an_epoch_to_the_same_bits(
     unbroken_float64: Path, tmp_path: Path
 ) -> None:
     settings = tiny_run(precision=FLOAT64)
@@ -97,7 +97,7 @@ def test_another_number_of_ranks_goes_on_within_an_epoch_to_the_same_bits(
     assert_same_bits(tmp_path / "run", unbroken_float64)
 
 
-def test_a_fused_rule_goes_on_within_an_epoch(tmp_path: Path) -> None:
+def test_a_fused_optimizer_resumes_within_an_epoch(tmp_path: Path) -> None:
     settings = tiny_run(
         optimizer={"tables": "rowwise_adagrad", "tables_learning_rate": 0.02}, orthogonality=DECOUPLED
     )
@@ -141,7 +141,7 @@ def test_minutes_make_checkpoints_too_and_the_newest_are_kept(tmp_path: Path) ->
     assert kept == [f"epoch-0000-step-{step:08d}" for step in (7, 8, 9)]
 
 
-def test_a_run_goes_on_with_other_times_to_save(tmp_path: Path) -> None:
+def test_a_run_resumes_with_other_times_to_save(tmp_path: Path) -> None:
     do_part(tiny_run(), tmp_path / "run", 7)
     do_part(tiny_run(checkpoint={"every_steps": 3}, ranks={"timeout_minutes": 5}), tmp_path / "run", 3)
     assert "every_steps = 3" in (tmp_path / "run" / "run.toml").read_text()

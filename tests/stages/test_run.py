@@ -1,4 +1,4 @@
-"""Whole runs: what they leave, that they can be cut off and go on, and that ranks and repeats agree."""
+"""Whole runs: their files, resuming after a stop, and equal results on several ranks and in repeats."""
 
 import json
 import re
@@ -84,7 +84,7 @@ def test_run_toml_repeats_the_run_bit_for_bit(unbroken: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("stop_after", [2, 5, 8])
-def test_a_run_cut_off_in_any_stage_goes_on_to_the_same_bits(
+def test_a_run_cut_off_in_any_stage_resumes_to_the_same_bits(
     unbroken: Path, tmp_path: Path, stop_after: int
 ) -> None:
     folder = tmp_path / "run"
@@ -138,7 +138,7 @@ def test_in_float64_ranks_make_the_same_model_bit_for_bit(
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 2)])
-def test_in_float64_a_run_goes_on_with_another_number_of_ranks_to_the_same_bits(
+def test_in_float64_a_run_resumes_with_another_number_of_ranks_to_the_same_bits(
     unbroken_float64: Path, tmp_path: Path, before: int, after: int
 ) -> None:
     folder = tmp_path / "run"
@@ -149,7 +149,10 @@ def test_in_float64_a_run_goes_on_with_another_number_of_ranks_to_the_same_bits(
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_in_float32_ranks_pretrain_alike(unbroken: Path, tmp_path: Path, ranks: int) -> None:
-    """To 1e-5, and no further than the search: its mask is hard, so the last digit of an alpha near 0 can open or close a column."""
+    """Metrics agree to 1e-5, and only until the search.
+
+    The mask of the search is hard, so the last digit of an alpha near 0 can open or close a column.
+    """
     run_on_ranks(ranks, do_run, small_run(), tmp_path / "run")
     assert sum(result(tmp_path / "run")["kept_columns"].values()) == 6
     pretraining = [entry for entry in metrics(unbroken) if entry["stage"] == "pretrain"]
@@ -194,7 +197,7 @@ def test_every_model_on_two_ranks(tmp_path: Path, model: str, tables: str) -> No
     assert sum(result(tmp_path / "run")["kept_columns"].values()) == 3
 
 
-def test_a_target_out_of_reach_is_said_before_any_training(tmp_path: Path) -> None:
+def test_a_target_that_cannot_be_met_is_an_error_before_training(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match=r"columns = 25: more columns than the 24"):
         do_run(small_run(search={"targets": [{"columns": 25}]}), tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
@@ -207,7 +210,7 @@ def damage(folder: Path) -> None:
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(
+def test_a_damaged_checkpoint_is_named_and_the_run_resumes_from_the_one_before(
     unbroken: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
@@ -220,8 +223,8 @@ def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(
     assert re.search(r"epoch-0003: cannot be loaded \(.*__0_0.distcp is not what was written\)", warning)
 
 
-def test_a_checkpoint_whose_best_epoch_is_gone_is_passed_over(unbroken: Path, tmp_path: Path) -> None:
-    """Gone on from, the stage could not end: it ends with its best epoch."""
+def test_a_checkpoint_whose_best_epoch_is_missing_is_skipped(unbroken: Path, tmp_path: Path) -> None:
+    """A stage resumed from it could not end, because a stage ends with its best epoch."""
     folder, settings = tmp_path / "run", small_run(checkpoint={"keep": 3})
     do_run(settings, folder, stop_after=3)
     stage = folder / "checkpoints" / "pretrain"
@@ -248,7 +251,7 @@ def test_fused_state_survives_resuming_on_other_ranks(tmp_path: Path) -> None:
     assert_same_bits(tmp_path / "run", tmp_path / "unbroken")
 
 
-def test_one_target_of_several_does_not_go_on_by_itself(tmp_path: Path) -> None:
+def test_one_target_of_several_does_not_resume_by_itself(tmp_path: Path) -> None:
     settings = small_run(search={"targets": [{"columns": 3}, {"columns": 9}]})
     do_run(settings, tmp_path / "run", stop_after=6)
     part = tmp_path / "run" / "columns-3"

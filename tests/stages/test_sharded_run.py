@@ -1,4 +1,4 @@
-"""Whole runs with tables of several kinds: pretrain, search, slice, retrain and export as without any sharding."""
+"""Whole runs with several sharding types give the results of table_wise or unsharded runs."""
 
 import json
 from pathlib import Path
@@ -36,8 +36,13 @@ def do_run(settings: RunSettings, folder: Path) -> None:
 
 
 def test_in_float64_rows_and_columns_apart_make_the_same_model_bit_for_bit(tmp_path: Path) -> None:
-    """As table_wise on as many ranks, where the arithmetic is the same: without the regularizer, whose products are cut where the rows are, and with
-    parts of 16 n numbers: torch's fused Adam moves the last few of a part by scalar code, which in rare cases rounds otherwise (seen: 5e-10)."""
+    """The results are those of table_wise on as many ranks, because the arithmetic is the same.
+
+    That holds without the regularizer, whose products are sums over the rows of each rank, and with shards of
+    16 n
+    numbers: torch's fused Adam updates the last few numbers of a shard with scalar code, which in rare cases
+    rounds differently (seen: 5e-10).
+    """
     synthetic = {**small_run().data.synthetic.model_dump(), "rows": 4_000, "num_embeddings": (96, 48, 48, 96)}
     data = {**small_run().data.model_dump(), "synthetic": synthetic}
     base: dict[str, Any] = {
@@ -63,7 +68,10 @@ def test_in_float64_rows_and_columns_apart_make_the_same_model_bit_for_bit(tmp_p
 
 
 def test_with_copies_and_the_decoupled_regularizer_ranks_pretrain_alike(tmp_path: Path) -> None:
-    """To 1e-5, as far as the search: a copy's gradient is a sum of the ranks' own in float32, and so is a Gram matrix' product."""
+    """Metrics agree to 1e-5 until the search.
+
+    A copy's gradient is a float32 sum over the ranks, and so is the product with a Gram matrix.
+    """
     base: dict[str, Any] = {**SHORT, "orthogonality": {"application": "decoupled", "rows": 16, "weight": 0.1}}
     do_run(small_run(**base), tmp_path / "one")
     run_on_ranks(2, do_run, small_run(**base, sharding={"sharding_types": COPIED}), tmp_path / "two")
@@ -94,7 +102,7 @@ def test_a_plan_that_cannot_be_made_ends_all_ranks_together(tmp_path: Path) -> N
 
 
 def full_disk(folder: Path) -> str:
-    """Export of column-wise tables, whose chunks are made by all ranks together, where rank 1 cannot write its first."""
+    """Exports column-wise tables, whose chunks all ranks make together. Rank 1 cannot write its first."""
     state = open_supernet(
         small_run(sharding={"sharding_type": "column_wise"}), {"user": 60, "movie": 40}, torch.device("cpu")
     )
