@@ -1,5 +1,6 @@
 """Commands for data: fetch, prepare, generate and inspect."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -88,28 +89,16 @@ def prepare(
       ham-dist prepare synthetic --out data/synthetic --set data.synthetic.rows=1000000
     """
     if recipe == "synthetic":
-        if raw is not None:
-            raise ConfigError("prepare synthetic: generated data has no raw files. Remove --raw")
-        if wrong := [override for override in overrides or [] if not override.startswith("data.synthetic.")]:
-            raise ConfigError(
-                f"prepare synthetic: --set {wrong[0]}: expected a key of data.synthetic, "
-                "such as --set data.synthetic.seed=3"
-            )
-        given = {
+        raw_options = {
+            "--raw": raw,
             "--memory": memory,
             "--threads": threads,
             "--spill": spill,
+            "--engine": None if engine == "duckdb" else engine,
             "--master": master,
             "--max-rejected": max_rejected,
         }
-        if unused := [name for name, value in given.items() if value is not None] + ["--engine"] * (
-            engine != "duckdb"
-        ):
-            raise ConfigError(f"prepare synthetic: {unused[0]} applies to raw files only. Remove it")
-        from ham_dist.config.load import load_run
-        from ham_dist.data.synthetic.write import generate
-
-        generate(load_run(None, overrides or []).data.synthetic, out)
+        _prepare_synthetic(out, overrides or [], raw_options)
     elif raw is None:
         raise ConfigError(f"prepare {recipe}: the folder of the raw files is missing. Give --raw FOLDER")
     elif overrides:
@@ -134,6 +123,22 @@ def prepare(
             chosen = chosen.model_copy(update={"max_rejected": max_rejected})
         prepare_data(chosen, raw, out, machine=machine)
     describe_folder(out)
+
+
+def _prepare_synthetic(out: Path, overrides: list[str], raw_options: Mapping[str, object]) -> None:
+    if unused := [name for name, value in raw_options.items() if value is not None]:
+        raise ConfigError(
+            f"prepare synthetic: {unused[0]} applies to raw files only, and generated data has none. Remove it"
+        )
+    if wrong := [override for override in overrides if not override.startswith("data.synthetic.")]:
+        raise ConfigError(
+            f"prepare synthetic: --set {wrong[0]}: expected a key of data.synthetic, "
+            "such as --set data.synthetic.seed=3"
+        )
+    from ham_dist.config.load import load_run
+    from ham_dist.data.synthetic.write import generate
+
+    generate(load_run(None, overrides).data.synthetic, out)
 
 
 def generate(

@@ -9,9 +9,7 @@ _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 
 
 def size_text(count: float) -> str:
-    """A size in bytes as text, to four digits, in the decimal unit with at most three digits before the
-    point: `26.4 kB`.
-    """
+    """A size in bytes as text with up to four digits, in a decimal unit: `26.4 kB`."""
     exponent = 0
     while abs(count) >= 999.95 and exponent < len(_UNITS) - 1:
         count, exponent = count / 1000, exponent + 1

@@ -17,7 +17,7 @@ is relative to the largest logit if that is above 1."""
 
 
 def slice_columns(state: TrainingState, columns: Columns, samples: Samples, log: RunLog) -> TrainingState:
-    """Returns the narrow model with `columns`, sliced from the model in `state`, whose mask has the same columns.
+    """Returns the narrow model with `columns`, sliced from `state`, whose mask has the same columns.
 
     Raises:
         SlicingError: Their logits on a validation batch differ by more than 1e-5.
