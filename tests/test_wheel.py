@@ -63,7 +63,7 @@ def test_recipes_and_sources_come_with_the_wheel(installed: Path, tmp_path: Path
 
 
 def test_the_page_of_reports_comes_with_the_wheel(installed: Path, tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "run.toml").write_text("seed = 3\n")
     done = run(installed, "report", "run", "--out", "x.html", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -128,7 +128,7 @@ def prepare(
 def _prepare_synthetic(out: Path, overrides: list[str], raw_options: Mapping[str, object]) -> None:
     if unused := [name for name, value in raw_options.items() if value is not None]:
         raise ConfigError(
-            f"prepare synthetic: {unused[0]} applies to raw files only, and generated data has none. Remove it"
+            f"prepare synthetic: {unused[0]} applies to raw files only. Generated data has none: remove it"
         )
     if wrong := [override for override in overrides if not override.startswith("data.synthetic.")]:
         raise ConfigError(
@@ -202,7 +202,7 @@ def inspect(
       ham-dist inspect runs/first
       ham-dist inspect data/movielens-1m --width 8 --json
     """
-    from ham_dist.cli.describe import describe_look, holds_data
+    from ham_dist.cli.describe import describe_statistics, holds_data
     from ham_dist.config.schema import ModelSettings
 
     if not holds_data(path):
@@ -216,11 +216,11 @@ def inspect(
     from ham_dist.data.format.manifest import Manifest
     from ham_dist.data.statistics import compute_statistics
 
-    look = compute_statistics(
+    statistics = compute_statistics(
         path, Manifest.load(path), width or ModelSettings.model_fields["base_dim"].default
     )
     if as_json:
-        typer.echo(look.model_dump_json(indent=1))
+        typer.echo(statistics.model_dump_json(indent=1))
     else:
         describe_folder(path)
-        print_parts(describe_look(look))
+        print_parts(describe_statistics(statistics))

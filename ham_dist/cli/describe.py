@@ -93,13 +93,14 @@ def _data(path: Path, manifest: Manifest) -> Iterator[RenderableType]:
     yield from (f"warning: {text}" for text in warnings_of(manifest))
 
 
-def describe_look(look: DatasetStatistics) -> Iterator[RenderableType]:
+def describe_statistics(statistics: DatasetStatistics) -> Iterator[RenderableType]:
     """Yields the statistics of prepared data, as lines and tables."""
-    if look.rejected:
+    if statistics.rejected:
         yield make_table(
-            ("reason", "rejected lines"), ((reason, f"{count:,}") for reason, count in look.rejected.items())
+            ("reason", "rejected lines"),
+            ((reason, f"{count:,}") for reason, count in statistics.rejected.items()),
         )
-    yield f"tables of width {look.width} as {look.precision}: {look.bytes / 1e6:,.2f} MB."
+    yield f"tables of width {statistics.width} as {statistics.precision}: {statistics.bytes / 1e6:,.2f} MB."
     yield "Ids in the training split, and the share of its values that are one of the most frequent ids:"
     yield make_table(
         ("field", "table rows", "MB", "ids seen", "seen once", *(f"top {share}" for share in HEADS)),
@@ -112,11 +113,11 @@ def describe_look(look: DatasetStatistics) -> Iterator[RenderableType]:
                 f"{field.ids_seen_once:,}",
                 *(_share(field, field.head[share], "train") for share in HEADS),
             )
-            for field in look.fields
+            for field in statistics.fields
         ),
     )
     # A vocabulary has ids for the values of the training split only: other values are unknown, never unseen.
-    unseen = () if all(field.ids_from_training for field in look.fields) else SPLITS[1:]
+    unseen = () if all(field.ids_from_training for field in statistics.fields) else SPLITS[1:]
     yield (
         "Share of the values of each split that are unknown (id 0)"
         + (
@@ -136,10 +137,10 @@ def describe_look(look: DatasetStatistics) -> Iterator[RenderableType]:
                     for split in unseen
                 ),
             )
-            for field in look.fields
+            for field in statistics.fields
         ),
     )
-    yield from (f"warning: {alarm}" for alarm in look.alarms)
+    yield from (f"warning: {alarm}" for alarm in statistics.alarms)
 
 
 def _share(field: FieldStatistics, share: float, split: str) -> str:

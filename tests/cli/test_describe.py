@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ham_dist.cli.describe import describe, describe_look
+from ham_dist.cli.describe import describe, describe_statistics
 from ham_dist.config.load import load_run
 from ham_dist.data.statistics import DatasetStatistics, FieldStatistics
 from ham_dist.errors import BundleError, DataError, ReportError
@@ -101,7 +101,7 @@ def test_look_names_rejected_lines_by_reason_and_warns() -> None:
     )  # fmt: skip
     stream = io.StringIO()
     console = Console(file=stream, width=120)
-    for part in describe_look(look):
+    for part in describe_statistics(look):
         console.print(part, soft_wrap=True)
     lines = [line.split() for line in stream.getvalue().splitlines()]
     assert ["too", "few", "columns", "3"] in lines

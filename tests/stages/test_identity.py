@@ -170,7 +170,7 @@ def test_epochs_are_raised_while_their_stage_runs(tmp_path: Path) -> None:
         return tiny_run(pretrain={"max_epochs": epochs, "patience": patience}, retrain={"max_epochs": 1})
 
     do_run(settings(3, patience=3), tmp_path / "unbroken")
-    with patch("ham_dist.run._model_result", side_effect=Stopped), pytest.raises(Stopped):
+    with patch("ham_dist.run.model_result", side_effect=Stopped), pytest.raises(Stopped):
         run_stages(settings(1), tmp_path / "run", resume=False)
     do_run(settings(3, patience=3), tmp_path / "run", resume=True)
     assert metrics(tmp_path / "run") == metrics(tmp_path / "unbroken")

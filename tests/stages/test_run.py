@@ -255,5 +255,5 @@ def test_one_target_of_several_does_not_resume_by_itself(tmp_path: Path) -> None
     settings = small_run(search={"targets": [{"columns": 3}, {"columns": 9}]})
     do_run(settings, tmp_path / "run", stop_after=6)
     part = tmp_path / "run" / "columns-3"
-    with pytest.raises(CheckpointError, match="is one target of the run in"):
+    with pytest.raises(CheckpointError, match="is the folder of one target of the run in"):
         do_run(load_run(str(part / "run.toml")), part, resume=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console, RenderableType
 
-from ham_dist.cli.describe import describe, describe_look
+from ham_dist.cli.describe import describe, describe_statistics
 from ham_dist.data.format.manifest import Checks, Manifest, NumberCheck
 from ham_dist.data.format.warnings import collapsed, share_of, warnings_of
 from ham_dist.data.prepare.pipeline import prepare
@@ -145,13 +145,15 @@ def test_unseen_ids_are_told_of_fields_without_a_vocabulary_only(tmp_path: Path)
     hashed = {"kind": "categorical", "column": "item", "hash": True, "max_rows": 50}
     raw = write_tiny(tmp_path / "raw", "click,item", BOTH, ["1,a", "0,x", "1,a", "0,x"])
     manifest = prepare(tiny_recipe(["item"], ITEM), raw, tmp_path / "out")
-    text = printed(describe_look(compute_statistics(tmp_path / "out", manifest, 16)))
+    text = printed(describe_statistics(compute_statistics(tmp_path / "out", manifest, 16)))
     assert "id 0, test" in text
     assert "unseen" not in text
     manifest = prepare(tiny_recipe(["item"], ITEM | {"hashed": hashed}), raw, tmp_path / "hashed")
     lines = [
         line.split()
-        for line in printed(describe_look(compute_statistics(tmp_path / "hashed", manifest, 16))).splitlines()
+        for line in printed(
+            describe_statistics(compute_statistics(tmp_path / "hashed", manifest, 16))
+        ).splitlines()
     ]
     assert ["item", "0.0%", "50.0%", "50.0%"] in lines
     assert ["hashed", "0.0%", "0.0%", "0.0%", "50.0%", "50.0%"] in lines
