@@ -40,7 +40,7 @@ class Regularizer:
         states = optimizers.table_states()
         parts = {f"{TABLES}/{field}": local.columns for field, local in model.local.items()}
         for found in row_sampling.products(
-            model, self._matrix_of, row_sampling.Turn(steps // settings.every, settings.rows)
+            model, self._matrix_of, row_sampling.RowSample(steps // settings.every, settings.rows)
         ):
             at = found.at
             gradient = settings.weight * found.product

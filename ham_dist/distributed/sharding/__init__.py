@@ -1,1 +1,1 @@
-"""The model spread over ranks: lookups, exchanges, and sums over ranks."""
+"""The model sharded over ranks: lookups, exchanges of ids and rows, and sums over ranks."""

@@ -1,6 +1,6 @@
-"""BatchNorm over the global batch. torch's SyncBatchNorm exists on CUDA only; this one runs on every backend.
+"""BatchNorm over the global batch, on every backend; torch's SyncBatchNorm needs CUDA.
 
-B rows here, N rows of all ranks, n features
+Shape letters: B rows of the batch on this rank, N rows on all ranks, n features.
 """
 
 from typing import Any
@@ -13,18 +13,30 @@ from ham_dist.distributed.ranks import process_group
 from ham_dist.distributed.ranks.rounding import FLOAT32_BITS, rounded
 
 CONSTANT = 1e-13
-"""A feature of no greater variance than this (or than this share of its squared mean: float64 leaves no more of a variance) is taken for constant:
-normalized to 0, without a gradient."""
+"""Features with at most this variance, or at most this share of their squared mean, count as constant.
+
+They are normalized to 0, without a gradient. Below this share, float64 leaves no correct digits of
+a variance."""
 
 
 class _Normalized(torch.autograd.Function):
-    """A batch (B, n) normalized by the global batch's mean and variance, scaled and shifted; and these two, of each feature, (n,) float64.
+    """Normalizes a batch (B, n) by the global batch's mean and variance, then scales and shifts it.
 
-    near:   (n,) float64, about the mean. Squares are summed of what lies around 0: taken off afterwards, a mean far from it would leave a variance
-            of few right digits. What comes back for the mean is the distance from it.
-    weight, bias: (n,).
+    Returns the normalized batch, and the mean minus `near`, the variance and N. Mean and variance are (n,)
+    float64.
 
-    The gradient is written out: through torch's own operations, each copy of the batch on the way would have one of its own.
+    Squares are summed after subtracting `near`: with the squares of a feature whose mean is far from 0, few
+    digits of the variance would be correct.
+
+    The backward pass is written out: through torch's own operations, every intermediate copy of the batch
+    would have a gradient of its own.
+
+    Args:
+        input: (B, n).
+        near: Estimate of the mean, (n,) float64.
+        weight: Scale, (n,).
+        bias: Shift, (n,).
+        eps: Added to the variance.
     """
 
     @staticmethod
@@ -46,12 +58,13 @@ class _Normalized(torch.autograd.Function):
         exact_mean = sums[:features] / rows
         variance = rounded((sums[features:-1] / rows - exact_mean.square()).clamp(min=0.0), FLOAT32_BITS)
         mean = rounded(exact_mean, FLOAT32_BITS)
-        # A search may close every column that a feature reads. What is left of it then is rounding, and so would its gradient be, which Adam would
-        # make full steps of.
+        # A search may close every column that a feature reads. The feature is then rounding errors, as its
+        # gradient would be, and Adam would turn that into full steps.
         scale = torch.where(
             variance > CONSTANT * exact_mean.square().clamp(min=1.0), torch.rsqrt(variance + eps), 0.0
         )
-        # In the batch's own type: it holds the rounded mean exactly, and with a mean in float64 the whole batch would go to float64 and back.
+        # In the batch's data type, which holds the rounded mean exactly: a float64 mean would convert the
+        # whole batch to float64 and back.
         centred = values.sub_(mean.to(values.dtype))
         ctx.save_for_backward(centred, scale, rows, weight)
         ctx.mark_non_differentiable(mean, variance, rows)
@@ -64,7 +77,7 @@ class _Normalized(torch.autograd.Function):
         gradient = gradients[0]
         of_bias = gradient.sum(dim=0, dtype=torch.float64)
         of_scaled = (gradient * centred).sum(dim=0, dtype=torch.float64)
-        # Every rank's loss reads the statistics of all.
+        # The loss of every rank depends on the statistics of all ranks.
         of_statistics = process_group.sum_over_ranks(
             torch.cat([-scale * weight * of_bias, -0.5 * scale**3 * weight * of_scaled]) / rows
         )
@@ -77,13 +90,15 @@ class _Normalized(torch.autograd.Function):
 
 
 class GlobalBatchNorm1d(nn.BatchNorm1d):
-    """nn.BatchNorm1d whose statistics in training are those of the global batch: one sum over ranks of 2 n + 1 numbers each way.
+    """nn.BatchNorm1d with the statistics of the global batch in training.
 
-    Sums are taken in float64 and rounded, on one rank too, so that the statistics do not depend on how the batch is spread over ranks.
+    It sums 2 n + 1 numbers over the ranks in the forward pass, and 2 n in the backward pass. All sums are in
+    float64 and rounded, also on one rank, so that the statistics do not depend on how the batch is split over
+    the ranks.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Normalized `input`, (B, n), in the precision of the weights where that is greater: under autocast a linear map gives bfloat16."""
+        """Returns the normalized `input`, (B, n), at least in float32; under autocast `input` is bfloat16."""
         if input.dtype.itemsize < torch.float32.itemsize:
             input = input.float()
         if not self.training:
@@ -119,8 +134,8 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
 
 
 def synchronize_batch_norm(module: nn.Module) -> None:
-    """Give every nn.BatchNorm1d inside `module` the statistics of the global batch, in place."""
+    """Makes every nn.BatchNorm1d in `module` use the statistics of the global batch, in place."""
     for child in module.modules():
         if type(child) is nn.BatchNorm1d:
-            # The subclass adds no state, so that the same parameters, buffers and names stay.
+            # The subclass has no state of its own, so parameters, buffers and names are unchanged.
             child.__class__ = GlobalBatchNorm1d

@@ -1,8 +1,7 @@
-"""Moving numbers of a table from the ranks that hold them under one plan to those that hold them under another, some rows at a time.
+"""Moves the rows of a table from its shards under one plan to its shards under another, in chunks of rows.
 
-    C rows, d columns of one table
-
-Both sides are known to every rank, so what is sent where needs no word between them.
+Shape letters: C rows, d columns of one table. Every rank knows both plans, so the ranks need no messages to
+agree on what is sent where.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ from ham_dist.distributed.planning.placement import TableShard
 from ham_dist.distributed.ranks import process_group
 
 CHUNK_NUMBERS = 1 << 22
-"""Numbers of a table that are under way at a time (16 MiB of float32 in each direction)."""
+"""Numbers of a table that are exchanged at a time (16 MiB of float32 in each direction)."""
 
 
 def move(
@@ -27,26 +26,34 @@ def move(
     replicated: bool,
     device: torch.device,
 ) -> None:
-    """Fill the parts in `target` from those in `source`: column k of the target is column kept[k] of the source. A collective.
+    """Fills the target shards from the source shards: column k of the target is column kept[k] of the source.
 
-    The source covers a table; the target covers it or some of its rows.
+    A collective. The source shards cover the table; the target shards cover it or some of its rows. Numbers
+    are sent as float32, which holds half-precision numbers exactly.
 
-    values:     this rank's part of the source, (rows, columns); None where it has none.
-    into:       this rank's part of the target, likewise; columns past len(kept), which are padding, stay as they are. Numbers go as float32, in which
-                those of half the bytes have their place, so that they arrive as they were.
-    kept:       (d,) int64, on CPU.
-    replicated: whether every part of the source is the whole table: each rank then reads its own.
-    device:     of this rank, which may hold neither.
+    Args:
+        source: Shards of the source on all ranks.
+        values: This rank's source shard, (rows, columns); None if it has none.
+        target: Shards of the target on all ranks.
+        into: This rank's target shard, (rows, columns); None if it has none. Columns from len(kept) on are
+            padding and are unchanged.
+        kept: (d,) int64, on CPU.
+        replicated: True if every source shard is the whole table; each rank then reads its own copy.
+        device: Device of this rank, which may hold no shard at all.
     """
     pairs = _pairs(source, target, replicated)
-    crosses = any(giver.rank != taker.rank for giver, taker in pairs)
+    crosses = any(sender.rank != receiver.rank for sender, receiver in pairs)
     for start, stop in windows(target):
         clipped = [
-            (giver, taker, giver.within(start, stop).within(taker.first_row, taker.first_row + taker.rows))
-            for giver, taker in pairs
+            (
+                sender,
+                receiver,
+                sender.within(start, stop).within(receiver.first_row, receiver.first_row + receiver.rows),
+            )
+            for sender, receiver in pairs
         ]
         _exchange(
-            [(giver, taker, rows) for giver, taker, rows in clipped if rows.rows],
+            [(sender, receiver, rows) for sender, receiver, rows in clipped if rows.rows],
             values,
             into,
             kept,
@@ -56,16 +63,16 @@ def move(
 
 
 def windows(parts: Sequence[TableShard]) -> Iterator[tuple[int, int]]:
-    """Ranges of rows that cover `parts`, each of about CHUNK_NUMBERS numbers; the same on every rank."""
+    """Yields ranges of rows that cover `parts`, about CHUNK_NUMBERS numbers each; the same on every rank."""
     first, last = min(part.first_row for part in parts), max(part.first_row + part.rows for part in parts)
-    width = max(part.first_column + part.columns for part in parts)
-    step = max(1, CHUNK_NUMBERS // max(1, width))
+    columns = max(part.first_column + part.columns for part in parts)
+    step = max(1, CHUNK_NUMBERS // max(1, columns))
     for start in range(first, last, step):
         yield start, min(last, start + step)
 
 
 def even_blocks(start: int, stop: int, columns: int, ranks: int) -> tuple[TableShard, ...]:
-    """The rows [start, stop) with all their columns, shared out to all ranks."""
+    """Returns the rows [start, stop), with all columns, split evenly over the ranks."""
     edges = [start + (stop - start) * rank // ranks for rank in range(ranks + 1)]
     return tuple(
         TableShard(rank, edges[rank], edges[rank + 1] - edges[rank], 0, columns) for rank in range(ranks)
@@ -76,7 +83,10 @@ def _pairs(
     source: Sequence[TableShard], target: Sequence[TableShard], replicated: bool
 ) -> list[tuple[TableShard, TableShard]]:
     return [
-        (giver, taker) for giver in source for taker in target if not replicated or giver.rank == taker.rank
+        (sender, receiver)
+        for sender in source
+        for receiver in target
+        if not replicated or sender.rank == receiver.rank
     ]
 
 
@@ -89,19 +99,19 @@ def _exchange(
     *,
     crosses: bool,
 ) -> None:
-    """Each pair is a giver, a taker, and a part with the rows that go from one to the other."""
+    """Exchanges the rows of all pairs: (sender's shard, receiver's shard, shard of the rows to send)."""
     me, ranks = process_group.rank(), process_group.world_size()
     sent: list[list[torch.Tensor]] = [[] for _ in range(ranks)]
     received = [0] * ranks
-    for giver, taker, rows in pairs:
-        columns = _columns(giver, taker, kept)
-        if giver.rank == me and len(columns):
+    for sender, receiver, rows in pairs:
+        columns = _columns(sender, receiver, kept)
+        if sender.rank == me and len(columns):
             assert values is not None
-            here = values[rows.first_row - giver.first_row :][: rows.rows]
-            wanted = kept[columns].to(here.device) - giver.first_column
-            sent[taker.rank].append(here.index_select(1, wanted).reshape(-1))
-        if taker.rank == me:
-            received[giver.rank] += rows.rows * len(columns)
+            here = values[rows.first_row - sender.first_row :][: rows.rows]
+            wanted = kept[columns].to(here.device) - sender.first_column
+            sent[receiver.rank].append(here.index_select(1, wanted).reshape(-1))
+        if receiver.rank == me:
+            received[sender.rank] += rows.rows * len(columns)
     sizes = [sum(piece.numel() for piece in pieces) for pieces in sent]
     outgoing = torch.cat([torch.empty(0, device=device), *(piece for pieces in sent for piece in pieces)])
     if crosses:
@@ -110,22 +120,22 @@ def _exchange(
     else:
         incoming = outgoing
     place = 0
-    # As sent: by giver, and from one giver in the order of the pairs.
-    for giver, taker, rows in sorted(
+    # In the order of sending: by sender, and for each sender in the order of the pairs.
+    for sender, receiver, rows in sorted(
         (pair for pair in pairs if pair[1].rank == me), key=lambda pair: pair[0].rank
     ):
-        columns = _columns(giver, taker, kept)
+        columns = _columns(sender, receiver, kept)
         if count := rows.rows * len(columns):
             assert into is not None
             piece = incoming[place : place + count].view(rows.rows, len(columns))
-            into[rows.first_row - taker.first_row :][: rows.rows].index_copy_(
-                1, (columns - taker.first_column).to(into.device), piece.to(into.dtype)
+            into[rows.first_row - receiver.first_row :][: rows.rows].index_copy_(
+                1, (columns - receiver.first_column).to(into.device), piece.to(into.dtype)
             )
             place += count
 
 
-def _columns(giver: TableShard, taker: TableShard, kept: torch.Tensor) -> torch.Tensor:
-    """Which columns of the target the giver has for the taker, numbered as in the target's whole table."""
-    numbers = torch.arange(taker.first_column, min(taker.first_column + taker.columns, len(kept)))
+def _columns(sender: TableShard, receiver: TableShard, kept: torch.Tensor) -> torch.Tensor:
+    """Returns the columns that the sender has for the receiver, by their numbers in the target table."""
+    numbers = torch.arange(receiver.first_column, min(receiver.first_column + receiver.columns, len(kept)))
     sources = kept[numbers]
-    return numbers[(sources >= giver.first_column) & (sources < giver.first_column + giver.columns)]
+    return numbers[(sources >= sender.first_column) & (sources < sender.first_column + sender.columns)]

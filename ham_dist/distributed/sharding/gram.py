@@ -1,12 +1,13 @@
-"""Gram matrices of tables that lie on the ranks, and the products of tables with a small matrix.
+"""Gram matrices of sharded tables, and the products of tables with a small matrix.
 
-    V (C, d) a table, G = V'V (d, d)
+V (C, d) is a table and G = V'V (d, d) its Gram matrix. Callers need not know how a table is sharded.
+Communication, by where the table is:
 
-Callers ask by table and need not know how it is sharded. What it takes:
-    a whole table on a rank (or a copy on each)   nothing: G is that rank's own
-    rows on several ranks                         G is the sum of the ranks' own: one sum over ranks of d x d numbers, of all such tables together
-    columns on several ranks                      rows are brought together some at a time and shared out evenly, then as above; and V M takes the
-                                                  same way there and back. So it costs an all-to-all of the whole table, with bounded memory.
+- A whole table on one rank, or a copy on each: none.
+- Rows on several ranks: G is the sum of the ranks' own Gram matrices, one sum over ranks of d x d numbers for
+  all such tables together.
+- Columns on several ranks: whole rows are joined a chunk at a time and split evenly over the ranks, then as
+  above; V M takes the same way there and back. This is an all-to-all of the whole table, with bounded memory.
 """
 
 import math
@@ -22,48 +23,55 @@ from ham_dist.distributed.sharding.local_table import LocalTable, joined_rows
 from ham_dist.distributed.sharding.model import TABLES, ShardedModel
 
 NumberOf = Callable[[torch.Tensor, int], torch.Tensor]
-"""A number made from the Gram matrix and the base width of a table."""
+"""Computes a number from the Gram matrix and the base dim of a table."""
 MatrixOf = Callable[[torch.Tensor, int | torch.Tensor], torch.Tensor]
-"""A (d, d) matrix made from the Gram matrix and the base width of a table; or (T, d, d) from T of each, the dims as (T, 1, 1)."""
+"""Computes a (d, d) matrix from the Gram matrix and the base dim of a table; or (T, d, d) from T of each,
+with the dims as (T, 1, 1)."""
 
 BLOCK_NUMBERS = 1 << 22
-"""Numbers of a table that are multiplied at a time, so that no second copy of it comes up."""
+"""Numbers of a table that are multiplied at a time, which avoids a second copy of the table."""
 
 
 def grams(model: ShardedModel) -> dict[str, torch.Tensor]:
-    """G of each table under search that this rank has something of, (d, d) float32; the same on every rank that has it. A collective.
+    """Returns G, (d, d) float32, of each table under search that has a shard on this rank. A collective.
 
-    Where G is a sum over ranks it is summed in float64 and rounded to float32, so that it does not depend on how many they are.
+    G is identical on all ranks that have it. A sum over ranks is in float64 and rounded to float32, so that
+    it does not depend on the number of ranks.
     """
     found: dict[str, torch.Tensor] = {}
-    sums = no_sums(model)
+    sums = zero_sums(model)
     for field, placement in model.plan.groups[TABLES].items():
         local = model.part(f"{TABLES}/{field}")
         if field in sums:
-            sums[field] += share_of_gram(model, placement, local)
+            sums[field] += partial_gram(model, placement, local)
         elif local is not None:
             found[field] = gram(local.columns.detach(), torch.float32)
-    return found | summed(sums)
+    return found | summed_over_ranks(sums)
 
 
 @torch.no_grad()
 def add_to_gradients(model: ShardedModel, matrix_of: MatrixOf, scale: float) -> None:
-    """Add scale * V matrix_of(G) to the gradient of each table: what autograd would add for a penalty with that gradient.
+    """Adds scale * V matrix_of(G) to the gradient of each table, as autograd would for such a penalty.
 
-    Needs the dense kernel, whose tables have a gradient of their own.
+    Needs the dense kernel, whose tables have gradients. A collective.
+
+    Args:
+        model: The tables.
+        matrix_of: Computes M from G.
+        scale: Factor of the gradient.
     """
     matrices = _matrices(model, matrix_of, grams(model))
     for field, placement in model.plan.groups[TABLES].items():
         local = model.part(f"{TABLES}/{field}")
         if placement.splits_columns:
-            for rows, product in products_apart(model, placement, local, matrices[field]):
+            for rows, product in products_across_columns(model, placement, local, matrices[field]):
                 _gradient(local)[rows].add_(product, alpha=scale)
         elif local is not None:
             _gradient(local).addmm_(local.columns, matrices[field], alpha=scale)
 
 
 def sum_over_tables(model: ShardedModel, number_of: NumberOf) -> float:
-    """The sum of number_of(G, base width) over all tables of all ranks; the same on every rank, wherever the tables lie. A collective."""
+    """Returns the sum of number_of(G, base dim) over all tables, identical on every rank. A collective."""
     numbers = [
         float(number_of(matrix, model.plan.groups[TABLES][field].table.base_dim))
         for field, matrix in _counted_once(model)
@@ -72,7 +80,7 @@ def sum_over_tables(model: ShardedModel, number_of: NumberOf) -> float:
 
 
 def column_norms(model: ShardedModel) -> torch.Tensor:
-    """Euclidean length of every column, (S,) float32 on CPU in the layout's order; the same on every rank."""
+    """Returns the Euclidean norm of every column, (S,) float32 on CPU in the layout's order. A collective."""
     layout = model.mask.layout
     norms = torch.zeros(layout.size)
     for field, matrix in _counted_once(model):
@@ -81,14 +89,14 @@ def column_norms(model: ShardedModel) -> torch.Tensor:
 
 
 def _counted_once(model: ShardedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """G of each table on one rank only: the one with its first part."""
+    """Yields G of each table on only one rank, the one with its first shard."""
     for field, matrix in grams(model).items():
         if model.plan.groups[TABLES][field].shards[0].rank == process_group.rank():
             yield field, matrix
 
 
-def no_sums(model: ShardedModel) -> dict[str, torch.Tensor]:
-    """A float64 zero matrix for each table whose G is a sum over ranks, also for one that this rank has nothing of."""
+def zero_sums(model: ShardedModel) -> dict[str, torch.Tensor]:
+    """Returns float64 zeros (d, d) for each table whose G is a sum over ranks, even without a shard here."""
     return {
         field: torch.zeros(
             placement.table.embedding_dim,
@@ -101,8 +109,8 @@ def no_sums(model: ShardedModel) -> dict[str, torch.Tensor]:
     }
 
 
-def summed(sums: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Over all ranks, in one exchange; float32."""
+def summed_over_ranks(sums: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns the sums over all ranks, float32, with one collective call."""
     if not sums:
         return {}
     flat = process_group.sum_over_ranks(torch.cat([matrix.flatten() for matrix in sums.values()]))
@@ -113,8 +121,8 @@ def summed(sums: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
-def share_of_gram(model: ShardedModel, placement: Placement, local: LocalTable | None) -> torch.Tensor:
-    """This rank's share of G of a table that several ranks have, float64."""
+def partial_gram(model: ShardedModel, placement: Placement, local: LocalTable | None) -> torch.Tensor:
+    """Returns this rank's part of the sum G, (d, d) float64, for a table that is spread over ranks."""
     matrix = torch.zeros(
         placement.table.embedding_dim, placement.table.embedding_dim, dtype=torch.float64, device=model.device
     )
@@ -124,11 +132,11 @@ def share_of_gram(model: ShardedModel, placement: Placement, local: LocalTable |
 
 
 def gram(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """V'V (..., d, d) of rows (..., R, d) that lie here, in `dtype`: where that is another than theirs, some rows are turned into it at a time."""
+    """Returns V'V (..., d, d) of local rows (..., R, d), in `dtype`; rows are converted a block at a time."""
     if rows.dtype == dtype:
         return rows.mT @ rows
-    *tables, count, width = rows.shape
-    matrix = torch.zeros(*tables, width, width, dtype=dtype, device=rows.device)
+    *tables, count, dim = rows.shape
+    matrix = torch.zeros(*tables, dim, dim, dtype=dtype, device=rows.device)
     for block in rows.split(max(1, BLOCK_NUMBERS * count // max(1, rows.numel())), dim=-2):
         block = block.to(dtype)
         matrix += block.mT @ block
@@ -147,32 +155,36 @@ def _matrices(
 def _whole_rows(
     model: ShardedModel, placement: Placement, local: LocalTable | None
 ) -> Iterator[torch.Tensor]:
-    """Rows with all their columns in use, which together with the other ranks' are the table; some at a time where they come from other ranks."""
+    """Yields rows with all columns in use, in chunks; over all ranks they make up the table."""
     if placement.splits_columns:
         yield from (rows for _, rows in joined_rows(placement, local, model.device))
     elif local is not None:
         yield local.columns.detach()
 
 
-def products_apart(
+def products_across_columns(
     model: ShardedModel, placement: Placement, local: LocalTable | None, matrix: torch.Tensor
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """V M of a table whose columns are apart, some rows at a time: which rows of this rank's part, and (rows, columns in use there) of the product.
+    """Yields V M of a table whose columns are on several ranks, a chunk of rows at a time.
 
-    Nothing for a rank without a part, which takes its share of the work all the same. A collective: go through to the end.
+    A collective: iterate to the end.
+
+    Yields:
+        The rows of this rank's shard as a slice, and the product's (rows, columns in use on this rank).
+        Nothing on a rank without a shard, which still takes part in the exchanges.
     """
     kept = torch.arange(placement.table.embedding_dim)
     for (start, stop), (_, rows) in zip(
         windows(placement.shards), joined_rows(placement, local, model.device), strict=True
     ):
-        takers = [part.within(start, stop) for part in placement.shards]
+        receivers = [part.within(start, stop) for part in placement.shards]
         blocks = even_blocks(start, stop, placement.table.embedding_dim, process_group.world_size())
         back = (
             None
             if local is None
             else rows.new_empty(local.shard.within(start, stop).rows, local.shard.columns)
         )
-        move(blocks, rows @ matrix, takers, back, kept, replicated=False, device=model.device)
+        move(blocks, rows @ matrix, receivers, back, kept, replicated=False, device=model.device)
         if local is not None:
             assert back is not None
             mine = local.shard.within(start, stop)
@@ -181,7 +193,7 @@ def products_apart(
 
 
 def _gradient(local: LocalTable | None) -> torch.Tensor:
-    """(rows here, columns in use here) of the gradient."""
+    """Returns the gradient of this rank's shard, (rows, columns in use)."""
     assert local is not None
     assert local.parameter is not None
     assert local.parameter.grad is not None

@@ -1,8 +1,9 @@
-"""Sends the ids of the next batches to the ranks that hold their rows while this batch is trained on.
+"""Sends the ids of the next batches to the ranks with their rows while the current batch is trained on.
 
-The idea is that of TorchRec's train pipelines, which themselves own the loop (one loss, one backward and one step a batch, in a traced model) or need
-CUDA streams. Here two streams of batches take turns in one model, and a step on alpha moves no weight. But a sharded collection's exchange of ids can
-be started early (`input_dist`) and its lookup (`compute_and_output_dist`) done later, and no more is needed.
+TorchRec's train pipelines do the same, but they own the loop (one loss, one backward pass and one step per
+batch, in a traced model) or need CUDA streams. Here two streams of batches alternate in one model, and a step
+on alpha changes no weight. All that is needed: a sharded collection can start its exchange of ids early
+(`input_dist`) and do the lookup later (`compute_and_output_dist`).
 """
 
 from collections import deque
@@ -23,12 +24,12 @@ from ham_dist.data.reader.batch import Batch
 
 @dataclass
 class PreparedBatch(Batch):
-    """A batch with what the model takes for it.
+    """A batch with the inputs that the sharded model needs.
 
     Attributes:
-        features: Its ids, with empty bags behind them where every rank needs as many rows.
-        rows: How many rows of `features` are samples; None where no bag was added.
-        sent: The exchange of its ids between the ranks, if that is under way.
+        features: Its ids, followed by empty bags where every rank needs the same number of rows.
+        rows: Number of rows of `features` that are samples; None if no bags were added.
+        sent: The exchange of its ids between the ranks if it has been started.
     """
 
     features: KeyedJaggedTensor
@@ -36,16 +37,18 @@ class PreparedBatch(Batch):
     sent: "SentIds | None" = None
 
     def record_stream(self, stream: Any) -> None:
-        """Tells the allocator that `stream` uses this batch."""
+        """Tells the CUDA allocator that `stream` uses this batch."""
         super().record_stream(stream)
         self.features.record_stream(stream)
 
 
 class SentIds:
-    """The ids of one batch on their way between ranks, for each collection of tables in a model.
+    """The exchange of one batch's ids between ranks, for each collection of tables in a model.
 
     Args:
-        stream: The CUDA stream that they travel in; None on CPU.
+        collections: The sharded collections of the model.
+        features: The ids.
+        stream: The CUDA stream of the exchange; None on CPU.
     """
 
     def __init__(
@@ -54,7 +57,7 @@ class SentIds:
         features: KeyedJaggedTensor,
         stream: torch.cuda.Stream | None,
     ) -> None:
-        """Sends the other ranks how many ids each will get."""
+        """Sends every other rank the number of ids that it will receive."""
         self._stream = stream
         self._under_way: dict[nn.Module, tuple[Any, Any]] = {}
         for collection in collections:
@@ -62,14 +65,14 @@ class SentIds:
             self._under_way[collection] = context, collection.input_dist(context, features)
 
     def send(self) -> None:
-        """Receives from the other ranks how many ids each has for this one, and sends the ids."""
+        """Receives the number of ids from every other rank, then sends the ids."""
         for collection, (context, sizes) in self._under_way.items():
             self._under_way[collection] = context, sizes.wait()
 
     def take(self, collection: nn.Module) -> tuple[Any, Any] | None:
-        """The context of the exchange for one collection and the ids that have arrived, safe to use in the training's stream.
+        """Returns the exchange's context and the ids received for one collection; None if taken before.
 
-        None if they were taken before.
+        Both are safe to use in the training stream.
         """
         if collection not in self._under_way:
             return None
@@ -85,13 +88,16 @@ class SentIds:
 
 
 class PrefetchingEmbeddingBagCollection(ShardedEmbeddingBagCollection):
-    """A sharded collection whose lookup takes ids that were sent before."""
+    """A sharded collection whose lookup can use ids that were sent before."""
 
     def forward(self, features: KeyedJaggedTensor, sent: SentIds | None = None) -> Any:
-        """The vectors of all keys (TorchRec's promise of them).
+        """Looks up all keys.
 
         Args:
-            sent: The exchange of the ids of `features`, if that is under way; else they are exchanged here.
+            features: Ids of this rank's rows.
+            sent: The exchange of these ids if it has been started; otherwise they are exchanged here.
+        Returns:
+            TorchRec's awaitable KeyedTensor.
         """
         if sent is None or (taken := sent.take(self)) is None:
             return super().forward(features)
@@ -109,7 +115,7 @@ class PrefetchingSharder(EmbeddingBagCollectionSharder):
         device: torch.device | None = None,
         module_fqn: str | None = None,
     ) -> PrefetchingEmbeddingBagCollection:
-        """The sharded collection; called by DistributedModelParallel."""
+        """Returns the sharded collection; called by DistributedModelParallel."""
         return PrefetchingEmbeddingBagCollection(
             module,
             params,
@@ -122,7 +128,7 @@ class PrefetchingSharder(EmbeddingBagCollectionSharder):
 
 
 class IdPrefetcher:
-    """Sends ids of batches ahead. Every rank has the same batches in the same order, each its own part of them."""
+    """Sends ids ahead of training. All ranks have the same batches in the same order, each its own part."""
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -133,9 +139,11 @@ class IdPrefetcher:
     def prefetch(
         self, batches: Iterator[Batch], prepare: Callable[[Batch], PreparedBatch]
     ) -> Iterator[PreparedBatch]:
-        """The batches, prepared, while the ids of the next two are under way: of the first, the ids travel; of the second, their number.
+        """Yields the prepared batches while the next two are exchanged.
 
-        What was sent for batches that nobody takes arrives, and is dropped.
+        Of the first of these two, the ids are sent; of the second, the number of ids.
+
+        Ids that were sent for batches that the caller does not take are received and dropped.
         """
         on_way: deque[tuple[PreparedBatch, Any]] = deque()
 
@@ -169,12 +177,12 @@ class IdPrefetcher:
 
 
 def in_stream(stream: torch.cuda.Stream | None) -> AbstractContextManager[Any]:
-    """Inside, work on a GPU is queued in `stream`; None: as before."""
+    """Context in which GPU work is queued in `stream`; without effect for None."""
     return nullcontext() if stream is None else torch.cuda.stream(stream)
 
 
 def padded(features: KeyedJaggedTensor, rows: int) -> KeyedJaggedTensor:
-    """`features` with empty bags behind those of each key, up to `rows` of them."""
+    """Returns `features` with empty bags appended to each key, up to `rows` bags per key."""
     if features.stride() == rows:
         return features
     lengths = features.lengths().view(len(features.keys()), -1)

@@ -1,6 +1,6 @@
-"""This rank's part of a table.
+"""This rank's shard of a table: some of its rows and columns, or nothing.
 
-C rows and d columns of one table; a rank holds some rows and some columns of it, or none
+Shape letters: C rows and d columns of one table.
 """
 
 import zlib
@@ -16,18 +16,20 @@ from ham_dist.distributed.ranks import process_group
 from ham_dist.distributed.sharding.exchange import even_blocks, move, windows
 from ham_dist.embedding.tables import Table
 
-START_ROWS = 65_536
-"""Rows that are initialized from one seed; fixed, so that a table's initialization does not depend on how it is spread."""
+INIT_BLOCK_ROWS = 65_536
+"""Rows that are initialized from one seed; constant, so that the values do not depend on the sharding."""
 
 
 @dataclass(frozen=True)
 class LocalTable:
-    """This rank's part of one table.
+    """This rank's shard of one table.
 
-    table:     what it is a part of.
-    shard:     which part.
-    values:    (rows, stored columns) of the part; the kernel's own memory, so writing to it moves the table.
-    parameter: what is trained where the part has a gradient; None under a fused kernel.
+    Attributes:
+        table: The whole table.
+        shard: The shard's rows and columns.
+        values: (rows, stored columns) of the shard. This is the kernel's own memory: writing to it changes
+            the table.
+        parameter: The trained parameter if the shard has a gradient; None under a fused kernel.
     """
 
     table: Table
@@ -37,12 +39,12 @@ class LocalTable:
 
     @property
     def columns(self) -> torch.Tensor:
-        """(rows of the part, its columns in use), without padding; a view."""
+        """Values of the columns in use, without padding, (rows of the shard, columns in use); a view."""
         return self.values[:, : self.in_use.stop - self.in_use.start]
 
     @property
     def in_use(self) -> slice:
-        """Which of the table's columns in use lie here."""
+        """The table's columns in use that are in this shard."""
         first = self.shard.first_column
         return slice(first, max(first, min(self.table.embedding_dim, first + self.shard.columns)))
 
@@ -50,9 +52,10 @@ class LocalTable:
 def local_table(
     placement: Placement, state: Mapping[str, Any], parameters: Mapping[str, nn.Parameter], name: str
 ) -> LocalTable | None:
-    """This rank's part of a table of a sharded model; None if it holds nothing of it.
+    """Returns this rank's shard of a table of a sharded model; None if it has none.
 
     Args:
+        placement: The table's shards on all ranks.
         state: The model's state dict.
         parameters: The model's named parameters.
         name: The table's name in both.
@@ -66,21 +69,23 @@ def local_table(
     return LocalTable(placement.table, shard, parameter.detach(), parameter)
 
 
-def initialize(local: LocalTable, name: str, seed: int, deviation: float) -> None:
+def initialize(local: LocalTable, name: str, seed: int, init_std: float) -> None:
     """Fills `local` from a normal distribution.
 
-    Each block of rows has a seed of its own, so that a rank makes just the blocks that it holds a part of.
+    Each block of rows has its own seed, so that a rank only draws the blocks that overlap its shard.
 
     Args:
+        local: This rank's shard.
         name: The table's name, which the seeds depend on.
-        deviation: Standard deviation.
+        seed: The run's seed.
+        init_std: Standard deviation.
     """
     first, last = local.shard.first_row, local.shard.first_row + local.shard.rows
-    for block in range(first // START_ROWS, -(-last // START_ROWS)):
+    for block in range(first // INIT_BLOCK_ROWS, -(-last // INIT_BLOCK_ROWS)):
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}/{block}".encode()))
-        block_first = block * START_ROWS
-        rows = min(START_ROWS, local.table.num_embeddings - block_first)
-        values = torch.randn(rows, local.table.embedding_dim, generator=generator) * deviation
+        block_first = block * INIT_BLOCK_ROWS
+        rows = min(INIT_BLOCK_ROWS, local.table.num_embeddings - block_first)
+        values = torch.randn(rows, local.table.embedding_dim, generator=generator) * init_std
         start, stop = max(first, block_first), min(last, block_first + rows)
         local.columns[start - first : stop - first] = values[
             start - block_first : stop - block_first, local.in_use
@@ -90,16 +95,22 @@ def initialize(local: LocalTable, name: str, seed: int, deviation: float) -> Non
 def joined_rows(
     placement: Placement, local: LocalTable | None, device: torch.device
 ) -> Iterator[tuple[TableShard, torch.Tensor]]:
-    """Whole rows of a table whose columns lie on several ranks, some at a time, shared out evenly. A collective: go through to the end.
+    """Joins the rows of a table whose columns are on several ranks, a chunk at a time.
 
-    local:  this rank's part.
-    yields: which rows this rank got, maybe none, and (rows, width) of them: the columns in use.
+    Each rank gets about the same number of rows. A collective: iterate to the end.
+
+    Args:
+        placement: The table's shards on all ranks.
+        local: This rank's shard; None if it has none.
+        device: Device of this rank.
+    Yields:
+        The rows that this rank gets (maybe none) as a shard, and their columns in use, (rows, embedding_dim).
     """
-    width = placement.table.embedding_dim
+    dim = placement.table.embedding_dim
     for start, stop in windows(placement.shards):
-        blocks = even_blocks(start, stop, width, process_group.world_size())
+        blocks = even_blocks(start, stop, dim, process_group.world_size())
         mine = blocks[process_group.rank()]
-        rows = torch.empty(mine.rows, width, device=device)
+        rows = torch.empty(mine.rows, dim, device=device)
         values = None if local is None else local.values
-        move(placement.shards, values, blocks, rows, torch.arange(width), replicated=False, device=device)
+        move(placement.shards, values, blocks, rows, torch.arange(dim), replicated=False, device=device)
         yield mine, rows

@@ -1,4 +1,4 @@
-"""What TorchRec looks tables up by: how the gradients of several ranks are put together, and caches of tables in host memory."""
+"""TorchRec's lookup modules: sums of gradients over ranks, and GPU caches of tables in host memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from ham_dist.distributed.ranks import process_group
 
 
 class Caches:
-    """GPU caches of tables that lie in host memory. After a lookup they, and not the tables, have the last word on their rows."""
+    """GPU caches of tables in host memory. After a lookup, cached rows are newer than those in the tables."""
 
     def __init__(self, parallel: DistributedModelParallel) -> None:
         self._parallel = parallel
@@ -25,9 +25,10 @@ class Caches:
         parallel.module.register_forward_pre_hook(self._note_lookup)
 
     def empty(self) -> None:
-        """Write cached rows back to their tables and forget them: lookups would not see what is written to the tables otherwise.
+        """Writes cached rows back to their tables and clears the caches.
 
-        Not between a lookup and its backward pass, which moves rows where the lookup found them.
+        Without it, lookups would not see what is written to the tables. Not allowed between a lookup and its
+        backward pass, which updates the rows where the lookup found them.
         """
         if not self._are_ahead:
             return
@@ -42,11 +43,12 @@ class Caches:
 
 @contextmanager
 def summed_gradients() -> Iterator[None]:
-    """Inside, forward and backward passes sum the gradients of sharded tables over the ranks, where TorchRec takes the mean.
+    """Context in which gradients of sharded tables are summed over the ranks, where TorchRec takes the mean.
 
-    The loss of a rank is its share of the loss of the global batch, so the gradient is the sum. Scaled up for the mean to
-    scale it down again, it would be rounded twice, and differ with the number of ranks. TorchRec's switch is one for the
-    whole process: it is set back afterwards, so that other TorchRec models in the process keep their mean.
+    The loss of a rank is its share of the global batch's loss, so the gradient is the sum. Scaling it up for
+    the mean to scale it down again would round twice, and the result would depend on the number of ranks.
+    TorchRec's switch is global to the process; it is reset afterwards, so that other TorchRec models in the
+    process keep their mean.
     """
     before = get_gradient_division()
     set_gradient_division(False)
@@ -57,25 +59,29 @@ def summed_gradients() -> Iterator[None]:
 
 
 def sum_gradients(parallel: DistributedModelParallel) -> None:
-    """Makes DDP sum the gradients of dense weights and of data-parallel tables over the ranks; see `summed_gradients` for the other tables."""
+    """Makes DDP sum the gradients of dense weights and data-parallel tables over the ranks.
+
+    For all other tables see `summed_gradients`.
+    """
     for module in parallel.modules():
         if isinstance(module, DistributedDataParallel):
             module.register_comm_hook(None, _sum_of_bucket)
     for lookup in _wrapped_lookups(parallel):
         if isinstance(lookup, DistributedDataParallel):
             lookup.register_comm_hook(None, _sum_of_bucket)
-            lookup.broadcast_buffers = False  # Constants of the kernel, which would be sent at every lookup.
+            # The buffers are constants; DDP would send them at every lookup.
+            lookup.broadcast_buffers = False
 
 
 def _wrapped_lookups(parallel: nn.Module) -> Iterator[nn.Module]:
-    """What looks the tables up; that of data-parallel tables stands within a DDP of its own."""
+    """Yields TorchRec's lookup modules; those of data-parallel tables are wrapped in their own DDP."""
     for module in parallel.modules():
         if isinstance(module, ShardedEmbeddingBagCollection):
             yield from lookups_of(module)
 
 
 def _lookups(parallel: nn.Module) -> Iterator[Any]:
-    """The same without DDP: TorchRec's modules with `flush` and `purge`."""
+    """Yields TorchRec's lookup modules without DDP; they have `flush` and `purge`."""
     for lookup in _wrapped_lookups(parallel):
         yield lookup.module if isinstance(lookup, DistributedDataParallel) else lookup
 

@@ -1,6 +1,6 @@
-"""A CTR model with its tables spread over the ranks.
+"""A CTR model with its tables sharded over the ranks.
 
-B rows of a batch here, C rows and d columns of one table
+Shape letters: B rows of the batch on this rank, C rows and d columns of one table.
 """
 
 from collections.abc import Iterator
@@ -25,18 +25,25 @@ from ham_dist.embedding.mask import ColumnMask
 from ham_dist.embedding.tables import TableChunk
 
 TABLES, FIRST_ORDER = "tables.ebc", "first_order_tables"
-"""Where a CTRModel keeps its tables under search, and its first-order tables."""
+"""Module paths in a CTRModel of its tables under search and of its first-order tables."""
 
 
 class ShardedModel:
-    """A model placed on the ranks.
+    """A model whose tables are sharded over the ranks, and whose other weights are replicated.
 
-    model:       the model itself; calling it bypasses DDP, as steps on alpha and evaluation need.
-    parallel:    the same under DistributedModelParallel, for steps on the weights.
-    mask:        over the columns of the tables under search.
-    rule:        how its tables move.
-    plan:        where each table lies.
-    tables:      the tables under search; first_order_tables: those of width 1 beside them, if any.
+    Args:
+        model: The model; its tables have no memory yet.
+        plan: Placement of each table, with groups TABLES and, if the model has first-order tables,
+            FIRST_ORDER.
+        mask: Mask over the columns of the tables under search.
+        device: Device of this rank.
+        table_optimizer: Optimizer of the tables.
+        learning_rate: Learning rate of the tables, where the kernels apply it inside the backward pass.
+    Attributes:
+        model: The model; calling it bypasses DDP, as needed for steps on alpha and for evaluation.
+        parallel: The same model in DistributedModelParallel, for steps on the weights.
+        tables: The tables under search.
+        first_order_tables: Tables of dim 1 for the first-order term; empty if the model has none.
     """
 
     def __init__(
@@ -49,11 +56,6 @@ class ShardedModel:
         table_optimizer: TableOptimizer,
         learning_rate: float,
     ) -> None:
-        """Shard `model`, whose tables have no memory yet.
-
-        plan:          places in `model` of the EmbeddingBagCollections are TABLES, and FIRST_ORDER where there are such.
-        learning_rate: of the rule, where the kernels apply it inside the backward pass.
-        """
         self.device = device
         self.mask = mask
         self.table_optimizer = table_optimizer
@@ -82,11 +84,12 @@ class ShardedModel:
         self._caches = Caches(self.parallel) if plan.caches else None
 
     def prepare(self, batch: Batch) -> PreparedBatch:
-        """`batch` with the features that the model takes for it.
+        """Returns `batch` with the inputs that the model needs.
 
-        Where rows of tables are spread over ranks, partial sums are exchanged in pieces of one size: a rank with fewer rows than the largest part
-        gets empty bags up to that (16 rows a table at most, a length each: no id, no lookup), and the model drops their zeros right behind the
-        lookup. The sizes of all parts follow from `batch.global_rows`, so the ranks exchange nothing.
+        Where rows of tables are on several ranks, partial sums are exchanged in blocks of equal size. A rank
+        with fewer rows than the largest part therefore gets empty bags up to that size (at most 16 rows per
+        table, one length each: no ids, no lookups), and the model drops their zeros after the lookup. The
+        sizes of all parts follow from `batch.global_rows`, so this needs no communication.
         """
         ranks, features = process_group.world_size(), batch.sparse_features
         rows = None
@@ -97,16 +100,17 @@ class ShardedModel:
         return PreparedBatch(batch.sparse_features, batch.labels, batch.global_rows, features, rows)
 
     def prefetch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches, prepared; while one is worked on, the ids of the next two are sent between the ranks (and to the GPU)."""
+        """Yields the batches, prepared, while the ids of the next two are sent to other ranks (and GPU)."""
         if process_group.world_size() == 1 and self.device.type == "cpu":
             return batches
         return self._prefetcher.prefetch(batches, self.prepare)
 
     def logits(self, batch: Batch, *, trains: bool = False) -> torch.Tensor:
-        """Logits (B,) of this rank's part of a batch, under the mask in force.
+        """Returns the logits, (B,), of this rank's part of a batch, under the current mask.
 
         Args:
-            batch: A PreparedBatch's ids may be on their way already; those of another batch are exchanged here.
+            batch: The ids of a PreparedBatch may have been sent already; those of any other batch are
+                exchanged here.
             trains: True for a step on the weights, whose gradients DDP sums over the ranks.
         """
         prepared = batch if isinstance(batch, PreparedBatch) else self.prepare(batch)
@@ -115,31 +119,35 @@ class ShardedModel:
         return logits
 
     def placements(self) -> Iterator[tuple[str, Placement]]:
-        """Every table, by the name that it has in `table_tensors`; the same on every rank."""
+        """Yields the name of every table in `table_tensors` with its placement; identical on every rank."""
         for path, group in self.plan.groups.items():
             for field, placement in group.items():
                 yield f"{path}/{field}", placement
 
     def part(self, key: str) -> LocalTable | None:
-        """This rank's part of a table, by its name in `placements`; to be read and written before the next lookup."""
+        """Returns this rank's shard of a table, by its name in `placements`; None if it has none.
+
+        The shard is valid for reads and writes until the next lookup.
+        """
         if self._caches is not None:
             self._caches.empty()
         return self._parts.get(key)
 
     @property
     def local(self) -> dict[str, LocalTable]:
-        """This rank's parts of the tables under search, by table name; as `part` gives them."""
+        """This rank's shards of the tables under search, by table name, as returned by `part`."""
         return self._of_group(TABLES)
 
     @property
     def first_order(self) -> dict[str, LocalTable]:
-        """Likewise of the first-order tables."""
+        """This rank's shards of the first-order tables, by table name, as returned by `part`."""
         return self._of_group(FIRST_ORDER)
 
     def table_tensors(self) -> dict[str, Any]:
-        """Every table over the kernels' own memory, by name; the same names under every plan and on every rank.
+        """Returns every table over the kernels' own memory, by name.
 
-        A table whose parts are on the ranks is a ShardedTensor, one with a copy on every rank is a plain tensor: checkpoints load either from either.
+        The names are the same under every plan and on every rank. A sharded table is a ShardedTensor, a table
+        with a copy on every rank is a plain tensor; checkpoints load either from either.
         """
         return {
             key: self.tensor_like(
@@ -151,11 +159,13 @@ class ShardedModel:
     def tensor_like(
         self, key: str, local: torch.Tensor | None, dtype: torch.dtype, *, of_row: bool = False
     ) -> Any:
-        """A whole tensor that lies as the table `key` lies, in pieces: the table itself or state of its optimizer.
+        """Returns a global tensor with the sharding of table `key`: the table, or state of its optimizer.
 
-        local:  (rows, stored columns) of this rank's part; None where it holds nothing.
-        dtype:  of its numbers, on all ranks.
-        of_row: for state with one number a row: `local` is (rows,).
+        Args:
+            key: The table's name in `placements`.
+            local: This rank's shard, (rows, stored columns); None if it has none.
+            dtype: Data type, on all ranks.
+            of_row: True for state with one number per row: `local` is (rows,).
         """
         placement = self._placements[key]
         if placement.replicated:
@@ -181,7 +191,12 @@ class ShardedModel:
         return sharded_tensor(here, metadata)
 
     def kernel_state(self) -> dict[str, dict[str, torch.Tensor]]:
-        """What the fused kernels remember of this rank's parts, live, by table (as in `placements`) and state: (rows, columns), or (rows,)."""
+        """Returns the optimizer state of this rank's shards in fused kernels: the tensors, not copies.
+
+        Returns:
+            By table (as in `placements`) and state name: (rows, columns), or (rows,) for state with one
+            number per row.
+        """
         states: dict[str, dict[str, torch.Tensor]] = {}
         if self.table_optimizer.fused is None:
             return states
@@ -198,24 +213,23 @@ class ShardedModel:
         return states
 
     @torch.no_grad()
-    def init_tables(self, seed: int, deviation: float) -> None:
-        """Fill the tables under search from a normal distribution: the same numbers for one seed whatever the world size and the plan.
+    def init_tables(self, seed: int, init_std: float) -> None:
+        """Fills the tables under search from a normal distribution; first-order tables and padding are 0.
 
-        First-order tables and padding start at zero.
+        The numbers depend on the seed only, not on the world size or the plan.
         """
         for local in self.first_order.values():
             local.values.zero_()
         for field, local in self.local.items():
             local.values.zero_()
-            initialize(local, field, seed, deviation)
+            initialize(local, field, seed, init_std)
 
     def chunks(self, path: str) -> Iterator[TableChunk]:
-        """The tables of one group in pieces of bounded size, on CPU, without padding: whole rows, each on one rank.
+        """Yields the tables of one group in chunks of bounded size, on CPU, without padding.
 
-        A collective, where columns of a table lie on several ranks: go through to the end.
-
-        Rows whose columns lie on several ranks are brought together on one, a piece at a time, and each rank gets as many; of a table with a copy on
-        every rank, one rank gives all.
+        The chunks have whole rows, and each row is yielded on one rank. A collective where columns of a table
+        are on several ranks: iterate to the end. Their rows are joined a chunk at a time and split evenly
+        over the ranks. A table with a copy on every rank is yielded on one rank.
         """
         for number, (field, placement) in enumerate(self.plan.groups.get(path, {}).items()):
             local = self.part(f"{path}/{field}")

@@ -1,4 +1,4 @@
-"""Puts a model under TorchRec: tables as planned, the rest replicated."""
+"""Wraps a model in TorchRec's DistributedModelParallel: sharded tables, and all other weights replicated."""
 
 from typing import Any
 
@@ -18,10 +18,14 @@ from ham_dist.distributed.sharding.lookups import sum_gradients, summed_gradient
 def parallelize(
     model: nn.Module, plan: Plan, device: torch.device, table_optimizer: TableOptimizer, learning_rate: float
 ) -> DistributedModelParallel:
-    """`model`, whose tables have no memory yet, under TorchRec; gradients are summed over the ranks.
+    """Returns `model` in DistributedModelParallel; gradients are summed over the ranks.
 
     Args:
-        learning_rate: Of the tables, where the kernels apply it inside the backward pass.
+        model: The model; its tables have no memory yet.
+        plan: Placement of each table.
+        device: Device of this rank.
+        table_optimizer: Optimizer of the tables.
+        learning_rate: Learning rate of the tables, where the kernels apply it inside the backward pass.
     """
     shardings: dict[str, EmbeddingModuleShardingPlan] = {}
     for path, group in plan.groups.items():
@@ -38,7 +42,8 @@ def parallelize(
                 for placement in group.values()
             }
         )
-    # fbgemm takes managed memory for tables on the host by default, which can hang a GPU that is asked for more than it has.
+    # By default fbgemm puts tables on the host into managed memory, which can hang a GPU when it runs out of
+    # memory.
     sharder = PrefetchingSharder(fused_params=dict(HOST_MAPPED) if plan.uses_host_memory else None)
     with summed_gradients():
         parallel = DistributedModelParallel(

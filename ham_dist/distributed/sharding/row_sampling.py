@@ -1,8 +1,8 @@
-"""Rows that have their turn: every k-th of each table, their Gram matrices, and their products with a small matrix.
+"""Row sampling: every k-th row of each table in rotation, their Gram matrices, and products with a matrix.
 
-    V (R, d) the rows, G = V'V (d, d) scaled up to the whole table
-
-Tables of one width go together, as far as BLOCK_NUMBERS goes: one product for all of them, where each alone would start some thirty small operations.
+Shape letters: R sampled rows, V (R, d) the rows, G = V'V (d, d) scaled up to the whole table. Tables of the
+same dim are processed together, up to BLOCK_NUMBERS numbers: one product for all of them, where each table
+alone would launch about thirty small operations.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,43 +15,47 @@ from ham_dist.distributed.sharding.gram import (
     BLOCK_NUMBERS,
     MatrixOf,
     gram,
-    no_sums,
-    products_apart,
-    share_of_gram,
-    summed,
+    partial_gram,
+    products_across_columns,
+    summed_over_ranks,
+    zero_sums,
 )
 from ham_dist.distributed.sharding.local_table import LocalTable
 from ham_dist.distributed.sharding.model import TABLES, ShardedModel
 
-Held = tuple[str, Placement, LocalTable | None]
-"""Name of a table, where it lies, and this rank's part of it."""
+TableOnRanks = tuple[str, Placement, LocalTable | None]
+"""Name of a table, its placement, and this rank's shard of it (None if it has none)."""
 
 
 @dataclass(frozen=True)
-class Turn:
-    """Which rows of each table have their turn: every k-th one, k such that these are about `rows`; the next turn has those after them.
+class RowSample:
+    """Samples every k-th row of each table, with k such that there are about `rows` of them.
 
-    Ids go by frequency, so that evenly spread rows stand for the table, where neighbours would not.
+    The next sample has the rows after these, so that all rows are sampled in rotation. Ids are sorted by
+    frequency, so evenly spaced rows represent the table, and consecutive rows would not.
 
-    number: how many turns came before.
+    Attributes:
+        number: Number of samples before this one.
+        rows: Sampled rows per table, about.
     """
 
     number: int
     rows: int
 
-    def of(self, table_rows: int) -> tuple[int, int]:
-        """The first row of a table that has its turn, and how many rows on the next one lies."""
+    def first_and_stride(self, table_rows: int) -> tuple[int, int]:
+        """Returns the first sampled row of a table, and the distance from one sampled row to the next."""
         stride = -(-table_rows // self.rows)
         return self.number % stride, stride
 
 
 @dataclass(frozen=True)
-class TurnRows:
-    """The rows that have their turn, of this rank's parts of T tables of one width; R of the one that has most.
+class SampledRows:
+    """The sampled rows of this rank's shards of T tables of one dim; R is the number of rows of the largest.
 
-    keys:    the tables', as in `ShardedModel.placements`.
-    rows:    which rows of each part; their step is the turn's.
-    columns: which of the tables' columns in use lie here.
+    Attributes:
+        keys: Names of the tables, as in `ShardedModel.placements`.
+        rows: Sampled rows of each shard; the step of the range is the sample's stride.
+        columns: The tables' columns in use on this rank.
     """
 
     keys: tuple[str, ...]
@@ -59,9 +63,13 @@ class TurnRows:
     columns: slice
 
     def stacked(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        """These rows of one tensor for each table, (rows of the part, columns) or (rows of the part,): (T, R, columns) float32, or (T, R, 1).
+        """Copies these rows from one tensor per table into one: (T, R, columns) float32, or (T, R, 1).
 
-        A copy: every k-th row of a large table lies on a page of its own. Zeros stand below the rows of a table that has fewer.
+        The copy gathers the rows: every k-th row of a large table is on a memory page of its own. Tables with
+        fewer than R rows are padded with zeros.
+
+        Args:
+            parts: (rows of the shard, columns) or (rows of the shard,), one for each table.
         """
         columns = 1 if parts[0].dim() == 1 else self.columns.stop - self.columns.start
         counts = [len(rows) for rows in self.rows]
@@ -71,50 +79,57 @@ class TurnRows:
         return stack
 
     def put_back(self, parts: Sequence[torch.Tensor], stack: torch.Tensor) -> None:
-        """Write (T, R, columns) over these rows of one (rows of the part, columns) for each table."""
+        """Writes a stack back to these rows.
+
+        Args:
+            parts: (rows of the shard, columns), one for each table.
+            stack: (T, R, columns).
+        """
         for place, part, rows in zip(stack, parts, self.rows, strict=True):
             part[_slice(rows), : place.shape[1]] = place[: len(rows)]
 
 
 @dataclass(frozen=True)
 class Product:
-    """Some rows of T tables of one width, and their products with a matrix each.
+    """Sampled rows of T tables of one dim, and their products with one matrix each.
 
-    at:      which rows.
-    values:  (T, R, columns) of the tables, float32.
-    product: (T, R, columns) of V M.
-    matrix:  M (T, d, d).
+    Attributes:
+        at: The sampled rows.
+        values: Rows of the tables, (T, R, columns) float32.
+        product: V M, (T, R, columns).
+        matrix: M, (T, d, d).
     """
 
-    at: TurnRows
+    at: SampledRows
     values: torch.Tensor
     product: torch.Tensor
     matrix: torch.Tensor
 
 
 @torch.no_grad()
-def products(model: ShardedModel, matrix_of: MatrixOf, turn: Turn) -> Iterator[Product]:
-    """V matrix_of(G) of the rows of each table that have their turn, with G as they tell it. A collective: go through to the end.
+def products(model: ShardedModel, matrix_of: MatrixOf, sample: RowSample) -> Iterator[Product]:
+    """Yields V matrix_of(G) for the sampled rows of each table, with G estimated from them.
 
-    That G is unbiased: over all turns, the mean is the whole table's (but for a last row more or less).
+    A collective: iterate to the end. The estimate of G is unbiased: its mean over a rotation is the G of the
+    whole table (exact if the stride divides the number of rows).
     """
-    stacks, apart = _stacks(model, turn), _apart(model, turn)
-    found = _grams(model, stacks, apart, turn)
+    stacks, split_tables = _stacks(model, sample), _split_by_columns(model, sample)
+    found = _grams(model, stacks, split_tables, sample)
     for stack in stacks:
         dims = [model.plan.groups[TABLES][field].table.base_dim for field in stack.fields]
         base_dims = torch.tensor(dims, dtype=torch.float32, device=model.device).view(-1, 1, 1)
         matrix = matrix_of(torch.stack([found[field] for field in stack.fields]), base_dims)
         yield Product(stack.at, stack.values, stack.values @ matrix, matrix)
-    for field, placement, local in apart:
+    for field, placement, local in split_tables:
         key = f"{TABLES}/{field}"
         whole = model.part(key)
         matrix = matrix_of(found[field], placement.table.base_dim)
-        for rows, product in products_apart(model, placement, local, matrix):
+        for rows, product in products_across_columns(model, placement, local, matrix):
             assert whole is not None
             assert local is not None
-            _, stride = turn.of(placement.table.num_embeddings)
-            first = _first_row(whole, turn)
-            at = TurnRows(
+            _, stride = sample.first_and_stride(placement.table.num_embeddings)
+            first = _first_row(whole, sample)
+            at = SampledRows(
                 (key,),
                 (range(first + rows.start * stride, first + rows.stop * stride, stride),),
                 local.in_use,
@@ -124,28 +139,36 @@ def products(model: ShardedModel, matrix_of: MatrixOf, turn: Turn) -> Iterator[P
 
 @dataclass(frozen=True)
 class _Stack:
-    """Rows of tables whose rows are whole, in turn.
+    """Sampled rows of tables whose rows are whole on this rank.
 
-    fields: the tables, T.
-    shared: whether other ranks have other rows of them.
-    values: (T, R, d).
+    Attributes:
+        fields: The T tables.
+        shared: True if other ranks have other rows of them.
+        at: The sampled rows.
+        values: (T, R, d).
     """
 
     fields: tuple[str, ...]
     shared: bool
-    at: TurnRows
+    at: SampledRows
     values: torch.Tensor
 
 
-def _stacks(model: ShardedModel, turn: Turn) -> list[_Stack]:
-    """The tables whose rows are whole and of which this rank has some: those of one width and about as many rows together."""
+def _stacks(model: ShardedModel, sample: RowSample) -> list[_Stack]:
+    """Returns the tables with whole rows on this rank, stacked by equal dim and similar number of rows."""
     alike: dict[tuple[int, bool, bool, int], list[tuple[str, LocalTable, range]]] = {}
     for field, placement in model.plan.groups[TABLES].items():
         local = model.part(f"{TABLES}/{field}")
         if local is not None and not placement.splits_columns:
-            rows = range(_first_row(local, turn), local.shard.rows, turn.of(local.table.num_embeddings)[1])
-            # By powers of two, so that at most half of a stack is filling. Copies with copies alone: every rank then has the same stacks of them, and
-            # sums them alike. Beside other tables, which differ by rank, a product is rounded otherwise, and copies would drift apart.
+            rows = range(
+                _first_row(local, sample),
+                local.shard.rows,
+                sample.first_and_stride(local.table.num_embeddings)[1],
+            )
+            # Row counts are grouped by powers of two, so that at most half of a stack is padding. Replicated
+            # tables are stacked only with each other: every rank then has the same stacks and the same sums.
+            # Stacked with other tables, which differ by rank, products would be rounded differently, and the
+            # copies would diverge.
             kind = (
                 placement.table.embedding_dim,
                 placement.shares_rows,
@@ -154,52 +177,52 @@ def _stacks(model: ShardedModel, turn: Turn) -> list[_Stack]:
             )
             alike.setdefault(kind, []).append((field, local, rows))
     stacks = []
-    for (width, shared, *_), members in alike.items():
-        at_once = max(1, BLOCK_NUMBERS // (turn.rows * width))
+    for (dim, shared, *_), members in alike.items():
+        at_once = max(1, BLOCK_NUMBERS // (sample.rows * dim))
         for first in range(0, len(members), at_once):
             fields, parts, of_parts = zip(*members[first : first + at_once], strict=True)
-            at = TurnRows(tuple(f"{TABLES}/{field}" for field in fields), of_parts, slice(0, width))
+            at = SampledRows(tuple(f"{TABLES}/{field}" for field in fields), of_parts, slice(0, dim))
             stacks.append(_Stack(fields, shared, at, at.stacked([local.values for local in parts])))
     return stacks
 
 
-def _apart(model: ShardedModel, turn: Turn) -> list[Held]:
-    """The tables whose columns lie on several ranks, each as a table of just the rows that have their turn (a copy of them)."""
-    held: list[Held] = []
+def _split_by_columns(model: ShardedModel, sample: RowSample) -> list[TableOnRanks]:
+    """Returns the tables whose columns are on several ranks, each reduced to a copy of its sampled rows."""
+    held: list[TableOnRanks] = []
     for field, placement in model.plan.groups[TABLES].items():
         if placement.splits_columns:
-            first, stride = turn.of(placement.table.num_embeddings)
+            first, stride = sample.first_and_stride(placement.table.num_embeddings)
             placement = replace(
                 placement, shards=tuple(shard.strided(first, stride) for shard in placement.shards)
             )
             local = model.part(f"{TABLES}/{field}")
             if local is not None:
-                values = local.values[_first_row(local, turn) :: stride].float().contiguous()
+                values = local.values[_first_row(local, sample) :: stride].float().contiguous()
                 local = replace(local, shard=local.shard.strided(first, stride), values=values)
             held.append((field, placement, local))
     return held
 
 
 def _grams(
-    model: ShardedModel, stacks: Sequence[_Stack], apart: Sequence[Held], turn: Turn
+    model: ShardedModel, stacks: Sequence[_Stack], split_tables: Sequence[TableOnRanks], sample: RowSample
 ) -> dict[str, torch.Tensor]:
-    """Scaled up to the tables."""
+    """Returns G of each table, scaled up from the sampled rows to the whole table."""
     found: dict[str, torch.Tensor] = {}
-    sums = no_sums(model)
+    sums = zero_sums(model)
     for stack in stacks:
         for field, matrix in zip(
             stack.fields, gram(stack.values, torch.float64 if stack.shared else torch.float32), strict=True
         ):
-            (sums if stack.shared else found)[field] = matrix * _share(model, field, turn)
-    for field, placement, local in apart:
-        sums[field] = share_of_gram(model, placement, local) * _share(model, field, turn)
-    return found | summed(sums)
+            (sums if stack.shared else found)[field] = matrix * _rows_per_sampled_row(model, field, sample)
+    for field, placement, local in split_tables:
+        sums[field] = partial_gram(model, placement, local) * _rows_per_sampled_row(model, field, sample)
+    return found | summed_over_ranks(sums)
 
 
-def _share(model: ShardedModel, field: str, turn: Turn) -> float:
-    """How many rows of a table stand behind each that has its turn."""
+def _rows_per_sampled_row(model: ShardedModel, field: str, sample: RowSample) -> float:
+    """Returns the number of rows of a table per sampled row."""
     rows = model.plan.groups[TABLES][field].table.num_embeddings
-    first, stride = turn.of(rows)
+    first, stride = sample.first_and_stride(rows)
     return rows / len(range(first, rows, stride))
 
 
@@ -207,7 +230,7 @@ def _slice(rows: range) -> slice:
     return slice(rows.start, rows.stop, rows.step)
 
 
-def _first_row(local: LocalTable, turn: Turn) -> int:
-    """The first row of this rank's part that has its turn."""
-    first, stride = turn.of(local.table.num_embeddings)
+def _first_row(local: LocalTable, sample: RowSample) -> int:
+    """Returns the first sampled row of this rank's shard, counted from the shard's first row."""
+    first, stride = sample.first_and_stride(local.table.num_embeddings)
     return (first - local.shard.first_row) % stride

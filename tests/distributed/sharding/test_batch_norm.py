@@ -26,7 +26,8 @@ def test_statistics_and_gradients_are_torchs_also_far_from_zero() -> None:
         weights = torch.randn(64, 3, generator=generator, dtype=torch.float64)
         for output in outputs:
             (output.exp() * weights).sum().backward()
-        # Mean, variance and what comes back to them are rounded to 24 bits: 6e-8 of a mean that is 40 standard deviations away.
+        # Mean, variance and their gradients are rounded to 24 bits: 6e-8 of a mean that is 40 standard
+        # deviations from 0.
         torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=1e-5)
         gradients = [values.grad for values in inputs]
         assert gradients[1] is not None
@@ -50,7 +51,7 @@ def test_the_written_out_gradient_is_that_of_the_formula() -> None:
 
 @pytest.mark.parametrize(("constant", "rows"), [(0.3, 33), (123.456, 1000), (1e4 / 3, 7)])
 def test_a_constant_feature_gives_its_shift_and_no_gradient(constant: float, rows: int) -> None:
-    """Of these float64 numbers sums are rounded, so that a mean is not the constant itself."""
+    """Sums of these float64 numbers are rounded, so that their mean is not exactly the constant."""
     ours, _ = layers(2)
     values = torch.stack(
         [

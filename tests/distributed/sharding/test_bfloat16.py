@@ -1,4 +1,4 @@
-"""Dense parts whose products are in bfloat16: how near a step is to the same in float32, and what stays float32."""
+"""Dense parts with products in bfloat16: a step is close to that in float32, and the rest stays float32."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ BFLOAT16 = {"precision": {"dense": "bfloat16"}}
 
 
 def gradients(state: TrainingState) -> torch.Tensor:
-    """Of all dense weights, one after the other."""
+    """Returns the gradients of all dense weights, concatenated."""
     return torch.cat(
         [
             parameter.grad.flatten()
@@ -30,13 +30,16 @@ def gradients(state: TrainingState) -> torch.Tensor:
 
 
 def near(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Length of the difference as a share of the length."""
+    """Returns the norm of the difference as a share of the norm."""
     return float((ours - theirs).norm() / theirs.norm())
 
 
 def opened(run: RunSettings) -> TrainingState:
-    """A fresh supernet whose hidden units are all open. Rounding shuts or opens a unit that is near 0, whose part of a gradient then comes or goes as
-    a whole: with this batch, 5 % of a gradient for one unit of one row."""
+    """Returns a new supernet whose hidden units are all active.
+
+    Rounding switches a unit that is near 0 on or off, and its whole part of a gradient with it: in this
+    batch, 5 % of a gradient for one unit of one row.
+    """
     state = open_supernet(run, FIELDS, torch.device("cpu"))
     for child in state.interaction.modules():
         if isinstance(child, nn.BatchNorm1d):
@@ -92,8 +95,10 @@ def one_of_each(cases: dict[str, RunSettings]) -> dict[str, dict[str, Any]]:
 
 
 def test_a_step_is_near_the_same_in_float32() -> None:
-    """bfloat16 has 8 bits: factors are off by up to a 256th, and sums of many products by less than five of them; behind three layers of attention it
-    adds up to more. What is scored is the same bits."""
+    """bfloat16 has 8 bits: factors have errors of up to 1/256, and sums of many products less than 5/256.
+
+    After three layers of attention the errors add up to more. Scores without a gradient have the same bits.
+    """
     cases = {
         f"{name} {model}": settings(model, **sections)
         for model in MODELS
@@ -118,7 +123,7 @@ def test_a_step_is_near_the_same_in_float32() -> None:
 
 
 def test_the_pairs_of_a_factorization_machine_do_not_take_one_another_away() -> None:
-    """Half of (square of sum - sum of squares), of two fields of which one is a thousand times as long: in bfloat16 nothing would be left."""
+    """One of two fields is a thousand times longer: in bfloat16, the two sums of squares would cancel."""
     from ham_dist.models.fm import FM, FMSettings
 
     torch.manual_seed(0)
@@ -132,7 +137,7 @@ def test_the_pairs_of_a_factorization_machine_do_not_take_one_another_away() -> 
 
 
 def test_small_columns_are_not_lost_beside_a_bias() -> None:
-    """Columns of 0.01 below biases of a tenth: of a sum in bfloat16, a tenth of what tells rows apart would be rounding."""
+    """Columns of 0.01 and biases of 0.1: in bfloat16, a tenth of row differences would be rounding."""
     torch.manual_seed(0)
     layers = nn.Sequential(*hidden_layers(16, [8])[:1])
     columns = torch.randn(256, 16) * 0.01

@@ -1,4 +1,4 @@
-"""Numbers of tables that go from rank to rank: into narrow tables, into a bundle's chunks, and through a checkpoint under another plan. All exact."""
+"""Exchanges of table rows between ranks: slicing, bundle chunks, checkpoints under other plans. All exact."""
 
 import json
 from pathlib import Path
@@ -157,7 +157,7 @@ def checkpoint_cases(tables: dict[str, str], without_columns: dict[str, str]) ->
 
 
 def test_a_checkpoint_loads_under_another_plan_on_other_ranks(tmp_path: Path) -> None:
-    """Every kind to every other, data-parallel to sharded and back among them: written on 2 ranks, read on 3 and on 1."""
+    """Every sharding type into every other, data-parallel too: written on 2 ranks, read on 3 and on 1."""
     before = run_on_ranks(
         2, saved, tmp_path, checkpoint_cases(MIXED, {"user": "row_wise", "gender": "data_parallel"})
     )[0]
@@ -179,7 +179,7 @@ def test_a_checkpoint_loads_under_another_plan_on_other_ranks(tmp_path: Path) ->
 
 
 def round_trips(rows: int, width: int, chunk_numbers: int) -> bool:
-    """From blocks of columns to blocks of rows in another order of ranks, and back with columns turned round."""
+    """Moves shards of columns to shards of rows in another rank order, and back, with columns reversed."""
     ranks, rank = process_group.world_size(), process_group.rank()
     table = torch.arange(rows * width, dtype=torch.float32).view(rows, width)
     edges = [width * number // ranks for number in range(ranks + 1)]
@@ -222,7 +222,7 @@ def loaded_in_pieces(path: Path, run: RunSettings) -> dict[str, torch.Tensor]:
 
 
 def test_a_table_is_written_in_pieces_and_read_in_others(tmp_path: Path) -> None:
-    """Of 3 rows or so, on 2 ranks; and of 8 under another plan on 3."""
+    """Pieces of about 3 rows on 2 ranks; then of 8 rows, under another plan, on 3 ranks."""
     options = {"optimizer": {"tables": "adagrad"}, "orthogonality": {"form": "none"}}
     found = run_on_ranks(
         2,

@@ -1,4 +1,4 @@
-"""Tables of 2 bytes a number: what sharding, the regularizer and alpha do to them, against plain torch that rounds as the kernels do."""
+"""Float16 tables: sharding, regularizer and alpha, against plain torch with the kernels' rounding."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def halves(
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_float16_tables_move_as_in_plain_torch_under_every_rule_and_kind(ranks: int) -> None:
-    """To the bit, but where a sum in another order falls on the other side of the middle between two float16: a hundredth of the numbers, by one."""
+    """Equal bits; but a sum in another order may round to the next float16, in at most 1 % of cases."""
     of_rule = {
         "sgd": list(HALVES),
         "adagrad": ["mixed", "turned"],
@@ -69,7 +69,7 @@ def test_float16_tables_move_as_in_plain_torch_under_every_rule_and_kind(ranks: 
 
 
 def test_the_decoupled_regularizer_moves_float16_tables_alike_under_every_kind() -> None:
-    """Products in float32, written back rounded: as of float32 tables, to a few spacings of float16, and in its direction."""
+    """Products in float32, rounded when written: a few float16 steps from float32 tables, same direction."""
     decoupled = {"application": "decoupled", "every": 1, "rows": 16, "weight": 0.5}
     cases = {name: halves("sgd", sharding, decoupled) for name, sharding in HALVES.items()}
     cases["without"] = halves("sgd", HALVES["table_wise"])

@@ -59,7 +59,7 @@ def run_settings(plan: dict[str, Any], *, prefetch_ids: bool) -> RunSettings:
 
 
 def alternating_steps(run: RunSettings) -> dict[str, Any]:
-    """Two streams in turn, as a search takes them, then an evaluation whose last batch is small."""
+    """Alternates two streams, as a search does, then evaluates with a small last batch."""
     state = open_supernet(run, FIELDS, torch.device("cpu"))
     mask = (torch.arange(state.sharded.mask.layout.size) % 3 > 0).float()
     validation, gradients = state.batches(stream(100)), []
@@ -89,7 +89,7 @@ def test_no_number_depends_on_it(ranks: int, plan: str) -> None:
 
 
 def exchanges_inside_steps(run: RunSettings) -> tuple[int, int]:
-    """How many exchanges of ids began within a step, and how many there were in all."""
+    """Returns the number of id exchanges that started within a step, and their total number."""
     inside, everywhere, in_step = 0, 0, False
     original = ShardedEmbeddingBagCollection.input_dist
 
@@ -124,7 +124,7 @@ def test_a_step_begins_no_exchange(plan: str) -> None:
 
 
 def steps_with_breaks(run: RunSettings) -> dict[str, Any]:
-    """A batch looked up again after its step, and streams that are left in the middle, as a stopped epoch leaves them."""
+    """Looks up a batch again after its step, and leaves streams unfinished, as a stopped epoch does."""
     state = open_supernet(run, FIELDS, torch.device("cpu"))
     again = _gradient_of_last(state, state.batches(stream(0)))
     _gradient_of_last(state, state.batches(islice(stream(50), 2)))
@@ -160,7 +160,7 @@ def labels_of(run: RunSettings, steps: int) -> list[list[float]]:
 
 
 def gradient_of_another_model(run: RunSettings) -> tuple[bool, torch.Tensor]:
-    """A step here, and then the gradient of a user's own sharded table under TorchRec's defaults."""
+    """Makes a step, then returns the gradient of a user's own sharded table under TorchRec's defaults."""
     state = open_supernet(run, FIELDS, torch.device("cpu"))
     weight_step(state, next(stream(0)))
     table = EmbeddingBagConfig(name="t", embedding_dim=4, num_embeddings=6, feature_names=["f"])

@@ -1,4 +1,4 @@
-"""A model spread over ranks against the same model in plain torch on one: losses, gradients, weights, and what an alpha step leaves alone."""
+"""A sharded model against the same model in plain torch: losses, gradients, weights, alpha steps."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ from tests.support.sharded_model import (
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("model", MODELS)
 def test_steps_equal_plain_torch(model: str, ranks: int) -> None:
-    """To 1e-5: the sums over a batch run in another order, and Adam divides small gradients by their own size."""
+    """To 1e-5: sums over a batch are in another order, and Adam divides small gradients by their own size."""
     run = settings(model)
     results = run_on_ranks(ranks, three_steps, run)
     first = results[0]
@@ -113,7 +113,7 @@ def fused_steps(run: RunSettings) -> dict[str, Any]:
 
 
 def test_fused_rowwise_adagrad_equals_its_formula_and_leaves_padding_at_zero() -> None:
-    """Each row's step is lr / sqrt(mean over the stored width of squared gradients, summed over steps)."""
+    """Each row's step is lr / sqrt(mean over the stored dim of squared gradients, summed over steps)."""
     run = settings(
         "dcnv2",
         optimizer={"tables": "rowwise_adagrad", "tables_learning_rate": 0.05},

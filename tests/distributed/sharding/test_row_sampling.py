@@ -1,4 +1,4 @@
-"""Decoupled orthogonality: rows in turn, under every kind of sharding, against its formula on whole tables."""
+"""Decoupled orthogonality with row sampling, per sharding type, against its formula on whole tables."""
 
 import pytest
 import torch
@@ -16,13 +16,13 @@ from tests.support.sharding_types import KINDS
 
 EVERY, ROWS, WEIGHT, RATE = 2, 8, 0.5, 0.02
 STEPS = 2 * EVERY
-"""The last one is the second turn."""
+"""The last step is the second with row sampling."""
 
 
 def after_steps(
     cases: dict[str, RunSettings], block_numbers: int = gram.BLOCK_NUMBERS
 ) -> dict[str, dict[str, torch.Tensor]]:
-    """Tables and states after all steps, of which the last is taken without the regularizer and then with it."""
+    """Returns tables and states after all steps; the last step without the regularizer, then with it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(row_sampling, "BLOCK_NUMBERS", block_numbers)
         return _after_steps(cases)
@@ -43,7 +43,10 @@ def _after_steps(cases: dict[str, RunSettings]) -> dict[str, dict[str, torch.Ten
 
 
 def moved(table: torch.Tensor, states: dict[str, torch.Tensor]) -> torch.Tensor:
-    """By the formula, with R's gradient by autograd on the whole table that the rows stand for; padding stays."""
+    """Returns the expected table: R's gradient by autograd, with the table estimated from the sampled rows.
+
+    Padding is unchanged.
+    """
     width = min(len(table), 8)
     stride = -(-len(table) // ROWS)
     chosen = slice((STEPS // EVERY) % stride, None, stride)
@@ -77,7 +80,7 @@ CASES = (
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_tables_that_do_not_fit_into_one_stack_move_alike(ranks: int) -> None:
-    """To 1e-6: products of fewer tables at a time may be rounded otherwise."""
+    """To 1e-6: products of fewer tables at a time may be rounded differently."""
     orthogonality = {"application": "decoupled", "every": EVERY, "rows": ROWS, "weight": WEIGHT}
     cases = {
         kind: settings("dcnv2", orthogonality=orthogonality, sharding=KINDS[kind])
@@ -132,13 +135,15 @@ def copies_after_steps(run: RunSettings, num_embeddings: dict[str, int]) -> dict
 
 
 def test_copies_stay_the_same_bits_beside_tables_that_differ_by_rank() -> None:
-    """Two copies go through the same sums on every rank, whatever else of their width and about their size a rank has."""
+    """Copies have the same sums on every rank, whichever other tables of similar shape the rank has."""
     num_embeddings = {"copied": 300, "here": 310, "there": 400, "small copy": 100}
     copies = {"copied": "data_parallel", "small copy": "data_parallel"}
     run = settings(
-        "dcnv2", sharding={"sharding_type": "table_wise", "sharding_types": copies}, optimizer={"tables": "adam", "tables_learning_rate": RATE},
+        "dcnv2",
+        sharding={"sharding_type": "table_wise", "sharding_types": copies},
+        optimizer={"tables": "adam", "tables_learning_rate": RATE},
         orthogonality={"application": "decoupled", "every": 1, "weight": WEIGHT},
-    )  # fmt: skip
+    )
     run = run.model_copy(update={"model": run.model.model_copy(update={"base_dim": 16})})
     first, second = run_on_ranks(2, copies_after_steps, run, num_embeddings)
     assert first.keys() != second.keys()
@@ -150,7 +155,7 @@ def grams_of_all_turns(run: RunSettings, rows: int) -> dict[str, list[torch.Tens
     found: dict[str, list[torch.Tensor]] = {}
     for number in range(max(FIELDS.values()) // rows):
         for product in row_sampling.products(
-            state.sharded, lambda matrix, _: matrix, row_sampling.Turn(number, rows)
+            state.sharded, lambda matrix, _: matrix, row_sampling.RowSample(number, rows)
         ):
             for key, matrix in zip(product.at.keys, product.matrix, strict=True):
                 found.setdefault(key.removeprefix(f"{TABLES}/"), []).append(matrix)
@@ -160,7 +165,10 @@ def grams_of_all_turns(run: RunSettings, rows: int) -> dict[str, list[torch.Tens
 
 @pytest.mark.parametrize("kind", ["row_wise", "mixed"])
 def test_the_gram_matrix_of_the_rows_in_turn_is_unbiased(kind: str) -> None:
-    """Over a whole rotation (of `user`: 6 turns; `movie`: 4, so that 4 of its 6 are one) the mean is the table's own."""
+    """Over a whole rotation the mean of the estimates is the table's own Gram matrix.
+
+    A rotation has 6 samples of `user`, and 4 of `movie`, so that 4 of the 6 are one rotation.
+    """
     for of_rank in run_on_ranks(2, grams_of_all_turns, settings("dcnv2", sharding=KINDS[kind]), 10):
         for field, (*in_turn, whole_gram) in of_rank.items():
             rotation = in_turn[: -(-FIELDS[field] // 10)]

@@ -1,4 +1,4 @@
-"""Every kind of sharding, and kinds mixed, against plain torch without any: losses, gradients, and three steps under every rule."""
+"""Each sharding type, alone and mixed, against plain torch: losses, gradients, steps of each optimizer."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ from tests.support.sharding_types import KINDS, RATE, TABLE_OPTIMIZERS, WHOLE, a
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_every_kind_equals_plain_torch(ranks: int, model: str) -> None:
-    """To 1e-5, as table_wise: sums run in another order, and Adam divides small gradients by their own size."""
+    """To 1e-5, as table_wise: sums are in another order, and Adam divides gradients by their own size."""
     kinds = (
         KINDS
         if ranks < 4
@@ -66,7 +66,7 @@ def test_every_kind_equals_plain_torch(ranks: int, model: str) -> None:
 
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_every_table_moves_alike_under_every_rule_and_kind(ranks: int) -> None:
-    """A data-parallel table has no fused kernel, where TorchRec would leave it as it is without a word."""
+    """A data-parallel table has no fused kernel; TorchRec would silently leave it unchanged."""
     cases = {}
     for table_optimizer in TABLE_OPTIMIZERS:
         for name, sharding in KINDS.items():
@@ -97,7 +97,7 @@ def test_every_table_moves_alike_under_every_rule_and_kind(ranks: int) -> None:
 
 
 def on_two_hosts(cases: dict[str, RunSettings]) -> dict[str, dict[str, Any]]:
-    """Four ranks that take themselves for two hosts of two: TorchRec and ham_dist ask the environment that torchrun sets."""
+    """Makes four ranks act as two hosts of two, through the environment variables that torchrun sets."""
     rank = process_group.rank()
     before = comm._INTRA_PG, comm._CROSS_PG
     with pytest.MonkeyPatch.context() as patch:
@@ -117,7 +117,7 @@ def on_two_hosts(cases: dict[str, RunSettings]) -> dict[str, dict[str, Any]]:
 
 
 def test_kinds_of_several_hosts_equal_plain_torch() -> None:
-    """As above, to 1e-5. table_row_wise and grid are others than row_wise and column_wise from two hosts on."""
+    """To 1e-5, as above. With two hosts, table_row_wise and grid differ from row_wise and column_wise."""
     kinds: dict[str, dict[str, Any]] = {
         "table_row_wise": {"sharding_type": "table_row_wise", "sharding_types": WHOLE},
         "grid": {"sharding_type": "grid", "sharding_types": WHOLE},
@@ -153,7 +153,7 @@ def test_kinds_of_several_hosts_equal_plain_torch() -> None:
 
 
 def few_rows(cases: dict[str, RunSettings]) -> dict[str, list[torch.Tensor]]:
-    """Logits of global batches that leave some ranks with fewer rows than others, or with none."""
+    """Returns the logits of global batches that leave some ranks with fewer rows, or with none."""
     results = {}
     for name, run in cases.items():
         state = open_supernet(run, FIELDS, torch.device("cpu"), SINGLE_VALUED)
@@ -167,7 +167,7 @@ def few_rows(cases: dict[str, RunSettings]) -> dict[str, list[torch.Tensor]]:
 
 
 def test_any_number_of_rows_is_looked_up_under_every_kind() -> None:
-    """To 1e-6: sums over ranks and means run in another order."""
+    """To 1e-6: sums over ranks and means are in another order."""
     cases = {name: settings("dcnv2", sharding=sharding) for name, sharding in KINDS.items()}
     plain = run_on_ranks(1, few_rows, {"plain": settings("dcnv2")})[0]["plain"]
     for name, found in run_on_ranks(3, few_rows, cases)[0].items():
