@@ -1,1 +1,1 @@
-"""Everything that knows of ranks: the only room that imports torch.distributed or torchrec.distributed."""
+"""Code that deals with ranks; the only package that imports torch.distributed or torchrec.distributed."""

@@ -1,6 +1,6 @@
-"""Every private name of torch, TorchRec and FBGEMM that the package relies on.
+"""All private APIs of torch, TorchRec and FBGEMM that the package uses.
 
-tests/distributed/test_internals.py holds one test for each, which fails by its name when a new version changes it.
+tests/distributed/test_internals.py has one test for each, which fails if a new version changes it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,35 +38,36 @@ __all__ = [
 ]
 
 HOST_MAPPED: Mapping[str, bool] = {"uvm_host_mapped": True}
-"""FBGEMM's argument by which tables in host memory lie in mapped memory, not in managed memory."""
+"""FBGEMM's option to use mapped instead of managed memory for tables in host memory."""
 
 
 def sharded_tensor(shards: Sequence[Shard], metadata: ShardedTensorMetadata) -> ShardedTensor:
-    """The whole tensor that `metadata` describes, without asking the other ranks.
+    """Returns the sharded tensor that `metadata` describes, without a collective.
 
     Args:
-        shards: This rank's.
+        shards: This rank's shards.
+        metadata: The metadata of the whole tensor.
     """
     return ShardedTensor._init_from_local_shards_and_global_metadata(list(shards), metadata)
 
 
 def default_store() -> dist.Store:
-    """The store through which the ranks of this process group met."""
+    """Returns the store that the ranks of the process group used for their rendezvous."""
     return _get_default_store()
 
 
 def apply_optimizer_in_backward(
     optimizer: type[torch.optim.Optimizer], parameters: Iterable[nn.Parameter], options: Mapping[str, Any]
 ) -> None:
-    """Has the fused kernels of `parameters`, once sharded, step by `optimizer` inside the backward pass."""
+    """Makes fused kernels update `parameters`, once sharded, with `optimizer` in the backward pass."""
     _apply_optimizer_in_backward(optimizer, parameters, dict(options))
 
 
 def plan_with_optimizer(parameter: nn.Parameter, optimizer: type[torch.optim.Optimizer]) -> None:
-    """Has TorchRec's planner count the state of `optimizer` for `parameter`."""
+    """Makes TorchRec's planner count the state of `optimizer` for `parameter`."""
     parameter._optimizer_classes = [optimizer]  # type: ignore[attr-defined]
 
 
 def lookups_of(collection: Any) -> list[nn.Module]:
-    """The lookups of a ShardedEmbeddingBagCollection: in a plain list, which modules() does not look into."""
+    """Returns the lookups of a ShardedEmbeddingBagCollection, a plain list that modules() does not visit."""
     return list(collection._lookups)

@@ -220,7 +220,7 @@ def test_a_damaged_checkpoint_is_named_and_the_run_resumes_from_the_one_before(
     assert result(folder) == result(unbroken)
     assert metrics(folder) == metrics(unbroken)
     (warning,) = [line for line in (folder / "log.txt").read_text().splitlines() if "warning" in line]
-    assert re.search(r"epoch-0003: cannot be loaded \(.*__0_0.distcp is not what was written\)", warning)
+    assert re.search(r"epoch-0003: cannot be loaded \(.*__0_0.distcp is damaged: .*\)", warning)
 
 
 def test_a_checkpoint_whose_best_epoch_is_missing_is_skipped(unbroken: Path, tmp_path: Path) -> None:

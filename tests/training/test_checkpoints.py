@@ -1,4 +1,4 @@
-"""What a checkpoint folder may hold, what stays of it, and what happens when the disk is full."""
+"""Invalid and damaged checkpoints, which checkpoints are kept, and full disks."""
 
 import json
 import os
@@ -28,7 +28,7 @@ from tests.support.whole_runs import assert_same_bits, metrics
 
 
 class Harmful:
-    """Makes a file where it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -41,7 +41,7 @@ class Harmful:
 def saved(tmp_path: Path) -> Iterator[Path]:
     """A checkpoint of two tensors."""
     with process_group():
-        storage.quiet()
+        storage.hide_torch_warnings()
         storage.save(
             tmp_path / "epoch-0001",
             {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(4)},
@@ -55,7 +55,7 @@ def empty() -> dict[str, torch.Tensor]:
 
 
 def describe_again(path: Path) -> None:
-    """Have values.json tell the truth about files that were exchanged, as a stranger would."""
+    """Updates values.json to files that were replaced, as an attacker would."""
     whole = json.loads((path / storage.VALUES).read_text())
     write_values(path, {name: storage._description(path / name) for name in whole["files"]}, whole["values"])
 
@@ -80,7 +80,8 @@ def test_a_pickled_index_is_refused_by_name_and_not_opened(saved: Path, tmp_path
     del whole["files"][INDEX]
     write_values(saved, whole["files"], whole["values"])
     with pytest.raises(
-        CheckpointError, match=r"epoch-0001: cannot be loaded \(.*\.metadata: is a pickle, which can run code"
+        CheckpointError,
+        match=r"epoch-0001: cannot be loaded \(.*\.metadata: is a pickle file, which can run code",
     ):
         storage.load(saved, empty())
     assert not (tmp_path / "harm").exists()
@@ -100,7 +101,7 @@ def test_a_pickle_in_place_of_a_tensor_is_refused_by_name_and_not_opened(saved: 
 
 
 def _chunk(offsets: list[int], sizes: list[int]) -> dict[str, Any]:
-    """A chunk in a place of the file that is never read."""
+    """Returns a chunk whose bytes are never read."""
     return {"offsets": offsets, "sizes": sizes, "file": "__0_0.distcp", "start": 0, "bytes": 9}
 
 
@@ -113,7 +114,7 @@ def _chunk(offsets: list[int], sizes: list[int]) -> dict[str, Any]:
         [([0, 0], [1, 2]), ([1, 0], [3, 2]), ([0, 2], [4, 4])],
     ],
 )
-def test_chunks_of_every_sharding_type_make_up_a_tensor(chunks: list[tuple[list[int], list[int]]]) -> None:
+def test_chunks_of_every_sharding_type_cover_a_tensor(chunks: list[tuple[list[int], list[int]]]) -> None:
     entry = {"type": "float32", "size": [4, 6], "chunks": [_chunk(*chunk) for chunk in chunks]}
     index._require_cover("a", index._tensor(entry))
 
@@ -141,28 +142,26 @@ def test_the_index_is_hashed_once_and_read_once(saved: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"type": "load"}, "load is no type of numbers"),
+        ({"type": "load"}, "load is not a data type of tensors"),
         (
             {
                 "chunks": [
                     {"offsets": [0, 0], "sizes": [2, 3], "file": "../elsewhere", "start": 0, "bytes": 9}
                 ]
             },
-            "is no place in a file of the checkpoint",
+            "expected a file name without folders",
         ),
-        ({"size": "many"}, "is no index of a checkpoint"),
-        ({"size": [3, 3], "chunks": []}, r"a: its chunks do not make up its \[3, 3\] numbers"),
-        ({"chunks": [_chunk([0, 0], [2, 2])]}, "do not make up"),
-        ({"chunks": [_chunk([0, 0], [1, 3])]}, "do not make up"),
-        ({"chunks": [_chunk([0, 0], [1, 3]), _chunk([0, 0], [2, 2])]}, "do not make up"),
-        ({"chunks": [_chunk([0, 0], [2, 2]), _chunk([1, 1], [1, 2])]}, "do not make up"),
-        ({"chunks": [_chunk([0, 0], [2, 3]), _chunk([2, 0], [1, 3])]}, "do not make up"),
-        ({"chunks": [_chunk([0], [6])]}, "do not make up"),
+        ({"size": "many"}, "is not a checkpoint index"),
+        ({"size": [3, 3], "chunks": []}, r"a: the chunks do not exactly cover the tensor of size \[3, 3\]"),
+        ({"chunks": [_chunk([0, 0], [2, 2])]}, "do not exactly cover"),
+        ({"chunks": [_chunk([0, 0], [1, 3])]}, "do not exactly cover"),
+        ({"chunks": [_chunk([0, 0], [1, 3]), _chunk([0, 0], [2, 2])]}, "do not exactly cover"),
+        ({"chunks": [_chunk([0, 0], [2, 2]), _chunk([1, 1], [1, 2])]}, "do not exactly cover"),
+        ({"chunks": [_chunk([0, 0], [2, 3]), _chunk([2, 0], [1, 3])]}, "do not exactly cover"),
+        ({"chunks": [_chunk([0], [6])]}, "do not exactly cover"),
     ],
 )
-def test_an_index_that_says_something_else_is_refused(
-    saved: Path, change: dict[str, Any], message: str
-) -> None:
+def test_an_invalid_index_is_refused(saved: Path, change: dict[str, Any], message: str) -> None:
     entries = json.loads((saved / INDEX).read_text())
     entries["tensors"]["a"] |= change
     (saved / INDEX).write_text(json.dumps(entries))
@@ -184,7 +183,7 @@ def test_every_damage_to_every_file_is_found(saved: Path, name: str, how: str) -
         (saved / name).write_bytes(content)
     with pytest.raises(
         CheckpointError,
-        match=r"epoch-0001: (cannot be loaded \(.*(missing|not what was written)|no whole checkpoint)",
+        match=r"epoch-0001: (cannot be loaded \(.*(missing|is damaged)|not a complete checkpoint)",
     ):
         storage.load(saved, empty())
 
@@ -202,7 +201,9 @@ def test_the_newest_and_the_best_of_each_stay(tmp_path: Path) -> None:
     assert not killed.exists()
     assert mine.exists()
     drop_all_but_newest(tmp_path, Moment(3), keep=1)
-    assert moments(tmp_path) == [Moment(3)], "what lies after it is of a run that went another way"
+    assert moments(tmp_path) == [Moment(3)], (
+        "later checkpoints belong to a run that was continued differently"
+    )
 
 
 def test_a_checkpoint_of_another_version_is_said_to_be_one(tmp_path: Path) -> None:
@@ -234,7 +235,7 @@ def _stop() -> None:
 
 
 def run_until(settings: RunSettings, folder: Path, after: dict[int, Callable[[], None]]) -> None:
-    """A run in which something happens after some of its training steps; `_stop` may be the last."""
+    """Runs the stages, and calls functions after the given training steps; `_stop` ends the run."""
     finish_step, done = Guard.finish_step, 0
 
     def finish_and_act(self: Guard, samples: int) -> None:
@@ -261,13 +262,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         check=False,
     )
     if mounted.returncode:
-        pytest.skip(f"no file system of a fixed size to be had here: {mounted.stderr.strip()}")
+        pytest.skip(f"cannot mount a file system of fixed size: {mounted.stderr.strip()}")
     yield disk
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def fill(disk: Path) -> None:
-    """Leave no room, once the first checkpoint is whole."""
+    """Fills the disk, once the first checkpoint is complete."""
     deadline = time.monotonic() + 600
     while not moments(disk / "run" / "checkpoints" / "pretrain"):
         assert time.monotonic() < deadline
@@ -277,7 +278,7 @@ def fill(disk: Path) -> None:
             pass
 
 
-# What TensorBoard holds back it writes in a thread of its own, which dies of a full disk; the run goes on without it.
+# TensorBoard writes its buffer in a thread, which dies if the disk is full; the run continues without it.
 DYING_THREAD = "ignore::pytest.PytestUnhandledThreadExceptionWarning"
 
 
@@ -286,7 +287,7 @@ DYING_THREAD = "ignore::pytest.PytestUnhandledThreadExceptionWarning"
 def test_a_disk_that_is_full_for_a_time_costs_a_warning(
     small_disk: Path, tmp_path: Path, copy_bytes: int
 ) -> None:
-    """Full from within the first epoch until within the second one, so that the first one's end, the best so far, has no room when it comes."""
+    """The disk is full from the first epoch to the second: the best checkpoint cannot be written."""
     settings = tiny_run(checkpoint={"copy_bytes": copy_bytes})
     run_stages(settings, tmp_path / "unbroken", resume=False)
     run_until(settings, small_disk / "run", {8: lambda: fill(small_disk), 19: (small_disk / "filler").unlink})
@@ -302,9 +303,7 @@ def test_a_disk_that_stays_full_is_an_error_once_the_stages_result_would_be_lost
     with pytest.raises(CheckpointError, match=r"could not be written, and the stage's result would be lost"):
         run_until(settings, small_disk / "run", {8: lambda: fill(small_disk)})
     left = moments(small_disk / "run" / "checkpoints" / "pretrain")
-    assert left == [Moment(0, 5)], (
-        "what was saved before is untouched, and nothing half-written lies beside it"
-    )
+    assert left == [Moment(0, 5)], "earlier checkpoints are unchanged, and nothing half-written is left"
     assert not list(filter(is_temporary, (small_disk / "run" / "checkpoints" / "pretrain").iterdir()))
     (small_disk / "filler").unlink()
     run_stages(settings, small_disk / "run", resume=True)

@@ -1,1 +1,1 @@
-"""Sharded checkpoints that load on any number of ranks and under any plan."""
+"""Sharded checkpoints that can be loaded on any number of ranks and with any plan."""

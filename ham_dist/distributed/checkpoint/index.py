@@ -1,7 +1,8 @@
-"""How torch.distributed.checkpoint lays a checkpoint out on disk, with its index as JSON.
+"""torch.distributed.checkpoint's reader and writer of files, with the index as JSON.
 
-torch's own index is a pickle, and opening a pickle runs whatever it says. Here the index names tensors alone: a file's bytes are read by torch.load
-with `weights_only=True`, and no entry can claim to be another object, which torch would unpickle without that.
+torch's own index is a pickle, and opening a pickle can run any code. The JSON index contains only tensors:
+the bytes in the files are read by torch.load with `weights_only=True`. No entry can claim to be another kind
+of object, which torch would unpickle without that option.
 """
 
 import json
@@ -25,20 +26,21 @@ from ham_dist.errors import CheckpointError
 from ham_dist.io.untrusted import read_json
 
 INDEX = "index.json"
-"""Tensors by name: type, size, and of each chunk the place in the whole tensor, the file, and where in it."""
+"""Name of the index file. For each tensor it has the data type and the size; for each chunk, its place in the
+tensor, the file, and its place in the file."""
 
 INDEX_BYTES = 1 << 30
-"""Largest index that is read (1 GiB): a chunk takes about 120 bytes, and a table has one on each rank at most."""
+"""Largest index that is read (1 GiB). A chunk takes about 120 bytes, and a table has at most one per rank."""
 
 PICKLE = ".metadata"
-"""torch's own index."""
+"""Name of torch's own index file."""
 
 
 class IndexedWriter(FileSystemWriter):
-    """torch's FileSystemWriter, but for the index."""
+    """torch's FileSystemWriter, with a JSON index."""
 
     def finish(self, metadata: Metadata, results: list[list[Any]]) -> None:
-        """Write the index; called on the first rank with what all ranks have written."""
+        """Writes the index; called on the first rank with the write results of all ranks."""
         places = {written.index: written.storage_data for of_rank in results for written in of_rank}
         tensors = {
             name: _entry(name, tensor, places) for name, tensor in metadata.state_dict_metadata.items()
@@ -50,15 +52,15 @@ class IndexedWriter(FileSystemWriter):
 
 
 class IndexedReader(FileSystemReader):
-    """torch's FileSystemReader, but for the index."""
+    """torch's FileSystemReader, with a JSON index."""
 
     _metadata: Metadata | None = None
 
     def read_metadata(self, *arguments: Any, **options: Any) -> Metadata:
-        """The index, checked: whatever its text, it becomes names, numbers and types. The file is read once.
+        """Returns the index; any file yields only names, numbers and types. Reads the file once.
 
         Raises:
-            CheckpointError: It is missing, is no such index, or its chunks do not make up each tensor.
+            CheckpointError: The index is missing or invalid, or its chunks do not cover each tensor.
         """
         if self._metadata is None:
             self._metadata = self._read_index()
@@ -68,7 +70,8 @@ class IndexedReader(FileSystemReader):
         path = Path(self.path) / INDEX
         if not path.exists() and path.with_name(PICKLE).exists():
             raise CheckpointError(
-                f"{path.with_name(PICKLE)}: is a pickle, which can run code as it is opened; {INDEX} is wanted in its place"
+                f"{path.with_name(PICKLE)}: is a pickle file, which can run code when it is opened; expected "
+                f"{INDEX} instead"
             )
         try:
             entries = read_json(path, limit=INDEX_BYTES)["tensors"]
@@ -91,13 +94,13 @@ class IndexedReader(FileSystemReader):
             RuntimeError,
         ) as error:
             raise CheckpointError(
-                f"{path}: is no index of a checkpoint: {type(error).__name__}: {error}"
+                f"{path}: is not a checkpoint index: {type(error).__name__}: {error}"
             ) from error
         return Metadata(tensors, storage_data=places, storage_meta=StorageMeta(load_id=self.load_id))
 
 
 def _entry(name: str, tensor: Any, places: dict[MetadataIndex, StorageInfo]) -> dict[str, Any]:
-    assert isinstance(tensor, TensorStorageMetadata), f"{name}: a checkpoint holds tensors alone"
+    assert isinstance(tensor, TensorStorageMetadata), f"{name}: a checkpoint can hold only tensors"
     chunks = []
     for chunk in tensor.chunks:
         place = places[MetadataIndex(name, chunk.offsets)]
@@ -120,7 +123,7 @@ def _entry(name: str, tensor: Any, places: dict[MetadataIndex, StorageInfo]) -> 
 def _tensor(entry: Any) -> TensorStorageMetadata:
     dtype = getattr(torch, entry["type"])
     if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"{entry['type']} is no type of numbers")
+        raise ValueError(f"{entry['type']} is not a data type of tensors")
     chunks = [
         ChunkStorageMetadata(torch.Size(chunk["offsets"]), torch.Size(chunk["sizes"]))
         for chunk in entry["chunks"]
@@ -129,12 +132,14 @@ def _tensor(entry: Any) -> TensorStorageMetadata:
 
 
 def _require_cover(name: str, tensor: TensorStorageMetadata) -> None:
-    """Check that the chunks of a tensor lie within it, do not overlap, and leave no number of it out: that would load as uninitialized memory.
+    """Checks that the chunks of a tensor are inside it, do not overlap and cover it.
+
+    Numbers without a chunk would be loaded as uninitialized memory.
 
     Raises:
-        ValueError: They do not.
+        ValueError: The chunks do not cover the tensor exactly.
     """
-    wrong = f"{name}: its chunks do not make up its {list(tensor.size)} numbers"
+    wrong = f"{name}: the chunks do not exactly cover the tensor of size {list(tensor.size)}"
     count, open_chunks = 0, list[ChunkStorageMetadata]()
     for chunk in sorted(tensor.chunks, key=lambda chunk: tuple(chunk.offsets)):
         if len(chunk.offsets) != len(tensor.size) or len(chunk.sizes) != len(tensor.size):
@@ -146,7 +151,7 @@ def _require_cover(name: str, tensor: TensorStorageMetadata) -> None:
             raise ValueError(wrong)
         if 0 in chunk.sizes:
             continue
-        # In the order of their first rows, a chunk can only overlap those that reach to its own first row.
+        # Chunks are sorted by first row: a chunk can only overlap earlier ones that end after its first row.
         open_chunks = [
             other for other in open_chunks if not chunk.offsets or _end(other, 0) > chunk.offsets[0]
         ]
@@ -175,5 +180,8 @@ def _place(chunk: Any) -> StorageInfo:
         not (isinstance(file, str) and isinstance(start, int) and isinstance(length, int))
         or Path(file).name != file
     ):
-        raise ValueError(f"{file!r} at {start!r}, {length!r} bytes, is no place in a file of the checkpoint")
+        raise ValueError(
+            f"file {file!r}, start {start!r}, {length!r} bytes: expected a file name without folders, and "
+            "integers"
+        )
     return StorageInfo(file, start, length)

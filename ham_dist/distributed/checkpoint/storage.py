@@ -1,4 +1,7 @@
-"""One checkpoint on disk: tensors from all ranks by torch.distributed.checkpoint, and JSON beside them. Opening one runs nothing that it holds."""
+"""One checkpoint on disk: tensors of all ranks, by torch.distributed.checkpoint, and JSON values.
+
+Opening a checkpoint runs no code that it contains.
+"""
 
 import hashlib
 import json
@@ -23,18 +26,25 @@ from ham_dist.io.huge_pages import give_back_freed_memory
 from ham_dist.io.untrusted import read_json
 
 VALUES = "values.json"
-"""Written last, with the size and the sha256 of every other file and of itself: a folder without it is no checkpoint."""
+"""File that is written last, with the sha256 of its own content, and the size and sha256 of every other file.
+A folder without it is not a checkpoint."""
 
 
 def save(
     path: Path, tensors: Mapping[str, Any], values: Mapping[str, Any], group: dist.ProcessGroup | None = None
 ) -> None:
-    """Write a checkpoint under a temporary name and rename it to `path`, so that `path` is whole or not there.
+    """Writes a checkpoint under a temporary name and renames it to `path`, so that `path` is always complete.
 
-    tensors: named alike on every rank; replicated tensors and ShardedTensors.
-    values:  plain JSON values, alike on every rank.
-    group:   what the ranks talk over while they write; one of its own lets training go on beside.
-    raises:  CheckpointError on all ranks if one of them cannot write; other checkpoints stay as they are.
+    A collective.
+
+    Args:
+        path: Folder of the checkpoint; replaced if it exists.
+        tensors: Replicated tensors and ShardedTensors, with the same names on every rank.
+        values: Plain JSON values, the same on every rank.
+        group: The process group that is used while writing; with a separate one, training can continue
+            meanwhile.
+    Raises:
+        CheckpointError: On all ranks, if one of them cannot write. Other checkpoints are not changed.
     """
     temporary: Path | None = None
 
@@ -53,10 +63,12 @@ def save(
         shutil.rmtree(replaced, ignore_errors=True)
 
     try:
-        with _told(f"{path}: cannot be written", "Make room there, or see why the disk refuses."):
+        with _as_checkpoint_error(
+            f"{path}: cannot be written", "Free disk space there, or check the permissions and the disk."
+        ):
             temporary = folder = process_group.on_first_rank(make, group)
             writer = IndexedWriter(folder, single_file_per_rank=True)
-            # A name stands for one tensor: torch need not look for names within names.
+            # Each name is one tensor, so torch need not flatten nested dicts.
             dcp.save(
                 dict(tensors),
                 storage_writer=writer,
@@ -83,27 +95,29 @@ def load(
     tensors: Mapping[str, Any],
     check: Callable[[dict[str, Any]], None] = lambda values: None,
 ) -> dict[str, Any]:
-    """Read a checkpoint into `tensors`, in place, whatever the number of ranks that wrote it.
+    """Reads a checkpoint into `tensors`, in place, from any number of ranks that wrote it. A collective.
 
     Args:
-        check: Called with the checkpoint's values before any tensor is read, on every rank alike; it may raise.
+        path: Folder of the checkpoint.
+        tensors: Replicated tensors and ShardedTensors.
+        check: Called on every rank with the checkpoint's values before tensors are read; may raise an error.
     Returns:
         The checkpoint's values.
     Raises:
-        CheckpointError: On all ranks: a file is not what was written, or the checkpoint holds other tensors than
-            these, or only a part of one. `tensors` may then be partly overwritten.
+        CheckpointError: On all ranks, if a file is damaged, or the checkpoint has other tensors than these or
+            only a part of one. `tensors` may then be partly overwritten.
     """
-    quiet()
+    hide_torch_warnings()
     whole = _read(path)
     values: dict[str, Any] = whole["values"]
     check(values)
     reader = IndexedReader(path)
-    with _told(
+    with _as_checkpoint_error(
         f"{path}: cannot be loaded",
-        "If its files are damaged, remove the folder: --resume then goes on from the checkpoint before it.",
+        "If its files are damaged, remove the folder; --resume then uses the checkpoint before it.",
     ):
         process_group.together(lambda: _check_files(path, whole["files"]))
-        # Before dcp.load, which ignores mistakes of an index in torch 2.11; the reader keeps what it has read.
+        # Read before dcp.load, which in torch 2.11 ignores errors in the index; the reader keeps the result.
         process_group.together(reader.read_metadata)
         dcp.load(
             dict(tensors),
@@ -115,20 +129,25 @@ def load(
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """The plain values of a checkpoint, read on rank 0; every rank calls it."""
+    """Returns the values of a checkpoint, read on rank 0. A collective."""
     values: dict[str, Any] = _read(path)["values"]
     return values
 
 
 def values_of(path: Path) -> dict[str, Any]:
-    """The same, of this rank alone."""
+    """Returns the whole content of values.json, read on this rank; not a collective.
+
+    Raises:
+        CheckpointError: The file is missing or damaged.
+    """
     try:
         whole: dict[str, Any] = read_json(path / VALUES, finite=False)
         if _sha256_of(whole["files"], whole["values"]) != whole["sha256"]:
-            raise ValueError("is not what was written")
+            raise ValueError("its content does not match its sha256")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{path}: no whole checkpoint: {VALUES}: {error}. Remove it to go on from the checkpoint before it."
+            f"{path}: not a complete checkpoint: {VALUES}: {error}.\n"
+            "  Remove the folder to resume from the checkpoint before it."
         ) from error
     return whole
 
@@ -138,7 +157,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _described_files(folder: Path) -> dict[str, Any]:
-    """Size and sha256 of the files that this rank has written; the first rank wrote the index too."""
+    """Returns size and sha256 of the files that this rank has written; rank 0 also wrote the index."""
     mine = sorted(folder.glob(f"__{process_group.rank()}_*")) + (
         sorted(folder.glob("*.json")) if process_group.rank() == 0 else []
     )
@@ -154,20 +173,21 @@ def _sha256_of(files: Mapping[str, Any], values: Mapping[str, Any]) -> str:
 
 
 def _check_files(folder: Path, files: Mapping[str, Any]) -> None:
-    """Each rank reads its part of the files, so that many ranks check a large checkpoint quickly."""
+    """Checks size and sha256 of this rank's share of the files; the ranks share the work."""
     for name in sorted(files)[process_group.rank() :: process_group.world_size()]:
         path = folder / Path(name).name
         if not path.exists():
             raise CheckpointError(f"{path.name} is missing")
         if _description(path) != files[name]:
-            raise CheckpointError(f"{path.name} is not what was written")
+            raise CheckpointError(f"{path.name} is damaged: its size or sha256 differs from {VALUES}")
 
 
 @contextmanager
-def _told(what: str, mend: str) -> Iterator[None]:
-    """Turn what torch raises about files into a CheckpointError; what has to do with no file (Ctrl-C, memory, a lost rank) goes through.
+def _as_checkpoint_error(problem: str, fix: str) -> Iterator[None]:
+    """Turns torch's errors about files into a CheckpointError.
 
-    torch's CheckpointException is no Exception. It carries what failed on each rank.
+    Errors that do not concern files (Ctrl-C, memory, a lost rank) are raised unchanged. torch's
+    CheckpointException is not an Exception; it holds the error of each rank.
     """
     try:
         yield
@@ -176,22 +196,23 @@ def _told(what: str, mend: str) -> Iterator[None]:
         for cause in causes:
             if not isinstance(cause, Exception) or isinstance(cause, MemoryError):
                 raise cause from None
-        raise CheckpointError(f"{what} ({_reason(causes[0]) if causes else error}).\n  {mend}") from error
+        raise CheckpointError(f"{problem} ({_reason(causes[0]) if causes else error}).\n  {fix}") from error
     except (OSError, KeyError, ValueError, EOFError) as error:
-        raise CheckpointError(f"{what} ({_reason(error)}).\n  {mend}") from error
+        raise CheckpointError(f"{problem} ({_reason(error)}).\n  {fix}") from error
 
 
 def _reason(error: BaseException) -> str:
-    """The line of an error's text that says most, or its name."""
+    """Returns the most useful line of an error's text, or its class name if it has none."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     refused = [line for line in lines if "Unsupported" in line or "Trying to load" in line]
     return (refused or lines or [type(error).__name__])[-1]
 
 
-def quiet() -> None:
-    """torch warns on every call of its own uses of ShardedTensor and TypedStorage.
+def hide_torch_warnings() -> None:
+    """Hides torch's warnings about its own uses of ShardedTensor and TypedStorage.
 
-    Told once for the whole process and not around each call: a filter that a thread sets and takes back takes back others' as well.
+    The filters stay for the whole process: a thread that restores the filters would also remove those of
+    other threads.
     """
     warnings.filterwarnings("ignore", message="Please use DTensor instead", category=FutureWarning)
     warnings.filterwarnings("ignore", message="TypedStorage is deprecated", category=UserWarning)

@@ -1,4 +1,5 @@
-"""Writing checkpoints beside training: a copy is taken while training waits, and a thread writes it."""
+"""Writes checkpoints during training: training waits for a copy of the state, and a thread writes the
+copy."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -17,15 +18,19 @@ from ham_dist.distributed.ranks import process_group
 from ham_dist.errors import CheckpointError
 
 SECONDS_AFTER_A_FAILURE = 10.0
-"""How long the checkpoint in flight may still take when the run ends by an error: a rank that is gone would keep it for ever."""
+"""Time for the checkpoint in progress when the run ends with an error; it would never finish if a rank has
+ended."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What is to become the checkpoint `path`.
+    """The content of a checkpoint to be written.
 
-    tensors: on the CPU and this snapshot's own where `copied`, else the live ones.
-    values:  plain JSON values.
+    Attributes:
+        path: Folder of the checkpoint.
+        tensors: Copies on the CPU if `copied`, otherwise the model's own tensors.
+        values: Plain JSON values.
+        copied: True if the tensors are copies.
     """
 
     path: Path
@@ -36,24 +41,31 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class FailedWrite:
-    """A snapshot that did not become a checkpoint, and why."""
+    """A snapshot that could not be written, and the error."""
 
     snapshot: Snapshot
     error: CheckpointError
 
 
 class CheckpointWriter:
-    """Writes one checkpoint at a time. All ranks call it alike.
+    """Writes one checkpoint at a time. All ranks make the same calls.
 
-    copy_bytes: up to so many bytes of a rank's tensors are copied, so that training goes on while they are written; where a rank has more than
-                that no copy is made, and training waits until they are written.
-    timeout:    how long a rank may keep the others waiting.
+    Attributes:
+        copy_bytes: Largest size of a rank's tensors that are copied, so that training continues while they
+            are written. If some rank has more bytes, no copy is made, and training waits until they are
+            written.
     """
 
     def __init__(self, copy_bytes: int, timeout: timedelta) -> None:
-        storage.quiet()
+        """Creates a process group for the writing thread. A collective.
+
+        Args:
+            copy_bytes: As the attribute.
+            timeout: How long ranks wait for one another while writing.
+        """
+        storage.hide_torch_warnings()
         self.copy_bytes = copy_bytes
-        # The thread's exchanges must not mix with those of training.
+        # The thread's collectives must not mix with those of training.
         self._group = dist.new_group(backend="gloo", timeout=timeout) if dist.is_initialized() else None
         self._thread: threading.Thread | None = None
         self._failure: tuple[Snapshot, BaseException] | None = None
@@ -68,7 +80,7 @@ class CheckpointWriter:
             self._thread.join(None if error is None else SECONDS_AFTER_A_FAILURE)
 
     def snapshot(self, path: Path, tensors: Mapping[str, Any], values: Mapping[str, Any]) -> Snapshot:
-        """The state of this moment, as far as `copy_bytes` allows every rank a copy: what is done with it later is done by all ranks alike."""
+        """Returns a snapshot, which is a copy if `copy_bytes` allows one on every rank. A collective."""
         (too_large,) = process_group.sum_numbers(
             float(sum(map(bytes_here, tensors.values())) > self.copy_bytes)
         )
@@ -77,11 +89,15 @@ class CheckpointWriter:
         return Snapshot(path, {name: _copy(values) for name, values in tensors.items()}, values, copied=True)
 
     def start(self, snapshot: Snapshot, written: Callable[[], None]) -> None:
-        """Begin to write; a snapshot that is no copy is written when this returns. `settle` must have been called since the last start.
+        """Starts writing; a snapshot that is not a copy is written when this returns.
 
-        written: done on the first rank once the checkpoint is whole.
+        Must be preceded by a call of `settle` after the previous start.
+
+        Args:
+            snapshot: The snapshot.
+            written: Called on the first rank when the checkpoint is complete.
         """
-        assert self._thread is None, "the write before this one is not settled"
+        assert self._thread is None, "the previous write is not settled"
         self._thread = threading.Thread(
             target=self._write, args=(snapshot, written), name="checkpoint", daemon=True
         )
@@ -91,13 +107,16 @@ class CheckpointWriter:
 
     @property
     def is_writing(self) -> bool:
-        """Whether a write was started and is not settled."""
+        """True if a write was started and is not settled."""
         return self._thread is not None
 
     def settle(self) -> FailedWrite | None:
-        """Wait for the write in flight, if any; gives what failed, alike on every rank. What was written is held no longer.
+        """Waits for the write in progress, if any, and releases its snapshot.
 
-        raises: what has to do with no file, such as a rank that is gone.
+        Returns:
+            The write that failed, the same on every rank; None if none did.
+        Raises:
+            Exception: An error that does not concern files, such as a lost rank.
         """
         if self._thread is None:
             return None
@@ -119,7 +138,7 @@ class CheckpointWriter:
 
 
 def bytes_here(tensor: torch.Tensor | ShardedTensor) -> int:
-    """Bytes of a tensor that lie on this rank."""
+    """Returns the bytes of a tensor on this rank."""
     parts = (
         [shard.tensor for shard in tensor.local_shards()] if isinstance(tensor, ShardedTensor) else [tensor]
     )

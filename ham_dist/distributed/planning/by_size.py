@@ -126,8 +126,7 @@ class _BySize:
         return sorted(sorted(ranks, key=lambda rank: (*self._fullness(table, [rank]), rank))[:count])
 
     def _fullness(self, table: Table, ranks: Iterable[int]) -> tuple[int, int]:
-        """Returns the bytes in use on `ranks`, by device and host, starting with the memory that `table`
-        fills.
+        """Returns the bytes in use on `ranks` as a pair, first those of the memory that `table` fills.
 
         With fused_uvm this is host memory; otherwise the device, also with fused_uvm_caching, whose cache is
         there.

@@ -113,9 +113,9 @@ def _no_place(request: PlanRequest, tables: Sequence[Table]) -> ShardingError:
         f"sharding: TorchRec's planner finds no plan that fits. The tables need {size_text(device)} on GPUs, "
         "with gradients and optimizer state"
         + (f", and {size_text(host)} in host memory" if host else "")
-        + f";\nthere are {topology.ranks} ranks with {size_text(topology.memory)}"
+        + f".\nEach of the {topology.ranks} rank(s) has {size_text(topology.memory)}"
         + ("" if topology.host_memory is None else f" and {size_text(topology.host_memory)} of host memory")
-        + f" each, of which tables may take {request.settings.memory_share:.0%} (sharding.memory_share). "
+        + f", of which tables may take {request.settings.memory_share:.0%} (sharding.memory_share). "
         "Ways to make them fit:\n" + ways_out(request, short, largest, device if short == "device" else host)
     )
 

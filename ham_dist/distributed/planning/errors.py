@@ -201,10 +201,8 @@ def ways_out(request: PlanRequest, memory: ShortMemory, largest: Table, total: i
         )
     if copied < room or not copied:
         enough = max(-(-(total - ranks * copied) // max(1, room - copied)), ranks + 1)
-        more = f"Use more ranks: {enough}" if memory == "device" else f"Use more hosts, with {enough}"
-        ways.append(
-            f"{more} or more{'' if memory == 'device' else ' ranks together'}, if the tables spread evenly."
-        )
+        more = "Use more ranks" if memory == "device" else "Use more hosts, with more ranks in total"
+        ways.append(f"{more}: {enough:,} or more, if the tables spread evenly.")
     kept = sum(not of_row for of_row in table_optimizer.states.values()) + (table_optimizer.fused is None)
     if kept:
         gradient = "gradient and optimizer state" if table_optimizer.fused is None else "optimizer state"

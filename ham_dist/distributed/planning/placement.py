@@ -69,8 +69,7 @@ class TableShard:
         return TableShard(self.rank, first, last - first, self.first_column, self.columns)
 
     def strided(self, phase: int, stride: int) -> "TableShard":
-        """Returns the shard of a smaller table that has only the rows phase, phase + stride, phase + 2
-        stride, ...
+        """Returns the shard of the table that has only the rows phase, phase + stride, and so on.
 
         Rows are numbered as in the smaller table; the shard may be empty.
         """

@@ -150,8 +150,7 @@ class TableOptimizer:
     def bytes_of(
         self, rows: int, numbers: int, *, fused: bool, number_bytes: int, memory: Memory = DEVICE
     ) -> BytesHeld:
-        """Returns the bytes of a shard of a table, with its optimizer state and, without a fused kernel, its
-        gradient.
+        """Returns the bytes of a shard of a table, with its optimizer state and, if it has one, its gradient.
 
         Tables that are looked up together share a cache, whose slots are as large as the largest row of them;
         this is left out.

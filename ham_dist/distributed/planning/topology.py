@@ -72,8 +72,7 @@ def here(device: torch.device) -> Topology:
 
 
 def parse(text: str) -> Topology:
-    """Returns the topology with a name of the form `[HOSTSx]RANKSx[CARD-]MEMORY[+HOST_MEMORY]`, such as
-    8xA100-80GB.
+    """Returns the topology with the name `[HOSTSx]RANKSx[CARD-]MEMORY[+HOST_MEMORY]`; see EXAMPLES.
 
     Without a card, the ranks are CPU processes. 1 GB is 10^9 bytes. Without the memory of a host, host memory
     is taken as unlimited.

@@ -1,4 +1,5 @@
-"""A mean over the rows of all ranks with the same bits in whatever order the rows come, and on however many ranks they lie."""
+"""A mean over the rows of all ranks whose bits depend neither on the order of the rows nor on the number of
+ranks."""
 
 import math
 from collections.abc import Iterable
@@ -9,28 +10,30 @@ import torch
 from ham_dist.distributed.ranks import process_group
 
 MANTISSA_BITS = 53
-"""Significant bits of a float64, its first bit included."""
+"""Significant bits of a float64, including the implicit first bit."""
 LOW_BITS = 27
-"""A mantissa is added up in two parts of at most this many bits: 2^36 rows overflow neither."""
+"""A mantissa is summed in two parts of at most this many bits, which up to 2^36 rows do not overflow."""
 SMALLEST_EXPONENT = -1073
-"""Least exponent that `frexp` gives, with a fraction from 0.5 to 1; the largest is 1024."""
+"""Smallest exponent that `frexp` returns, for a fraction from 0.5 to 1; the largest is 1024."""
 EXPONENTS = 1024 - SMALLEST_EXPONENT + 1
 
 
 def mean_over_ranks(parts: Iterable[torch.Tensor], device: torch.device) -> float:
-    """The mean of all numbers of all ranks, correctly rounded; the same on every rank. A collective.
+    """Returns the correctly rounded mean of the numbers of all ranks. A collective.
 
-    A float64 is an integer mantissa times a power of two. Mantissas are added up by exponent, as integers, whose sum is exact in any order; only the
-    end result is rounded. So neither the number of ranks nor a kernel's order of additions shows in it, and no rank needs another's rows.
+    A float64 is an integer mantissa times a power of two. Mantissas are summed by exponent, as integers,
+    which is exact in any order; only the final result is rounded. So the result does not depend on the number
+    of ranks or on the order of additions in a kernel, and no rows are exchanged.
 
     Args:
-        parts: Tensors (n,) of this rank, some at a time; there may be none.
-        device: Where the tensors are.
+        parts: Tensors (n,) of this rank; may be empty.
+        device: The device of the tensors.
     Returns:
-        NaN or an infinity where plain addition would give one; NaN without any number.
+        The same mean on every rank. NaN or an infinity if ordinary addition gives one; NaN if there are no
+        numbers.
     """
     sums = torch.zeros(2, EXPONENTS, dtype=torch.int64, device=device)
-    # Numbers in all, and how many of them are NaN, infinity and minus infinity.
+    # How many numbers there are, and how many of them are NaN, infinity and minus infinity.
     counts = torch.zeros(4, dtype=torch.int64, device=device)
     for part in parts:
         values = part.detach().double()

@@ -1,4 +1,4 @@
-"""Bringing rows together that lie on several ranks."""
+"""Collectives that gather or exchange rows of tensors."""
 
 import torch
 import torch.distributed as dist
@@ -7,10 +7,12 @@ from ham_dist.distributed.ranks import process_group
 
 
 def gather_rows(values: torch.Tensor) -> torch.Tensor:
-    """The rows of every rank one after the other, by rank, on every rank.
+    """Returns the rows of all ranks, concatenated in the order of the ranks. A collective.
 
     Args:
-        values: (n, ...) here; n may differ from rank to rank and may be 0.
+        values: (n, ...), this rank's rows; n may differ between ranks and may be 0.
+    Returns:
+        (sum of n over ranks, ...), the same on every rank.
     """
     if process_group.world_size() == 1:
         return values
@@ -23,11 +25,13 @@ def gather_rows(values: torch.Tensor) -> torch.Tensor:
 
 
 def exchange_rows(values: torch.Tensor, counts: list[int]) -> torch.Tensor:
-    """Send each rank some rows; gives the rows that all ranks sent to this one, by sender. A collective.
+    """Sends rows to each rank, and returns the rows that this rank received. A collective.
 
     Args:
-        values: (n, ...) here: first the rows for rank 0, then those for rank 1, and so on.
-        counts: Rows for each rank; their sum is n.
+        values: (n, ...), first the rows for rank 0, then those for rank 1, and so on.
+        counts: Number of rows for each rank; their sum is n.
+    Returns:
+        (m, ...), the rows from rank 0, then those from rank 1, and so on.
     """
     if process_group.world_size() == 1:
         return values

@@ -1,4 +1,7 @@
-"""Who is missing, when an exchange between ranks breaks off: the ranks that noticed leave word in the store that they met in."""
+"""Names the failed ranks when communication between ranks breaks off.
+
+Each rank that notices it writes its status to the store of the process group.
+"""
 
 import time
 from datetime import timedelta
@@ -9,83 +12,95 @@ from ham_dist.distributed.internals import default_store
 from ham_dist.errors import LostRankError
 
 WAIT_SECONDS = 2.0
-"""How long the others have to leave word. An exchange that times out on one rank breaks off on all at once, since their connections are closed."""
+"""Time to wait for the other ranks' status. A collective that times out on one rank fails on all ranks at
+once, since their connections are closed."""
 
-WAITING = "waits"
+WAITING = "waiting"
+"""Status of a rank without a failure of its own."""
 
-BREAKS = ("Connection", "Read error", "Write error", "Timed out", "Socket", "Broken pipe")
-"""Words of gloo's, in a message that names gloo, where another rank is gone or does not answer."""
+CONNECTION_ERRORS = ("Connection", "Read error", "Write error", "Timed out", "Socket", "Broken pipe")
+"""Parts of gloo's messages about a rank that has ended or does not respond; they also contain the word
+gloo."""
 
-AFTER_A_BREAK = "Application timeout caused pair closure"
-"""All that gloo says of an exchange that was under way when another one timed out and closed the connection."""
+PAIR_CLOSED = "Application timeout caused pair closure"
+"""gloo's whole message if another collective timed out and closed the connection of this one."""
 
 
 def lost_peer(error: BaseException) -> bool:
-    """Whether `error` says that an exchange broke off: gloo raises a plain RuntimeError there, NCCL and the store classes of torch's own."""
+    """Returns True if `error` means that communication with another rank broke off.
+
+    gloo raises a plain RuntimeError then; NCCL and the stores raise torch's own error types.
+    """
     if isinstance(error, dist.DistBackendError | dist.DistNetworkError):
         return True
     if not isinstance(error, RuntimeError):
         return False
-    return AFTER_A_BREAK in str(error) or (
-        "gloo" in str(error) and any(words in str(error) for words in BREAKS)
+    return PAIR_CLOSED in str(error) or (
+        "gloo" in str(error) and any(words in str(error) for words in CONNECTION_ERRORS)
     )
 
 
 def note_failure(error: BaseException) -> None:
-    """Leave word of why this rank ends, for those that will miss it."""
-    _leave_word(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+    """Writes to the store why this rank ends, so that the other ranks can report it."""
+    _write_status(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
 
 
-def roll_call(timeout: timedelta) -> LostRankError:
-    """The error that names the ranks that gave word of a failure of their own, or else those that gave none.
+def lost_rank_error(timeout: timedelta) -> LostRankError:
+    """Returns the error that names the ranks that reported a failure, or else those that did not respond.
 
-    timeout: how long an exchange may take in this run, for the message.
+    Args:
+        timeout: Timeout of collectives in this run, for the message.
     """
-    words = _words_of_others() if _leave_word(WAITING) else None
-    if words is None:
-        missing = "rank 0 is gone, and with it the store where the others could have left word"
+    statuses = _statuses_of_others() if _write_status(WAITING) else None
+    if statuses is None:
+        problem = "rank 0 has ended, and with it the store for the status of the ranks"
     elif failed := [
-        f"rank {other} ended by {word}" for other, word in sorted(words.items()) if word != WAITING
+        f"rank {other} failed with {status}"
+        for other, status in sorted(statuses.items())
+        if status != WAITING
     ]:
-        missing = "; ".join(failed)
+        problem = "; ".join(failed)
     elif silent := [
         str(other)
         for other in range(dist.get_world_size())
-        if other != dist.get_rank() and other not in words
+        if other != dist.get_rank() and other not in statuses
     ]:
         minutes = f"{timeout.total_seconds() / 60:g} minutes (ranks.timeout_minutes)"
-        missing = f"no word from rank {', '.join(silent)}, which was killed or has not answered for {minutes}"
+        problem = f"rank {', '.join(silent)} was killed, or has not responded for {minutes}"
     else:
-        missing = "an exchange between the ranks broke off, and none is missing"
-    return LostRankError(f"{missing}. So this rank cannot go on; --resume goes on from the last checkpoint")
+        problem = "communication between the ranks failed, although all ranks still respond"
+    return LostRankError(
+        f"{problem}. This rank cannot continue.\n"
+        "  Start the run again with --resume to continue from the last checkpoint."
+    )
 
 
-def _leave_word(word: str) -> bool:
-    """Gives whether there was a store to leave it in."""
+def _write_status(status: str) -> bool:
+    """Returns False if the store is not reachable."""
     try:
-        default_store().set(_key(dist.get_rank()), word)
+        default_store().set(_key(dist.get_rank()), status)
     except (RuntimeError, ValueError):
         return False
     return True
 
 
-def _words_of_others() -> dict[int, str] | None:
-    """By rank; None where the store is gone. Does not wait on once a rank has told of a failure."""
-    others, words = set(range(dist.get_world_size())) - {dist.get_rank()}, dict[int, str]()
+def _statuses_of_others() -> dict[int, str] | None:
+    """Returns the status by rank, or None without a store; stops waiting when a rank has reported a failure."""
+    others, statuses = set(range(dist.get_world_size())) - {dist.get_rank()}, dict[int, str]()
     deadline = time.monotonic() + WAIT_SECONDS
-    while others - words.keys() and set(words.values()) <= {WAITING} and time.monotonic() < deadline:
+    while others - statuses.keys() and set(statuses.values()) <= {WAITING} and time.monotonic() < deadline:
         try:
             store = default_store()
-            words |= {
+            statuses |= {
                 other: store.get(_key(other)).decode()
-                for other in others - words.keys()
+                for other in others - statuses.keys()
                 if store.check([_key(other)])
             }
         except (RuntimeError, ValueError):
             return None
         time.sleep(0.05)
-    return words
+    return statuses
 
 
 def _key(rank: int) -> str:
-    return f"ham_dist/roll_call/{rank}"
+    return f"ham_dist/status/{rank}"

@@ -375,7 +375,7 @@ def test_changes_name_the_table_that_does_not_fit_and_nothing_that_was_tried(
 def test_torchrecs_planner_reports_host_memory_that_is_too_small() -> None:
     with pytest.raises(
         ShardingError,
-        match=r"need 0 bytes on GPUs, .* and 41.\d\d GB in host memory;\nthere are 2 ranks"
+        match=r"need 0 bytes on GPUs, .* and 41.\d\d GB in host memory\.\nEach of the 2 rank"
         r"(.*\n)*  \d\. Use more hosts",
     ) as error:
         planned(parse("2xV100-16GB+32GB"), "sgd", compute_kernel="fused_uvm")

@@ -1,4 +1,4 @@
-"""The device of each rank: never the CPU because GPUs are short."""
+"""The device of each rank; too few GPUs never lead to the CPU."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def with_gpus(host: pytest.MonkeyPatch, gpus: int, ranks: int, rank: int) -> Non
         ("cuda", 2, 2, "cuda:1"),
     ],
 )
-def test_a_rank_has_a_gpu_of_its_own_or_the_cpu(
+def test_a_rank_has_its_own_gpu_or_the_cpu(
     host: pytest.MonkeyPatch, wanted: str, gpus: int, ranks: int, expected: str
 ) -> None:
     with_gpus(host, gpus, ranks, rank=1)
@@ -49,7 +49,7 @@ def test_a_rank_has_a_gpu_of_its_own_or_the_cpu(
     ],
 )
 @pytest.mark.parametrize("rank", range(4))
-def test_ranks_without_a_gpu_of_their_own_are_refused(
+def test_ranks_without_their_own_gpu_are_refused(
     host: pytest.MonkeyPatch, wanted: str, gpus: int, fix: str, rank: int
 ) -> None:
     with_gpus(host, gpus, 4, rank)

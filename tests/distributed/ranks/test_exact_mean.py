@@ -1,4 +1,4 @@
-"""Means that no order of the rows, no split into parts and no number of ranks changes by a bit."""
+"""The bits of a mean do not depend on the order of rows, the split into parts or the number of ranks."""
 
 import math
 from fractions import Fraction
@@ -36,7 +36,7 @@ def test_plain_addition_would_depend_on_the_order() -> None:
     assert mean_of([1e16, 1.0, -1e16]) == mean_of([1e16, -1e16, 1.0]) == 1 / 3
 
 
-def test_what_has_no_finite_mean() -> None:
+def test_values_without_a_finite_mean() -> None:
     assert math.isnan(mean_of())
     assert math.isnan(mean_of([1.0, math.nan]))
     assert math.isnan(mean_of([math.inf], [-math.inf, 1.0]))
@@ -50,7 +50,7 @@ def rows() -> torch.Tensor:
 
 
 def means_of_parts(edges: list[int], order: list[int]) -> float:
-    """The mean of `rows` cut at `edges`, of which each rank has the part that `order` gives it."""
+    """Returns the mean of `rows` cut at `edges`; rank r has part `order[r]`."""
     number = order[process_group.rank()]
     return mean_over_ranks(rows()[edges[number] : edges[number + 1]].split(64), CPU)
 
@@ -66,6 +66,6 @@ def means_of_parts(edges: list[int], order: list[int]) -> float:
     ],
     ids=str,
 )
-def test_neither_the_number_nor_the_order_of_ranks_shows(edges: list[int], order: list[int]) -> None:
+def test_the_mean_does_not_depend_on_the_number_or_order_of_ranks(edges: list[int], order: list[int]) -> None:
     expected = float(sum(map(Fraction, rows().tolist())) / len(rows()))
     assert run_on_ranks(len(order), means_of_parts, edges, order) == [expected] * len(order)

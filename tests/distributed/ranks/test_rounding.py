@@ -13,7 +13,7 @@ numbers = st.floats(
 
 
 def nearest(value: float, bits: int) -> float:
-    """To `bits` significant bits by Python's own arithmetic, whose round() takes halves to even."""
+    """Returns `value` rounded to `bits` significant bits by Python, whose round() takes ties to even."""
     fraction, exponent = math.frexp(value)
     return math.ldexp(round(math.ldexp(fraction, bits)), exponent - bits)
 
@@ -39,12 +39,12 @@ def test_error_is_at_most_half_of_the_last_bit_kept(value: float) -> None:
     assert abs(nearest - value) <= 2.0**-GRADIENT_BITS * abs(value)
 
 
-def test_order_of_a_sum_does_not_show() -> None:
+def test_a_rounded_sum_does_not_depend_on_the_order() -> None:
     generator = torch.Generator().manual_seed(0)
     terms = torch.randn(2000, 500, generator=generator, dtype=torch.float64)
     orders = [terms[torch.randperm(len(terms), generator=generator)] for _ in range(5)]
     sums = [order.sum(0) for order in orders]
-    assert any(not torch.equal(sums[0], other) for other in sums[1:]), "the test would show nothing"
+    assert any(not torch.equal(sums[0], other) for other in sums[1:]), "the sums must differ before rounding"
     assert all(
         torch.equal(rounded(sums[0], GRADIENT_BITS), rounded(other, GRADIENT_BITS)) for other in sums[1:]
     )

@@ -1,4 +1,4 @@
-"""Sums over ranks: the same bits on every rank, small ones and large ones, waited for and not."""
+"""Sums over ranks have the same bits on every rank: small and large, blocking and asynchronous."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from ham_dist.distributed.ranks import process_group
 from tests.support.ranks import run_on_ranks
 
 SHAPES = [(0,), (), (1,), (3, 5), (1 << 17,), ((1 << 17) + 1,)]
-"""Of 8 bytes a number, the last two are a MiB and more."""
+"""With 8 bytes per number, the last two have 1 MiB and more."""
 
 
 def values_of(rank: int, number: int, dtype: torch.dtype) -> torch.Tensor:
@@ -16,7 +16,7 @@ def values_of(rank: int, number: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def sums(dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Of each shape: waited for, not waited for, and of every second column."""
+    """Returns for each shape a blocking sum, an asynchronous sum, and a sum of a strided tensor."""
     results = []
     for number in range(len(SHAPES)):
         values = values_of(process_group.rank(), number, dtype)
@@ -36,7 +36,7 @@ def sums(dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor, torch.Ten
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.int64])
 @pytest.mark.parametrize("ranks", [1, 2, 5])
 def test_sums_are_those_of_all_ranks_and_alike_on_each(ranks: int, dtype: torch.dtype) -> None:
-    """To the last digits of the type: an all-reduce adds in another order than that of the ranks."""
+    """Sums agree to the last digits of the type, since an all-reduce may add in another order."""
     relative, absolute = (1e-6, 1e-3) if dtype == torch.float32 else (1e-12, 1e-9)
     of_ranks = run_on_ranks(ranks, sums, dtype)
     for number in range(len(SHAPES)):

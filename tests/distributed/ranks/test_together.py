@@ -1,4 +1,4 @@
-"""Ranks fail together, with an error that all of them catch alike."""
+"""If one rank fails, all ranks raise an error of the same class."""
 
 import errno
 from datetime import timedelta
