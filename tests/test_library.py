@@ -47,7 +47,7 @@ def opened(columns: int = 3) -> tuple[ClickModel, Search]:
     return model, Search(model, columns=columns)
 
 
-def test_a_step_moves_alpha_and_nothing_else() -> None:
+def test_a_step_changes_only_alpha() -> None:
     model, search = opened()
     before = {name: values.clone() for name, values in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
@@ -60,7 +60,7 @@ def test_a_step_moves_alpha_and_nothing_else() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_export_holds_what_it_takes_to_build_the_model_again(tmp_path: Path) -> None:
+def test_a_model_can_be_built_again_from_an_export(tmp_path: Path) -> None:
     model, search = opened()
     search.step(lambda: model(features()).square().mean())
     columns = search.finish()
@@ -142,7 +142,7 @@ def _tower(field: str) -> EmbeddingBagCollection:
     )
 
 
-def test_what_the_library_does_not_take_is_refused_by_name() -> None:
+def test_unsupported_models_are_refused_by_name() -> None:
     model = nn.ModuleDict({"u": mask_columns(_tower("user")), "i": mask_columns(_tower("item"))})
     with pytest.raises(SlicingError, match=r"2 masked collections \(u, i\).*\n.*one EmbeddingBagCollection"):
         Search(model, columns=1)

@@ -221,14 +221,14 @@ def _narrow(
     lines: list[tuple[str, ...]] = []
     number_bytes = groups[TABLES][0].number_bytes
     for target, of_target in held.items():
-        rows, numbers = _most(groups, target, table_optimizer)
-        whole = table_optimizer.bytes_of(rows, numbers, fused=fused, number_bytes=number_bytes)
+        rows, numbers = _rows_and_most_numbers(groups, target, table_optimizer)
+        held_by_all = table_optimizer.bytes_of(rows, numbers, fused=fused, number_bytes=number_bytes)
         on_host = (size_text(of_target.host + host),) if hosted else ()
         lines.append(
             (
                 target.label,
                 size_text(numbers * number_bytes),
-                size_text(whole.device),
+                size_text(held_by_all.device),
                 size_text(of_target.device + device),
                 *on_host,
             )
@@ -257,7 +257,7 @@ def narrow_held(request: PlanRequest, target: Target, *, fused: bool) -> BytesHe
             path: [table for table in group if place(table) == (memory, moves)]
             for path, group in groups.items()
         }
-        rows, numbers = _most(of_place, target, table_optimizer)
+        rows, numbers = _rows_and_most_numbers(of_place, target, table_optimizer)
         found = table_optimizer.bytes_of(rows, numbers, fused=fused, number_bytes=number_bytes, memory=memory)
         if moves:
             cached = Memory("fused_uvm_caching", request.settings.cache_load_factor)
@@ -272,7 +272,7 @@ def narrow_held(request: PlanRequest, target: Target, *, fused: bool) -> BytesHe
     return held
 
 
-def _most(
+def _rows_and_most_numbers(
     groups: Mapping[str, Sequence[Table]], target: Target, table_optimizer: TableOptimizer
 ) -> tuple[int, int]:
     """Rows of all tables, and an upper bound of their numbers when the searched tables are within `target`.

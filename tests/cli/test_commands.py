@@ -85,7 +85,7 @@ def test_resume_takes_the_settings_of_the_run_folder(monkeypatch: pytest.MonkeyP
     assert calls == [(settings, folder.path, True), (raised, folder.path, True)]
 
 
-def test_resume_takes_nothing_from_a_run_toml_of_the_users_own(
+def test_resume_does_not_use_a_run_toml_written_by_the_user(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "run.toml").write_text("seed = 7\n")
@@ -148,7 +148,7 @@ def test_debug_shows_the_traceback_as_well(monkeypatch: pytest.MonkeyPatch) -> N
     "error",
     [KeyError("x"), RuntimeError("shapes differ"), FileNotFoundError(errno.ENOENT, "No such file", "x")],
 )
-def test_our_own_bugs_are_not_caught(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_bugs_are_not_caught(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     _fail(monkeypatch, error)
     result = runner.invoke(app, ["train"])
     assert result.exit_code == 1
@@ -162,7 +162,7 @@ def test_interrupted_training_prints_how_to_resume(monkeypatch: pytest.MonkeyPat
     assert "--resume resumes" in result.stderr
 
 
-def test_usage_mistakes_exit_with_2() -> None:
+def test_usage_errors_exit_with_2() -> None:
     assert runner.invoke(app, ["train", "--no-such-option"]).exit_code == 2
     assert runner.invoke(app, ["train", "--resume"]).stderr.endswith("Give --run-dir FOLDER\n")
     assert "Give --raw FOLDER" in runner.invoke(app, ["prepare", "movielens-1m", "--out", "x"]).stderr
@@ -176,7 +176,9 @@ def test_other_ranks_put_their_number_before_the_message(monkeypatch: pytest.Mon
     assert runner.invoke(app, ["train"]).stderr == "[rank 3] ham-dist: is damaged\n"
 
 
-def test_ranks_of_a_machine_print_one_mistake_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_ranks_of_a_machine_print_the_same_error_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """However slowly torchrun ends the others after the first one has failed."""
     monkeypatch.setattr(failures, "GRACE_SECONDS", 0)
     printed = []
@@ -222,7 +224,7 @@ def test_generated_data_can_be_prepared_and_inspected(tmp_path: Path) -> None:
     assert [field["rows"] for field in figures["fields"]] == list(SyntheticSettings().num_embeddings)
 
 
-def test_only_data_has_figures(tmp_path: Path) -> None:
+def test_only_data_has_statistics(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     run.start(load_run(None), resume=False, world_size=1, device="cpu")
     for option in (["--json"], ["--width", "4"]):

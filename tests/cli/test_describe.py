@@ -66,7 +66,7 @@ def test_a_damaged_result_is_refused(tmp_path: Path, content: str) -> None:
         _described(tmp_path)
 
 
-def test_what_is_not_ours_is_said(tmp_path: Path) -> None:
+def test_other_folders_are_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no such folder"):
         _described(tmp_path / "none")
     with pytest.raises(DataError, match=r"holds neither a manifest\.json"):
@@ -83,7 +83,7 @@ def test_damaged_manifest_is_refused(tmp_path: Path, content: str, error: type[E
         _described(tmp_path)
 
 
-def test_look_names_rejected_lines_by_reason_and_warns() -> None:
+def test_statistics_list_rejected_lines_by_reason_and_warn() -> None:
     field = FieldStatistics(
         name="city",
         rows=50_000,

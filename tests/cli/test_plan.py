@@ -38,7 +38,7 @@ def printed(*sets: str, topology: str = "1xV100-16GB+256GB") -> str:
     return stream.getvalue()
 
 
-def test_a_narrow_model_on_the_host_takes_nothing_of_the_device() -> None:
+def test_a_narrow_model_on_the_host_uses_no_device_memory() -> None:
     text = printed(*ON_HOST)
     (tables,) = re.findall(r"^ +table_wise +\d+ +([\d.]+ kB)", text, re.MULTILINE)
     assert re.search(rf"^ +0 +{re.escape(tables)} +[\d.]+ [kM]B +[\d.]+ [kM]B *$", text, re.MULTILINE), (
@@ -101,7 +101,7 @@ def test_a_plan_for_many_ranks_is_made_or_refused_at_once() -> None:
     second=st.sampled_from([None, "device", "fused_uvm"]),
     columns=st.integers(1, 18),
 )
-def test_no_choice_takes_more_of_either_memory_than_is_said(
+def test_no_choice_of_columns_exceeds_the_printed_bounds(
     sizes: list[tuple[int, int]], table_optimizer: str, memory: Any, second: Any, columns: int
 ) -> None:
     """Whichever columns the search keeps, and whichever tables `auto` caches."""
@@ -150,6 +150,6 @@ def test_no_choice_takes_more_of_either_memory_than_is_said(
 
 
 @pytest.mark.parametrize("memory", ["fused_uvm", "auto"])
-def test_what_may_lie_on_the_host_is_counted_there(memory: str) -> None:
+def test_tables_that_may_be_on_the_host_are_counted_there(memory: str) -> None:
     assert "in its host memory at most" in printed(*ON_HOST, f"sharding.compute_kernel={memory}")
     assert "in its host memory at most" not in printed(*ON_HOST, "sharding.compute_kernel=device")

@@ -102,7 +102,7 @@ def test_dump_names_every_key_with_its_description() -> None:
     assert "path" not in text
 
 
-def test_nothing_given_is_every_default() -> None:
+def test_without_a_file_all_settings_are_defaults() -> None:
     assert load_run(None) == RunSettings()
 
 
@@ -199,7 +199,7 @@ def test_mistake_names_file_and_key(tmp_path: Path, text: str, complaint: str) -
     assert _mistakes(path).startswith(f"{path}: {complaint}")
 
 
-def test_override_into_a_list_says_to_give_it_whole(tmp_path: Path) -> None:
+def test_override_of_a_list_entry_must_set_the_whole_list(tmp_path: Path) -> None:
     path = _toml(tmp_path, "[search]\ntargets = [{columns = 3}]\n")
     assert _mistakes(path, "search.targets.0.columns=4").startswith(
         "--set search.targets.0.columns: search.targets is not a section. Set its whole value"
@@ -241,7 +241,7 @@ def test_differences_name_the_keys() -> None:
         "seed=nan",
     ],
 )
-def test_a_setting_that_no_machine_could_meet_is_a_mistake(setting: str) -> None:
+def test_a_setting_that_no_machine_can_support_is_an_error(setting: str) -> None:
     model = "autoint" if "attention" in setting or "lift" in setting else "dcnv2"
     with pytest.raises(ConfigError, match=f"{setting.partition('=')[0]}(?!.*no such key)"):
         load_run(None, [f"model.name={model}", setting])

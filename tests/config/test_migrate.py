@@ -28,7 +28,7 @@ def test_runs_and_bundles_of_version_0_1_0(tmp_path: Path) -> None:
     assert open_bundle(earlier / "finished" / "bundle").manifest.model == DCNV2Settings(base_dim=4)
 
 
-def test_settings_of_this_version_stay_as_they_are() -> None:
+def test_settings_of_this_version_are_unchanged() -> None:
     for tree in (
         {"model": {"name": "dcnv2", "mlp": [4]}, "search": {"method": {"name": "ham", "penalty": 0.5}}},
         {"model": {"name": "a_plug_in", "mlp": [4], "cross_layers": 2}, "search": {"method": "uniform"}},

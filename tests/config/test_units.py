@@ -7,7 +7,7 @@ from ham_dist.config.units import NUMBER_BYTES, size_text
 from ham_dist.embedding.tables import Table
 
 
-def test_numbers_take_what_torch_says() -> None:
+def test_bytes_per_number_are_those_of_torch() -> None:
     assert set(NUMBER_BYTES) == set(get_args(TablePrecision))
     for precision, count in NUMBER_BYTES.items():
         assert Table("field", 10, 4, 4, 4, precision).number_bytes == count

@@ -64,12 +64,12 @@ def test_several_hosts_and_retries() -> None:
     assert role.args[1].endswith(" ham_dist/train.py --resume")
 
 
-def test_without_a_script_the_stock_component_says_what_is_missing() -> None:
+def test_without_a_script_the_error_of_the_stock_component_is_raised() -> None:
     with pytest.raises(ValueError, match="exactly one of --script and -m"):
         _command("-j", "1x2")
 
 
-def test_our_component_stands_beside_the_stock_ones() -> None:
+def test_our_component_is_registered_with_the_stock_ones() -> None:
     components = get_components()
     assert components["dist.ddp"].fn.__module__ == "launch.components"
     assert {"dist.spmd", "utils.echo", "utils.python"} <= components.keys()
