@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-# Packages from the top down; those in one group may import one another, but for `APART`.
+# Packages from the top down. Those in one group may import one another, except `APART`.
 ORDER = (
     {"__main__", "train"},
     {"cli"},
@@ -39,7 +39,7 @@ def _imports(path: Path) -> Iterator[str]:
 
 
 def _sources() -> list[tuple[str, Path]]:
-    """Every file of the package with its room."""
+    """Every file of the package with its folder."""
     package = ROOT / "ham_dist"
     return [
         (path.relative_to(package).parts[0].removesuffix(".py"), path)
@@ -92,7 +92,7 @@ def _module(path: Path) -> str:
 
 MOST_LINES = 350
 LONGER = {"ham_dist/data/prepare/pipeline.py": 370}
-"""Files that still hold a second idea, each with its limit."""
+"""Files that may be longer, each with its limit."""
 
 
 def test_no_file_is_long() -> None:
@@ -119,10 +119,11 @@ def test_test_modules_share_by_tests_support_only() -> None:
     assert wrong == []
 
 
-def test_no_file_beside_train_py_hides_a_module_of_python() -> None:
-    """A script's own folder comes first on sys.path: `ham_dist/train.py` would import ham_dist/inspect.py for `inspect`.
+def test_no_file_next_to_train_py_hides_a_module_of_python() -> None:
+    """No file next to train.py has the name of a module of Python.
 
-    Modules that the interpreter itself loads before it looks at sys.path, such as `io`, cannot be hidden.
+    A script's own folder comes first on sys.path: `ham_dist/train.py` would import ham_dist/inspect.py for
+    `inspect`.     Modules that the interpreter loads before it uses sys.path, such as `io`, cannot be hidden.
     """
     names = {path.name.removesuffix(".py") for path in (ROOT / "ham_dist").iterdir()}
     script = "import sys; print(*sys.modules)"

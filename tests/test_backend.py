@@ -27,7 +27,7 @@ def test_supported_trios_pass(monkeypatch: pytest.MonkeyPatch, packages: dict[st
 
 
 @pytest.mark.parametrize(
-    ("packages", "nvidia", "problem", "mend"),
+    ("packages", "nvidia", "problem", "fix"),
     [
         (
             {"torch": "2.13.0", "torchrec": "1.6.0", "fbgemm-gpu-cpu": "1.8.0"},
@@ -45,7 +45,8 @@ def test_supported_trios_pass(monkeypatch: pytest.MonkeyPatch, packages: dict[st
             {"torch": "1.9.0", "torchrec": "1.8.0", "fbgemm-gpu": "1.8.0", "fbgemm-gpu-cpu": "1.8.0"},
             False,
             "fbgemm-gpu and fbgemm-gpu-cpu are both installed",
-            "pip uninstall -y fbgemm-gpu && pip install torch==2.13.* && pip install --no-deps --force-reinstall torchrec==1.8.*",
+            "pip uninstall -y fbgemm-gpu && pip install torch==2.13.* && "
+            "pip install --no-deps --force-reinstall torchrec==1.8.*",
         ),
         (
             {},
@@ -56,14 +57,14 @@ def test_supported_trios_pass(monkeypatch: pytest.MonkeyPatch, packages: dict[st
     ],
 )
 def test_other_trios_are_refused_with_the_commands(
-    monkeypatch: pytest.MonkeyPatch, packages: dict[str, str], nvidia: bool, problem: str, mend: str
+    monkeypatch: pytest.MonkeyPatch, packages: dict[str, str], nvidia: bool, problem: str, fix: str
 ) -> None:
     _install(monkeypatch, packages, nvidia)
     with pytest.raises(BackendError) as caught:
         backend.require_backend()
     first, second = str(caught.value).splitlines()
     assert first.startswith(problem)
-    assert second.startswith(f"  {mend}")
+    assert second.startswith(f"  {fix}")
 
 
 def test_the_installed_trio_is_supported() -> None:

@@ -27,7 +27,7 @@ def _run(folder: Path, *command: str) -> str:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the files that the page shows."""
+    """A folder with the files of the page."""
     folder = tmp_path_factory.mktemp("contributing")
     for _, title, code in BLOCK.findall(PAGE):
         if title:

@@ -1,8 +1,8 @@
 """Files of version 0.1.0 open: its data trains, its runs resume, export and report, its bundle scores.
 
-Numbers are compared to a tolerance, since another processor may have computed them: logits of the same weights differ by
-some 1e-7 there, and training carries that on. Splits of some hundred rows have few pairs that such a difference could
-exchange, so the test AUC is compared to 1e-3, which is a handful of them.
+Numbers are compared to a tolerance, since another processor may have computed them: logits of the same
+weights differ by some 1e-7 there, and training carries that on. Splits of some hundred rows have few pairs
+that such a difference could exchange, so the test AUC is compared to 1e-3, which is a handful of them.
 """
 
 import json

@@ -10,7 +10,7 @@ from tests.support.fuzz import KINDS, Kind, check, copy_needed, make_valid
 INPUTS = 2_000
 PARTS = 20
 SEED = os.environ.get("HAM_DIST_FUZZ_SEED", "0")
-"""Set by perf/robustness/py."""
+"""Set by perf/robustness/fuzz.py."""
 
 
 @pytest.fixture(scope="module")

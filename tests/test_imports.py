@@ -16,7 +16,10 @@ HEAVY = {
     "matplotlib",
     "jinja2",
 }
-HELP = "import sys; sys.argv = ['ham-dist', {}]\nfrom ham_dist.cli import main\ntry: main()\nexcept SystemExit: pass"
+HELP = (
+    "import sys; sys.argv = ['ham-dist', {}]\n"
+    "from ham_dist.cli import main\ntry: main()\nexcept SystemExit: pass"
+)
 
 
 @pytest.mark.parametrize(
@@ -26,10 +29,10 @@ HELP = "import sys; sys.argv = ['ham-dist', {}]\nfrom ham_dist.cli import main\n
         ("import ham_dist.cli", set()),
         ("import ham_dist.backend; ham_dist.backend.backend_problem()", set()),
         (HELP.format("'--help'"), set()),
-        # typer may ask pydantic about the types of a command's options.
+        # typer may use pydantic for the types of a command's options.
         (HELP.format("'train', '--help'"), {"pydantic"}),
         (HELP.format("'report', '--help'"), {"pydantic"}),
-        # The look at data; figures and page are drawn by libraries that are loaded with the first of them.
+        # Statistics of data. Libraries for figures and the page are loaded with the first of them.
         ("import ham_dist.report.page", {"pydantic", "numpy", "pyarrow", "ibis"}),
     ],
     ids=["package", "cli", "backend", "help", "train-help", "report-help", "report"],
@@ -45,7 +48,7 @@ def test_nothing_heavy_is_loaded(code: str, allowed: set[str]) -> None:
 
 
 def test_every_measurement_finds_what_it_imports() -> None:
-    """The scripts of perf/ run seldom, so that a name that has moved would be missed there for long."""
+    """The scripts of perf/ run rarely, so a moved name would be found late there."""
     folder = Path(__file__).parents[1] / "perf"
     names = sorted(path.stem for path in folder.glob("*.py"))
     assert names

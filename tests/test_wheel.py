@@ -1,4 +1,4 @@
-"""What an installed wheel finds of the files that are no Python, far from any clone."""
+"""The files of an installed wheel that are not Python are found without a clone."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program `ham-dist` of a wheel, in an environment that has this one's libraries but not its ham_dist."""
+    """The program `ham-dist` of a wheel, in an environment with this one's libraries but not its ham_dist."""
     pytest.importorskip("setuptools", "77", reason="setuptools builds the wheel")
     folder = tmp_path_factory.mktemp("wheel")
     for name in ("ham_dist", "launch", "datasets"):

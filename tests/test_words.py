@@ -1,4 +1,4 @@
-"""Docstrings, comments, messages and documents are in plain English and Google style; what is not yet is counted file by file, and only shrinks."""
+"""Texts are in plain English and Google style; the number of known findings only shrinks."""
 
 import json
 from pathlib import Path
@@ -67,9 +67,11 @@ def test_openings_in_code_are_free(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "errors that are the user's to solve", "stand beside it", "Likewise here", "lest it fail", "starts afresh", "made anew",
-        "it goes on with the next", "a folder is in the way of it", "it is told of", "the recipe says so", "each rank has the word",
-        "what it asks for", "no weights of worth", "the file is passed over", "another process is at this run", "Its batch lies in x",
+        "errors that are the user's to solve", "stand beside it", "Likewise here", "lest it fail",
+        "starts afresh", "made anew", "it goes on with the next", "a folder is in the way of it",
+        "it is told of", "the recipe says so", "each rank has the word", "what it asks for",
+        "no weights of worth", "the file is passed over", "another process is at this run",
+        "Its batch lies in x",
         "the kind of sharding", "ids a row", "the rule of a table", "the tables' start",
     ],
 )  # fmt: skip
@@ -87,7 +89,10 @@ def test_documents_are_checked_as_a_whole(tmp_path: Path, name: str) -> None:
 
 
 def test_names_and_similar_words_are_free(tmp_path: Path) -> None:
-    source = "mend = beside = 1  # besides, recommended, ids lie in [0, C_j), latest\nfor told in (mend,):\n    pass\n"
+    source = (
+        "mend = beside = 1  # besides, recommended, ids lie in [0, C_j), latest\n"
+        "for told in (mend,):\n    pass\n"
+    )
     assert _found(tmp_path, source) == []
 
 

@@ -56,9 +56,10 @@ def commands(page: Path) -> list[str]:
 
 
 def run_page(page: Path, folder: Path) -> str:
-    """Run the blocks of a page one after the other in `folder`, and give what they print.
+    """Runs the blocks of a page one after the other in `folder`, and returns their output.
 
-    Shell commands run line by line, training with fewer epochs. A TOML block that starts with a comment `# NAME.toml` is written to that file.
+    Shell commands run line by line, training with fewer epochs. A TOML block that starts with a comment
+    `# NAME.toml` is written to that file.
     """
     printed = []
     for block in blocks(page):
@@ -74,10 +75,10 @@ def run_page(page: Path, folder: Path) -> str:
 
 
 def run(words: list[str], folder: Path) -> str:
-    """Run a command that must succeed, and give what it prints."""
+    """Runs a command that must succeed, and returns its output."""
     scripts = Path(sys.executable).parent
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
-    if words[0] == "torchrun":  # by itself it takes a fixed port, which another process may have
+    if words[0] == "torchrun":  # its default is a fixed port, which another process may use
         environment["PET_STANDALONE"] = "1"
     if words[0] == "ham-dist":  # this checkout's, whichever is installed
         words = [sys.executable, "-m", "ham_dist", *words[1:]]

@@ -7,7 +7,7 @@ FORMAT_1 = Path(__file__).parents[1] / "fixtures" / "format_1.tar.xz"
 
 
 def unpack(folder: Path) -> Path:
-    """Unpack the fixture into `folder`, and give the folder with `data/`, `finished/`, `unfinished/` and the rest."""
+    """Unpacks the fixture into `folder`, and returns `folder`: `data/`, `finished/`, `unfinished/`, ..."""
     with tarfile.open(FORMAT_1) as archive:
         archive.extractall(folder, filter="data")
     return folder

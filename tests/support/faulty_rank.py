@@ -1,6 +1,9 @@
-"""`python -m tests.support.faulty_rank FAULT RANK STEPS ARGUMENTS`: `ham-dist train ARGUMENTS` on a rank that may go wrong.
+"""Runs `ham-dist train ARGUMENTS` on a rank that may fail.
 
-After STEPS training steps of its first start, rank RANK is killed (FAULT `killed`), or stops answering for ever (`hung`).
+    python -m tests.support.faulty_rank FAULT RANK STEPS ARGUMENTS
+
+After STEPS training steps of its first start, rank RANK is killed (FAULT `killed`) or stops answering
+(`hung`).
 """
 
 import os
@@ -14,7 +17,7 @@ SIGNALS = {"killed": signal.SIGKILL, "hung": signal.SIGSTOP}
 
 
 def main() -> None:
-    """Patch the step that all stages are made of, and train."""
+    """Patches the step of all stages, and trains."""
     fault, rank, steps, *arguments = sys.argv[1:]
     finish_step, done = Guard.finish_step, 0
 

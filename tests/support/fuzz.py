@@ -1,6 +1,7 @@
-"""Damaged and hostile files: one valid set of everything a stranger can hand over, and the code that reads each part of it.
+"""Damaged and hostile files: one valid set of all files that ham_dist reads, and code that reads each part.
 
-Input `number` of a seed is always the same. A reader may succeed or end in a HamError; anything else is a fault.
+Input `number` of a seed is always the same. A reader may succeed or raise a HamError; anything else is a
+fault.
 """
 
 import io
@@ -36,7 +37,7 @@ from tests.support.mutations import mutate
 from tests.support.raw_movielens import write_raw_movielens
 
 SECONDS = 60
-"""Most that a reader may take with one input; a valid one takes less than one."""
+"""Time limit of a reader for one input; a valid one takes less than a second."""
 
 
 def make_valid(folder: Path) -> Path:
@@ -109,10 +110,10 @@ class Kind:
     """One kind of input.
 
     Attributes:
-        needs: What of the valid set is copied.
-        files: Gives the files that may be damaged.
-        read: Reads them, as a command does.
-        share: How many of 1,000 inputs are of this kind.
+        needs: Names of the parts of the valid set that are copied.
+        files: Returns the files that may be damaged.
+        read: Reads the files as a command does.
+        share: Number of inputs of this kind among 1,000.
     """
 
     name: str
@@ -177,7 +178,11 @@ def limited() -> Iterator[None]:
 
 
 def check(valid: Path, work: Path, seed: str, number: int) -> str | None:
-    """Read input `number` of `seed`, made in the empty folder `work` from `valid`; gives the traceback of a fault, and None without one."""
+    """Reads input `number` of `seed`, made in the empty folder `work` from `valid`.
+
+    Returns:
+        The traceback of a fault, or None.
+    """
     draw = random.Random(f"{seed}-{number}")
     kind = draw.choices(KINDS, [kind.share for kind in KINDS])[0]
     return check_kind(valid, work, kind, draw)

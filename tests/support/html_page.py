@@ -1,21 +1,22 @@
-"""A report, read back as a browser would."""
+"""Reads a report's HTML page back, as a browser would."""
 
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
 EMPTY = {"meta", "br", "use", "path"}
-"""Elements without an end; those of a figure may have one all the same."""
+"""Elements without an end tag; those of a figure may have one."""
 
 
 @dataclass
 class Page(HTMLParser):
-    """What a page holds.
+    """The content of a page.
 
-    tables:   rows of cells under each caption (the last table of that caption).
-    exact:    what cells say when they are pointed at.
-    warnings: paragraphs marked so.
-    markers:  of each group of a figure with an id, how often it draws its marker.
-    texts:    every piece of text.
+    Attributes:
+        tables: Rows of cells by caption (the last table with that caption).
+        exact: The tooltips of cells.
+        warnings: Paragraphs of the class `warning`.
+        markers: How often each group of a figure draws its marker, by the group's id.
+        texts: Every piece of text.
     """
 
     html: str

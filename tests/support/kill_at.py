@@ -1,4 +1,4 @@
-"""Kills the process (SIGKILL) at a chosen change to its files, so that a test finds it in the same state on a fast machine and on a slow one."""
+"""Kills the process (SIGKILL) at a chosen change to its files, independent of the machine's speed."""
 
 import itertools
 import os
@@ -13,12 +13,15 @@ CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 
 
 def kill_at_change(number: int, folder: Path, delay: float = 0.0) -> None:
-    """Kill this process right before change number `number` (from 1) to the files below `folder`.
+    """Kills this process right before change number `number` (from 1) to the files below `folder`.
 
     Args:
-        number: Counts what Python opens for writing, renames, makes and deletes; files written by a library count when Python renames them.
+        number: Counts what Python opens for writing, renames, makes and deletes; files written by a library
+        count
+            when Python renames them.
         folder: Changes elsewhere do not count.
-        delay: Seconds to wait after that change instead of preventing it: the kill then lands anywhere, or not at all in a process that has ended.
+        delay: Seconds to wait after that change instead of preventing it: the kill then happens at any later
+            point, or not at all if the process has ended.
     """
     changes = itertools.count(1)
 
@@ -43,7 +46,7 @@ def kill_at_change(number: int, folder: Path, delay: float = 0.0) -> None:
 
 
 def killed_at_change(program: str, number: int, folder: Path, delay: float = 0.0) -> bool:
-    """Run `program` in a process of its own that `kill_at_change` ends; gives whether it did."""
+    """Runs `program` in a new process that `kill_at_change` kills; returns true if it was killed."""
     watched = (
         "from pathlib import Path\nfrom tests.support.kill_at import kill_at_change\n"
         f"kill_at_change({number}, Path({str(folder)!r}), {delay})\n{program}"

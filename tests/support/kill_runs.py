@@ -1,10 +1,12 @@
-"""Runs whose ranks are killed (SIGKILL) at random moments and started again until they are done, held against the run that nobody touched.
+"""Kills the ranks of runs (SIGKILL) at random moments, restarts them to the end, and compares the results.
 
     python -m tests.support.kill_runs --times 100
 
-Each start has one to three ranks, and one of them or all are killed after a random number of training steps and a random part of the time after
-that, so that the blow falls into any part of any stage: steps, evaluation, checkpoints, slicing, export. Model and metrics must come out the same to
-the last bit (float64 makes the number of ranks no matter). Ranks are forked from this process, which has imported everything and done nothing.
+Each start has one to three ranks, and one or all of them are killed after a random number of training steps
+and a random time after that, so that the kill happens in any part of any stage: steps, evaluation,
+checkpoints, slicing, export. Model and metrics must equal those of an undisturbed run to the last bit (with
+float64 they do not depend on the number of ranks). Ranks are forked from this process, which has imported
+everything and done nothing.
 """
 
 import argparse
@@ -27,12 +29,18 @@ from tests.support.whole_runs import FLOAT64, assert_same_bits
 
 KILLS_OF_A_RUN = 3
 SECONDS_TO_END = 600.0
-"""How long the ranks that were spared may take to notice, and a whole start to be done."""
+"""Time limit for the surviving ranks to notice, and for a whole start to finish."""
 
 
 @dataclass(frozen=True)
-class Blow:
-    """steps: training steps after which the victims are killed; seconds: and how long after that."""
+class Kill:
+    """A kill of some ranks.
+
+    Attributes:
+        steps: Training steps of the start before it.
+        seconds: Delay after those steps.
+        victims: The ranks that are killed.
+    """
 
     steps: int
     seconds: float
@@ -40,36 +48,38 @@ class Blow:
 
 
 def kill_runs(times: int, seed: int, folder: Path) -> int:
-    """Kill runs `times` times in all; gives the number of runs that took.
+    """Kills runs `times` times in total, and returns the number of runs.
 
-    raises: AssertionError if one does not come out as the unbroken one.
+    Raises:
+        AssertionError: The result of a run differs from the undisturbed one.
     """
     draw, settings = random.Random(seed), tiny_run(precision=FLOAT64)
     _start(settings, folder / "unbroken", 1, None)
     killed = runs = 0
     while killed < times:
         run, begun = folder / f"run-{runs}", time.monotonic()
-        blows = 0
+        kills = 0
         while not (run / "result.json").exists():
             ranks = draw.randint(1, 3)
-            wanted = blows < KILLS_OF_A_RUN and killed < times
+            wanted = kills < KILLS_OF_A_RUN and killed < times
             victims = frozenset(range(ranks)) if draw.random() < 0.4 else frozenset({draw.randrange(ranks)})
-            blow = Blow(draw.randrange(TINY_STEPS // 2), draw.random() * 0.2, victims)
-            if _start(settings, run, ranks, blow if wanted else None):
-                blows, killed = blows + 1, killed + 1
+            kill = Kill(draw.randrange(TINY_STEPS // 2), draw.random() * 0.2, victims)
+            if _start(settings, run, ranks, kill if wanted else None):
+                kills, killed = kills + 1, killed + 1
         assert_same_bits(run, folder / "unbroken")
         runs += 1
         print(
-            f"run {runs}: killed {blows} times, the same to the last bit; {killed} of {times} kills, {time.monotonic() - begun:.1f} s",
+            f"run {runs}: killed {kills} times, the same to the last bit; "
+            f"{killed} of {times} kills, {time.monotonic() - begun:.1f} s",
             flush=True,
         )
     return runs
 
 
-def _start(settings: RunSettings, run: Path, ranks: int, blow: Blow | None) -> bool:
-    """Start the ranks and wait for their end; gives whether some were killed."""
+def _start(settings: RunSettings, run: Path, ranks: int, kill: Kill | None) -> bool:
+    """Starts the ranks and waits for their end; returns true if some were killed."""
     port = _free_port()
-    children = [_fork(settings, run, rank, ranks, port, blow) for rank in range(ranks)]
+    children = [_fork(settings, run, rank, ranks, port, kill) for rank in range(ranks)]
     deadline, codes = time.monotonic() + SECONDS_TO_END, dict[int, int]()
     while len(codes) < ranks:
         for child in set(children) - codes.keys():
@@ -79,14 +89,14 @@ def _start(settings: RunSettings, run: Path, ranks: int, blow: Blow | None) -> b
         if time.monotonic() > deadline:
             for child in set(children) - codes.keys():
                 os.kill(child, signal.SIGKILL)
-            raise AssertionError(f"{len(codes)} of {ranks} ranks ended within {SECONDS_TO_END} s; {blow}")
+            raise AssertionError(f"{len(codes)} of {ranks} ranks ended within {SECONDS_TO_END} s; {kill}")
         time.sleep(0.02)
     killed = -signal.SIGKILL in codes.values()
     assert killed or not any(codes.values()), f"exit codes {sorted(codes.values())}, and nobody was killed"
     return killed
 
 
-def _fork(settings: RunSettings, run: Path, rank: int, ranks: int, port: int, blow: Blow | None) -> int:
+def _fork(settings: RunSettings, run: Path, rank: int, ranks: int, port: int, kill: Kill | None) -> int:
     child = os.fork()
     if child:
         return child
@@ -102,8 +112,8 @@ def _fork(settings: RunSettings, run: Path, rank: int, ranks: int, port: int, bl
         quiet = os.open(run.with_name(f"{run.name}-rank-{rank}.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
-        if blow is not None and rank in blow.victims:
-            _expect(blow)
+        if kill is not None and rank in kill.victims:
+            _expect(kill)
         run_stages(settings, run, resume=True)
         code = 0
     except BaseException:
@@ -112,22 +122,22 @@ def _fork(settings: RunSettings, run: Path, rank: int, ranks: int, port: int, bl
         os._exit(code)
 
 
-def _expect(blow: Blow) -> None:
+def _expect(kill: Kill) -> None:
     """Have this process killed after its number of steps."""
     finish_step, done = Guard.finish_step, 0
 
-    def kill() -> None:
+    def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def finish_and_count(self: Guard, samples: int) -> None:
         nonlocal done
         done += 1
-        if done == blow.steps:
-            threading.Timer(blow.seconds, kill).start()
+        if done == kill.steps:
+            threading.Timer(kill.seconds, die).start()
         finish_step(self, samples)
 
-    if blow.steps == 0:
-        threading.Timer(blow.seconds, kill).start()
+    if kill.steps == 0:
+        threading.Timer(kill.seconds, die).start()
     Guard.finish_step = finish_and_count  # type: ignore[method-assign]
 
 

@@ -1,4 +1,4 @@
-"""A web server on this machine that misbehaves as told."""
+"""A web server on this machine that fails in chosen ways."""
 
 import re
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ class Server:
 
     content: bytes
     ranges: bool = True
-    """Whether it can give the rest of a file."""
+    """True if it supports Range requests."""
     cut_after: list[int] = field(default_factory=list)
-    """Bytes that each of the first answers gives before the connection breaks."""
+    """Bytes that each of the first answers sends before the connection breaks."""
     statuses: list[int] = field(default_factory=list)
-    """What the first answers say instead of giving anything."""
+    """Error statuses of the first answers."""
     asked: list[str | None] = field(default_factory=list)
     """The Range header of each request so far."""
     url: str = ""
@@ -56,7 +56,7 @@ def serving(server: Server) -> Iterator[Server]:
             self.wfile.write(server.content[start:end])
 
         def log_message(self, format: str, *args: object) -> None:
-            """Says nothing."""
+            """Logs nothing."""
 
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})

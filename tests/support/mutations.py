@@ -1,4 +1,4 @@
-"""Damage to files: bytes, values of JSON and TOML, columns of Parquet, and other things in place of a file."""
+"""Damages files: bytes, values of JSON and TOML, columns of Parquet, and other things in place of a file."""
 
 import json
 import os
@@ -13,21 +13,26 @@ import pyarrow.parquet as pq
 from ham_dist.io.hashing import sha256_of, sha256_of_json
 
 VALUES: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2, 7, 255, 2**31 - 1, 2**31, 2**40, 2**63, 10**30, 10**39, 0.5, -0.0, 1e-300, 1e300, 1.5e19,
-    "", " ", "x", "../x", "/etc/passwd", "a/../../b", "a\0b", "[test]", "[/]", "[red]", "\x1b[31m", "\u202e", "\ud800",
-    "nan", "fp32", "ä" * 300, "x" * 300, "x" * 100_000, "1" * 5000, [], [[]], {}, {"x": 1}, [None], [1, 2], [2**40] * 3, [0] * 1000,
+    None, True, False, 0, 1, -1, 2, 7, 255, 2**31 - 1, 2**31, 2**40, 2**63, 10**30, 10**39, 
+    0.5, -0.0, 1e-300, 1e300, 1.5e19,
+    "", " ", "x", "../x", "/etc/passwd", "a/../../b", "a\0b", "[test]", "[/]", "[red]", "\x1b[31m",
+    "\u202e", "\ud800",
+    "nan", "fp32", "ä" * 300, "x" * 300, "x" * 100_000, "1" * 5000, [], [[]], {}, {"x": 1}, [None],
+    [1, 2], [2**40] * 3, [0] * 1000,
 )  # fmt: skip
-"""Put in place of a value in JSON."""
+"""Replacements of a value in JSON."""
 
 TEXTS = (
-    b"", b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"[" * 100_000, b'{"a":' * 50_000, b"1" * 5000, b"1e400", b"NaN", b"-Infinity", b"null", b"true",
-    b'"', b"{}", b"[]", b"[{}]", b"\n" * 50, b"\r", b",", b"::", b"=", b"[[a]]\n", b'"a,b"', b"'''", b"x" * 70_000, b"\x1b]0;x\x07", b"PAR1", b"1.0",
+    b"", b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"[" * 100_000, b'{"a":' * 50_000, b"1" * 5000, b"1e400",
+    b"NaN", b"-Infinity", b"null", b"true",
+    b'"', b"{}", b"[]", b"[{}]", b"\n" * 50, b"\r", b",", b"::", b"=", b"[[a]]\n", b'"a,b"', b"'''",
+    b"x" * 70_000, b"\x1b]0;x\x07", b"PAR1", b"1.0",
 )  # fmt: skip
-"""Put into a file, or in its place."""
+"""Texts that are inserted into a file, or replace it."""
 
 
 def mutate(folder: Path, files: list[Path], draw: random.Random) -> str:
-    """Damage one of `files` in place; gives what was done."""
+    """Damages one of `files` in place, and returns a description."""
     path = draw.choice(files)
     name = path.relative_to(folder).as_posix()
     structural = {
@@ -194,7 +199,7 @@ def _mutate_parquet(path: Path, draw: random.Random) -> str:
 
 
 def _vouch(folder: Path, path: Path) -> None:
-    """Write the size and hash of a damaged file into the manifest above it, and the manifest's own: damage that no hash finds."""
+    """Updates the hashes and sizes of a damaged file in the manifest, so that no hash reveals the damage."""
     top = folder / path.relative_to(folder).parts[0]
     manifest = top / "manifest.json"
     regular = path.is_file() and not path.is_symlink()

@@ -1,4 +1,4 @@
-"""A data folder whose rows are numbered, so that a batch says which rows it holds; in row groups and shards of any size."""
+"""A data folder whose rows are numbered, so that the rows of a batch are known."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,11 @@ SEVERAL = 5
 
 
 def write_numbered(folder: Path, shards: Sequence[int], row_group: int, split: str = "train") -> Manifest:
-    """Shards of so many rows. Field `row` is the number of the row in the split, `several` has row % 3 ids from row % 5 on, the label is row % 2."""
+    """Writes shards with these numbers of rows.
+
+    Field `row` is the number of the row in the split, `several` has row % 3 ids from row % 5 on, the label is
+    row % 2.
+    """
     multi_valued = {"row": False, "several": True, "one": False}
     schema = split_schema(multi_valued)
     (folder / split).mkdir(parents=True)
@@ -64,7 +68,7 @@ def write_numbered(folder: Path, shards: Sequence[int], row_group: int, split: s
 
 
 def numbers_of(batch: Batch) -> list[int]:
-    """Which rows a batch holds; checks that all else that it holds is theirs."""
+    """The numbers of a batch's rows; checks that its other values belong to these rows."""
     features = batch.sparse_features.to_dict()
     rows = features["row"].values()
     assert torch.equal(batch.labels, (rows % 2).float())

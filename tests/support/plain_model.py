@@ -1,4 +1,4 @@
-"""The same model without TorchRec and without ranks: nn.EmbeddingBag tables, torch.optim.Adam, the regularizer by autograd over whole tables."""
+"""The model in plain torch: nn.EmbeddingBag, torch.optim.Adam, the regularizer by autograd; one process."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ SINGLE_VALUED = ("user", "gender", "movie")
 
 
 class PlainModel(nn.Module):
-    """What the sharded model must equal. `tables` are its starting values."""
+    """The reference of the sharded model. `tables` are its initial values."""
 
     def __init__(self, settings: RunSettings, tables: Mapping[str, torch.Tensor]) -> None:
         super().__init__()

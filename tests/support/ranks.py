@@ -1,4 +1,4 @@
-"""Runs a function on several gloo ranks. The ranks stay alive from one test to the next, because importing torch is what takes long."""
+"""Runs a function on several gloo ranks, which stay alive between tests since importing torch is slow."""
 
 import atexit
 import faulthandler
@@ -21,13 +21,17 @@ _pools: dict[int, "_Pool"] = {}
 
 
 def run_on_ranks(world_size: int, function: Callable[..., T], *args: Any, timeout: float = 600) -> list[T]:
-    """Call `function(*args)` on `world_size` ranks that are joined in a gloo process group, and give each rank's result, by rank.
+    """Calls `function(*args)` on the ranks of a gloo process group, and returns their results, by rank.
 
-    function: at the top level of a module, so that the ranks can import it; torch's seed is 0 when it starts.
-    args:     picklable, as is what the function returns.
-    timeout:  seconds until the ranks are given up.
-    raises:   what the first failing rank raised, with its number and traceback as a note; TimeoutError with the ranks that were still at it and
-              where they stood. The ranks are replaced after either, so that the next call finds none that waits for a peer.
+    Args:
+        function: At the top level of a module, so that the ranks can import it; torch's seed is 0 when it
+        starts. *args: Picklable, like the function's result.
+        timeout: Seconds until the ranks are given up.
+    Raises:
+        BaseException: The exception of the first failing rank, with its number and traceback as a note.
+        TimeoutError: Lists the ranks that had not finished, and their stacks.
+
+    The ranks are replaced after either, so that none of them waits for a peer in the next call.
     """
     pool = _pools.pop(world_size, None) or _Pool(world_size)
     try:
@@ -115,7 +119,8 @@ class _Pool:
             os.kill(self.processes[rank].pid or 0, signal.SIGUSR1)
         stacks = [_stack_with(function.__name__, _stacks(self.folder.name, rank)) for rank in busy]
         error = TimeoutError(
-            f"after {timeout:g} s still busy with {function.__qualname__}: rank {', '.join(map(str, busy))} of {len(self.pipes)}"
+            f"after {timeout:g} s still busy with {function.__qualname__}: "
+            f"rank {', '.join(map(str, busy))} of {len(self.pipes)}"
         )
         for rank, stack in zip(busy, stacks, strict=True):
             error.add_note(f"rank {rank} stands at:\n{stack}")
@@ -127,9 +132,10 @@ def _stacks(folder: str, rank: int) -> Path:
 
 
 def _stack_with(function: str, path: Path) -> str:
-    """The stack in `path`, as soon as it reaches `function`: faulthandler writes it frame by frame, from a process that may have to wait for a core.
+    """The stack in `path`, as soon as it reaches `function`.
 
-    A rank that is not inside the function has another stack, which is taken after some seconds.
+    faulthandler writes it frame by frame, from a process that may have to wait for a core. A rank that is not
+    inside the function has another stack, which is taken after some seconds.
     """
     deadline = time.monotonic() + 10
     while f"in {function}" not in (text := path.read_text()) and time.monotonic() < deadline:
@@ -138,8 +144,8 @@ def _stack_with(function: str, path: Path) -> str:
 
 
 def _rank(rank: int, world_size: int, pipe: Connection, folder: str) -> None:
-    """Life of one rank: take a job, join a fresh group, do it, answer (when it ended, whether it failed, the result or the exception)."""
-    # One thread a rank; torch reads this when it is imported, which nothing above does.
+    """The loop of one rank: joins a new group, runs a job, sends (end time, failed, result or exception)."""
+    # One thread for each rank; torch reads this when it is imported, which happens later.
     os.environ |= {"OMP_NUM_THREADS": "1", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world_size)}
     with open(_stacks(folder, rank), "w") as stacks:
         faulthandler.register(signal.SIGUSR1, stacks)
@@ -151,7 +157,8 @@ def _rank(rank: int, world_size: int, pipe: Connection, folder: str) -> None:
             try:
                 answer = pickle.dumps((time.monotonic(), False, _work(rank, world_size, job)))
             except BaseException as error:
-                # The group is not left: that would make peers fail too, with errors that hide this one. The parent ends all ranks.
+                # The group is not left: peers would fail too, with errors that hide this one. The parent ends
+                # all ranks.
                 answer = _failure(rank, world_size, error)
             pipe.send_bytes(answer)
 
@@ -170,7 +177,9 @@ def _work(rank: int, world_size: int, job: bytes) -> Any:
         world_size=world_size,
         timeout=timedelta(seconds=timeout),
     )
-    dist.barrier()  # A rank whose function is short would otherwise leave, and close its connections, while a slow one still joins.
+    # Without it, a rank with a short function could leave and close its connections while a slow one still
+    # joins.
+    dist.barrier()
     result = function(*args)
     dist.destroy_process_group()
     return result

@@ -24,7 +24,7 @@ RECIPE: dict[str, Any] = {
 
 
 def write_raw_bundle(folder: Path, recipe: dict[str, Any], **options: Any) -> Path:
-    """Write a bundle of a model with vocabularies: `user` 7 has the raw value "u7", and so on; id 0 is unknown."""
+    """Writes a bundle with vocabularies: `user` 7 has the raw value "u7", and so on; id 0 is unknown."""
     (folder / "vocabulary").mkdir()
     for field, rows in ROWS.items():
         values = {

@@ -1,4 +1,4 @@
-"""Raw files and a recipe with every kind of field, a side file, quotes and several days; and what becomes of them, in plain Python."""
+"""Raw files and a recipe with every kind of field, and their ids in plain Python."""
 
 import csv
 import datetime
@@ -117,7 +117,7 @@ def read_everything(folder: Path) -> list[dict[str, str]]:
 
 
 def value(field: str, sample: dict[str, str]) -> Any:
-    """What a field has for a sample: text, None, or a list."""
+    """The value of a field for a sample: text, None, or a list."""
     match field:
         case "hour":
             return sample["hour"][6:]

@@ -1,4 +1,7 @@
-"""The heads of Criteo's and Avazu's logs where somebody has put them (they may not be handed on), and lines in their formats elsewhere."""
+"""The heads of Criteo's and Avazu's logs if they exist here, else generated lines in their formats.
+
+Their licences forbid including them in the repository.
+"""
 
 from pathlib import Path
 
@@ -9,7 +12,7 @@ from ham_dist.data.synthetic.criteo_text import write_criteo_file
 from tests.support.real_data import ROOT
 
 SHARED = ROOT.parent / "shared" / "data"
-# Name of the recipe: its file here, as the recipe calls it, and how many samples the file has.
+# By recipe: the file here, its name in the recipe, and its number of samples.
 HEADS = {
     "criteo-kaggle": (SHARED / "criteo-kaggle" / "train_8000.txt", "train.txt", 8000),
     "avazu": (SHARED / "avazu" / "train_8999.csv", "train", 8999),
@@ -18,7 +21,7 @@ _MADE_ROWS = 4000
 
 
 def raw_logs(name: str, folder: Path) -> tuple[Path, int]:
-    """A raw folder for the recipe `name`, and how many samples lie in it."""
+    """A raw folder for the recipe `name`, and its number of samples."""
     source, file, rows = HEADS[name]
     folder.mkdir()
     if source.is_file():
@@ -32,7 +35,7 @@ def raw_logs(name: str, folder: Path) -> tuple[Path, int]:
 
 
 def _write_like_avazu(path: Path) -> None:
-    """A header and _MADE_ROWS lines; the site says something of the click."""
+    """Writes a header and _MADE_ROWS lines; clicks depend on the site."""
     random = np.random.default_rng(0)
     columns = load_recipe("avazu").samples.columns
     cells = {

@@ -1,4 +1,4 @@
-"""A small MovieLens in the raw format of the real one, the same for the same arguments: three files, `::`, latin-1."""
+"""A small MovieLens in the raw format of the real one (three files, `::`, latin-1); deterministic."""
 
 import gzip
 from collections.abc import Iterable
@@ -12,10 +12,11 @@ USERS, MOVIES = 60, 60
 
 
 def write_raw_movielens(folder: Path, ratings: int = 3000, seed: int = 0, zipped: bool = False) -> Path:
-    """Write ratings.dat, users.dat and movies.dat (`zipped`: with .gz behind) into `folder`; gives `folder`.
+    """Writes ratings.dat, users.dat and movies.dat (`zipped`: as .gz) into `folder`, and returns `folder`.
 
-    As in the real files, movie numbers have gaps, some movies have no rating, zip codes repeat, and one title is no ASCII. Thirty movies are rated
-    once, so that validation and test hold values that training never saw.
+    As in the real files, movie numbers have gaps, some movies have no rating, zip codes repeat, and one title
+    is not ASCII. Thirty movies are rated once, so that validation and test hold values that training never
+    saw.
     """
     random = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""Where the repository is, and real data if somebody has put it there."""
+"""Paths of the repository and of the real MovieLens-1M, if it exists here."""
 
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-# The real MovieLens-1M may not be handed on: it is tested where somebody has put it, in the README's place or next to the repository.
+# The licence forbids including MovieLens-1M in the repository. Tests use it if it is in one of these folders.
 PLACES = (ROOT / "ml-1m", ROOT.parent / "shared" / "data" / "ml-1m")
 REAL = next((place for place in PLACES if place.exists()), PLACES[0])

@@ -1,4 +1,4 @@
-"""A small model on the ranks of a test, its batches, and its tables put together from all ranks."""
+"""A small model on the ranks of a test, its batches, and its tables gathered from all ranks."""
 
 from typing import Any
 
@@ -48,7 +48,7 @@ def plain_batch(seed: int) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], tor
 
 
 def whole_tables(state: TrainingState) -> dict[str, torch.Tensor]:
-    """Every table under search, its parts put together from all ranks, on every rank."""
+    """Every table under search, gathered from all ranks on every rank."""
     tables = {
         table.field: torch.full((table.num_embeddings, table.embedding_dim), torch.nan)
         for table in state.sharded.tables
@@ -69,16 +69,19 @@ def dense_weights(state: TrainingState) -> dict[str, torch.Tensor]:
 
 
 def three_steps(run: RunSettings) -> dict[str, Any]:
-    """On each rank: the start, three weight steps, one gradient of the mask, and everything at the end."""
+    """Takes three weight steps and one gradient of the mask on each rank; returns initial and final state."""
     state = open_supernet(run, FIELDS, torch.device("cpu"))
     start = whole_tables(state)
     losses = [float(process_group.sum_over_ranks(weight_step(state, local_batch(seed)))) for seed in range(3)]
     size = state.sharded.mask.layout.size
     mask = (torch.arange(size) % 3 > 0).float()
     gradient = mask_gradient(state, local_batch(7), mask)
-    regularizer = gram.sum_over_tables(state.sharded, lambda matrix, width: penalty(matrix, "gram", width))
+    regularizer = gram.sum_over_tables(
+        state.sharded, lambda matrix, base_dim: penalty(matrix, "gram", base_dim)
+    )
     return {
-        "start": start, "losses": losses, "gradient": gradient, "tables": whole_tables(state), "dense": dense_weights(state),
+        "start": start, "losses": losses, "gradient": gradient,
+        "tables": whole_tables(state), "dense": dense_weights(state),
         "regularizer": regularizer, "norms": gram.column_norms(state.sharded), "plan": state.sharded.plan,
     }  # fmt: skip
 
@@ -100,7 +103,7 @@ def plain_three_steps(run: RunSettings, start: dict[str, torch.Tensor]) -> dict[
 
 
 def everything(state: TrainingState) -> dict[str, torch.Tensor]:
-    """All numbers that a step on the weights would move, as they lie on this rank."""
+    """All numbers on this rank that a step on the weights would change."""
     found = {}
     for name, values in state.tensors().items():
         parts = values.local_shards() if hasattr(values, "local_shards") else None
@@ -118,12 +121,12 @@ def alpha_steps(run: RunSettings) -> list[str]:
         mask_gradient(state, local_batch(seed), torch.ones(state.sharded.mask.layout.size))
     after = everything(state)
     assert state.optimizers.steps == steps
-    weight_step(state, local_batch(1))  # A step after it goes as ever: DDP has not counted alpha's lookups.
+    weight_step(state, local_batch(1))  # Still works: DDP has not counted alpha's lookups.
     return [name for name, values in before.items() if not torch.equal(values, after[name])]
 
 
 def whole(state: TrainingState) -> dict[str, torch.Tensor]:
-    """Every table and all that its rule remembers, put together from all ranks, on every rank; by the names that a checkpoint has."""
+    """Every table and its optimizer state, gathered on every rank, by the names in a checkpoint."""
     state.optimizers.open_state()
     states = state.optimizers.table_states()
     found: dict[str, torch.Tensor] = {}

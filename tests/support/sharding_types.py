@@ -45,9 +45,10 @@ TABLE_OPTIMIZERS: dict[str, Any] = {
 
 
 def plain_tables(run: RunSettings, start: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    """The tables after three steps of plain torch under a rule that the fused kernels have; row-wise Adagrad sees the width that is stored.
+    """The tables after three steps of plain torch with a table optimizer that the fused kernels have.
 
-    Rounded to the tables' precision after each step, as the kernels do; that of Adagrad on CPU rounds the step besides.
+    Row-wise Adagrad uses the stored dim. Tables are rounded to their precision after each step, as in the
+    kernels; Adagrad on CPU also rounds the step.
     """
     table_optimizer, dtype = TABLE_OPTIMIZERS[run.optimizer.tables], getattr(torch, run.precision.tables)
     stored = {field: nn.functional.pad(table, (0, -table.shape[1] % 4)) for field, table in start.items()}

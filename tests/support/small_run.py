@@ -38,7 +38,7 @@ TINY_STEPS = 2 * (2 + 2 + 2) * 6
 
 
 def tiny_run(**sections: dict[str, Any]) -> RunSettings:
-    """Three fields and two epochs of twelve steps a stage, with a checkpoint every five: for tests that stop a run in the middle of an epoch."""
+    """Three fields, two epochs of twelve steps a stage, and a checkpoint every five steps."""
     base: dict[str, dict[str, Any]] = {
         "data": {
             "synthetic": {

@@ -10,7 +10,7 @@ FILES = ("train.csv", "late.csv")
 
 
 def tiny_recipe(columns: Sequence[str], fields: dict[str, Any], **changes: Any) -> Recipe:
-    """A recipe of CSV files with a header: the label `click` first, train.csv for training, late.csv for both other splits."""
+    """A recipe of CSV files with a header, `click` first: train.csv, and late.csv for both other splits."""
     settings: dict[str, Any] = {
         "name": "tiny",
         "source": "tests",

@@ -1,4 +1,4 @@
-"""Whole runs of all stages, also cut off in the middle, and what two of them must have in common."""
+"""Whole runs of all stages, also stopped in the middle, and the comparison of two runs."""
 
 import json
 import signal
@@ -20,7 +20,7 @@ TIMES = {"seconds", "samples_per_second", "peak_memory_bytes"}
 
 
 def do_run(settings: RunSettings, folder: Path, resume: bool = False, stop_after: int | None = None) -> None:
-    """A run in this process or on this rank; with `stop_after`, cut off right after that many ends of epochs."""
+    """A run in this process or on this rank; with `stop_after`, stopped right after that many epochs."""
     torch.set_num_threads(1)
     saved = 0
     save = StageCheckpoints.save
@@ -74,12 +74,12 @@ def assert_same_bits(folder: Path, unbroken: Path) -> None:
 
 
 class Stopped(Exception):
-    """The end of a run that a test stops."""
+    """Raised to end a run that a test stops."""
 
 
 @contextmanager
 def after_steps(count: int, *, terminate: bool = False) -> Iterator[None]:
-    """Inside, the training step number `count` is the last one of the process; with `terminate`, SIGTERM arrives in it."""
+    """Ends the process in training step number `count`; with `terminate`, by SIGTERM."""
     finish_step, done = Guard.finish_step, 0
 
     def finish_and_count(self: Guard, samples: int) -> None:

@@ -1,7 +1,7 @@
-"""Checks the English of docstrings, comments, messages and documents: words that hide the meaning, and docstrings that are not in Google style.
+"""Checks docstrings, comments, messages and documents: words that hide the meaning, and Google style.
 
-    python -m tests.support.words [PATHS]     print every finding as file:line (default: all files of the project)
-    python -m tests.support.words --update    rewrite tests/words_allowed.json with today's number of findings of each file
+    python -m tests.support.words [PATHS]     print every finding as file:line (default: all files)
+    python -m tests.support.words --update    rewrite tests/words_allowed.json (findings per file)
 
 tests/test_words.py compares the findings with that list, which may only shrink.
 """
@@ -97,7 +97,7 @@ class Finding:
 
 
 def findings(path: Path) -> list[Finding]:
-    """All findings of one file, in the order of lines. Python files are parsed; of other files the whole text is checked."""
+    """All findings of one file, by line. Python files are parsed; of other files all text is checked."""
     source = path.read_text(encoding="utf-8")
     found = _in_python(source) if path.suffix == ".py" else _forbidden(source, 1)
     shown = path.resolve()
@@ -172,7 +172,7 @@ def _opening(text: str, line: int) -> Iterator[tuple[int, str, str]]:
 def _google_style(
     node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, docstring: str, line: int
 ) -> Iterator[tuple[int, str, str]]:
-    # A docstring's first line has no indent of its own, so `cleandoc` would take the text apart; lines stay countable this way.
+    # The first line of a docstring has no indent. Unlike with `cleandoc`, line numbers stay the same here.
     head, _, rest = docstring.partition("\n")
     indent = min((len(each) - len(each.lstrip()) for each in rest.splitlines() if each.strip()), default=0)
     text = "\n".join([head, *(each[indent:] for each in rest.splitlines())])
