@@ -64,3 +64,15 @@ def test_a_method_and_a_model_of_ones_own_go_through_training_slicing_and_export
 def test_the_folders_that_the_page_names_exist(folder: str) -> None:
     assert f"`{folder}/`" in PAGE
     assert (ROOT / "ham_dist" / folder).is_dir()
+
+
+def test_the_places_of_a_kind_of_recipe_field_exist() -> None:
+    section = PAGE.partition("## Add a kind of recipe field")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\S+)` \| (.+) \|$", section, re.MULTILINE)
+    assert len(rows) == 8
+    for place, text in rows:
+        path = ROOT / place if (ROOT / place).exists() else ROOT / "ham_dist" / place
+        content = path.read_text(encoding="utf-8")
+        names = [name for name in re.findall(r"`([A-Za-z_.]+)`", text) if name != "case"]
+        for name in names:
+            assert name.rpartition(".")[2] in content, f"{place} has no {name}"

@@ -252,14 +252,14 @@ class RunFolder(RunPaths):
                 yield str(change)
 
     def _file_after(self, stage: str, identity: RunIdentity) -> Path | None:
-        """A result or a checkpoint folder of a later stage, of any target: what the weights at the end of `stage` have become."""
+        """A checkpoint folder of a later stage, a bundle or a result, of any target: made from the weights at the end of `stage`."""
         targets = [Target(**target) for target in identity.settings["search.targets"]]
         later = STAGES[STAGES.index(stage) + 1 :]
         return next(
             (
                 path
                 for folder in (self.of_target(target, targets) for target in targets)
-                for path in (*(folder.checkpoints / name for name in later), folder.result)
+                for path in (*(folder.checkpoints / name for name in later), folder.result, folder.bundle)
                 if path.exists()
             ),
             None,

@@ -116,7 +116,8 @@ def require_samples(folder: str | Path, manifest: Manifest, settings: RunSetting
         folder: The data folder, for messages.
         ranks: Number of ranks that share each batch.
     Raises:
-        DataError: A split is empty, the validation split has one class, or a batch size does not fit.
+        DataError: A split is empty, the validation split has one class or fewer samples than there are ranks, or a batch
+            size does not fit.
     """
     for name in ("train", "validation", "test"):
         if name in manifest.splits and manifest.splits[name].rows == 0:
@@ -125,12 +126,17 @@ def require_samples(folder: str | Path, manifest: Manifest, settings: RunSetting
         raise DataError(
             f"data.batch_size = {settings.data.batch_size}: more than the {train.rows} samples of the train split\n  Set it to at most that."
         )
-    if settings.data.evaluation_batch_size < ranks:
-        size = settings.data.evaluation_batch_size
-        raise DataError(
-            f"data.evaluation_batch_size = {size}: fewer rows than the {ranks} ranks that share them\n  Set it to at least {ranks}."
-        )
+    for key in ("batch_size", "evaluation_batch_size"):
+        if (size := getattr(settings.data, key)) < ranks:
+            raise DataError(
+                f"data.{key} = {size}: fewer rows than the {ranks} ranks that share them\n  Set it to at least {ranks}."
+            )
     validation = manifest.splits.get("validation")
+    if validation and validation.rows < ranks:
+        raise DataError(
+            f"{folder}: its validation split has {validation.rows} samples, fewer than the {ranks} ranks that share a step on alpha\n"
+            f"  Prepare more validation samples, or start at most {validation.rows} ranks."
+        )
     if validation and validation.positives in (0, validation.rows):
         label = int(validation.positives > 0)
         raise DataError(

@@ -190,6 +190,13 @@ def test_epochs_of_a_stage_that_has_ended_stay(finished: Path, run: Path) -> Non
         ):
             run_stages(raised, finished, resume=True)
     assert {path: path.read_bytes() for path in finished.glob("*.*")} == before
+    # Killed between the bundle and the result: another epoch would give weights that the bundle does not hold.
+    shutil.copytree(finished, run.parent / "exported")
+    (run.parent / "exported" / "result.json").unlink()
+    with pytest.raises(
+        CheckpointError, match=r"max_epochs = 9, and the run has 2 \(.* retrain has ended, .*bundle"
+    ):
+        run_stages(tiny_run(retrain={"max_epochs": 9}), run.parent / "exported", resume=True)
     with pytest.raises(CheckpointError, match=r"max_epochs = 1, and the run has 2 \(it can only be raised\)"):
         run_stages(tiny_run(pretrain={"max_epochs": 1}), run, resume=True)
 

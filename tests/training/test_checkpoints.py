@@ -1,5 +1,6 @@
 """Invalid and damaged checkpoints, which checkpoints are kept, and full disks."""
 
+import errno
 import json
 import os
 import pickle
@@ -70,6 +71,19 @@ def test_what_was_saved_comes_back(saved: Path) -> None:
     assert storage.load(saved, tensors) == {"steps": 7}
     assert torch.equal(tensors["a"], torch.arange(6.0).reshape(2, 3))
     assert int(tensors["b"]) == 4
+
+
+def test_a_failed_rewrite_leaves_the_checkpoint_as_it_was(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(temporary: Path, path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(storage.atomic, "publish_folder", full)
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        storage.save(saved, empty(), {"steps": 8})
+    assert storage.load(saved, empty()) == {"steps": 7}
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
 
 def test_a_pickled_index_is_refused_by_name_and_not_opened(saved: Path, tmp_path: Path) -> None:

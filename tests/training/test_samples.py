@@ -8,7 +8,7 @@ from ham_dist.config.load import load_run
 from ham_dist.data.format.manifest import Manifest
 from ham_dist.data.synthetic.write import generate
 from ham_dist.errors import DataError
-from ham_dist.training.samples import Samples
+from ham_dist.training.samples import Samples, require_samples
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +57,12 @@ def test_what_no_run_could_end_with_is_refused_before_training(
     with pytest.raises(DataError, match=message):
         Samples(folder, manifest, load_run(None, ["data.batch_size=100", *settings]), torch.device("cpu"))
     Samples(folder, Manifest.load(folder), load_run(None, ["data.batch_size=100"]), torch.device("cpu"))
+
+
+def test_fewer_samples_than_ranks_are_refused_before_training(folder: Path) -> None:
+    manifest, settings = Manifest.load(folder), load_run(None, ["data.batch_size=200"])
+    require_samples(folder, manifest, settings, ranks=100)
+    with pytest.raises(DataError, match="its validation split has 100 samples, fewer than the 101 ranks"):
+        require_samples(folder, manifest, settings, ranks=101)
+    with pytest.raises(DataError, match=r"data.batch_size = 200: fewer rows than the 201 ranks"):
+        require_samples(folder, manifest, settings, ranks=201)

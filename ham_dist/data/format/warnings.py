@@ -68,7 +68,7 @@ def collapsed(check: NumberCheck) -> bool:
 def _no_times(manifest: Manifest) -> Iterator[str]:
     fields = (manifest.recipe or {}).get("fields", {})
     for name, check in manifest.checks.times.items():
-        if check.unknown:
+        if check.unknown and name in fields:  # a damaged manifest may name any field
             yield (
                 f"field {name}: {check.unknown:,} of {check.samples:,} times of the training split are unknown (id 0): they are"
                 f" not {fields[name]['layout']} within the years {FIRST_YEAR} to {LAST_YEAR}, such as {check.example!r}\n"

@@ -59,7 +59,12 @@ def save(
         replaced = atomic.temporary_path(path)
         if path.exists():
             path.rename(replaced)
-        atomic.publish_folder(folder, path)
+        try:
+            atomic.publish_folder(folder, path)
+        except BaseException:
+            if replaced.exists():
+                replaced.rename(path)
+            raise
         shutil.rmtree(replaced, ignore_errors=True)
 
     try:

@@ -228,7 +228,7 @@ def together(work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T
     except Exception as error:
         failure = error
     failures = gather_objects(
-        None if failure is None else (type(failure).__name__, str(failure), getattr(failure, "errno", None)),
+        None if failure is None else (type(failure).__name__, str(failure), _system_error(failure)),
         group,
     )
     if failure is not None:
@@ -239,12 +239,17 @@ def together(work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T
     return result  # type: ignore[return-value]
 
 
+def _system_error(error: Exception) -> int | None:
+    """The number of an error of the operating system, 0 if it has none (as Arrow's errors); None for other errors."""
+    return (error.errno or 0) if isinstance(error, OSError) else None
+
+
 def _error_of_rank(number: int, name: str, message: str, code: int | None) -> Exception:
     error_class = getattr(errors, name, None)
     if isinstance(error_class, type) and issubclass(error_class, HamError):
         return error_class(f"rank {number}: {message}")
     if code is not None:
-        return OSError(code, f"rank {number}: {message}")
+        return OSError(code, f"rank {number}: {message}") if code else OSError(f"rank {number}: {message}")
     return RuntimeError(f"rank {number}: {name}: {message}")
 
 

@@ -15,6 +15,7 @@ from tests.support.ranks import run_on_ranks
 ERRORS = {
     "ours": CheckpointError("is damaged"),
     "the disk's": OSError(errno.ENOSPC, "No space left on device", "a/b"),
+    "Arrow's": OSError("Corrupt snappy compressed data."),
     "a bug": KeyError("x"),
 }
 
@@ -40,6 +41,10 @@ def test_what_one_rank_raises_all_raise_as_the_same_class() -> None:
     assert (first[0], first[2]) == (last[0], last[2]) == ("OSError", errno.ENOSPC)
     assert "rank 1" in first[1]
     assert "No space left" in first[1]
+    assert run_on_ranks(2, fail_on_the_last_rank, "Arrow's") == [
+        ("OSError", "rank 1: Corrupt snappy compressed data.", None),
+        ("OSError", "Corrupt snappy compressed data.", None),
+    ]
     assert [name for name, _, _ in run_on_ranks(2, fail_on_the_last_rank, "a bug")] == [
         "RuntimeError",
         "KeyError",
