@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from ham_dist.data.format.manifest import FORMAT_VERSION, Manifest
+from ham_dist.data.format.manifest import FORMAT_VERSION, Checks, Manifest, TimeCheck
+from ham_dist.data.format.warnings import warnings_of
 from ham_dist.data.reader.split import open_split
 from ham_dist.errors import DataError
 
@@ -130,3 +131,8 @@ def test_a_shard_that_is_not_a_file_of_the_folder_is_refused(
         manifest.check(copy, deep=True)
     with pytest.raises(DataError, match=shard.name):
         open_split(copy, manifest, "train")
+
+
+def test_a_time_check_of_an_unknown_field_gives_no_warning(manifest: Manifest) -> None:
+    checks = Checks(times={"nowhere": TimeCheck(samples=3, unknown=1, example="a")})
+    assert warnings_of(manifest.model_copy(update={"checks": checks})) == warnings_of(manifest)
