@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from ham_dist.io.hashing import sha256_of, sha256_of_json
 
 VALUES: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2, 7, 255, 2**31 - 1, 2**31, 2**40, 2**63, 10**30, 10**39, 
+    None, True, False, 0, 1, -1, 2, 7, 255, 2**31 - 1, 2**31, 2**40, 2**63, 10**30, 10**39,
     0.5, -0.0, 1e-300, 1e300, 1.5e19,
     "", " ", "x", "../x", "/etc/passwd", "a/../../b", "a\0b", "[test]", "[/]", "[red]", "\x1b[31m",
     "\u202e", "\ud800",
