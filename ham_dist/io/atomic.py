@@ -1,8 +1,8 @@
-"""Files and folders that appear whole or not at all, also after a power failure.
+"""Atomic writes: files and folders appear completely or not at all, even after a power failure.
 
-Content goes to a temporary path in the same folder, reaches the disk (fsync), and is renamed; the folder's own entry
-reaches the disk after that. A temporary path has a random part and ends in `.ham-partial`: two writers never share
-one, and nothing that a user has made looks like it.
+Content is written to a temporary path in the same folder, synced to disk (fsync) and renamed; then the folder
+is synced. A temporary path has a random part and ends in `.ham-partial`: two writers never share one, and no
+file of a user looks like it.
 """
 
 import errno
@@ -17,20 +17,20 @@ from typing import Any
 
 SUFFIX = ".ham-partial"
 _NAME_BYTES = 255
-"""Longest file name, in bytes, of the file systems in use (NAME_MAX of Linux)."""
+"""Maximum length of a file name in bytes (NAME_MAX of Linux)."""
 
 
 def temporary_path(path: Path) -> Path:
-    """A path beside `path` that no other call returns, hidden and recognizable by `is_temporary`."""
+    """A hidden path in the folder of `path` that no other call returns; `is_temporary` recognizes it."""
     tail = f".{secrets.token_hex(8)}{SUFFIX}"
     name = os.fsencode(path.name)[: _NAME_BYTES - len(tail) - 1]
     return path.with_name(f".{os.fsdecode(name)}{tail}")
 
 
 def is_temporary(path: Path, of: Path | None = None) -> bool:
-    """True for a path that `temporary_path` made; with `of`, one that it made for that path.
+    """True for a path made by `temporary_path`; with `of`, only for one made for that path.
 
-    A process that was killed leaves such paths behind; nothing else may be deleted as a leftover.
+    A killed process leaves such paths behind. Nothing else may be deleted as a leftover.
     """
     if not (path.name.startswith(".") and path.name.endswith(SUFFIX)):
         return False
@@ -42,20 +42,22 @@ def is_temporary(path: Path, of: Path | None = None) -> bool:
 
 @contextmanager
 def new_file(path: Path, *, replace: bool = True) -> Iterator[Path]:
-    """A temporary path to write a file to; it becomes `path` when the block ends without an error, and is deleted otherwise.
+    """Yields a temporary path to write a file to.
+
+    It is renamed to `path` when the block ends without an error, and deleted otherwise.
 
     Args:
         path: The final path; its folder must exist.
-        replace: Whether an existing file at `path` may be replaced.
+        replace: Allow to replace an existing file at `path`.
     Raises:
-        FileExistsError: `path` exists and `replace` is false, found before or after the block.
-        OSError: The disk refuses.
+        FileExistsError: `path` exists and `replace` is false; checked before and after the block.
+        OSError: Writing or renaming failed.
     """
     if not replace:
         _require_free(path)
     temporary = temporary_path(path)
     try:
-        with _named(path):
+        with _disk_full_names(path):
             yield temporary
             publish_file(temporary, path, replace=replace)
     finally:
@@ -63,11 +65,11 @@ def new_file(path: Path, *, replace: bool = True) -> Iterator[Path]:
 
 
 def publish_file(temporary: Path, path: Path, *, replace: bool = True) -> None:
-    """Rename the file `temporary` to `path`, after its content has reached the disk.
+    """Syncs the file `temporary` to disk and renames it to `path`.
 
     Raises:
         FileExistsError: `path` exists and `replace` is false.
-        OSError: The disk refuses.
+        OSError: Syncing or renaming failed.
     """
     sync(temporary)
     if not replace:
@@ -78,17 +80,17 @@ def publish_file(temporary: Path, path: Path, *, replace: bool = True) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `path` when the block ends without an error, and is deleted otherwise.
+    """Yields a temporary folder, renamed to `path` when the block ends without an error, deleted otherwise.
 
     Raises:
-        FileExistsError: `path` exists, found before or after the block. An empty folder counts as free.
-        OSError: The disk refuses.
+        FileExistsError: `path` exists and is not an empty folder; checked before and after the block.
+        OSError: Writing or renaming failed.
     """
     _require_free(path)
     temporary = temporary_path(path)
     temporary.mkdir(parents=True)
     try:
-        with _named(path):
+        with _disk_full_names(path):
             yield temporary
             publish_folder(temporary, path)
     finally:
@@ -96,11 +98,11 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def publish_folder(temporary: Path, path: Path) -> None:
-    """Rename the folder `temporary` to `path`, after all that it holds has reached the disk.
+    """Syncs the folder `temporary` with all its files to disk and renames it to `path`.
 
     Raises:
         FileExistsError: `path` exists and is not an empty folder.
-        OSError: The disk refuses.
+        OSError: Syncing or renaming failed.
     """
     for folder, _, files in os.walk(temporary):
         for file in files:
@@ -111,41 +113,45 @@ def publish_folder(temporary: Path, path: Path) -> None:
     sync(path.parent)
 
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Give errors of a disk without room the name of the file or folder: a failing write carries none, or the temporary one."""
+def _disk_full_names(path: Path) -> Iterator[None]:
+    """Set the file name of disk-full errors to `path`: a failed write names no file or the temporary one."""
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_ROOM and (error.filename is None or is_temporary(Path(str(error.filename)))):
+        if error.errno in _DISK_FULL and (error.filename is None or is_temporary(Path(str(error.filename)))):
             error.filename = str(path)
         raise
 
 
 def write_bytes(path: Path, content: bytes, *, replace: bool = True) -> None:
-    """Write `content` as the file `path`: a reader, or a process killed half-way, finds the old file or the whole new one."""
+    """Writes `content` to the file `path` atomically: readers see the old file or the complete new one."""
     with new_file(path, replace=replace) as temporary:
         temporary.write_bytes(content)
 
 
 def write_text(path: Path, text: str, *, replace: bool = True) -> None:
-    """Like `write_bytes`, for text in UTF-8."""
+    """Writes text in UTF-8; see `write_bytes`."""
     write_bytes(path, text.encode("utf-8"), replace=replace)
 
 
 def write_json(path: Path, value: Any, *, replace: bool = True) -> None:
-    """Like `write_bytes`, for a JSON value; NaN and infinity are refused with a ValueError."""
+    """Writes a JSON value; see `write_bytes`.
+
+    Raises:
+        ValueError: The value holds NaN or infinity.
+    """
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", replace=replace)
 
 
 def sync(path: Path) -> None:
-    """Make a file's content, or a folder's entries, survive a power failure.
+    """Syncs a file's content, or a folder's entries, to disk (fsync).
 
     Raises:
-        OSError: The disk refuses. A file system that cannot sync a folder is no error.
+        OSError: Syncing a file failed. Errors of syncing a folder are ignored: some file systems cannot.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -1,4 +1,4 @@
-"""What people read on a terminal: consoles, text and tables. Text from outside is escaped here, and nowhere is it read as markup."""
+"""Terminal output: consoles, text and tables. Text is escaped, and never interpreted as markup."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -11,16 +11,16 @@ from rich.text import Text
 from ham_dist.io.printable import printable
 
 WIDTH = 120
-"""Columns where the output is not a terminal; rich assumes 80 there and would cut numbers off."""
+"""Line width if the output is not a terminal; rich would assume 80 columns and cut off numbers."""
 
 
 def open_console(*, stderr: bool = False, width: int | None = None) -> Console:
-    """A console that prints strings as they are, without markup, emoji codes, highlighting or line breaks of its own."""
+    """Opens a console that prints strings unchanged: no markup, emoji, highlighting or line wrapping."""
     return Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def text(value: str) -> Text:
-    """`value` as it is: a field may be called `[red]`, or hold escape sequences."""
+    """`value` as literal text, escaped: a field's name may be `[red]` or hold escape sequences."""
     return Text(printable(value))
 
 
@@ -35,11 +35,11 @@ def make_table(
     """A table to print.
 
     Args:
-        names: Heads of the columns.
-        rows: The cells, row by row.
-        texts: The first columns, which hold text and are aligned left; the others hold numbers.
-        title: Stands above the table.
-        total: A last row below a line.
+        names: Column headers.
+        rows: Cells by row.
+        texts: Number of leading columns that hold text, aligned left; the others hold numbers.
+        title: Title above the table.
+        total: Cells of a last row, below a line.
     """
     made = Table(
         box=box.SIMPLE_HEAD,
@@ -58,12 +58,12 @@ def make_table(
 def print_parts(
     parts: Iterable[RenderableType], console: Console | None = None, *, width: int = WIDTH
 ) -> None:
-    """Print strings and tables one below the other.
+    """Prints strings and tables one after the other.
 
     Args:
-        parts: What is printed; a string is escaped.
-        console: Standard output by default.
-        width: Columns where standard output is not a terminal.
+        parts: Strings, which are escaped, and tables.
+        console: Console to print to; None for standard output.
+        width: Line width if standard output is not a terminal.
     """
     if console is None:
         console = Console()

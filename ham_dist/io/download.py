@@ -1,4 +1,4 @@
-"""One file over HTTP, resumed where an earlier download of it ended."""
+"""Downloads a file over HTTP, and resumes interrupted downloads."""
 
 import logging
 import time
@@ -16,13 +16,14 @@ _SECONDS_PER_LINE = 5.0
 
 
 def download(url: str, path: Path, hint: str) -> None:
-    """Fetch `url` into `path`, which may hold its beginning from an earlier call; only the length of what comes is checked.
+    """Downloads `url` to `path`, which may hold its beginning from an earlier call.
 
-    A connection that breaks is made again, and asks for the rest (HTTP Range); a server that cannot do that sends all of it again.
+    After a broken connection, only the rest is requested (HTTP Range); from a server without range support,
+    the whole file is downloaded again. Only the length of the content is checked.
 
     Args:
-        url: The file's address.
-        path: Local file; keeps what has come when this fails.
+        url: URL of the file.
+        path: Local file; if the download fails, it keeps the bytes received.
         hint: Last line of the error message: another way to get the file.
     Raises:
         DataError: The server refuses or cannot be reached.
@@ -35,20 +36,20 @@ def download(url: str, path: Path, hint: str) -> None:
                 return
             problem = "the connection broke"
         except http.HttpError as error:
-            if not error.passing:
+            if not error.temporary:
                 raise DataError(f"{url}: {error}\n  {hint}") from None
             problem = str(error)
         size = path.stat().st_size if path.exists() else 0
         tries = 0 if size > before else tries + 1
         if tries > len(http.PAUSES):
-            kept = f"; {size:,} bytes have come, and the same command resumes from there" if size else ""
-            raise DataError(f"{url}: cannot be fetched ({problem}){kept}\n  {hint}")
-        log.info("%s: %s after %s bytes; trying again", url, problem, f"{size:,}")
+            kept = f"; {size:,} bytes are kept, and the same command resumes from there" if size else ""
+            raise DataError(f"{url}: cannot be downloaded ({problem}){kept}\n  {hint}")
+        log.info("%s: %s after %s bytes; retrying", url, problem, f"{size:,}")
         time.sleep(http.PAUSES[max(tries - 1, 0)])
 
 
 def _fetch_rest(url: str, path: Path, start: int) -> bool:
-    """Append what comes to `path`, of which `start` bytes are there; False where less came than was promised."""
+    """Append the rest to `path`, which has `start` bytes; False if the server sent less than it announced."""
     try:
         with http.get(url, first=start or None) as response:
             total = None if response.length is None else response.first + response.length
@@ -59,13 +60,13 @@ def _fetch_rest(url: str, path: Path, start: int) -> bool:
         if not start or error.status != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
         if error.total == start:
-            return True  # all of it had come before
+            return True  # the file is complete already
     path.unlink()
     return _fetch_rest(url, path, 0)
 
 
 def _copy(response: http.Response, file: IO[bytes], total: int | None, url: str) -> int:
-    """Append the content to `file`; returns the size of the file then."""
+    """Append the content to `file`; returns the resulting file size."""
     size, last_line = response.first, time.monotonic()
     while block := response.content.read(_BLOCK_BYTES):
         file.write(block)

@@ -15,15 +15,15 @@ def sha256_of(path: Path) -> str:
 
 
 def sha256_of_stream(file: IO[bytes]) -> str:
-    """sha256 of all that is left to read in `file`, in hexadecimal."""
+    """sha256 of the rest of `file`, in hexadecimal."""
     return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def copy_and_hash(source: IO[bytes], target: IO[bytes]) -> tuple[int, str]:
-    """Copy all that is left to read in `source` to `target`.
+    """Copies the rest of `source` to `target`.
 
     Returns:
-        The number of bytes, and the sha256 of the bytes that were written, in hexadecimal.
+        The number of bytes copied, and their sha256 in hexadecimal.
     """
     digest, size = hashlib.sha256(), 0
     while block := source.read(_BLOCK_BYTES):
@@ -39,7 +39,10 @@ def sha256_of_bytes(content: bytes) -> str:
 
 
 def md5_of(path: Path) -> str:
-    """md5 of a file's content, in hexadecimal: what owners of public data sets publish, and no protection from tampering."""
+    """md5 of a file's content, in hexadecimal.
+
+    Public data sets publish it; it is no protection against tampering.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest()
 

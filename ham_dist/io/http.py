@@ -1,4 +1,4 @@
-"""Requests by HTTP: headers, time limits, byte ranges, and one error for all that goes wrong."""
+"""HTTP requests with headers, timeouts and byte ranges; all failures raise one error."""
 
 import http.client
 import re
@@ -13,11 +13,11 @@ from http import HTTPStatus
 import ham_dist
 
 PAUSES = (1.0, 2.0, 4.0, 8.0)
-"""Seconds before each further try of a request that failed for a reason that may pass."""
+"""Seconds to wait before each retry of a request that failed with a temporary error."""
 TIMEOUT_SECONDS = 60.0
-_PASSING = (429, 500, 502, 503, 504)
-# What the network does. A full disk is another OSError, and no reason to try again.
-_BROKEN = (
+_TEMPORARY_STATUS = (429, 500, 502, 503, 504)
+# Errors of the network. A full disk also raises OSError, but retrying does not help then.
+_NETWORK_ERRORS = (
     urllib.error.URLError,
     http.client.HTTPException,
     ConnectionError,
@@ -27,33 +27,34 @@ _BROKEN = (
 
 
 class HttpError(OSError):
-    """A server that refuses, does not answer, or breaks off.
+    """Raised when a server refuses a request, does not answer, or the connection breaks.
 
     Attributes:
-        status: Status code; None where no answer came.
-        passing: Whether the same request may succeed later.
-        total: Bytes of the whole file, where a refused range request tells them.
+        status: Status code; None without an answer.
+        temporary: True if the same request may succeed later.
+        total: Bytes of the whole file, if the answer to a refused range request states them.
     """
 
     def __init__(
-        self, text: str, *, status: int | None = None, passing: bool = False, total: int | None = None
+        self, text: str, *, status: int | None = None, temporary: bool = False, total: int | None = None
     ) -> None:
         super().__init__(text)
         self.status = status
-        self.passing = passing
+        self.temporary = temporary
         self.total = total
 
 
 @dataclass(frozen=True)
 class Response:
-    """An answer whose content can be read, within the block of `get`.
+    """An answer of the server; its content can be read within the block of `get`.
 
     Attributes:
-        first: Place of its first byte in the file; 0 unless the server answers with a range.
-        ranged: Whether it is the range that was asked for.
-        length: Bytes of the content; None where the server does not tell.
-        total: Bytes of the whole file; None where the server does not tell.
-        version: Changes with the content: the ETag, or time and size; None where the server gives none of them.
+        first: Position of its first byte in the file; 0 unless the answer is a range.
+        ranged: True if the answer is the requested range.
+        length: Bytes of the content; None if unknown.
+        total: Bytes of the whole file; None if unknown.
+        version: Changes with the content: the ETag, or time and size; None if the server sends neither.
+        content: The content, to be read.
     """
 
     first: int
@@ -66,10 +67,15 @@ class Response:
 
 @contextmanager
 def get(url: str, *, first: int | None = None, last: int | None = None) -> Iterator[Response]:
-    """Ask for `url`, or for its bytes `first` to `last` (included; None for the end).
+    """Sends a GET request.
 
+    Args:
+        url: The URL.
+        first: First byte of the requested range; None for the whole file.
+        last: Last byte of the range, inclusive; None for the end of the file.
     Raises:
-        HttpError: The server refuses, does not answer, or breaks off, also while the content is read within the block.
+        HttpError: The server refuses, does not answer, or the connection breaks; also while the content is
+            read within the block.
     """
     headers = {"User-Agent": f"ham-dist/{ham_dist.__version__}", "Accept-Encoding": "identity"}
     if first is not None:
@@ -78,17 +84,17 @@ def get(url: str, *, first: int | None = None, last: int | None = None) -> Itera
         with _open(url, headers) as answer:
             yield _response(answer, first)
     except urllib.error.HTTPError as error:
-        error.close()  # it is the answer, with its connection
+        error.close()  # the error object holds the connection
         total = re.fullmatch(r"bytes \*/(\d{1,18})", error.headers.get("Content-Range", ""))
         raise HttpError(
             f"the server answered {error.code} {error.reason}",
             status=error.code,
-            passing=error.code in _PASSING,
+            temporary=error.code in _TEMPORARY_STATUS,
             total=int(total[1]) if total else None,
         ) from None
-    except _BROKEN as error:
+    except _NETWORK_ERRORS as error:
         reason = str(getattr(error, "reason", error)) or type(error).__name__
-        raise HttpError(f"the server does not answer: {reason}", passing=True) from None
+        raise HttpError(f"the server does not answer: {reason}", temporary=True) from None
 
 
 def _open(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
@@ -97,21 +103,22 @@ def _open(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
             urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS
         )
     except (ValueError, http.client.InvalidURL) as error:
-        raise HttpError(f"is not a valid address: {error}") from None
+        raise HttpError(f"is not a valid URL: {error}") from None
     return answer
 
 
-def _response(answer: http.client.HTTPResponse, asked: int | None) -> Response:
+def _response(answer: http.client.HTTPResponse, first: int | None) -> Response:
     length = _number(answer.headers.get("Content-Length"))
-    told = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)", answer.headers.get("Content-Range", ""))
-    ranged = answer.status == HTTPStatus.PARTIAL_CONTENT and told is not None and int(told[1]) == (asked or 0)
+    header = answer.headers.get("Content-Range", "")
+    sent = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)", header)
+    ranged = answer.status == HTTPStatus.PARTIAL_CONTENT and sent is not None and int(sent[1]) == (first or 0)
     total = length
     if ranged:
-        assert told is not None
-        total = None if told[2] == "*" else int(told[2])
+        assert sent is not None
+        total = None if sent[2] == "*" else int(sent[2])
     etag, modified = answer.headers.get("ETag"), answer.headers.get("Last-Modified")
     version = etag or (f"{modified}, {total} bytes" if modified and total is not None else None)
-    return Response(asked or 0 if ranged else 0, ranged, length, total, version, answer)
+    return Response(first or 0 if ranged else 0, ranged, length, total, version, answer)
 
 
 def _number(text: str | None) -> int | None:

@@ -1,23 +1,26 @@
-"""OpenMP on a machine that other processes use too."""
+"""OpenMP settings for machines that are shared with other processes."""
 
 import os
 from collections.abc import MutableMapping
 
 SPINS = "4000"
-"""Rounds that a thread of GNU OpenMP spins before it sleeps, tens of microseconds; without a setting, milliseconds.
+"""Spin count of GNU OpenMP: threads spin tens of microseconds before they sleep (default: milliseconds).
 
-Long enough for the gap between two kernels of a step, where going to sleep would cost more than waiting; short where the thread that is waited for
-has lost its core to another process. perf/bench_busy.py measures both sides.
+Long enough for the gap between two kernels of a step, where sleeping would cost more than spinning. Short
+enough when the thread that others wait for has lost its core to another process. perf/bench_busy.py measures
+both.
 """
 
 WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
-"""Variables by which a user decides how threads wait."""
+"""Environment variables by which a user sets how threads wait."""
 
 
 def limit_spinning(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Have OpenMP's threads sleep early at barriers, unless the environment decides how they wait.
+    """Makes OpenMP threads sleep early at barriers, unless the environment sets how they wait.
 
-    The library reads its environment as it is loaded, so call this before torch is imported, or on the environment of a process that is yet to start.
+    Args:
+        environment: Environment to set: that of this process, before torch is imported (OpenMP reads it when
+            it is loaded), or that of a process not yet started.
     """
     if not any(name in environment for name in WAITING):
         environment["GOMP_SPINCOUNT"] = SPINS

@@ -1,8 +1,9 @@
-"""Settings, data and bundles are read through one iopath PathManager, so that a handler registered once (hdfs://) works for all of them.
+"""Reads files of any URL scheme through one iopath PathManager: settings, data and bundles.
 
-http://, https://, s3:// and gs:// are there from the start, and read what is asked for where it lies (remote.py).
+A handler registered once (for example for hdfs://) works for all of them. http://, https://, s3:// and gs://
+are supported from the start, and read in place only the bytes that are needed (remote.py).
 
-What is written (data, run folders, bundles) goes to the local file system.
+All output (data, run folders, bundles) is written to the local file system.
 """
 
 from functools import cache
@@ -15,7 +16,7 @@ from ham_dist.io.untrusted import JSON_BYTES, read_bytes, read_stream
 
 @cache
 def path_manager() -> Any:
-    """The one PathManager of this process. Register further handlers on it: `path_manager().register_handler(MyHandler())`."""
+    """The PathManager of this process. Add a handler with `path_manager().register_handler(MyHandler())`."""
     from iopath.common.file_io import PathManager
 
     from ham_dist.io.remote import ArrowHandler, HttpHandler
@@ -27,17 +28,20 @@ def path_manager() -> Any:
 
 
 def open_file(path: str | Path, mode: str = "r", **options: Any) -> IO[Any]:
-    """Open `path` (any scheme that the PathManager knows); text files are UTF-8."""
+    """Opens `path` (any scheme that the PathManager supports); text files are UTF-8."""
     if "b" not in mode:
         options.setdefault("encoding", "utf-8")
     return path_manager().open(str(path), mode, **options)
 
 
 def read_content(path: str | Path, *, limit: int = JSON_BYTES) -> bytes:
-    """The content of a small file, by any scheme that the PathManager knows.
+    """The content of a small file of any scheme that the PathManager supports.
 
+    Args:
+        path: Path or URL.
+        limit: Maximum size in bytes.
     Raises:
-        ValueError: It is larger than `limit`.
+        ValueError: The file is larger than `limit`.
         OSError: It cannot be read, or is a local path that is not a regular file.
     """
     if is_local(path):
@@ -47,35 +51,40 @@ def read_content(path: str | Path, *, limit: int = JSON_BYTES) -> bytes:
 
 
 def local_path(path: str | Path) -> Path:
-    """A local file or folder that holds `path`; a remote file is fetched first (cached by its handler).
+    """A local copy of `path`: a local path is returned as is, a remote file is downloaded (and cached).
 
-    raises: DataError where it cannot be fetched: it is not there, the server refuses, or it is a folder.
+    Raises:
+        DataError: It cannot be downloaded: it does not exist, the server refuses, or it is a folder.
     """
     try:
         return Path(path_manager().get_local_path(str(path)))
     except OSError as error:
-        mend = "A folder never can be: copy it to this machine, and give that one."
-        raise DataError(f"{path}: cannot be fetched ({error.strerror or error})\n  {mend}") from None
+        raise DataError(
+            f"{path}: cannot be downloaded ({error.strerror or error})\n"
+            "  Check the URL. If it is a folder, copy it to this machine and give the local folder instead."
+        ) from None
 
 
 def exists(path: str | Path) -> bool:
-    """Whether `path` is there.
+    """True if `path` exists.
 
-    raises: DataError where that cannot be found out, because a server does not answer or refuses.
+    Raises:
+        DataError: A server does not answer or refuses, so this is unknown.
     """
     try:
         return bool(path_manager().exists(str(path)))
     except OSError as error:
         raise DataError(
-            f"{path}: cannot be looked for ({error.strerror or error})\n  Check the address, the network and your credentials."
+            f"{path}: cannot be accessed ({error.strerror or error})\n"
+            "  Check the URL, the network and your credentials."
         ) from None
 
 
 def is_local(path: str | Path) -> bool:
-    """Whether `path` is one of the local file system, which needs no handler."""
+    """True if `path` is a path of the local file system, not a URL."""
     return "://" not in str(path)
 
 
 def absolute(path: str | Path) -> str:
-    """`path` as it is called from any folder."""
+    """`path` as an absolute path; a URL is returned unchanged."""
     return str(Path(path).resolve()) if is_local(path) else str(path)

@@ -1,16 +1,16 @@
-"""Text from outside, made safe to print: file names, field names, values, messages of libraries."""
+"""Makes text from outside safe to print: file names, field names, values, messages of libraries."""
 
 import unicodedata
 
 _KEPT = "\n\t"
-# Characters that change the order in which a terminal shows what follows (Unicode's bidirectional controls).
+# Unicode's bidirectional controls, which change the order in which a terminal shows the following text.
 _BIDIRECTIONAL = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def printable(text: str) -> str:
-    """`text` with control characters, lone surrogates and bidirectional controls written as escapes (`\\x1b`).
+    """`text` with control characters, lone surrogates and bidirectional controls as escapes (`\\x1b`).
 
-    New lines and tabs stay. A terminal then shows the text and does nothing else with it.
+    New lines and tabs are kept. A terminal shows the result as plain text.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -26,5 +26,5 @@ def _escaped(letter: str) -> str:
 
 
 def shown(text: str, letters: int = 80) -> str:
-    """`text` in quotes and on one line for a message, with what is not printable as escapes; cut after `letters`."""
+    """`text` in quotes on one line, for messages: unprintable characters escaped, cut off after `letters`."""
     return repr(text[:letters]) + ("..." if len(text) > letters else "")

@@ -1,4 +1,4 @@
-"""How far a long piece of work is: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of long work: a bar on a terminal, otherwise a log line every few seconds."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from ham_dist.io.printable import printable
 SECONDS_BETWEEN_LINES = 10.0
 
 Advance = Callable[[float, int], None]
-"""Called with the units that are done since the last call, and the rows among them that this process did (0: an earlier process did them)."""
+"""Called with the units done since the last call, and their rows (0 if an earlier process did them)."""
 
 
 @contextmanager
@@ -26,15 +26,17 @@ def progress(
     console: Console | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Advance]:
-    """Shows the share of `total` units that is done, rows a second and the time left, while the block lasts.
+    """Shows the share of work done, rows per second and remaining time while the block lasts.
 
     Args:
-        title: Names the work.
+        title: Name of the work.
         total: Units of the whole work.
-        say: Takes the lines; the last one comes when the block ends without an error.
-        rows: What rows are called.
-        console: Where a bar is drawn if it is a terminal; standard error by default.
-        clock: Seconds.
+        say: Receives the lines; a last line follows when the block ends without an error.
+        rows: Plural name of the rows, such as "samples".
+        console: Console for the bar, if it is a terminal; None for standard error.
+        clock: Returns the time in seconds.
+    Yields:
+        A function to report progress with.
     """
     console = console or open_console(stderr=True)
     title, pace = printable(title), _Pace(max(total, 1.0), rows, clock)
@@ -70,7 +72,7 @@ def progress(
 
 
 class _Pace:
-    """Units and rows that are done, and how fast."""
+    """Units and rows done, and their rate."""
 
     def __init__(self, total: float, rows: str, clock: Callable[[], float]) -> None:
         self.total, self._name, self._clock, self._start = total, rows, clock, clock()

@@ -1,6 +1,6 @@
-"""Remote files, opened in place: only what is read of them is fetched.
+"""PathManager handlers that open remote files in place and request only the bytes that are read.
 
-The PathManager's own handler of http:// and https:// fetches a whole file before it opens it, and its handler of s3:// needs boto3.
+iopath's own handler of http:// and https:// downloads the whole file first; its s3:// handler needs boto3.
 """
 
 import errno
@@ -22,12 +22,12 @@ from ham_dist.io.download import download
 from ham_dist.io.hashing import copy_and_hash, sha256_of_json
 
 _BUFFER = 1 << 20
-_FETCHES = 3
-"""How often a file is fetched that changes while it is fetched."""
+_DOWNLOADS = 3
+"""Maximum number of downloads of a file that changes on the server meanwhile."""
 
 
 class HttpHandler(PathHandler):
-    """Opens http:// and https:// by range requests; from a server that does not answer these a file is fetched whole."""
+    """Opens http:// and https:// with range requests; downloads the whole file if the server has none."""
 
     def _get_supported_prefixes(self) -> list[str]:
         return ["http://", "https://"]
@@ -47,7 +47,7 @@ class HttpHandler(PathHandler):
 
     def _get_local_path(self, path: str, force: bool = False, **options: Any) -> str:
         found = _probe(path)
-        for _ in range(_FETCHES):
+        for _ in range(_DOWNLOADS):
             cached = _cached(path, [found.version, found.size])
             if not force and found.version is not None and cached.is_file():
                 return str(cached)
@@ -59,11 +59,11 @@ class HttpHandler(PathHandler):
             before, found = found, _probe(path)
             if before.version == found.version:
                 return str(cached)
-        raise OSError(errno.EIO, "it changes on the server while it is fetched")
+        raise OSError(errno.EIO, "the file changes on the server during the download")
 
 
 class ArrowHandler(PathHandler):
-    """Opens s3:// and gs:// by Arrow's file systems, which take credentials and regions from the usual places of each."""
+    """Opens s3:// and gs:// with Arrow's file systems, which find credentials in the usual places of each."""
 
     def _get_supported_prefixes(self) -> list[str]:
         return ["s3://", "gs://"]
@@ -91,9 +91,10 @@ class ArrowHandler(PathHandler):
 
 
 def _cached(url: str, version: Any) -> Path:
-    """The local copy of one version of `url`, with the file's own name, which readers look at; its folder is made.
+    """Path for the local copy of one version of `url`; creates its folder.
 
-    Copies of other versions stay in the cache, since other processes may be reading them.
+    The copy keeps the file's name, because readers use the suffix. Copies of other versions stay in the
+    cache, because other processes may be reading them.
     """
     parts = urlsplit(url)
     name = re.sub(r"[^A-Za-z0-9._-]", "_", PurePosixPath(parts.path).name)[-100:].lstrip(".") or "file"
@@ -103,7 +104,7 @@ def _cached(url: str, version: Any) -> Path:
 
 
 class _RangeFile(io.RawIOBase):
-    """A file of `size` bytes at `url`; each read is one request."""
+    """A file of `size` bytes at `url`; each read sends one request."""
 
     def __init__(self, url: str, size: int, version: str | None) -> None:
         self._url = url
@@ -127,7 +128,7 @@ class _RangeFile(io.RawIOBase):
         return self._place
 
     def readall(self) -> bytes:
-        """The rest, in one request rather than many small ones."""
+        """The rest of the file, in one request."""
         return self.read(self._size - self._place) or b""
 
     def readinto(self, buffer: Any) -> int:
@@ -136,18 +137,18 @@ class _RangeFile(io.RawIOBase):
         wanted = last - self._place
         if wanted <= 0:
             return 0
-        found = _ask(self._url, self._place, last - 1)
+        found = _request(self._url, self._place, last - 1)
         if (found.size, found.version) != (self._size, self._version):
-            raise OSError(errno.EIO, "it has changed on the server since it was opened")
+            raise OSError(errno.EIO, "the file has changed on the server since it was opened")
         if len(found.content) != wanted:
-            raise OSError(errno.EIO, f"{len(found.content):,} bytes came where {wanted:,} were asked for")
+            raise OSError(errno.EIO, f"received {len(found.content):,} bytes; expected {wanted:,}")
         view[:wanted] = found.content
         self._place = last
         return wanted
 
 
-class _Found:
-    """What a server tells of a file, with the bytes that were asked for where it answers range requests."""
+class _Answer:
+    """Size and version of a file, and the requested bytes if the server supports range requests."""
 
     def __init__(self, ranged: bool, size: int | None, version: str | None, content: bytes) -> None:
         self.ranged = ranged
@@ -156,28 +157,28 @@ class _Found:
         self.content = content
 
 
-def _probe(url: str) -> _Found:
-    """Size and version of the file at `url`, by asking for its first byte.
+def _probe(url: str) -> _Answer:
+    """Request the first byte of `url`, for its size and version.
 
     Raises:
-        FileNotFoundError: There is none.
+        FileNotFoundError: There is no such file.
         OSError: The server refuses or does not answer.
     """
-    return _ask(url, 0, 0)
+    return _request(url, 0, 0)
 
 
-def _ask(url: str, first: int, last: int) -> _Found:
+def _request(url: str, first: int, last: int) -> _Answer:
     for pause in (*http.PAUSES, None):
         try:
             with http.get(url, first=first, last=last) as response:
                 content = response.content.read(last - first + 2) if response.ranged else b""
-                return _Found(response.ranged, response.total, response.version, content)
+                return _Answer(response.ranged, response.total, response.version, content)
         except http.HttpError as error:
             if error.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and error.total == 0:
-                return _Found(True, 0, None, b"")  # an empty file has no first byte
+                return _Answer(True, 0, None, b"")  # an empty file has no first byte
             if error.status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
                 raise FileNotFoundError(errno.ENOENT, str(error), url) from None
-            if pause is None or not error.passing:
+            if pause is None or not error.temporary:
                 raise OSError(errno.EIO, str(error)) from None
         time.sleep(pause)
     raise AssertionError("the last try returns or raises")
@@ -199,5 +200,5 @@ def _in_mode(raw: Any, mode: str, options: dict[str, Any]) -> IO[Any]:
     if mode == "rb":
         return raw
     if mode != "r":
-        raise OSError(errno.EROFS, f"is opened for reading only, not as {mode!r}")
+        raise OSError(errno.EROFS, f"remote files can only be read; mode is {mode!r}")
     return io.TextIOWrapper(io.BufferedReader(raw, _BUFFER), **options)

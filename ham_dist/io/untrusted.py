@@ -1,4 +1,4 @@
-"""Reading what strangers hand over: regular files inside their folder, and JSON within limits."""
+"""Reads untrusted input: only regular files inside their folder, and JSON and TOML within limits."""
 
 import json
 import os
@@ -8,23 +8,23 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, NoReturn
 
 JSON_BYTES = 1 << 26
-"""Largest JSON file that is read (64 MiB). The largest of ours, a manifest of 10^5 shards, has about 20 MB."""
+"""Maximum size of a JSON file (64 MiB). Our largest, a manifest of 10^5 shards, has about 20 MB."""
 TOML_BYTES = 1 << 20
-"""Largest TOML file that is read; a recipe with 1,000 fields has less than 100 kB."""
+"""Maximum size of a TOML file; a recipe with 1,000 fields has less than 100 kB."""
 JSON_DEPTH = 100
-"""Deepest nesting; ours has less than 10."""
+"""Maximum nesting of JSON; ours is nested less than 10 deep."""
 NAME_BYTES = 255
-"""Longest file name of the file systems in use."""
+"""Maximum length of a file name in bytes (NAME_MAX of Linux)."""
 NUMBER_DIGITS = 40
-"""Longest number; int64 has 19 digits and float64 is written with 17 to 24 characters."""
+"""Maximum length of a number; int64 has 19 digits and float64 is written with 17 to 24 characters."""
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for reading.
+    """Opens a regular file for reading.
 
     Raises:
-        OSError: There is none, it cannot be read, or it is a folder, a FIFO, a socket or a device (which could block or
-            never end).
+        OSError: The file does not exist, cannot be read, or is a folder, a FIFO, a socket or a device (which
+            could block or never end).
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -41,7 +41,7 @@ def inside(folder: Path, name: str) -> Path:
     """The path of `name` in `folder`.
 
     Raises:
-        ValueError: It leads out of the folder, by `..`, an absolute path or a symbolic link.
+        ValueError: The path leads out of the folder, by `..`, an absolute path or a symbolic link.
     """
     path = folder / name
     try:
@@ -53,29 +53,31 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def relative_name(name: str) -> str:
-    """`name`, for files that a manifest or a recipe lists.
+    """Validates the name of a file that a manifest or a recipe lists, and returns it.
 
     Raises:
-        ValueError: It is absolute, holds `..`, `.`, an empty part or a control character, or is longer than file systems take.
+        ValueError: The name is absolute, has an empty part, a part `.` or `..`, a control character or a
+            backslash, or is too long for a file system.
     """
     parts = name.split("/")
     if {"", ".", ".."} & set(parts) or not name.isprintable() or "\\" in name:
-        raise ValueError(f"{name[:80]!r} is not the name of a file in this folder")
+        raise ValueError(f"{name[:80]!r} is not a relative path in this folder")
     if any(len(part.encode("utf-8", "surrogatepass")) > NAME_BYTES for part in parts) or len(name) > 4000:
-        raise ValueError(f"{name[:80]!r}... is longer than the name of a file can be")
+        raise ValueError(f"{name[:80]!r}... is too long for a file name")
     return name
 
 
 def read_json(path: Path, *, limit: int = JSON_BYTES, finite: bool = True) -> Any:
-    """The JSON value in a file in UTF-8.
+    """Reads the JSON value in a UTF-8 file.
 
     Args:
         path: A regular file.
-        limit: Most bytes that are read.
-        finite: Refuse NaN and Infinity, which Python writes though they are not JSON.
+        limit: Maximum size in bytes.
+        finite: Refuse NaN and Infinity, which Python writes although they are not JSON.
     Raises:
-        ValueError: It is larger than `limit`, not UTF-8, not JSON, nested deeper than `JSON_DEPTH`, names a key twice, or
-            holds a number that is not finite or longer than `NUMBER_DIGITS`. The message does not name the file.
+        ValueError: The file is larger than `limit`, not UTF-8, not JSON, nested deeper than `JSON_DEPTH`,
+            repeats a key, or holds a number that is not finite or longer than `NUMBER_DIGITS`. The message
+            does not name the file.
         OSError: It cannot be read.
     """
     return parse_json(read_bytes(path, limit=limit), finite=finite)
@@ -85,7 +87,7 @@ def read_bytes(path: Path, *, limit: int = JSON_BYTES) -> bytes:
     """The content of a regular file.
 
     Raises:
-        ValueError: It is larger than `limit`.
+        ValueError: The file is larger than `limit` bytes.
         OSError: It cannot be read.
     """
     with open_regular(path) as file:
@@ -93,7 +95,11 @@ def read_bytes(path: Path, *, limit: int = JSON_BYTES) -> bytes:
 
 
 def read_stream(file: IO[bytes], *, limit: int = JSON_BYTES) -> bytes:
-    """All that is left to read in `file`; raises ValueError if that is more than `limit` bytes."""
+    """The rest of `file`.
+
+    Raises:
+        ValueError: It has more than `limit` bytes.
+    """
     content = file.read(limit + 1)
     if len(content) > limit:
         raise ValueError(f"has more than {limit:,} bytes")
@@ -101,10 +107,10 @@ def read_stream(file: IO[bytes], *, limit: int = JSON_BYTES) -> bytes:
 
 
 def parse_toml(content: bytes) -> dict[str, Any]:
-    """The TOML document in `content`.
+    """Parses the TOML document in `content`.
 
     Raises:
-        ValueError: It is not UTF-8, not TOML, or nested too deeply.
+        ValueError: The content is not UTF-8, not TOML, or nested too deeply.
     """
     try:
         return tomllib.loads(content.decode("utf-8"))
@@ -115,7 +121,14 @@ def parse_toml(content: bytes) -> dict[str, Any]:
 
 
 def parse_json(content: bytes | str, *, finite: bool = True) -> Any:
-    """The JSON value in `content`; raises ValueError as `read_json`."""
+    """Parses the JSON value in `content`.
+
+    Args:
+        content: Text, or UTF-8.
+        finite: Refuse NaN and Infinity, which Python writes although they are not JSON.
+    Raises:
+        ValueError: The content is invalid; see `read_json`.
+    """
     if isinstance(content, bytes):
         try:
             content = content.decode("utf-8")
@@ -157,7 +170,7 @@ def _float(text: str) -> float:
 
 def _require_short(text: str) -> None:
     if len(text) > NUMBER_DIGITS:
-        raise ValueError(f"a number of {len(text):,} digits")
+        raise ValueError(f"a number has {len(text):,} digits; expected at most {NUMBER_DIGITS}")
 
 
 def _constant(name: str) -> NoReturn:
@@ -177,7 +190,7 @@ def _require_unicode(value: Any) -> None:
     try:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
-        raise ValueError("holds half of a surrogate pair, which is not text") from None
+        raise ValueError("holds a lone surrogate, which is not valid text") from None
 
 
 def _require_shallow(value: Any) -> None:

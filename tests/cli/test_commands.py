@@ -244,7 +244,7 @@ def test_criteo_text_is_one_file_or_a_folder_of_days(tmp_path: Path) -> None:
     assert generate("--out", str(folder), "--days", "2", "--gzip", "--seed", "1") == f"30 rows in {folder}\n"
     assert sorted(path.name for path in folder.iterdir()) == ["day_0.gz", "day_1.gz"]
     assert generate("--out", str(file)).startswith(
-        f"exit 2: ham-dist: {file}: is there already; nothing was written\n"
+        f"exit 2: ham-dist: {file}: already exists; nothing was written\n"
     )
     assert "--gzip needs --days" in generate("--out", str(tmp_path / "x"), "--gzip")
 

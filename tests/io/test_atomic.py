@@ -108,7 +108,7 @@ def test_json_that_is_none_is_refused_and_nothing_is_left(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("new", [atomic.new_file, atomic.new_folder])
 def test_a_disk_without_room_is_an_error_that_names_the_file(tmp_path: Path, new: Any) -> None:
-    """A failing write carries no name (`OSError: [Errno 28] No space left on device`), and the user knows no temporary one."""
+    """A failed write names no file (`[Errno 28] No space left on device`), or only the temporary one."""
     for name in (None, str(atomic.temporary_path(tmp_path / "a"))):
         with pytest.raises(OSError, match="No space left") as caught, new(tmp_path / "a"):
             raise OSError(errno.ENOSPC, "No space left on device", name)

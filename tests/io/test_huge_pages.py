@@ -1,4 +1,4 @@
-"""Huge pages, and freed memory that stays; asked in a process of its own, since the switches are the whole process's."""
+"""Huge pages and kept memory, each tested in its own process because the switches are process-wide."""
 
 import os
 import subprocess
@@ -46,7 +46,7 @@ print(given_back, faults())
 
 
 def asks_for_huge_pages(**environment: str) -> bool:
-    """True if a table's memory has the flag of madvise(MADV_HUGEPAGE); whether the kernel has such pages to give is up to the machine."""
+    """True if a table's memory has the flag of madvise(MADV_HUGEPAGE); the kernel may use small pages."""
     done = subprocess.run(
         [sys.executable, "-c", TABLE],
         env={**os.environ, **environment},

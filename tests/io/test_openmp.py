@@ -11,7 +11,7 @@ from ham_dist.io.openmp import SPINS, WAITING, limit_spinning
 
 ROOT = Path(__file__).parents[2]
 
-# Runs a program as `python ...` would, and prints what the environment of the C library holds as torch begins to load.
+# Runs a program as `python ...` would, and prints the C library's environment when torch starts to load.
 WATCHED = """
 import ctypes, runpy, sys
 
@@ -30,7 +30,8 @@ STARTS = {
     "program": "sys.argv[0] = 'ham-dist'\nfrom ham_dist.cli import main\nmain()",
     "package": "runpy.run_module('ham_dist', run_name='__main__', alter_sys=True)",
     "module": "sys.argv.pop(1)\nrunpy.run_module('ham_dist.train', run_name='__main__', alter_sys=True)",
-    "script": f"sys.argv.pop(1)\nrunpy.run_path({str(ROOT / 'ham_dist' / 'train.py')!r}, run_name='__main__')",
+    "script": "sys.argv.pop(1)\n"
+    f"runpy.run_path({str(ROOT / 'ham_dist' / 'train.py')!r}, run_name='__main__')",
 }
 
 

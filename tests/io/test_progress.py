@@ -28,7 +28,7 @@ def told(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 
 
 def test_lines_say_share_rate_and_time_left(told: Callable[[], list[str]]) -> None:
-    """A line every ten seconds. What an earlier process did counts for the share, and neither for the rate nor for the time left."""
+    """A line every ten seconds. An earlier process's work counts for the share, not for rate or time left."""
     clock = Clock()
     with progress("reading", 1000, log.info, clock=clock) as step:
         step(400, 0)

@@ -58,7 +58,7 @@ def test_what_is_not_there(server: FileServer) -> None:
     assert not exists(f"{server.url}/none.bin")
     with pytest.raises(FileNotFoundError, match="the server answered 404"):
         open_file(f"{server.url}/none.bin", "rb")
-    with pytest.raises(DataError, match=r"none\.bin: cannot be fetched \(.*404"):
+    with pytest.raises(DataError, match=r"none\.bin: cannot be downloaded \(.*404"):
         local_path(f"{server.url}/none.bin")
 
 
@@ -79,7 +79,7 @@ def test_a_server_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         open_file(f"{server.url}/file.bin", "rb")
     with pytest.raises(
         DataError,
-        match=r"file\.bin: cannot be looked for \(the server does not answer: .*\n  Check the address",
+        match=r"file\.bin: cannot be accessed \(the server does not answer: .*\n  Check the URL",
     ):
         exists(f"{server.url}/file.bin")
 
@@ -107,10 +107,10 @@ def test_arrows_file_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert local_path(url).read_text(encoding="utf-8") == "Größe\n"
     with pytest.raises(
         DataError,
-        match=r"s3://bucket/data: cannot be fetched \(.*\)\n  A folder never can be: copy it to this machine",
+        match=r"s3://bucket/data: cannot be downloaded \(.*\)\n  Check the URL. If it is a folder, copy it",
     ):
         local_path("s3://bucket/data")
-    with pytest.raises(OSError, match="is opened for reading only"):
+    with pytest.raises(OSError, match="remote files can only be read"):
         open_file(url, "w")
     with pytest.raises(FileNotFoundError):
         open_file(f"{url}.none", "rb")
@@ -185,7 +185,7 @@ def test_a_server_that_answers_nonsense(server: FileServer, total: str) -> None:
 )
 def test_an_address_that_is_none(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "PAUSES", ())
-    with pytest.raises(DataError, match="cannot be looked for"):
+    with pytest.raises(DataError, match="cannot be accessed"):
         exists(url)
 
 

@@ -33,7 +33,7 @@ def test_what_is_written_is_what_is_read(tmp_path_factory: pytest.TempPathFactor
     [
         ("[" * 100_000, "nested deeper than 100"),
         ("[" * 101 + "]" * 101, "nested deeper than 100"),
-        ("9" * 5_000, "a number of 5,000 digits"),
+        ("9" * 5_000, "a number has 5,000 digits"),
         ("1e400", "the number 1e400 is too large"),
         ("-1e400", "too large"),
         ("NaN", "NaN is not JSON"),

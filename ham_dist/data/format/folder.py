@@ -1,4 +1,4 @@
-"""The folder that prepared data goes to: all of it or nothing, and never over something else."""
+"""Checks of the output folder of prepared data; existing content is never overwritten."""
 
 import logging
 import re
@@ -10,14 +10,20 @@ from ham_dist.errors import DataError
 
 log = logging.getLogger(__name__)
 
-# A Path has one slash of the two.
-_ELSEWHERE = re.compile(r"[a-z][a-z0-9]+:/")
+# Path collapses the two slashes of a URL into one.
+_REMOTE = re.compile(r"[a-z][a-z0-9]+:/")
 
 
 def already_there(out: Path, planned: dict[str, Any]) -> Manifest | None:
-    """The manifest of `out` if it holds whole data with just the entries in `planned`; None where `out` is free.
+    """Checks whether `out` holds the planned data already.
 
-    raises: DataError if it holds anything else.
+    Args:
+        out: Output folder.
+        planned: Entries of the manifest that must be equal.
+    Returns:
+        The manifest of `out` if it holds complete data with the entries `planned`; None if `out` is free.
+    Raises:
+        DataError: `out` holds anything else.
     """
     if not (out / FILE_NAME).is_file():
         refuse_occupied(out)
@@ -26,23 +32,29 @@ def already_there(out: Path, planned: dict[str, Any]) -> Manifest | None:
     differ = [name for name, value in planned.items() if getattr(manifest, name) != value]
     if differ:
         raise DataError(
-            f"{out}: holds {manifest.name} with seed {manifest.seed}, which differs in {', '.join(differ)}; nothing was written\n"
-            "  Give another folder, or delete this one."
+            f"{out}: holds {manifest.name} with seed {manifest.seed}, which differs in"
+            f" {', '.join(differ)}; nothing was written\n"
+            "  Choose another folder, or delete this one."
         )
     manifest.check(out, deep=False)
-    log.info("%s already holds this data; nothing to do", out)
+    log.info("%s: already holds this data; nothing to do", out)
     return manifest
 
 
 def refuse_occupied(out: Path) -> None:
-    """raises: DataError if `out` exists with something in it, or is not on this machine."""
-    if _ELSEWHERE.match(str(out)):
+    """Checks that `out` is a local path that does not exist or is an empty folder.
+
+    Raises:
+        DataError: `out` exists and is not an empty folder, or is a URL.
+    """
+    if _REMOTE.match(str(out)):
         raise DataError(
-            f"{out}: data is written to a folder of this machine\n  Give one, and copy it from there."
+            f"{out}: is not a local path; data is written to local folders only\n"
+            "  Choose a local folder, and copy it from there."
         )
     if out.is_dir() and not any(out.iterdir()):
         return
     if out.exists():
         raise DataError(
-            f"{out}: is there already; nothing was written\n  Give a name that does not exist yet, or delete it."
+            f"{out}: already exists; nothing was written\n  Choose a name that does not exist, or delete it."
         )

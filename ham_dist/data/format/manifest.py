@@ -1,4 +1,4 @@
-"""manifest.json: what a prepared data folder holds, and whether it still holds it."""
+"""manifest.json: describes the content of a prepared data folder, and checks its files."""
 
 import errno
 import json
@@ -13,10 +13,10 @@ from ham_dist.io.hashing import sha256_of_stream
 from ham_dist.io.paths import exists, is_local, open_file, read_content
 from ham_dist.io.untrusted import inside, open_regular, parse_json, relative_name
 
-# Raised whenever a folder written by this version cannot be read by the version before.
+# Increased whenever earlier versions cannot read a folder written by this version.
 FORMAT_VERSION = 2
 FILE_NAME = "manifest.json"
-REDO = "Delete the folder and prepare it again, or copy it again from where it came."
+REDO = "Delete the folder and prepare it again, or copy it again from its source."
 SPLITS = ("train", "validation", "test")
 
 Count = Annotated[int, Field(ge=0)]
@@ -27,17 +27,17 @@ class _ManifestPart(BaseModel):
 
 
 class StoredFile(_ManifestPart):
-    """One file of the folder (or one raw file that it was made from)."""
+    """One file of the folder."""
 
     file: Annotated[str, AfterValidator(relative_name)]
-    """Path from the folder, with forward slashes."""
+    """Path relative to the folder, with forward slashes."""
     rows: Count
     bytes: Count
     sha256: str
 
 
 class RawFile(_ManifestPart):
-    """One file that the folder was made from."""
+    """One raw file that the data was prepared from."""
 
     file: str
     bytes: Count
@@ -45,19 +45,19 @@ class RawFile(_ManifestPart):
 
 
 class DataField(_ManifestPart):
-    """One field of the model."""
+    """One field of the prepared data."""
 
     name: str
     rows: Annotated[int, Field(ge=1)]
-    """C_j: ids lie in [0, rows); 0 stands for unknown values."""
+    """C_j: ids are in [0, rows); id 0 stands for unknown values."""
     multi_valued: bool
-    """Whether a sample can have several ids: its column then is a list."""
+    """True if a sample can have several ids; its column is then a list."""
     vocabulary: StoredFile
-    """Which value has which id; without rows for a field whose ids are hashes."""
+    """The id of each value; has no rows for a field with hashed ids."""
 
 
 class SplitEntry(_ManifestPart):
-    """One of train, validation, test."""
+    """One split: train, validation or test."""
 
     rows: Count
     positives: Count
@@ -65,104 +65,109 @@ class SplitEntry(_ManifestPart):
 
 
 class RejectedLines(_ManifestPart):
-    """Lines of the raw files that are no rows."""
+    """Lines of the raw files that could not be read as rows."""
 
     samples: Count = 0
-    """Of the samples' files; the others are of side files."""
+    """Rejected lines of the sample files; all others are from side files."""
     reasons: dict[str, Annotated[int, Field(ge=1)]] = {}
-    """How many lines for each reason."""
+    """Number of lines by reason, side files included."""
     stored: StoredFile | None = None
-    """File, line, reason and beginning of each; None where there are none."""
+    """File, line number, reason and beginning of each rejected line; None if there are none."""
 
 
 class NumberCheck(_ManifestPart):
-    """Counts of a numeric field in the training split, before and after its transform. Missing numbers are left out."""
+    """Counts of a numeric field in the training split before and after its transform; no missing numbers."""
 
     samples: Count
     numbers: Count
-    """Distinct ones."""
+    """Distinct numbers before the transform."""
     ids: Count
-    """Distinct values that the transform made of them."""
+    """Distinct values after the transform."""
     most_frequent_number: Count
-    """Samples that have it."""
+    """Samples with the most frequent number."""
     most_frequent_id: Count
-    """Samples that have it."""
+    """Samples with the most frequent value after the transform."""
 
 
 class TimeCheck(_ManifestPart):
-    """Counts of the times of a field in the training split. Missing ones are left out."""
+    """Counts of a time field in the training split, without missing times."""
 
     samples: Count
     unknown: Count
-    """Samples whose time is not in the recipe's layout, or in an implausible year: id 0."""
+    """Samples whose time is not in the recipe's layout, or has an implausible year: these get id 0."""
     example: str | None
-    """One of these times."""
+    """One of the unknown times; None if there are none."""
 
 
 class Checks(_ManifestPart):
-    """Findings of preparing, to warn of. They describe no part of the data: manifests that differ in them are of the same data."""
+    """Counts made while preparing, for warnings. They are not part of the data's identity."""
 
     numbers: dict[str, NumberCheck] = {}
-    """By numeric field."""
+    """Checks by numeric field."""
     times: dict[str, TimeCheck] = {}
-    """By time field."""
+    """Checks by time field."""
 
 
 class Truth(_ManifestPart):
-    """What is known of generated data because it was planted."""
+    """Ground truth of generated data."""
 
     planted_ranks: dict[str, int]
-    """Columns that each field truly needs; 0 for pure noise."""
+    """Number of columns that each field truly needs; 0 for pure noise."""
     bayes_auc: float | None
-    """AUC on the test split (its first million rows) of the true logits: no model can do better but by luck. None if all labels are alike."""
+    """AUC of the true logits on the first million rows of the test split: the upper bound for any model.
+
+    None if all labels are equal.
+    """
     bayes_log_loss: float
-    """Mean log loss on the same rows of the true probabilities."""
+    """Mean log loss of the true probabilities on the same rows."""
 
 
 class Manifest(_ManifestPart):
-    """What a prepared data folder holds."""
+    """The content of manifest.json in a prepared data folder."""
 
     format_version: int
     name: str
-    """Of the data set."""
+    """Name of the data set."""
     recipe: dict[str, Any] | None
-    """The recipe that it was prepared by; None for generated data."""
+    """The recipe of prepared data; None for generated data."""
     settings: dict[str, Any] | None
-    """The settings that it was generated by; None for prepared data."""
+    """The settings of generated data; None for prepared data."""
     seed: int
-    """Of the split (and of the rows, for generated data)."""
+    """Random seed of the split; for generated data also of the rows."""
     rows_per_shard: Annotated[int, Field(ge=1)]
     fields: Annotated[tuple[DataField, ...], Field(min_length=1)]
-    """In the order that models take them."""
+    """The fields, in the order of model input."""
     splits: dict[str, SplitEntry]
     rows_in: Count
-    """Lines of the raw samples' files that are not blank: the rows of all splits, the dropped and the rejected."""
+    """Non-blank lines of the raw sample files: the rows of all splits, dropped rows and rejected lines."""
     rows_dropped: Count
-    """Raw samples that are neither positive nor negative."""
+    """Raw samples that the label rule makes neither positive nor negative."""
     raw: tuple[RawFile, ...]
     """The raw files; empty for generated data."""
     engine: dict[str, str]
-    """Versions of the programs that did the work, the engine first."""
+    """Version by name of the libraries that prepared the data; the engine comes first."""
     truth: Truth | None
-    """For generated data only."""
+    """Ground truth of generated data; None for prepared data."""
     rejected: RejectedLines = RejectedLines()
-    """Raw lines that could not be read, none of them silently."""
+    """Raw lines that could not be read."""
     checks: Checks = Checks()
-    """Empty where the version that wrote the folder made none."""
+    """Counts for warnings; empty if the version that wrote the folder made none."""
     row_group_rows: int | None = None
-    """Rows of each Parquet row group but a shard's last; None where the version that wrote the folder did not say."""
+    """Rows of each Parquet row group except a shard's last; None if the version that wrote it stored none."""
 
     @staticmethod
     def load(folder: str | Path) -> "Manifest":
-        """The manifest of the prepared data in `folder`.
+        """Reads the manifest of the prepared data in `folder`.
 
-        raises: DataError if there is none, it is damaged, or a newer ham_dist wrote it.
+        Raises:
+            DataError: There is none, it is damaged, or it was written by a newer ham_dist.
         """
         path = f"{folder}/{FILE_NAME}"
         if not exists(path):
-            what = f"{folder} holds no {FILE_NAME}" if exists(folder) else f"{folder}: no such folder"
+            problem = f"holds no {FILE_NAME}" if exists(folder) else "no such folder"
             raise DataError(
-                f"{what}, so no prepared data\n  Prepare it: ham-dist prepare RECIPE --raw RAW_FOLDER --out {folder}"
+                f"{folder}: {problem}; expected prepared data\n"
+                f"  Prepare it: ham-dist prepare RECIPE --raw RAW_FOLDER --out {folder}"
             )
         try:
             settings = parse_json(read_content(path))
@@ -171,12 +176,12 @@ class Manifest(_ManifestPart):
         except ValueError as error:
             raise DataError(f"{path}: not JSON ({error})\n  {REDO}") from None
         if not isinstance(settings, dict):
-            raise DataError(f"{path}: holds {type(settings).__name__} where an object was wanted\n  {REDO}")
+            raise DataError(f"{path}: holds {type(settings).__name__}; expected a JSON object\n  {REDO}")
         version = settings.get("format_version")
         if isinstance(version, int) and version > FORMAT_VERSION:
-            mend = "Use the ham_dist that wrote it or a later one, or prepare the data again."
             raise DataError(
-                f"{path}: format_version = {version}: this ham_dist reads up to {FORMAT_VERSION}\n  {mend}"
+                f"{path}: format_version = {version}; this ham_dist reads versions up to {FORMAT_VERSION}\n"
+                "  Use the ham_dist that wrote it or a later one, or prepare the data again."
             )
         try:
             return Manifest.model_validate(settings)
@@ -188,12 +193,12 @@ class Manifest(_ManifestPart):
             raise DataError("\n".join(f"{path}: {mistake}" for mistake in mistakes) + f"\n  {REDO}") from None
 
     def save(self, folder: Path) -> None:
-        """Write manifest.json into `folder`; the same manifest gives the same bytes."""
+        """Writes manifest.json into `folder`. Equal manifests give equal bytes."""
         text = json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False)
         write_text(folder / FILE_NAME, text + "\n")
 
     def files(self) -> list[StoredFile]:
-        """Every file of the folder but the manifest."""
+        """All files of the folder except the manifest."""
         rejected = [] if self.rejected.stored is None else [self.rejected.stored]
         return (
             [field.vocabulary for field in self.fields]
@@ -202,9 +207,13 @@ class Manifest(_ManifestPart):
         )
 
     def check(self, folder: str | Path, deep: bool) -> None:
-        """Compare the files of `folder` with this manifest: presence and size, and with `deep` every byte.
+        """Compares the files of `folder` with this manifest.
 
-        raises: DataError that names every file that differs.
+        Args:
+            folder: Prepared data.
+            deep: Also compare the sha256 of every file; otherwise only its presence and size.
+        Raises:
+            DataError: Files differ. The message names each of them.
         """
         differences = [text for stored in self.files() if (text := _difference(folder, stored, deep))]
         if differences:
@@ -219,15 +228,17 @@ class Manifest(_ManifestPart):
         return {field.name: field.rows for field in self.fields}
 
     def single_valued(self) -> set[str]:
-        """Fields of which no sample has more than one id."""
+        """Names of the single-valued fields."""
         return {field.name for field in self.fields if not field.multi_valued}
 
 
 def require_own_file(folder: str | Path, name: str) -> None:
-    """Check that a local file is a regular file within `folder`; readers that open it by name could wait on a FIFO without end.
+    """Checks that a local file is a regular file within `folder`. Does nothing for a remote folder.
+
+    A reader that opens a FIFO by name would block forever.
 
     Raises:
-        OSError: It leads out of the folder, or is not a regular file.
+        OSError: The path leads out of the folder, or is not a regular file.
     """
     if is_local(folder):
         try:
@@ -249,10 +260,13 @@ def _difference(folder: str | Path, stored: StoredFile, deep: bool) -> str | Non
     with file:
         size = file.seek(0, 2)
         if size != stored.bytes:
-            return f"{path}: has {size:,} bytes, the manifest says {stored.bytes:,}"
+            return f"{path}: has {size:,} bytes; expected {stored.bytes:,} by the manifest"
         if deep:
             file.seek(0)
             found = sha256_of_stream(file)
             if found != stored.sha256:
-                return f"{path}: its bytes are not those that were written (sha256 {found[:12]}..., the manifest says {stored.sha256[:12]}...)"
+                return (
+                    f"{path}: its content has changed (sha256 {found[:12]}...; expected"
+                    f" {stored.sha256[:12]}... by the manifest)"
+                )
     return None

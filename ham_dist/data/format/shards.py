@@ -1,4 +1,4 @@
-"""Writing Parquet: shards of a fixed number of rows, and vocabularies; the same rows give the same bytes, however they come."""
+"""Writes Parquet shards and vocabularies. Equal rows give equal bytes, however they come in batches."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,9 +12,11 @@ from ham_dist.data.format.manifest import StoredFile
 from ham_dist.io.atomic import new_file
 from ham_dist.io.hashing import sha256_of
 
-# What a reader takes at once: a shuffle in bounded memory is the better the more row groups it holds (perf/results/reader_cpu_2026-11.md).
+# Rows that a reader reads at once. Small, because a shuffle in bounded memory gets better with the number of
+# row groups that it holds (perf/results/reader_cpu_2026-11.md).
 ROW_GROUP = 16_384
-# Dictionaries halve the files and cost no time in reading. The checksums of pages find a flipped bit, which would be another id.
+# Dictionaries halve the file size and do not slow down reading. Page checksums detect flipped bits, which
+# would otherwise be read as different ids.
 PARQUET: dict[str, Any] = {"compression": "snappy", "use_dictionary": True, "write_page_checksum": True}
 LABEL = "label"
 
@@ -22,7 +24,7 @@ VOCABULARY_SCHEMA = pa.schema([("value", pa.string()), ("id", pa.int32()), ("cou
 
 
 def id_columns(multi_valued: dict[str, bool]) -> list[pa.Field]:
-    """A column of ids for each field: int32, or a list of int32 where the field is multi-valued."""
+    """Arrow column of each field's ids: int32, or a list of int32 if the field is multi-valued."""
     return [
         pa.field(name, pa.list_(pa.int32()) if several else pa.int32())
         for name, several in multi_valued.items()
@@ -30,16 +32,22 @@ def id_columns(multi_valued: dict[str, bool]) -> list[pa.Field]:
 
 
 def split_schema(multi_valued: dict[str, bool]) -> pa.Schema:
-    """Columns of a shard: `label` int8, and the ids of each field."""
+    """Schema of a shard: `label` int8, then the ids of each field."""
     return pa.schema([pa.field(LABEL, pa.int8()), *id_columns(multi_valued)])
 
 
 def write_shard(
     folder: Path, file: str, batches: Iterable[pa.RecordBatch | pa.Table], schema: pa.Schema
 ) -> tuple[StoredFile, int]:
-    """Write the rows of `batches`, however they are cut, as the one file `file` of `folder`: it is there whole or not at all.
+    """Writes the rows of `batches` to a single file, atomically.
 
-    returns: its manifest entry, and how many of its labels are 1 (0 where `schema` has no label).
+    Args:
+        folder: Folder of the prepared data.
+        file: Path of the file relative to `folder`.
+        batches: The rows; the file does not depend on how they are split into batches.
+        schema: Columns of the file.
+    Returns:
+        The manifest entry of the file, and the number of labels that are 1 (0 if `schema` has no label).
     """
     path = folder / file
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,12 +62,12 @@ def write_shard(
 
 
 def shard_name(split: str, number: int) -> str:
-    """Where shard `number` (from 0) of a split lies in the folder."""
+    """Path of shard `number` (from 0) of a split, relative to the folder."""
     return f"{split}/part-{number:05d}.parquet"
 
 
 def _row_groups(batches: Iterable[pa.RecordBatch | pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
-    """The rows of `batches` cut into row groups."""
+    """The rows of `batches` as one table per row group."""
     waiting: list[pa.Table] = []
     rows_waiting = 0
     for batch in batches:
@@ -68,7 +76,7 @@ def _row_groups(batches: Iterable[pa.RecordBatch | pa.Table], schema: pa.Schema)
         rows_waiting += batch.num_rows
         while rows_waiting >= ROW_GROUP:
             table = pa.concat_tables(waiting)
-            # In one piece, because where pages end depends on where pieces do.
+            # As a single chunk, because page boundaries depend on chunk boundaries.
             yield table.slice(0, ROW_GROUP).combine_chunks()
             waiting = [table.slice(ROW_GROUP)]
             rows_waiting -= ROW_GROUP
@@ -77,7 +85,7 @@ def _row_groups(batches: Iterable[pa.RecordBatch | pa.Table], schema: pa.Schema)
 
 
 def stored_file(folder: Path, path: Path, rows: int) -> StoredFile:
-    """The manifest's entry of `path`."""
+    """The manifest entry of the file `path` in `folder`, which has `rows` rows."""
     return StoredFile(
         file=path.relative_to(folder).as_posix(),
         rows=rows,

@@ -1,4 +1,4 @@
-"""Warnings about prepared data: splits of one class, numbers that became one id, times that are none."""
+"""Warnings about prepared data: splits of one class, collapsed numbers, unreadable times."""
 
 from collections.abc import Iterator
 
@@ -6,20 +6,26 @@ from ham_dist.data.format.manifest import Manifest, NumberCheck
 from ham_dist.data.recipe.fields import FIRST_YEAR, LAST_YEAR
 
 MOST_OF_ONE_ID = 0.95
-"""Share of the samples with a number that one id has at least, for a warning; also where all numbers have one id."""
+"""Warn if a single id has at least this share of the samples (missing numbers excluded).
+
+If all numbers have one id, there is always a warning.
+"""
 FEW_IDS, MANY_NUMBERS = 4, 100
-"""There is a warning for so few ids (at most) of so many numbers (at least), too."""
+"""Warn if at least MANY_NUMBERS distinct numbers became at most FEW_IDS ids."""
 MOST_OF_ONE_NUMBER = 0.5
-"""There is no warning where a single number has this share of the samples: the data is so, not the transform."""
+"""No warning if a single number has this share of the samples: the skew is in the data, not the transform."""
 
 
 def warnings_of(manifest: Manifest) -> list[str]:
-    """One line, or two, for each finding; empty where there is none, or where the version that prepared the data looked for none."""
+    """Warnings about the data, each of one or two lines.
+
+    Empty if there are none, or if the version that prepared the data made no checks.
+    """
     return [*_one_class(manifest), *_collapsed(manifest), *_no_times(manifest)]
 
 
 def share_of(count: int, total: int) -> str:
-    """A share in percent, such as `12.3%`; counts where that would round to none or to all, as in `3 of 12,345`."""
+    """Share in percent, such as `12.3%`; if that would round to 0% or 100%, counts such as `3 of 12,345`."""
     text = f"{count / total:.1%}" if total else "0.0%"
     hides = (text == "0.0%" and count > 0) or (text == "100.0%" and count < total)
     return f"{count:,} of {total:,}" if hides else text
@@ -30,11 +36,15 @@ def _one_class(manifest: Manifest) -> Iterator[str]:
     for name, split in manifest.splits.items():
         if split.rows and split.positives in (0, split.rows):
             whole = f"all {split.rows:,} samples are" if split.rows > 1 else "its only sample is"
-            text = f"split {name}: {whole} {'positive' if split.positives else 'negative'}; AUC is not defined on one class"
+            label = "positive" if split.positives else "negative"
+            text = f"split {name}: {whole} {label}; AUC is not defined on one class"
             if name != "test":
                 text += ", and training needs both"
             if dropped:
-                text += f"\n  The label rule drops {dropped:,} sample{'' if dropped == 1 else 's'}: check `label` in the recipe."
+                text += (
+                    f"\n  The label rule drops {dropped:,} sample{'' if dropped == 1 else 's'}:"
+                    " check `label` in the recipe."
+                )
             yield text
 
 
@@ -49,12 +59,13 @@ def _collapsed(manifest: Manifest) -> Iterator[str]:
             )
             yield (
                 f"field {name}: {check.numbers:,} distinct numbers became {ids}\n"
-                f'  Set transform = "quantile", or transform = "log" with a scale, in the recipe\'s fields.{name}.'
+                '  Set transform = "quantile", or transform = "log" with a scale, in the recipe\'s'
+                f" fields.{name}."
             )
 
 
 def collapsed(check: NumberCheck) -> bool:
-    """True where a transform makes nearly one value of numbers that differ."""
+    """True if a transform maps different numbers to nearly a single id."""
     if check.numbers < 2:
         return False
     if check.ids == 1:
@@ -70,7 +81,8 @@ def _no_times(manifest: Manifest) -> Iterator[str]:
     for name, check in manifest.checks.times.items():
         if check.unknown and name in fields:  # a damaged manifest may name any field
             yield (
-                f"field {name}: {check.unknown:,} of {check.samples:,} times of the training split are unknown (id 0): they are"
-                f" not {fields[name]['layout']} within the years {FIRST_YEAR} to {LAST_YEAR}, such as {check.example!r}\n"
+                f"field {name}: {check.unknown:,} of {check.samples:,} times of the training split are"
+                f" unknown (id 0): they are not {fields[name]['layout']} within the years"
+                f" {FIRST_YEAR} to {LAST_YEAR}, such as {check.example!r}\n"
                 f"  Check fields.{name}.layout in the recipe."
             )

@@ -1,4 +1,4 @@
-"""The pass over the training split: vocabularies, boundaries of numbers, and checks to warn of."""
+"""The pass that counts: vocabularies, boundaries of numbers and checks, from the training split."""
 
 import logging
 from collections.abc import Mapping
@@ -29,19 +29,19 @@ from ham_dist.io.progress import progress
 
 log = logging.getLogger(__name__)
 
-# A layout is suggested where it fits at least this share of the times that the recipe's does not.
+# Minimum share of the times that another layout must fit to be suggested.
 _FITS = 0.5
 
 
 class Counting:
-    """Vocabularies of the fields of `recipe`, written into `work`.
+    """Counts the values of each field of `recipe` and writes its vocabulary into `work`.
 
-    Only training samples are counted: a value that training never saw has no trained row, so it is unknown (id 0) wherever
-    it comes later, and nothing of the validation and test samples leaks into the model.
+    Only training samples are counted. A value that does not occur in training has no trained row, so it is
+    unknown (id 0) in the other splits, and nothing of the validation and test samples leaks into the model.
 
     Attributes:
-        fields: The recipe's, with the boundaries that were found.
-        checks: Of all fields that were counted.
+        fields: The recipe's fields, with the boundaries that were found.
+        checks: Checks of all fields counted so far.
     """
 
     def __init__(self, recipe: Recipe, work: Work, engine: Engine) -> None:
@@ -55,8 +55,13 @@ class Counting:
         return Checks(numbers=self._numbers, times=self._times)
 
     def count(self, train: StagedSplit, sides: Sides) -> list[DataField]:
-        """The entries of the fields; what is finished is kept.
+        """Counts all fields that are not finished.
 
+        Args:
+            train: Staged rows of the training split.
+            sides: The side tables that the samples are joined with.
+        Returns:
+            Manifest entries of the fields, in order.
         Raises:
             DataError: A field has no value that is frequent enough, or no time in its layout.
         """
@@ -74,7 +79,7 @@ class Counting:
         return entries
 
     def _write(self, name: str, cells: ibis.Table) -> dict[str, Any]:
-        """Write the vocabulary of a field, and give what is to be known of it."""
+        """Write the vocabulary of a field, and return its record."""
         field, found = self._recipe.fields[name], {}
         if isinstance(field, Numeric | Time):
             cells = self._engine.keep(counts_of(cells))
@@ -96,7 +101,7 @@ class Counting:
 
     def _row(self, aggregated: ibis.Table) -> dict[str, Any]:
         row: dict[str, Any] = self._engine.query(aggregated)().to_pylist()[0]
-        # A sum over nothing is null, and DuckDB's sums of int64 have 128 bits and come as decimals.
+        # The sum of no rows is null. DuckDB's sums of int64 have 128 bits and are returned as decimals.
         return {key: value if key == "example" else int(value or 0) for key, value in row.items()}
 
     def _take(self, name: str, record: Mapping[str, Any]) -> DataField:
@@ -109,8 +114,8 @@ class Counting:
         if stored.rows == 0 and not is_hashed(field):
             least = self._recipe.min_count_of(name)
             raise DataError(
-                f"field {name}: none of its values occurs {least} {'time' if least == 1 else 'times'} or more in the"
-                " training split, so all would be unknown\n"
+                f"field {name}: none of its values occurs {least} {'time' if least == 1 else 'times'} or more"
+                " in the training split, so all would be unknown\n"
                 "  Check that the side files have the samples' keys, and the recipe's min_count."
             )
         rows = self._recipe.max_rows_of(name) if is_hashed(field) else stored.rows + 1
@@ -126,31 +131,33 @@ class Counting:
             for layout in TIME_LAYOUTS
         }
         best = min(fits, key=lambda layout: fits[layout].unknown)
-        way_out = (
+        fix = (
             f'Set layout = "{best}" ({TIME_LAYOUTS[best]}), which fits'
             if fits[best].unknown <= (1 - _FITS) * check.samples
-            else f"Layouts are {', '.join(TIME_LAYOUTS)}; or make it a categorical field, or ignore the column"
+            else f"Set one of the layouts {', '.join(TIME_LAYOUTS)}, make it a categorical field, or ignore"
+            " the column"
         )
         raise DataError(
-            f"field {name}: none of its {check.samples:,} times is {field.layout} ({TIME_LAYOUTS[field.layout]}) within the"
-            f" years {FIRST_YEAR} to {LAST_YEAR}, such as {shown(check.example or '')}, so all would be unknown\n  {way_out}."
+            f"field {name}: none of its {check.samples:,} times is {field.layout}"
+            f" ({TIME_LAYOUTS[field.layout]}) within the years {FIRST_YEAR} to {LAST_YEAR}, such as"
+            f" {shown(check.example or '')}, so all would be unknown\n  {fix}."
         )
 
 
 def is_hashed(field: AnyField) -> bool:
-    """True for a field whose ids are hashes, without a vocabulary."""
+    """True for a field with hashed ids, which needs no vocabulary."""
     return isinstance(field, Categorical) and field.hash
 
 
 def _with(field: AnyField, record: Mapping[str, Any]) -> AnyField:
-    """`field` with the boundaries in `record`, if there are some."""
+    """`field` with the boundaries in `record`, if there are any."""
     if "boundaries" not in record:
         return field
     return field.model_copy(update={"boundaries": tuple(record["boundaries"])})
 
 
 def _number_check(counted: ibis.Table, field: AnyField) -> ibis.Table:
-    """One row with the columns of NumberCheck."""
+    """Table of one row with the columns of NumberCheck."""
     known = valued(counted.filter(counted[CELL].notnull()), field)
     by_id = known.group_by("value").aggregate(
         samples=known["count"].sum(), numbers=known.count(), most=known["count"].max()
@@ -165,7 +172,7 @@ def _number_check(counted: ibis.Table, field: AnyField) -> ibis.Table:
 
 
 def _time_check(counted: ibis.Table, field: AnyField) -> ibis.Table:
-    """One row with the columns of TimeCheck."""
+    """Table of one row with the columns of TimeCheck."""
     known = valued(counted.filter(counted[CELL].notnull()), field)
     unknown = known.value.isnull()
     return known.aggregate(

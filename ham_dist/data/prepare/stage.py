@@ -1,6 +1,7 @@
-"""Raw samples -> Parquet by file, segment and split, with the label and ROW: what the passes over the data read.
+"""Stages raw samples as Parquet by file, segment and split, with label and ROW, for the passes over the data.
 
-A segment is one block of a raw file. It is parsed, cut into splits and written by one thread, and is the unit of what an interrupted run keeps.
+A segment is one block of a raw file. One thread parses it, divides it into splits and writes it. An
+interrupted run keeps whole segments.
 """
 
 import os
@@ -29,23 +30,25 @@ from ham_dist.data.recipe.load import Recipe
 from ham_dist.io.atomic import new_file
 from ham_dist.io.progress import Advance
 
-# The label of a staged row. No recipe can name a column so.
+# The label column of staged rows; no recipe can give a column this name.
 STAGED_LABEL = "_label"
-# Text, columns and Parquet of one block under way, in sizes of a block.
+# Memory for text, columns and Parquet of one block in progress, as a multiple of the block size.
 _MEMORY_OF_A_BLOCK = 12
 
 
 @dataclass(frozen=True)
 class Segment:
-    """What is known of a finished segment.
+    """The record of a finished segment.
 
-    file, number: which raw file, and which segment of it, from 0.
-    end:          where it ends in the raw file.
-    share:        of the raw file's bytes, about how many lie before its end; see Block.
-    rows:         staged rows of each split.
-    dropped:      rows whose label the rule does not take.
-    rejected:     how many lines are bad, by reason.
-    worst:        the first of them.
+    Attributes:
+        file: Number of the raw file, from 0.
+        number: Number of the segment in the file, from 0.
+        end: Position in the raw file where it ends.
+        share: Estimated share of the raw file's bytes before its end; see Block.
+        rows: Number of staged rows by split.
+        dropped: Rows whose label is neither positive nor negative.
+        rejected: Number of rejected lines by reason.
+        worst: The first rejected lines.
     """
 
     file: int
@@ -58,17 +61,17 @@ class Segment:
     worst: list[RejectedLine]
 
     def path(self, stage: Path, what: str) -> Path:
-        """Its rows of one split, or its rejected lines."""
+        """Path of its rows of the split `what`, or of its rejected lines (`what` = "rejected")."""
         return stage / f"{self.file:05d}" / f"{self.number:06d}-{what}.parquet"
 
     @property
     def lines(self) -> int:
-        """Its lines that are not blank."""
+        """Number of its lines that are not blank."""
         return sum(self.rows.values()) + self.dropped + sum(self.rejected.values())
 
     @staticmethod
     def of(record: dict[str, Any]) -> "Segment":
-        """From what was kept of it."""
+        """The segment of a stored record."""
         return Segment(
             **record
             | {"end": Position(**record["end"]), "worst": [RejectedLine(**one) for one in record["worst"]]}
@@ -76,7 +79,7 @@ class Segment:
 
 
 class Staging:
-    """Stages the files of a recipe's samples into `work`."""
+    """Stages the sample files of a recipe into `work`."""
 
     def __init__(self, work: Work, recipe: Recipe, seed: int, threads: int | None, memory: int) -> None:
         self._work, self._recipe, self._seed = work, recipe, seed
@@ -89,10 +92,19 @@ class Staging:
     def stage(
         self, number: int, path: Path, name: str, rows_before: int, rejections: Rejections, step: Advance
     ) -> list[Segment]:
-        """Stage file `number`, called `name` in the recipe, whose first line has ROW `rows_before`; what is finished of it already is kept.
+        """Stages one sample file; segments that are finished are kept.
 
-        step:   told of bytes of text and of rows.
-        raises: DataError if too many of its lines are rejected.
+        Args:
+            number: Number of the file, from 0.
+            path: The raw file.
+            name: Its name in the recipe.
+            rows_before: ROW of its first line.
+            rejections: Collects its rejected lines.
+            step: Called with bytes of text and number of rows.
+        Returns:
+            All segments of the file, in order.
+        Raises:
+            DataError: Too many of its lines are rejected.
         """
         segments = list(self._finished(number))
         for segment in segments:
@@ -124,7 +136,7 @@ class Staging:
             place += 1
 
     def _split_rule(self, path: Path, name: str) -> tuple[str, str, int] | None:
-        """Split of the lines before a line, split of those from it on, and that line; None where each line has its own."""
+        """Split before a line, split from that line on, and the line; None if rows are split at random."""
         split = self._recipe.split
         if not isinstance(split, FileSplit):
             return None
@@ -181,7 +193,7 @@ class Staging:
     def _splits(
         self, lines: np.ndarray[Any, Any], positions: np.ndarray[Any, Any], split: tuple[str, str, int] | None
     ) -> np.ndarray[Any, Any]:
-        """The place in SPLITS of the split of each row."""
+        """Index in SPLITS of each row's split."""
         if split is None:
             return np.maximum(tenth_of(positions, self._seed) - 7, 0)
         before, after, middle = split
@@ -189,7 +201,7 @@ class Staging:
 
 
 def _labels(cells: pa.ChunkedArray, label: Label) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Which samples are positive, and which are negative."""
+    """Masks of the positive and of the negative samples."""
     if label.positive is not None and label.negative is not None:
         positive, negative = (
             pc.is_in(cells, pa.array(words, pa.string())) for words in (label.positive, label.negative)
@@ -202,7 +214,7 @@ def _labels(cells: pa.ChunkedArray, label: Label) -> tuple[np.ndarray[Any, Any],
 def _in_order(
     threads: int, function: Callable[[int, Block], Segment], items: Iterator[tuple[int, Block]]
 ) -> Iterator[Segment]:
-    """function(*item) of each item, `threads` at a time, in the order of the items."""
+    """Yields function(*item) for each item, in the order of the items; `threads` calls run at a time."""
     with ThreadPoolExecutor(threads) as pool:
         waiting: list[Future[Segment]] = []
         try:
@@ -218,7 +230,7 @@ def _in_order(
 
 
 def _write_parquet(table: pa.Table, path: Path) -> None:
-    # A dictionary of positions, which are all different, would cost time for nothing.
+    # Positions are all distinct, so a dictionary would cost time for no gain.
     repeating = [name for name in table.column_names if name != ROW]
     with new_file(path) as temporary:
         pq.write_table(
@@ -233,26 +245,31 @@ def _write_parquet(table: pa.Table, path: Path) -> None:
 
 @dataclass(frozen=True)
 class StagedSplit:
-    """The staged rows of one split, in order of ROW: paths with the rows of each."""
+    """The staged rows of one split, in order of ROW.
+
+    Attributes:
+        paths: The Parquet files.
+        counts: Number of rows of each file.
+    """
 
     paths: list[Path]
     counts: list[int]
 
     @staticmethod
     def of(stage: Path, segments: Sequence[Segment], split: str) -> "StagedSplit":
-        """Those of `segments`."""
-        there = [segment for segment in segments if segment.rows[split]]
+        """The staged rows of `split` in `segments`."""
+        own = [segment for segment in segments if segment.rows[split]]
         return StagedSplit(
-            [segment.path(stage, split) for segment in there], [segment.rows[split] for segment in there]
+            [segment.path(stage, split) for segment in own], [segment.rows[split] for segment in own]
         )
 
     @property
     def rows(self) -> int:
-        """How many there are."""
+        """Number of rows."""
         return sum(self.counts)
 
     def part(self, engine: Engine, first: int, last: int) -> "StagedPart":
-        """Rows `first` to `last` (not included) of the split."""
+        """Rows first to last - 1 of the split."""
         ends = np.cumsum(self.counts)
         low, high = (
             int(np.searchsorted(ends, first, side="right")),
@@ -263,9 +280,13 @@ class StagedSplit:
 
 
 class StagedPart:
-    """Neighbouring rows of a split, as `RawSamples` of an encoder.
+    """Consecutive rows of a split, as `RawSamples` of an encoder.
 
-    skipped, count: they are so many rows of the files `paths` together, after the first ones.
+    Args:
+        engine: Reads the rows for `view`.
+        paths: Consecutive files that hold the rows.
+        skipped: Number of rows at the start of the files to skip.
+        count: Number of rows after those.
     """
 
     def __init__(self, engine: Engine, paths: Sequence[Path], skipped: int, count: int) -> None:
@@ -277,7 +298,7 @@ class StagedPart:
         self.rows = self.cells(ROW).to_numpy()
 
     def cells(self, column: str) -> pa.Array:
-        """A column of the staged rows: numbers as they are, text as a dictionary."""
+        """A column of the staged rows: numbers unchanged, text dictionary-encoded."""
         pieces = []
         for path, metadata in zip(self._paths, self._metadata, strict=True):
             with pq.ParquetFile(path, metadata=metadata, read_dictionary=[column]) as file:
@@ -286,7 +307,7 @@ class StagedPart:
         return cells.unify_dictionaries().combine_chunks()
 
     def view(self) -> ibis.Table:
-        """All of them, by the engine's own reading."""
+        """All rows as a table of the engine."""
         staged = self._engine.read_parquet(self._paths)
         return self._engine.show(
             Encoder.VIEW, staged.filter(staged[ROW].between(int(self.rows[0]), int(self.rows[-1])))
@@ -294,7 +315,7 @@ class StagedPart:
 
 
 def rejected_lines(stage: Path, segments: Sequence[Segment]) -> Iterator[pa.Table]:
-    """The bad lines of `segments`, as tables of REJECTED_SCHEMA."""
+    """The rejected lines of `segments`, as tables of REJECTED_SCHEMA."""
     for segment in segments:
         if segment.rejected:
             yield pq.read_table(segment.path(stage, "rejected"), partitioning=None)

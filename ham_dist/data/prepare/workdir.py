@@ -1,4 +1,4 @@
-"""The work folder of an output: a killed process leaves nothing half done under a final name, and the next one keeps what is finished."""
+"""The work folder of an output: a killed process leaves no partial output, and the next one resumes."""
 
 import logging
 import os
@@ -19,19 +19,20 @@ from ham_dist.io.untrusted import read_json
 log = logging.getLogger(__name__)
 
 _LOCK = "ham-dist.lock"
-"""Marks a work folder as ours, and is locked while a process works in it."""
+"""Name of the file that marks a folder as a work folder; it is locked while a process works in it."""
 _PARTS = ("data", "stage", "spill", "records")
 
 
 class Work:
-    """The work folder of one output, a hidden folder in the same place.
+    """The work folder of one output: a hidden folder in the same parent folder.
 
-    A piece of work writes its files under `data` or `stage`, each by `atomic.new_file`, and then its record.
+    Each part of the work writes files under `data` or `stage` with `atomic.new_file`, and then its record.
 
     Attributes:
+        folder: The work folder.
         data: Becomes the output.
-        stage: Holds what lies between the input and the output; deleted in the end.
-        spill: Holds what an engine cannot keep in memory.
+        stage: Holds intermediate files; deleted at the end.
+        spill: Holds temporary files of the engine for data that does not fit in memory.
     """
 
     def __init__(self, folder: Path, spill: Path | None) -> None:
@@ -46,29 +47,29 @@ class Work:
         self._records = folder / "records"
 
     def record(self, name: str) -> Any:
-        """The record of a finished piece; None without one, or where it is damaged, as after a power failure."""
+        """Record of the finished part `name`; None if there is none or it is damaged (by a power failure)."""
         try:
             return read_json(self._records / f"{name}.json")
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            log.info("%s: is damaged (%s); that piece is done again", self._records / f"{name}.json", error)
+            log.info("%s: is damaged (%s); repeating this part", self._records / f"{name}.json", error)
             return None
 
     def done(self, name: str, record: Any) -> None:
-        """Record that the piece `name` is finished: all its files have their names."""
+        """Records that the part `name` is finished: all its files have their final names."""
         path = self._records / f"{name}.json"
         make_folder(path.parent)
         atomic.write_json(path, record)
 
     def keep_only(self, files: Iterable[str]) -> None:
-        """Delete every other file from `data`, such as shards of a raw file that was longer before it was replaced."""
+        """Deletes all other files from `data`, such as shards of a raw file before it was replaced."""
         wanted = {self.data / file for file in files}
         for path in [path for path in self.data.rglob("*") if path.is_file() and path not in wanted]:
             path.unlink()
 
     def require(self, name: str, key: Any) -> None:
-        """Forget the finished pieces under the folder `name` of records unless they were made from the same `key`."""
+        """Deletes the records in the folder `name` unless they belong to the same `key`."""
         if self.record(f"{name}/key") != key:
             shutil.rmtree(self._records / name, ignore_errors=True)
             self.done(f"{name}/key", key)
@@ -76,14 +77,16 @@ class Work:
 
 @contextmanager
 def work_on(out: Path, plan: Any, spill: Path | None = None) -> Iterator[Work]:
-    """The work folder of `out`; its `data` becomes `out` when the block ends without an error. Otherwise it is kept for the next call.
+    """Opens the work folder of `out`, and locks it while the block lasts.
+
+    Its `data` becomes `out` when the block ends without an error. Otherwise it is kept for the next call.
 
     Args:
         out: The output folder, which must not exist or be empty.
-        plan: All that the output depends on, as JSON; what work with another plan left is cleared first.
-        spill: Folder for `Work.spill`; None for a place in the work folder.
+        plan: Everything that the output depends on, as JSON; partial output of another plan is deleted first.
+        spill: Folder for `Work.spill`; None for a folder within the work folder.
     Raises:
-        DataError: `out` is occupied, another process works on it, or the place cannot be written to.
+        DataError: `out` is occupied or locked by another process, or its parent folder is not writable.
     """
     refuse_occupied(out)
     out, key = out.absolute(), sha256_of_json(plan)
@@ -93,7 +96,7 @@ def work_on(out: Path, plan: Any, spill: Path | None = None) -> Iterator[Work]:
         lock = FileLock(folder / _LOCK, timeout=0).acquire()
     except Timeout:
         raise DataError(
-            f"{out}: another process is writing it\n  Wait until it has ended, or give another name."
+            f"{out}: is being written by another process\n  Wait until it ends, or choose another name."
         ) from None
     with lock:
         work = Work(folder, spill)
@@ -101,7 +104,7 @@ def work_on(out: Path, plan: Any, spill: Path | None = None) -> Iterator[Work]:
         try:
             yield work
         except BaseException:
-            log.info("%s: keeps what is finished; the same command resumes from it", folder)
+            log.info("%s: finished parts are kept; the same command resumes from them", folder)
             raise
         finally:
             shutil.rmtree(work.spill, ignore_errors=True)
@@ -111,14 +114,14 @@ def work_on(out: Path, plan: Any, spill: Path | None = None) -> Iterator[Work]:
 
 
 def _prepare(work: Work, key: str) -> None:
-    """Clear what another plan or a killed process left, and make the folders."""
+    """Delete what another plan or a killed process left, and make the folders."""
     if work.record("key") != key:
         if work.record("key") is not None:
             log.info("%s: discarding partial output of a different job", work.folder)
         _clear(work.folder)
         work.done("key", key)
     else:
-        log.info("%s: resuming from what is finished there", work.folder)
+        log.info("%s: resuming from finished parts", work.folder)
     make_folder(work.data)
     make_folder(work.stage)
     for folder in (work.data, work.stage):
@@ -129,7 +132,10 @@ def _prepare(work: Work, key: str) -> None:
 
 
 def clear_leftovers(out: Path) -> None:
-    """Delete the work folder of a finished `out`, left by a process that was killed in its last moment, unless a process works in it."""
+    """Deletes the work folder of a finished `out`, left by a process that was killed just before its end.
+
+    Does nothing while another process has it locked.
+    """
     folder = work_folder(out)
     if not _is_ours(folder):
         return
@@ -139,42 +145,42 @@ def clear_leftovers(out: Path) -> None:
 
 def work_folder(out: Path) -> Path:
     """The path of the work folder of `out`."""
-    place = out.absolute()  # `.` alone has no name
+    place = out.absolute()  # the relative path `.` has no name
     return place.parent / f".{place.name}.ham-work"
 
 
 def make_folder(folder: Path) -> None:
-    """Make `folder` with its parents.
+    """Creates `folder` with its parents.
 
     Raises:
-        DataError: It cannot be made.
+        DataError: It cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(
-            f"{folder}: cannot be made ({error.strerror})\n  Give a folder in a place that you can write to."
+            f"{folder}: cannot be created ({error.strerror})\n  Choose a folder that you can write to."
         ) from None
 
 
 def _claim(folder: Path) -> None:
-    """Make the work folder, or recognize it as one that an earlier process made.
+    """Create the work folder, or accept one that an earlier process created.
 
     Raises:
-        DataError: Something that is not ours has its name, or it cannot be made.
+        DataError: Its path is used by something else, or it cannot be created.
     """
     make_folder(folder.parent)
     with suppress(FileExistsError):
         folder.mkdir()
     if not _is_ours(folder):
         raise DataError(
-            f"{folder}: is needed for unfinished work, and holds files of something else; nothing was written\n"
-            "  Move it away, or give --out another name."
+            f"{folder}: is needed as a work folder, but holds other files; nothing was written\n"
+            "  Move it, or set --out to another name."
         )
 
 
 def _is_ours(folder: Path) -> bool:
-    """True for an empty folder, and for one that holds our mark; a symbolic link is never ours."""
+    """True for an empty folder and for one with our lock file, but never for a symbolic link."""
     if folder.is_symlink() or not folder.is_dir():
         return False
     lock = folder / _LOCK
@@ -190,7 +196,7 @@ def _clear(folder: Path) -> None:
 
 
 def _delete(folder: Path) -> None:
-    """Delete a work folder; what is in it and not ours stays, with the folder."""
+    """Delete a work folder. Other files in it are kept, and the folder with them."""
     _clear(folder)
     (folder / _LOCK).unlink(missing_ok=True)
     with suppress(OSError):

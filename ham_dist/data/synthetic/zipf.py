@@ -1,4 +1,4 @@
-"""Drawing from Zipf's distribution over any number of values, without a table of their probabilities."""
+"""Samples from Zipf distributions over any number of values, without a table of probabilities."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,39 +11,46 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Zipf:
-    """Values 1 .. n, value k with a probability in proportion to k ** -exponent; exact, in a fixed amount of memory.
+    """Zipf distribution over 1 .. n: value k has a probability proportional to k ** -exponent.
 
-    Rejection-inversion: a uniform number is turned into a point under a continuous hat by the hat's inverse integral H, rounded to a value, and kept
-    unless it lies outside that value's bar; fewer than 2 % have to be drawn again. One object can hold several distributions of
-    one exponent: `counts` (...) then broadcasts against the uniform numbers.
-    source: Hoermann and Derflinger, Rejection-inversion to generate variates from monotone discrete distributions, ACM TOMACS 6(3), 1996.
+    Exact, in constant memory, by rejection-inversion: the inverse of the hat function's integral H maps a
+    uniform number to a point, which is rounded to a value. The value is accepted unless the point is outside
+    its bar; fewer than 2 % are rejected. One object can hold several distributions with the same exponent:
+    `counts` (...) then broadcasts against the uniform numbers.
+
+    Attributes:
+        counts: n, (...) float64.
+        exponent: Exponent of all distributions.
+        left: H at the left end of the hat, (...).
+        right: H at the right end of the hat, (...).
+        slack: A point at most this far left of its value is inside the bar, for every value, (...).
+    Source:
+        Hoermann and Derflinger, Rejection-inversion to generate variates from monotone discrete
+        distributions, ACM TOMACS 6(3), 1996.
     """
 
     counts: Array
     exponent: float
     left: Array
-    """H at the left end of the hat."""
     right: Array
-    """H at its right end."""
     slack: Array
-    """A point that is not further than this left of its value is inside its bar, whatever the value."""
 
     @staticmethod
     def over(counts: Any, exponent: float) -> "Zipf":
-        """Of `counts` (a number or an array of numbers, each at least 1) values."""
+        """Distributions over 1 .. `counts` (a number or an array of numbers, each at least 1)."""
         counts = np.asarray(counts, dtype=np.float64)
         left = np.full_like(counts, _integral(np.array(1.5), exponent) - 1)
         slack = 2 - _inverse(_integral(np.array(2.5), exponent) - 2.0**-exponent, exponent)
         return Zipf(counts, exponent, left, _integral(counts + 0.5, exponent), np.full_like(counts, slack))
 
     def take(self, places: Any) -> "Zipf":
-        """The distributions at `places` of `counts`, one for each."""
+        """The distributions at the indices `places` of `counts`."""
         return Zipf(
             self.counts[places], self.exponent, self.left[places], self.right[places], self.slack[places]
         )
 
     def invert(self, uniform: Array) -> tuple[Array, Array]:
-        """Values (float64, whole) that `uniform` numbers in [0, 1) lead to, and whether each may be kept."""
+        """Maps `uniform` numbers in [0, 1) to values (whole float64 numbers), and returns which to accept."""
         height = self.right + uniform * (self.left - self.right)
         point = _inverse(height, self.exponent)
         values = np.clip(np.floor(point + 0.5), 1, self.counts)
@@ -56,7 +63,14 @@ class Zipf:
         return values, kept
 
     def draw(self, uniform: Callable[[Array], Array], rows: int) -> Array:
-        """(rows,) int32 values of the one distribution; `uniform` gives fresh numbers in [0, 1) for the rows at the given places."""
+        """Draws values from a single distribution.
+
+        Args:
+            uniform: Returns new random numbers in [0, 1) for the rows at the given indices.
+            rows: Number of values.
+        Returns:
+            (rows,) int32.
+        """
         places = np.arange(rows)
         drawn = np.empty(rows, dtype=np.int32)
         while len(places):
@@ -66,7 +80,10 @@ class Zipf:
         return drawn
 
     def chances(self, limit: int) -> Array:
-        """(min(n, limit),) probabilities of the values; those of values `limit` apart are added up. Of the one distribution."""
+        """Probabilities of the values of a single distribution, (min(n, limit),).
+
+        Probabilities of values that are a multiple of `limit` apart are added up.
+        """
         count = int(self.counts)
         total = np.zeros(min(count, limit))
         for first in range(1, count + 1, limit):
@@ -82,7 +99,7 @@ def _integral(x: Array, exponent: float) -> Array:
 
 
 def _inverse(height: Array, exponent: float) -> Array:
-    """The x at which H is `height`; infinite where the tail is too thin for float64 to tell it from nothing."""
+    """The x with H(x) = `height`; infinite if the tail is too thin for float64."""
     rest = 1 - exponent
     if rest == 0:
         return np.exp(height)

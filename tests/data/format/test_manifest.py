@@ -48,16 +48,16 @@ def test_fields_by_what_a_model_asks_of_them(manifest: Manifest) -> None:
 
 def test_no_manifest(tmp_path: Path) -> None:
     assert message_of(tmp_path / "no").startswith(
-        f"{tmp_path}/no: no such folder, so no prepared data\n  Prepare it: ham-dist prepare RECIPE"
+        f"{tmp_path}/no: no such folder; expected prepared data\n  Prepare it: ham-dist prepare RECIPE"
     )
-    assert message_of(tmp_path).startswith(f"{tmp_path} holds no manifest.json, so no prepared data")
+    assert message_of(tmp_path).startswith(f"{tmp_path}: holds no manifest.json; expected prepared data")
 
 
 def test_not_json(copy: Path) -> None:
     (copy / "manifest.json").write_text('{"name": ')
     assert message_of(copy).startswith(f"{copy}/manifest.json: not JSON (Expecting value: line 1 column 10")
     (copy / "manifest.json").write_text("[]")
-    assert message_of(copy).startswith(f"{copy}/manifest.json: holds list where an object was wanted")
+    assert message_of(copy).startswith(f"{copy}/manifest.json: holds list; expected a JSON object")
     (copy / "manifest.json").write_bytes(b"\xff\xfe\x00")
     assert message_of(copy).startswith(f"{copy}/manifest.json: not JSON")
 
@@ -65,7 +65,8 @@ def test_not_json(copy: Path) -> None:
 def test_newer_format(copy: Path) -> None:
     edit(copy, format_version=FORMAT_VERSION + 1, fields="something else")
     assert message_of(copy).startswith(
-        f"{copy}/manifest.json: format_version = {FORMAT_VERSION + 1}: this ham_dist reads up to {FORMAT_VERSION}\n"
+        f"{copy}/manifest.json: format_version = {FORMAT_VERSION + 1};"
+        f" this ham_dist reads versions up to {FORMAT_VERSION}\n"
     )
 
 
@@ -83,6 +84,7 @@ def test_check_names_every_file_that_differs(copy: Path, manifest: Manifest) -> 
     manifest.check(copy, deep=True)
     (copy / "train" / "part-00000.parquet").unlink()
     cut = copy / "test" / "part-00000.parquet"
+    size = cut.stat().st_size
     cut.write_bytes(cut.read_bytes()[:-1])
     changed = copy / "vocabulary" / "zip.parquet"
     content = bytearray(changed.read_bytes())
@@ -92,11 +94,9 @@ def test_check_names_every_file_that_differs(copy: Path, manifest: Manifest) -> 
         manifest.check(copy, deep=False)
     assert str(shallow.value).splitlines()[:-1] == [
         f"{copy}/train/part-00000.parquet: is missing",
-        f"{copy}/test/part-00000.parquet: has {cut.stat().st_size:,} bytes, the manifest says {cut.stat().st_size + 1:,}",
+        f"{copy}/test/part-00000.parquet: has {size - 1:,} bytes; expected {size:,} by the manifest",
     ]
-    with pytest.raises(
-        DataError, match=r"vocabulary/zip\.parquet: its bytes are not those that were written"
-    ) as deep:
+    with pytest.raises(DataError, match=r"vocabulary/zip\.parquet: its content has changed") as deep:
         manifest.check(copy, deep=True)
     assert len(str(deep.value).splitlines()) == 4
 

@@ -1,4 +1,4 @@
-"""Preparing that is killed (SIGKILL) and started again ends with the same bytes, and two at once do not mix."""
+"""Killed (SIGKILL) and restarted, prepare ends with the same bytes; two processes at once do not mix."""
 
 import random
 from pathlib import Path
@@ -47,5 +47,8 @@ def test_killed_at_random_moments_and_started_again(tmp_path: Path, seed: int) -
 
 def test_two_processes_do_not_prepare_one_folder(tmp_path: Path) -> None:
     raw = write_everything(tmp_path / "raw")
-    with work_on(tmp_path / "out", {}), pytest.raises(DataError, match="out: another process is writing it"):
+    with (
+        work_on(tmp_path / "out", {}),
+        pytest.raises(DataError, match="out: is being written by another process"),
+    ):
         prepare(everything(), raw, tmp_path / "out")

@@ -24,7 +24,11 @@ from tests.support.real_data import ROOT
 def plain_python(
     raw: Path, seed: int
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, list[tuple[str, int]]]]:
-    """Rows of each split with raw values, and (value, count) of each field's vocabulary in the order of ids: the recipe without any engine."""
+    """The recipe without an engine.
+
+    Returns:
+        Rows of each split with raw values, and (value, count) of each field's vocabulary in the order of ids.
+    """
     users = {line[0]: line for line in read_lines(raw / "users.dat")}
     movies = {line[0]: line for line in read_lines(raw / "movies.dat")}
     splits: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
@@ -70,11 +74,13 @@ def test_prepare_gives_what_plain_python_gives(raw: Path, prepared: Path, manife
             for shard in manifest.splits[split].shards
             for row in pq.read_table(prepared / shard.file).to_pylist()
         ]
-        wanted = [
-            {name: value if name == "label" else [ids[name].get(v, 0) for v in value] if name == "genres" else ids[name].get(value, 0)
-             for name, value in row.items()}
-            for row in rows
-        ]  # fmt: skip
+
+        def encoded(name: str, value: Any) -> Any:
+            if name == "label":
+                return value
+            return [ids[name].get(v, 0) for v in value] if name == "genres" else ids[name].get(value, 0)
+
+        wanted = [{name: encoded(name, value) for name, value in row.items()} for row in rows]
         assert stored == wanted
         assert manifest.splits[split].positives == sum(row["label"] for row in rows)
     assert manifest.rows_in == 3000
@@ -163,7 +169,7 @@ def test_what_is_there_already_is_left_alone(
 def test_a_folder_with_something_else_is_refused(raw: Path, recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("x")
-    with pytest.raises(DataError, match=r"thesis: is there already; nothing was written"):
+    with pytest.raises(DataError, match=r"thesis: already exists; nothing was written"):
         prepare(recipe, raw, tmp_path / "thesis")
     (tmp_path / "empty").mkdir()
     prepare(recipe, raw, tmp_path / "empty").check(tmp_path / "empty", deep=True)
@@ -172,7 +178,7 @@ def test_a_folder_with_something_else_is_refused(raw: Path, recipe: Recipe, tmp_
 def test_what_failed_goes_on_where_it_stopped(
     raw: Path, prepared: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Interrupted before each of its files in turn: nothing but hidden work stands there, and nothing that is finished is written again."""
+    """Interrupted before each file: only the work folder exists, and no finished file is rewritten."""
     written: list[str] = []
 
     def write_one(folder: Path, file: str, *rest: Any) -> Any:
@@ -199,7 +205,7 @@ def test_what_failed_goes_on_where_it_stopped(
 def test_pieces_of_other_work_are_not_used(
     raw: Path, prepared: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After work of another seed, of another recipe and of other raw files was interrupted in the last moment."""
+    """Partial output of another seed, recipe or raw file, interrupted just before its end, is not used."""
     changed = write_raw_movielens(tmp_path / "changed", seed=1)
     other = parse_recipe(recipe.model_dump(mode="json") | {"min_count": 2}, where="test")
     mine = shutil.copytree(raw, tmp_path / "mine")

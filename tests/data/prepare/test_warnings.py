@@ -1,4 +1,4 @@
-"""What prepare counts and warns of: dropped samples, splits of one class, numbers that became one id, times that are none."""
+"""Counts and warnings of prepare: dropped samples, splits of one class, collapsed numbers, unknown times."""
 
 import io
 from collections.abc import Iterable
@@ -35,8 +35,8 @@ def test_dropped_samples_are_counted_and_printed(tmp_path: Path) -> None:
     text = printed(describe(tmp_path / "out"))
     assert "raw lines 12; dropped 6 samples that are neither positive nor negative; rejected 0 lines" in text
     assert (
-        "warning: split train: all 4 samples are positive; AUC is not defined on one class, and training needs both"
-        in text
+        "warning: split train: all 4 samples are positive; AUC is not defined on one class,"
+        " and training needs both" in text
     )
     assert "The label rule drops 6 samples: check `label` in the recipe." in text
     assert "warning: split test: its only sample is positive; AUC is not defined on one class\n" in text
@@ -114,7 +114,8 @@ def test_times_of_another_layout_are_refused_with_the_one_that_fits(tmp_path: Pa
     with pytest.raises(DataError) as caught:
         prepare(tiny_recipe(["time"], times("YYYYMMDDHH")), raw, tmp_path / "out")
     assert str(caught.value) == (
-        "field hour: none of its 4 times is YYYYMMDDHH (digits) within the years 1980 to 2100, such as '1511111111',"
+        "field hour: none of its 4 times is YYYYMMDDHH (digits) within the years 1980 to 2100, such as"
+        " '1511111111',"
         ' so all would be unknown\n  Set layout = "epoch_seconds" (seconds since 1970, in UTC), which fits.'
     )
     manifest = prepare(tiny_recipe(["time"], times("epoch_seconds")), raw, tmp_path / "out")
@@ -130,8 +131,8 @@ def test_times_that_are_none_are_counted(tmp_path: Path) -> None:
     )
     manifest = prepare(tiny_recipe(["time"], times("YYYYMMDDHH")), raw, tmp_path / "out")
     assert warnings_of(manifest) == [
-        "field hour: 1 of 3 times of the training split are unknown (id 0): they are not YYYYMMDDHH within the years 1980"
-        " to 2100, such as '2017-12-01'\n  Check fields.hour.layout in the recipe."
+        "field hour: 1 of 3 times of the training split are unknown (id 0): they are not YYYYMMDDHH within"
+        " the years 1980 to 2100, such as '2017-12-01'\n  Check fields.hour.layout in the recipe."
     ]
 
 

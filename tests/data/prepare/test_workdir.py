@@ -39,7 +39,7 @@ def test_only_one_process_writes(tmp_path: Path) -> None:
     with work_on(tmp_path / "out", {}) as work:
         (work.data / "first").write_text("first")
         with (
-            pytest.raises(DataError, match="out: another process is writing it"),
+            pytest.raises(DataError, match="out: is being written by another process"),
             work_on(tmp_path / "out", {}),
         ):
             pass
@@ -53,18 +53,19 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     with work_on(tmp_path / "out", {}) as work:
         (work.data / "first").write_text("first")
     with (
-        pytest.raises(DataError, match="out: is there already; nothing was written"),
+        pytest.raises(DataError, match="out: already exists; nothing was written"),
         work_on(tmp_path / "out", {}),
     ):
         pass
     with (
-        pytest.raises(DataError, match=r"file/ham_dist-\w+: cannot be made \(Not a directory\)"),
+        pytest.raises(DataError, match=r"file/ham_dist-\w+: cannot be created \(Not a directory\)"),
         work_on(tmp_path / "x", {}, spill=tmp_path / "file"),
     ):
         pass
     with (
         pytest.raises(
-            DataError, match=r"first: cannot be made \(Not a directory|first: cannot be made \(File exists"
+            DataError,
+            match=r"first: cannot be created \(Not a directory|first: cannot be created \(File exists",
         ),
         work_on(tmp_path / "out" / "first" / "out", {}),
     ):
@@ -95,7 +96,7 @@ def test_a_place_that_is_not_on_this_machine_is_no_local_folder_of_that_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with (
-        pytest.raises(DataError, match=r"s3:/bucket/data: data is written to a folder of this machine"),
+        pytest.raises(DataError, match=r"s3:/bucket/data: is not a local path"),
         work_on(Path("s3://bucket/data"), {}),
     ):
         pass
@@ -122,7 +123,7 @@ def test_a_folder_of_the_user_under_the_work_folders_name_is_left_alone(
     tmp_path: Path, make: Callable[[Path], Path]
 ) -> None:
     folder = make(tmp_path)
-    with pytest.raises(DataError, match="holds files of something else"), work_on(tmp_path / "out", {}):
+    with pytest.raises(DataError, match="but holds other files"), work_on(tmp_path / "out", {}):
         pass
     clear_leftovers(tmp_path / "out")
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]

@@ -130,7 +130,8 @@ def test_a_binary_file(raw: Path, refuse: Callable[[], str]) -> None:
 def test_an_empty_file(raw: Path, refuse: Callable[[], str]) -> None:
     (raw / "ratings.dat").write_bytes(b"")
     assert refuse().startswith(
-        f"{raw}/ratings.dat: of its 0 samples none that has a label falls into test, train, validation"
+        f"{raw}/ratings.dat: has 0 samples; expected samples with a label in each split,"
+        " but found none in test, train, validation"
     )
 
 
@@ -192,5 +193,5 @@ def test_a_path_with_signs_of_patterns(recipe: Recipe, tmp_path: Path) -> None:
 
 
 def test_rows_per_shard_must_be_positive(recipe: Recipe, raw: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="rows_per_shard = 0: must be at least 1"):
+    with pytest.raises(DataError, match="rows_per_shard = 0; expected at least 1"):
         prepare(recipe, raw, tmp_path / "out", rows_per_shard=0)

@@ -100,7 +100,7 @@ def test_what_came_before_a_failed_call_is_kept_for_the_next(server: Server, tmp
     server.cut_after = [1000, 0, 0, 0, 0]
     text = _message(server, tmp_path / "ml-1m")
     assert (
-        "cannot be fetched (the connection broke); 1,000 bytes have come, and the same command resumes from there"
+        "cannot be downloaded (the connection broke); 1,000 bytes are kept, and the same command resumes from there"
         in text
     )
     assert "Or get it by hand from https://example.org" in text
@@ -145,7 +145,7 @@ def test_refusals_of_the_server(server: Server, tmp_path: Path) -> None:
         server, tmp_path / "ml-1m"
     )
     server.statuses = [503, 503, 503, 503]
-    assert "cannot be fetched (the server answered 503 Service Unavailable)\n" in _message(
+    assert "cannot be downloaded (the server answered 503 Service Unavailable)\n" in _message(
         server, tmp_path / "ml-1m"
     )
     server.statuses = [503]
@@ -159,7 +159,7 @@ def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         nobody.bind(("127.0.0.1", 0))
         server = Server(OFFICIAL, url=f"http://127.0.0.1:{nobody.getsockname()[1]}/ml-1m.zip")
         text = _message(server, tmp_path / "ml-1m")
-    assert re.match(rf"{server.url}: cannot be fetched \(.*refused\)\n  Or get it by hand", text)
+    assert re.match(rf"{server.url}: cannot be downloaded \(.*refused\)\n  Or get it by hand", text)
 
 
 def test_a_full_disk_is_no_broken_connection(
@@ -176,8 +176,8 @@ def test_a_full_disk_is_no_broken_connection(
 
 def test_a_folder_in_the_way(server: Server, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
-    assert f"{tmp_path}: is there already; nothing was written" in _message(server, tmp_path)
-    assert "mine: is there already" in _message(server, tmp_path / "mine")
+    assert f"{tmp_path}: already exists; nothing was written" in _message(server, tmp_path)
+    assert "mine: already exists" in _message(server, tmp_path / "mine")
     assert server.asked == []
 
 

@@ -44,10 +44,13 @@ COLUMNS_OF_ANOTHER = "log: line 1: 1 column where 3 are wanted"
         pytest.param(
             "log",
             b"",
-            "log: of its 0 samples none that has a label falls into test, train, validation",
+            "log: has 0 samples; expected samples with a label in each split,"
+            " but found none in test, train, validation",
             id="no-bytes",
         ),
-        pytest.param("log", b"\n\r\n\n", "log: of its 0 samples none that has a label", id="blank-lines"),
+        pytest.param(
+            "log", b"\n\r\n\n", "log: has 0 samples; expected samples with a label", id="blank-lines"
+        ),
         pytest.param(
             "log",
             WHOLE.replace(b"\n", b"\r"),

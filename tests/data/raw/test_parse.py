@@ -332,6 +332,6 @@ def test_a_full_disk_is_told_before_the_work(
     )
     with pytest.raises(
         DataError,
-        match=r"preparing damaged takes about 0\.00 GB, and 0\.00 GB are free\n  Make room, or give --out on another disk",
+        match=r"preparing damaged needs about 0\.00 GB of disk space, but 0\.00 GB are free\n  Free some space",
     ):
         prepare(recipe, tmp_path, tmp_path / "out")

@@ -47,7 +47,7 @@ def test_parts_of_ranks(rows: int, world_size: int, parts: list[int]) -> None:
 
 
 def places(order: Order) -> list[list[tuple[int, int]]]:
-    """(row group, row in it) of each row of each global batch, by spans and windows as the reader reads them."""
+    """(row group, row in it) of each row of each global batch, read by spans and windows."""
     of_lane: dict[int, list[tuple[int, int]]] = {}
     for lane in range(order.lanes):
         of_lane[lane] = []

@@ -121,9 +121,9 @@ def test_days_are_even_differ_and_go_on_after_a_stop(tmp_path: Path, monkeypatch
 
 def test_what_is_there_is_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("mine")
-    with pytest.raises(DataError, match="is there already; nothing was written"):
+    with pytest.raises(DataError, match="already exists; nothing was written"):
         write_criteo_file(tmp_path / "train.txt", 10)
-    with pytest.raises(DataError, match="is there already; nothing was written"):
+    with pytest.raises(DataError, match="already exists; nothing was written"):
         write_criteo_days(tmp_path, 10, 2)
     with pytest.raises(DataError, match="each day needs at least one row"):
         write_criteo_days(tmp_path / "days", 2, 3)

@@ -103,9 +103,10 @@ def test_settings_that_plant_nothing_that_shows(tmp_path: Path) -> None:
         planted_ranks=(3, 0), num_embeddings=(10, 10)
     )
     assert message(planted_ranks=(6, 2, 1), num_embeddings=(50, 3, 10), rows=10).splitlines() == [
-        "synthetic.rows = 10: give at least 1000, so that each split holds both labels",
-        "synthetic.planted_ranks: field_0 has 6, and the others only 3 together, which cannot show so many",
-        "synthetic.num_embeddings: field_1 has 3; 2 centred columns need at least 4",
+        "synthetic.rows = 10: set at least 1000, so that each split has both labels",
+        "synthetic.planted_ranks: field_0 has 6, but all other fields together only 3;"
+        " expected at most as many as the others",
+        "synthetic.num_embeddings: field_1 has 3; planted rank 2 needs at least 4",
     ]
 
 
