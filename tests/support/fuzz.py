@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ham_dist.cli.describe import describe
-from ham_dist.config.load import load_run
+from ham_dist.config.load import load_saved_run
 from ham_dist.data.format.manifest import Manifest
 from ham_dist.data.prepare.pipeline import prepare
 from ham_dist.data.reader.split import open_split
@@ -84,7 +84,7 @@ def look_at_data(folder: Path) -> None:
 def read_run(folder: Path) -> None:
     read_runs([str(folder / "run")])
     print_parts(describe(folder / "run"))
-    load_run(str(folder / "run" / "run.toml"))
+    load_saved_run(folder / "run" / "run.toml")
 
 
 def read_sizes_of_run(folder: Path) -> None:
