@@ -202,7 +202,7 @@ class MaskedEmbeddingBagCollection(nn.Module):
             KeyedTensor with values (B, sum of the stored dims); without a gradient while the mask is
             detached.
         """
-        # Data-parallel tables have their own DDP: it takes a lookup with a gradient for the start of a
+        # Data-parallel tables have their own DDP: it treats a lookup with a gradient as the start of a
         # training step, and would wait for its backward pass.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.mask.detached):
             return look_up(self.ebc, features, sent)

@@ -75,7 +75,7 @@ class SlicedEmbeddingBagCollection(nn.Module):
         )
 
     def description(self) -> dict[str, dict[str, Any]]:
-        """Returns the features, pooling, original dim and kept columns of each table, for a bundle manifest."""
+        """Returns features, pooling, original dim and kept columns of each table, for a bundle manifest."""
         pooling = {config.name: config.pooling.name for config in self.ebc.embedding_bag_configs()}
         features: dict[str, list[str]] = {}
         for feature, _, table in self._keys:

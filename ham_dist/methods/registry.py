@@ -12,10 +12,10 @@ from ham_dist.methods.uniform import Uniform
 METHODS: dict[str, type[Method]] = {}
 """All methods by name, built-in ones and those of plug-ins."""
 
-Kind = TypeVar("Kind", bound=type[Method])
+MethodClass = TypeVar("MethodClass", bound=type[Method])
 
 
-def register_method(method: Kind) -> Kind:
+def register_method(method: MethodClass) -> MethodClass:
     """Makes a method available in `search.method`, by the name in its settings class; usable as a decorator.
 
     Raises:

@@ -14,10 +14,10 @@ from ham_dist.models.interaction import Interaction
 INTERACTIONS: dict[str, type[Interaction]] = {}
 """All models by name, built-in ones and those of plug-ins."""
 
-Kind = TypeVar("Kind", bound=type[Interaction])
+InteractionClass = TypeVar("InteractionClass", bound=type[Interaction])
 
 
-def register_model(model: Kind) -> Kind:
+def register_model(model: InteractionClass) -> InteractionClass:
     """Makes a model available in `model.name`, under the name in its settings class; usable as a decorator.
 
     Raises:

@@ -48,7 +48,7 @@ def test_ham_starts_with_every_column_open_and_is_pushed_to_the_target_by_no_gra
 
 
 def test_a_useful_column_comes_back() -> None:
-    """A closed column that would lower the loss has a negative gradient, and opens again (paper, section 3.4)."""
+    """A closed column that would lower the loss has a negative gradient, and opens again (section 3.4)."""
     ham = method("ham", Target(columns=5), alpha_init=0.01, alpha_learning_rate=1.0, penalty=1e-6)
     ham.step(lambda mask: torch.full((10,), 0.02))
     assert ham.mask().sum() == 0

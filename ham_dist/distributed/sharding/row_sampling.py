@@ -156,7 +156,7 @@ class _Stack:
 
 def _stacks(model: ShardedModel, sample: RowSample) -> list[_Stack]:
     """Returns the tables with whole rows on this rank, stacked by equal dim and similar number of rows."""
-    alike: dict[tuple[int, bool, bool, int], list[tuple[str, LocalTable, range]]] = {}
+    groups: dict[tuple[int, bool, bool, int], list[tuple[str, LocalTable, range]]] = {}
     for field, placement in model.plan.groups[TABLES].items():
         local = model.part(f"{TABLES}/{field}")
         if local is not None and not placement.splits_columns:
@@ -169,15 +169,15 @@ def _stacks(model: ShardedModel, sample: RowSample) -> list[_Stack]:
             # tables are stacked only with each other: every rank then has the same stacks and the same sums.
             # Stacked with other tables, which differ by rank, products would be rounded differently, and the
             # copies would diverge.
-            kind = (
+            group = (
                 placement.table.embedding_dim,
                 placement.shares_rows,
                 placement.replicated,
                 len(rows).bit_length(),
             )
-            alike.setdefault(kind, []).append((field, local, rows))
+            groups.setdefault(group, []).append((field, local, rows))
     stacks = []
-    for (dim, shared, *_), members in alike.items():
+    for (dim, shared, *_), members in groups.items():
         at_once = max(1, BLOCK_NUMBERS // (sample.rows * dim))
         for first in range(0, len(members), at_once):
             fields, parts, of_parts = zip(*members[first : first + at_once], strict=True)

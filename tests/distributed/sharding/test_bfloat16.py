@@ -122,7 +122,7 @@ def test_a_step_is_near_the_same_in_float32() -> None:
                 assert near(gradient, full["tables"][field]) < share, (model, field)
 
 
-def test_the_pairs_of_a_factorization_machine_do_not_take_one_another_away() -> None:
+def test_the_pairs_of_a_factorization_machine_do_not_cancel() -> None:
     """One of two fields is a thousand times longer: in bfloat16, the two sums of squares would cancel."""
     from ham_dist.models.fm import FM, FMSettings
 
@@ -136,7 +136,7 @@ def test_the_pairs_of_a_factorization_machine_do_not_take_one_another_away() -> 
     assert near(found, expected) < 0.01
 
 
-def test_small_columns_are_not_lost_beside_a_bias() -> None:
+def test_small_columns_are_not_lost_next_to_a_bias() -> None:
     """Columns of 0.01 and biases of 0.1: in bfloat16, a tenth of row differences would be rounding."""
     torch.manual_seed(0)
     layers = nn.Sequential(*hidden_layers(16, [8])[:1])

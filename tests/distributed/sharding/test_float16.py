@@ -33,7 +33,7 @@ def halves(
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_float16_tables_move_as_in_plain_torch_under_every_rule_and_kind(ranks: int) -> None:
+def test_float16_tables_move_as_in_plain_torch_under_every_optimizer_and_sharding_type(ranks: int) -> None:
     """Equal bits; but a sum in another order may round to the next float16, in at most 1 % of cases."""
     of_rule = {
         "sgd": list(HALVES),
@@ -68,7 +68,7 @@ def test_float16_tables_move_as_in_plain_torch_under_every_rule_and_kind(ranks: 
         )
 
 
-def test_the_decoupled_regularizer_moves_float16_tables_alike_under_every_kind() -> None:
+def test_the_decoupled_regularizer_moves_float16_tables_alike_under_every_sharding_type() -> None:
     """Products in float32, rounded when written: a few float16 steps from float32 tables, same direction."""
     decoupled = {"application": "decoupled", "every": 1, "rows": 16, "weight": 0.5}
     cases = {name: halves("sgd", sharding, decoupled) for name, sharding in HALVES.items()}

@@ -138,7 +138,7 @@ def _gradient_of_last(state: TrainingState, batches: Iterator[Batch]) -> torch.T
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_what_was_sent_may_be_left_or_asked_for_again(plan: str) -> None:
+def test_sent_ids_may_be_dropped_or_looked_up_again(plan: str) -> None:
     ahead, at_once = (
         run_on_ranks(2, steps_with_breaks, run_settings(PLANS[plan], prefetch_ids=value))
         for value in (True, False)

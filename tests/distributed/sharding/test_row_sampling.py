@@ -47,27 +47,27 @@ def moved(table: torch.Tensor, states: dict[str, torch.Tensor]) -> torch.Tensor:
 
     Padding is unchanged.
     """
-    width = min(len(table), 8)
+    dim = min(len(table), 8)
     stride = -(-len(table) // ROWS)
     chosen = slice((STEPS // EVERY) % stride, None, stride)
-    rows = table[chosen, :width].clone().requires_grad_()
+    rows = table[chosen, :dim].clone().requires_grad_()
     share = len(table) / len(rows)
     gram_matrix = rows.T @ rows * share
-    penalty = (gram_matrix - torch.eye(width)).square().sum() / width**2
+    penalty = (gram_matrix - torch.eye(dim)).square().sum() / dim**2
     (gradient,) = torch.autograd.grad(WEIGHT / share * penalty, rows)
     square = gradient.square()
     if "exp_avg_sq" in states:
-        divisor = (states["exp_avg_sq"][chosen, :width] / (1 - 0.999**STEPS) + square).sqrt()
+        divisor = (states["exp_avg_sq"][chosen, :dim] / (1 - 0.999**STEPS) + square).sqrt()
     elif "sum" in states:
         rowwise = states["sum"].dim() == 1 or states["sum"].shape[1] == 1
         square = square.mean(dim=1, keepdim=True) if rowwise else square
-        divisor = (states["sum"].view(len(table), -1)[chosen, :width] + STEPS * square).sqrt()
+        divisor = (states["sum"].view(len(table), -1)[chosen, :dim] + STEPS * square).sqrt()
     else:
         divisor = torch.ones(())
     rate = RATE * EVERY * stride / (divisor + (1e-8 if states else 0.0))
-    matrix = WEIGHT * gradient_matrix(gram_matrix.detach(), "gram", width)
+    matrix = WEIGHT * gradient_matrix(gram_matrix.detach(), "gram", dim)
     result = table.clone()
-    result[chosen, :width] -= gradient * rate / (1 + rate * matrix.abs().sum(dim=0))
+    result[chosen, :dim] -= gradient * rate / (1 + rate * matrix.abs().sum(dim=0))
     return result
 
 
@@ -96,7 +96,7 @@ def test_tables_that_do_not_fit_into_one_stack_move_alike(ranks: int) -> None:
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_rows_that_have_their_turn_move_as_the_rule_would_have_moved_them(ranks: int) -> None:
+def test_sampled_rows_move_as_the_table_optimizer_would_move_them(ranks: int) -> None:
     cases = {
         f"{table_optimizer} {kind}": settings(
             "dcnv2",
@@ -121,7 +121,9 @@ def test_rows_that_have_their_turn_move_as_the_rule_would_have_moved_them(ranks:
             still = torch.ones(count, dtype=torch.bool)
             stride = -(-count // ROWS)
             still[(STEPS // EVERY) % stride :: stride] = False
-            assert torch.equal(after[key][still], before[key][still]), "the others wait"
+            assert torch.equal(after[key][still], before[key][still]), (
+                "rows that are not sampled are unchanged"
+            )
             assert not torch.equal(after[key][~still], before[key][~still])
 
 
@@ -134,7 +136,7 @@ def copies_after_steps(run: RunSettings, num_embeddings: dict[str, int]) -> dict
     return {field: local.values.clone() for field, local in state.sharded.local.items()}
 
 
-def test_copies_stay_the_same_bits_beside_tables_that_differ_by_rank() -> None:
+def test_copies_stay_the_same_bits_next_to_tables_that_differ_by_rank() -> None:
     """Copies have the same sums on every rank, whichever other tables of similar shape the rank has."""
     num_embeddings = {"copied": 300, "here": 310, "there": 400, "small copy": 100}
     copies = {"copied": "data_parallel", "small copy": "data_parallel"}
@@ -150,7 +152,7 @@ def test_copies_stay_the_same_bits_beside_tables_that_differ_by_rank() -> None:
     assert all(torch.equal(first[field], second[field]) for field in copies)
 
 
-def grams_of_all_turns(run: RunSettings, rows: int) -> dict[str, list[torch.Tensor]]:
+def grams_of_all_samples(run: RunSettings, rows: int) -> dict[str, list[torch.Tensor]]:
     state = open_supernet(run, FIELDS, torch.device("cpu"))
     found: dict[str, list[torch.Tensor]] = {}
     for number in range(max(FIELDS.values()) // rows):
@@ -160,20 +162,20 @@ def grams_of_all_turns(run: RunSettings, rows: int) -> dict[str, list[torch.Tens
             for key, matrix in zip(product.at.keys, product.matrix, strict=True):
                 found.setdefault(key.removeprefix(f"{TABLES}/"), []).append(matrix)
     of_tables = gram.grams(state.sharded)
-    return {field: [*of_turns, of_tables[field]] for field, of_turns in found.items()}
+    return {field: [*estimates, of_tables[field]] for field, estimates in found.items()}
 
 
 @pytest.mark.parametrize("kind", ["row_wise", "mixed"])
-def test_the_gram_matrix_of_the_rows_in_turn_is_unbiased(kind: str) -> None:
+def test_the_gram_matrix_of_sampled_rows_is_unbiased(kind: str) -> None:
     """Over a whole rotation the mean of the estimates is the table's own Gram matrix.
 
     A rotation has 6 samples of `user`, and 4 of `movie`, so that 4 of the 6 are one rotation.
     """
-    for of_rank in run_on_ranks(2, grams_of_all_turns, settings("dcnv2", sharding=KINDS[kind]), 10):
-        for field, (*in_turn, whole_gram) in of_rank.items():
-            rotation = in_turn[: -(-FIELDS[field] // 10)]
+    for of_rank in run_on_ranks(2, grams_of_all_samples, settings("dcnv2", sharding=KINDS[kind]), 10):
+        for field, (*estimates, whole_gram) in of_rank.items():
+            rotation = estimates[: -(-FIELDS[field] // 10)]
             torch.testing.assert_close(torch.stack(rotation).mean(dim=0), whole_gram, rtol=1e-5, atol=1e-5)
             if len(rotation) > 1:
                 assert all(not torch.allclose(one, whole_gram, rtol=1e-3) for one in rotation), (
-                    "each tells of its own rows only"
+                    "each sample has other rows"
                 )

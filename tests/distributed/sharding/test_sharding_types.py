@@ -24,7 +24,7 @@ from tests.support.sharding_types import KINDS, RATE, TABLE_OPTIMIZERS, WHOLE, a
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
-def test_every_kind_equals_plain_torch(ranks: int, model: str) -> None:
+def test_every_sharding_type_equals_plain_torch(ranks: int, model: str) -> None:
     """To 1e-5, as table_wise: sums are in another order, and Adam divides gradients by their own size."""
     kinds = (
         KINDS
@@ -65,7 +65,7 @@ def test_every_kind_equals_plain_torch(ranks: int, model: str) -> None:
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
-def test_every_table_moves_alike_under_every_rule_and_kind(ranks: int) -> None:
+def test_every_table_moves_alike_under_every_optimizer_and_sharding_type(ranks: int) -> None:
     """A data-parallel table has no fused kernel; TorchRec would silently leave it unchanged."""
     cases = {}
     for table_optimizer in TABLE_OPTIMIZERS:
@@ -108,7 +108,7 @@ def on_two_hosts(cases: dict[str, RunSettings]) -> dict[str, dict[str, Any]]:
             "LOCAL_WORLD_SIZE": 2,
         }.items():
             patch.setenv(name, str(value))
-        # Made once for a process, which in tests outlives its group.
+        # Created once per process, which outlives its group in tests.
         patch.setattr(comm, "_INTRA_PG", None)
         patch.setattr(comm, "_CROSS_PG", None)
         results = all_cases(cases)
@@ -116,7 +116,7 @@ def on_two_hosts(cases: dict[str, RunSettings]) -> dict[str, dict[str, Any]]:
     return results
 
 
-def test_kinds_of_several_hosts_equal_plain_torch() -> None:
+def test_sharding_types_of_several_hosts_equal_plain_torch() -> None:
     """To 1e-5, as above. With two hosts, table_row_wise and grid differ from row_wise and column_wise."""
     kinds: dict[str, dict[str, Any]] = {
         "table_row_wise": {"sharding_type": "table_row_wise", "sharding_types": WHOLE},
@@ -166,7 +166,7 @@ def few_rows(cases: dict[str, RunSettings]) -> dict[str, list[torch.Tensor]]:
     return results
 
 
-def test_any_number_of_rows_is_looked_up_under_every_kind() -> None:
+def test_any_number_of_rows_is_looked_up_under_every_sharding_type() -> None:
     """To 1e-6: sums over ranks and means are in another order."""
     cases = {name: settings("dcnv2", sharding=sharding) for name, sharding in KINDS.items()}
     plain = run_on_ranks(1, few_rows, {"plain": settings("dcnv2")})[0]["plain"]
