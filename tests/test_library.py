@@ -115,7 +115,7 @@ def test_one_process_never_exports_onto_a_bundle(tmp_path: Path) -> None:
     model, search = opened()
     sliced = slice_columns(model, search.finish())
     export(sliced, tmp_path / "bundle")
-    with pytest.raises(BundleError, match="is there already"):
+    with pytest.raises(BundleError, match="already exists"):
         export(sliced, tmp_path / "bundle")
 
 

@@ -1,2 +1,5 @@
-"""Bundles: what serving gets. `bundle` opens one, `compact` is the model in it, `scorer` gives probabilities of records; none of them needs TorchRec.
-`writer` streams one from all ranks, `verify` holds it against the live model."""
+"""Bundles: exported models for serving.
+
+`bundle` opens a bundle, `compact` has its model, and `scorer` computes probabilities of records; none of them
+needs TorchRec. `writer` writes a bundle from all ranks, and `verify` compares it with the live model.
+"""

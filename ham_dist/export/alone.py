@@ -1,4 +1,4 @@
-"""Writing a bundle from one process, whatever other ranks do."""
+"""Writing a bundle from one process, independently of other ranks."""
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -28,13 +28,13 @@ def write_bundle_alone(
     dense: Mapping[str, torch.Tensor],
     verify: Callable[[Path], Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Writes the bundle `out` from this process: no other rank is waited for.
+    """Write the bundle `out` from this process, without waiting for other ranks.
 
     Args:
         chunks: All rows of all tables.
         dense, verify: As for `write_bundle`.
     Returns:
-        What `verify` gave.
+        The return value of `verify`.
     Raises:
         BundleError: As for `write_bundle`.
     """

@@ -1,4 +1,4 @@
-"""Opening a bundle: every file is checked before anything of it is used."""
+"""Opening a bundle; all its files are checked before any of them is used."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from ham_dist.errors import BundleError
 from ham_dist.export.compact import CompactModel
-from ham_dist.export.manifest import DENSE, MEND, BundleManifest, TableEntry, read_manifest
+from ham_dist.export.manifest import ADVICE, DENSE, BundleManifest, TableEntry, read_manifest
 from ham_dist.export.precisions import precision_of_type
 from ham_dist.io.hashing import sha256_of
 from ham_dist.io.paths import local_path
@@ -18,44 +18,46 @@ from ham_dist.models.interaction import Interaction
 from ham_dist.models.registry import INTERACTIONS, build_interaction
 
 VALUES = "values"
-"""Name of the one tensor in a table's piece."""
+"""Name of the only tensor in a file of a table."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A checked bundle; `open_bundle` gives one.
+    """A checked bundle; `open_bundle` returns one.
 
-    root:     its folder on this machine.
-    manifest: what it holds.
+    Attributes:
+        root: Folder of the bundle on this machine.
+        manifest: Its manifest.
     """
 
     root: Path
     manifest: BundleManifest
 
     def tables(self) -> dict[str, torch.Tensor]:
-        """The tables by field, (C_j, d_j), in the precision of the bundle."""
+        """Returns the tables by field, (C_j, d_j), in the precision of the bundle."""
         return {table.field: self._table(table) for table in self.manifest.tables}
 
     def first_order(self) -> dict[str, torch.Tensor]:
-        """The first-order tables by field, (C_j, 1); none for most models."""
+        """Returns the first-order tables by field, (C_j, 1); empty for most models."""
         return {table.field: self._table(table) for table in self.manifest.first_order}
 
     def dense(self) -> dict[str, torch.Tensor]:
-        """State dict of the model above the tables."""
+        """Returns the state dict of the dense part of the model."""
         with safe_open(self.root / DENSE, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (safe_open is no mapping)
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
     def model(self, rows: Mapping[str, torch.Tensor] | None = None) -> CompactModel:
-        """The exported model, on CPU.
+        """Returns the exported model, on CPU.
 
-        rows:   of the table of each field, ascending: the model then holds just these, and takes their places among them for ids (row 0 of a
-                field that is not named). For a look at a few
-                records of a bundle that is larger than memory. None: all rows.
-        raises: BundleError for a `custom` bundle, whose dense part only its owner can build.
+        Args:
+            rows: Rows of each field's table to load, ascending, by field (row 0 for a field that is not
+                named); ids must then be positions in these. For a few records and a bundle that is larger
+                than memory. None: all rows.
+        Raises:
+            BundleError: The bundle is of kind `custom`, whose dense part only its owner can build.
         """
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # The start that load_state_dict overwrites must not move the caller's random numbers.
+        # load_state_dict overwrites the initialization, which must not change the caller's random generator.
+        with torch.random.fork_rng(devices=[]):
             interaction = interaction_of(self.manifest, where=str(self.root))
         interaction.load_state_dict(self.dense())
         tables = {table.field: self._table(table, rows) for table in self.manifest.tables}
@@ -77,7 +79,7 @@ class Bundle:
         return values
 
     def _selected(self, table: TableEntry, rows: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The wanted rows (ascending) of each piece that has some, a piece in memory at a time."""
+        """The selected rows (ascending) of each file that has some; one file at a time in memory."""
         for piece in table.files:
             wanted = rows[(rows >= piece.first_row) & (rows < piece.first_row + piece.rows)]
             if len(wanted):
@@ -86,14 +88,19 @@ class Bundle:
 
 
 def interaction_of(manifest: BundleManifest, where: str) -> Interaction:
-    """A freshly started interaction of the manifest's model.
+    """Returns the interaction of the manifest's model, with initialized weights.
 
-    raises: BundleError for a `custom` bundle; `where` names it.
+    Args:
+        where: The bundle, for messages.
+    Raises:
+        BundleError: The bundle is of kind `custom`.
     """
     if manifest.model is None:
         raise BundleError(
-            f"{where}: kind = 'custom': its dense part is a module of your own, which a bundle does not hold, so `ham-dist score` cannot run it.\n"
-            "  In Python, ham_dist.export.bundle.open_bundle(path) gives .tables() (tensors by field) and .dense() (a state dict) to load into it."
+            f"{where}: kind = 'custom': the dense part is a module of your own, "
+            "which the bundle does not contain, so `ham-dist score` cannot run it.\n"
+            "  In Python, ham_dist.export.bundle.open_bundle(path) gives .tables() (tensors by field) "
+            "and .dense() (a state dict) to load into it."
         )
     return build_interaction(
         manifest.model,
@@ -105,14 +112,13 @@ def open_bundle(path: str | Path) -> Bundle:
     """Open a bundle and check all of it.
 
     Args:
-        path: Folder of the bundle, by any scheme that the PathManager knows.
-
+        path: Folder of the bundle, of any scheme that the PathManager supports.
     Returns:
-        The bundle; tables are read by its methods.
-
+        The bundle; its methods read the tables.
     Raises:
-        BundleError: A file is missing, outside of the folder, of another size or content than manifest.json states, lacks a tensor that the model
-            needs, or holds weights that are not finite; or the manifest is damaged or of a newer format.
+        BundleError: A file is missing, is outside the folder, has another size or content than manifest.json
+            states, lacks a tensor of the model, or holds weights that are not finite; or the manifest is
+            damaged or of a newer format.
     """
     root = local_path(path)
     manifest = read_manifest(root)
@@ -122,11 +128,11 @@ def open_bundle(path: str | Path) -> Bundle:
         except ValueError:
             raise BundleError(f"{root / file}: leads out of the bundle. Put the file itself there.") from None
         if not found.is_file():
-            raise BundleError(f"{found}: missing. {MEND}")
+            raise BundleError(f"{found}: missing. {ADVICE}")
         if (size := found.stat().st_size) != entry.size:
-            raise BundleError(f"{found}: {size} bytes, wanted {entry.size}. {MEND}")
+            raise BundleError(f"{found}: {size} bytes, expected {entry.size}. {ADVICE}")
         if sha256_of(found) != entry.sha256:
-            raise BundleError(f"{found}: damaged: its sha256 is not the one in manifest.json. {MEND}")
+            raise BundleError(f"{found}: damaged: its sha256 is not that in manifest.json. {ADVICE}")
     for table in (*manifest.tables, *manifest.first_order):
         for piece in table.files:
             _check_tensors(
@@ -143,14 +149,15 @@ def open_bundle(path: str | Path) -> Bundle:
 
 
 def _check_model(root: Path, manifest: BundleManifest) -> None:
-    """Whether dense weights and first-order tables are those of the model."""
+    """Check that dense weights and first-order tables fit the model."""
     assert manifest.model is not None
     kind = INTERACTIONS[manifest.model.name]
     if not kind.keeps_slots and (slots := [field.name for field in manifest.fields if field.keeps_slot]):
         raise BundleError(
-            f"{root}: {manifest.model.name} keeps no slot for a field without columns, but {', '.join(slots)} has one. {MEND}"
+            f"{root}: {manifest.model.name} keeps no slot for a field without columns, "
+            f"but {', '.join(slots)} has one. {ADVICE}"
         )
-    with torch.device("meta"):  # Names and shapes are wanted, not memory.
+    with torch.device("meta"):  # only names and shapes are needed
         interaction = interaction_of(manifest, where=str(root))
     state = interaction.state_dict()
     _check_tensors(
@@ -173,10 +180,10 @@ def _tensors_of(path: Path) -> dict[str, tuple[str, list[int]]]:
     """Type and shape of each tensor in a safetensors file, by name."""
     try:
         with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (safe_open is no mapping)
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             return {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
     except SafetensorError as error:
-        raise BundleError(f"{path}: no safetensors file: {error}. {MEND}") from None
+        raise BundleError(f"{path}: not a safetensors file: {error}. {ADVICE}") from None
 
 
 def _check_tensors(path: Path, wanted: Mapping[str, tuple[str, list[int]]]) -> None:
@@ -185,25 +192,27 @@ def _check_tensors(path: Path, wanted: Mapping[str, tuple[str, list[int]]]) -> N
     for name, expected in wanted.items():
         if found[name] != expected:
             raise BundleError(
-                f"{path}: {name} is {found[name][0]} {found[name][1]}, wanted {expected[0]} {expected[1]}. {MEND}"
+                f"{path}: {name} is {found[name][0]} {found[name][1]}, "
+                f"expected {expected[0]} {expected[1]}. {ADVICE}"
             )
 
 
 def _require_finite(path: Path) -> None:
-    """Refuse weights that are NaN or infinite, of which probabilities would be NaN."""
+    """Check that no weight is NaN or infinite, as probabilities would be NaN."""
     with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118  (safe_open is no mapping)
+        for name in file.keys():  # noqa: SIM118
             values = file.get_tensor(name)
             if values.is_floating_point() and not values.isfinite().all():
                 raise BundleError(
                     f"{path}: {name} holds numbers that are not finite "
-                    f"({int((~values.isfinite()).sum()):,} of {values.numel():,}). Train the model again, with a lower learning rate."
+                    f"({int((~values.isfinite()).sum()):,} of {values.numel():,}). "
+                    "Train the model again, with a lower learning rate."
                 )
 
 
 def _same_names(path: Path, what: str, found: Iterable[str], wanted: Iterable[str]) -> None:
     found, wanted = set(found), set(wanted)
     if found != wanted:
-        parts = {"missing": wanted - found, "not known": found - wanted}
+        parts = {"missing": wanted - found, "unknown": found - wanted}
         text = "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind, names in parts.items() if names)
-        raise BundleError(f"{path}: {what} of another model ({text}). {MEND}")
+        raise BundleError(f"{path}: {what} of another model ({text}). {ADVICE}")

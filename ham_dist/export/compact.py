@@ -1,4 +1,4 @@
-"""The exported model: plain torch tables of mixed dims under an interaction.
+"""The exported model: torch tables of different dims, and an interaction on top.
 
 B rows, d_j columns of field j, D = sum of d_j
 """
@@ -13,13 +13,14 @@ from torch.nn import functional
 from ham_dist.models.interaction import Interaction
 
 Ids: TypeAlias = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
-"""Ids of one field, int64: (B,), one a row; or (values, offsets), where row b has values[offsets[b] : offsets[b + 1]] and offsets is (B + 1,)."""
+"""Ids of one field, int64: (B,), one per row; or (values, offsets), where row b has values[offsets[b] :
+offsets[b + 1]] and offsets is (B + 1,)."""
 
 
 def pooled(table: torch.Tensor, ids: Ids) -> torch.Tensor:
-    """Mean of the table rows of each batch row's ids, (B, d_j) float32; zeros where a row has none.
+    """Returns the mean of the table rows of each batch row's ids, (B, d_j) float32; zeros without ids.
 
-    The table stays in its own precision; only the rows looked up are widened to float32, before they are averaged.
+    The table keeps its precision; only the rows looked up are converted to float32, before they are averaged.
     """
     if isinstance(ids, torch.Tensor):
         return functional.embedding(ids, table).float()
@@ -31,11 +32,14 @@ def pooled(table: torch.Tensor, ids: Ids) -> torch.Tensor:
 
 
 class CompactModel(nn.Module):
-    """A model as serving runs it: frozen, in evaluation mode.
+    """The exported model for serving: frozen, in evaluation mode.
 
-    tables:      by field, (C_j, d_j) float32 or float16, for the fields of `interaction.dims` that have columns.
-    interaction: reads the columns in the order of its own `dims`.
-    first_order: by field, (C_j, 1): tables whose rows are added to the logit; may name fields that have no other table.
+    Args:
+        tables: Tables by field, (C_j, d_j) float32 or float16, for the fields of `interaction.dims` with
+            columns.
+        interaction: The interaction; it reads the columns in the order of its `dims`.
+        first_order: First-order tables by field, (C_j, 1), whose rows are added to the logit; also for fields
+            that have no other table.
     """
 
     def __init__(
@@ -45,7 +49,8 @@ class CompactModel(nn.Module):
         first_order: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         super().__init__()
-        # Kept as lists beside the names: a field's name may hold characters that torch does not take in a parameter's.
+        # Lists, not dictionaries by field: a field's name may hold characters that torch refuses in parameter
+        # names.
         self.fields = [field for field, width in interaction.dims.items() if width]
         self.tables = nn.ParameterList(
             nn.Parameter(tables[field], requires_grad=False) for field in self.fields
@@ -59,13 +64,15 @@ class CompactModel(nn.Module):
 
     @property
     def read_fields(self) -> list[str]:
-        """Fields whose ids `forward` reads."""
+        """The fields whose ids `forward` reads."""
         return list(dict.fromkeys([*self.fields, *self.first_order_fields]))
 
     def forward(self, ids: Mapping[str, Ids]) -> torch.Tensor:
-        """Logits (B,) of `ids`, by field; those of other fields than `read_fields` are ignored.
+        """Returns the logits (B,) of a batch.
 
-        Ids must be 0 to C_j - 1: they are not looked through here, as that would wait for the device and could not be exported by torch.export.
+        Args:
+            ids: Ids by field, 0 to C_j - 1; fields not in `read_fields` are ignored. They are not checked, as
+                that would wait for the device and cannot be exported by torch.export.
         """
         columns = [pooled(table, ids[field]) for field, table in zip(self.fields, self.tables, strict=True)]
         logits: torch.Tensor = self.interaction(torch.cat(columns, dim=1))

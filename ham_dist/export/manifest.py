@@ -1,4 +1,4 @@
-"""What a bundle says of itself: manifest.json, its fields, and reading and writing it."""
+"""manifest.json of a bundle: its fields, reading and writing."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from urllib.parse import quote
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from ham_dist.config.migrate import migrate_model
-from ham_dist.config.schema import AnyModelSettings
+from ham_dist.config.schema import MODELS, AnyModelSettings
 from ham_dist.errors import BundleError
 from ham_dist.export.precisions import precision_of, precision_of_type
 from ham_dist.io.hashing import sha256_of_json
@@ -18,17 +18,21 @@ from ham_dist.io.untrusted import read_json
 
 FORMAT = "ham_dist bundle"
 FORMAT_VERSION = 2
-"""Raised by one with every change that an earlier reader would misread."""
+"""Incremented with every change that an earlier reader would misread."""
 MANIFEST = "manifest.json"
 DENSE = "dense.safetensors"
-MEND = "Copy the bundle again from where it was written, or export the run again."
+ADVICE = "Copy the bundle again from where it was written, or export the run again."
 
 Precision = Annotated[str, AfterValidator(lambda name: precision_of(name).name)]
 """The name of an entry of `PRECISIONS`."""
 
 
 def inside(path: str) -> str:
-    """`path`; raises: ValueError unless it is one of forward slashes that stays inside the folder it starts from."""
+    """Returns `path` if it is a relative path with forward slashes that stays inside its folder.
+
+    Raises:
+        ValueError: It is not.
+    """
     if not re.fullmatch(r"[^/\\:\0]+(/[^/\\:\0]+)*", path) or {".", ".."} & set(path.split("/")):
         raise ValueError(f"{path!r} does not stay inside the bundle")
     return path
@@ -39,7 +43,7 @@ Count = Annotated[int, Field(ge=0, strict=True)]
 PositiveCount = Annotated[int, Field(gt=0, strict=True)]
 Rows = Annotated[int, Field(gt=0, le=2**40, strict=True)]
 Width = Annotated[int, Field(ge=0, le=2**16, strict=True)]
-"""Far above what a model can use; a product of rows and width stays below 2^63."""
+"""The limit is far above any model's; rows times width stays below 2^63."""
 Name = Annotated[str, Field(min_length=1)]
 
 
@@ -48,7 +52,7 @@ class _Entry(BaseModel):
 
 
 class FieldEntry(_Entry):
-    """One field that the model reads, or holds a slot for."""
+    """A field that the model reads, or keeps a slot for."""
 
     name: Name
     rows: Rows
@@ -56,9 +60,9 @@ class FieldEntry(_Entry):
     width: Width
     """Columns of its table; 0 if it has none."""
     multi_valued: bool = False
-    """Whether a row can have several values; their table rows are averaged, and none at all gives zeros."""
+    """True if a record can have several values; their table rows are averaged, and no value gives zeros."""
     keeps_slot: bool = False
-    """Whether the field, without a column, still stands in the model as zeros."""
+    """True if the field has no columns but stays in the model as zeros."""
 
     @model_validator(mode="after")
     def _slot_has_no_column(self) -> "FieldEntry":
@@ -68,15 +72,15 @@ class FieldEntry(_Entry):
 
 
 class FileEntry(_Entry):
-    """One file of the bundle."""
+    """Size and hash of a file of the bundle."""
 
     size: Count
     """Bytes."""
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class Piece(_Entry):
-    """Some rows of a table, in a file of their own."""
+class TableFile(_Entry):
+    """A file with some rows of a table."""
 
     file: InsidePath
     first_row: Count
@@ -84,27 +88,25 @@ class Piece(_Entry):
 
 
 class TableEntry(_Entry):
-    """One table, in pieces that hold all its rows, ascending."""
+    """A table, in files that hold all its rows in ascending order."""
 
     field: Name
     rows: PositiveCount
     width: PositiveCount
     type: Annotated[str, AfterValidator(lambda name: precision_of_type(name).type)]
-    files: Annotated[tuple[Piece, ...], Field(min_length=1)]
+    files: Annotated[tuple[TableFile, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _pieces_make_the_table(self) -> "TableEntry":
+    def _files_hold_all_rows(self) -> "TableEntry":
         expected = 0
         for piece in self.files:
             if piece.first_row != expected:
-                what = "are missing" if piece.first_row > expected else "are there twice"
+                what = "are missing" if piece.first_row > expected else "occur twice"
                 low, high = sorted((piece.first_row, expected))
                 raise ValueError(f"table {self.field!r}: rows {low} to {high - 1} {what}")
             expected += piece.rows
         if expected != self.rows:
-            raise ValueError(
-                f"table {self.field!r}: its files hold {expected} rows, the table has {self.rows}"
-            )
+            raise ValueError(f"table {self.field!r}: its files hold {expected} rows, expected {self.rows}")
         return self
 
 
@@ -113,40 +115,42 @@ class UnknownShares(_Entry):
 
     split: Literal["train", "validation"]
     rows: PositiveCount
-    """Rows that the shares were counted on."""
+    """Number of records counted."""
     shares: dict[Name, Annotated[float, Field(ge=0, le=1)]]
     """Share of id 0 among the values of each field."""
 
 
 class BundleManifest(_Entry):
-    """All that manifest.json holds, but for `checksum` (see `write_manifest`)."""
+    """The content of manifest.json, except `checksum` (see `write_manifest`)."""
 
     format: Literal["ham_dist bundle"] = "ham_dist bundle"
     format_version: PositiveCount = FORMAT_VERSION
     kind: Literal["ctr", "custom"]
-    """`ctr`: one of this package's models, which `ham-dist score` runs; `custom`: tables, and weights of a dense part that its owner builds."""
+    """`ctr`: a model that `ham-dist score` can run; `custom`: tables, and weights of a dense part that only
+    its owner can build."""
     model: AnyModelSettings | None
     """Settings of the interaction; null for `custom`."""
     precision: Precision
-    """Of the tables; dense weights are always fp32."""
+    """Precision of the tables; dense weights are always fp32."""
     fields: Annotated[tuple[FieldEntry, ...], Field(min_length=1)]
-    """In the order in which the model's columns stand."""
+    """The fields in the order of the model's columns."""
     tables: tuple[TableEntry, ...]
     """One for each field with columns."""
     first_order: tuple[TableEntry, ...] = ()
-    """Tables of width 1 whose rows add up to the model's first-order term, where it has such."""
+    """First-order tables (width 1), whose rows are added to the logit; empty for most models."""
     vocabulary: dict[Name, InsidePath] = {}
-    """Files that turn raw values into ids, by field; empty where values are ids already."""
+    """Files that map raw values to ids, by field; empty if the data contains ids."""
     files: dict[InsidePath, FileEntry]
-    """Every file of the bundle but manifest.json."""
+    """Every file of the bundle except manifest.json."""
     recipe: dict[str, JsonValue] | None = None
-    """How raw records are read; null where there are none."""
+    """Recipe for reading raw records; null if the data contains ids."""
     unknown: UnknownShares | None = None
-    """Shares of unknown values to compare records with; null in bundles of format version 1, and where there is no data."""
+    """Shares of unknown values to compare records with; null without data, and in bundles of format version
+    1."""
     run: dict[str, JsonValue] = {}
-    """The run that the bundle came from."""
+    """The run that the bundle was exported from."""
     verified: dict[str, JsonValue] | None = None
-    """What comparing the bundle with the live model gave, when it was written."""
+    """Result of comparing the bundle with the live model when it was written."""
 
     @model_validator(mode="after")
     def _parts_agree(self) -> "BundleManifest":
@@ -160,14 +164,15 @@ class BundleManifest(_Entry):
         with_columns = [field.name for field in self.fields if field.width]
         if [table.field for table in self.tables] != with_columns:
             raise ValueError(
-                f"tables of {[table.field for table in self.tables]}, wanted one for each field with columns: {with_columns}"
+                f"tables of {[table.field for table in self.tables]}, "
+                f"expected one for each field with columns: {with_columns}"
             )
         for table, width in [(table, None) for table in self.tables] + [
             (table, 1) for table in self.first_order
         ]:
             field = fields.get(table.field)
             if field is None:
-                raise ValueError(f"first-order table of {table.field!r}, which is no field")
+                raise ValueError(f"first-order table of {table.field!r}, which is not in `fields`")
             wanted = (
                 field.rows,
                 width or field.width,
@@ -175,17 +180,21 @@ class BundleManifest(_Entry):
             )
             if (table.rows, table.width, table.type) != wanted:
                 raise ValueError(
-                    f"table {table.field!r}: rows, width, type {(table.rows, table.width, table.type)}, but its field has {wanted}"
+                    f"table {table.field!r}: rows, width, type {(table.rows, table.width, table.type)}, "
+                    f"but its field has {wanted}"
                 )
         pieces = [piece.file for table in (*self.tables, *self.first_order) for piece in table.files]
         unlisted = {DENSE, *pieces, *self.vocabulary.values()} - self.files.keys()
         if unlisted:
-            raise ValueError(f"no size and sha256 of {', '.join(sorted(unlisted))}")
+            raise ValueError(f"`files` lacks size and sha256 of {', '.join(sorted(unlisted))}")
         return self
 
 
 def piece_path(folder: str, field: str, first_row: int) -> str:
-    """Path of a table's piece inside the bundle; a field's name may hold anything, so what file systems or readers trip over is escaped as %XX."""
+    """Returns the path of a table's file inside the bundle.
+
+    A field's name may hold any character, so those that file systems or readers refuse are escaped as %XX.
+    """
     return f"{folder}/{quote(field, safe='').replace('.', '%2E')}/rows-{first_row}.safetensors"
 
 
@@ -195,7 +204,7 @@ def _checksum(content: dict[str, Any]) -> str:
 
 
 def write_manifest(root: Path, manifest: BundleManifest) -> None:
-    """Write manifest.json with a checksum over all the rest of it, as no other file vouches for it."""
+    """Write manifest.json with a checksum of its own content, as no other file contains its hash."""
     content = manifest.model_dump(mode="json")
     (root / MANIFEST).write_text(
         json.dumps(content | {"checksum": _checksum(content)}, indent=2) + "\n", encoding="utf-8"
@@ -203,43 +212,58 @@ def write_manifest(root: Path, manifest: BundleManifest) -> None:
 
 
 def read_manifest(root: Path) -> BundleManifest:
-    """The manifest of the bundle in the local folder `root`, checked for itself; the other files are not looked at.
+    """Returns the manifest of the bundle in the local folder `root`; the other files are not read.
 
-    raises: BundleError if there is none, if it is damaged, of another format or newer than this reader, or if its parts do not fit together.
+    Raises:
+        BundleError: There is no manifest, it is damaged, of another or a newer format, inconsistent, or of a
+            model that is not registered.
     """
     path = root / MANIFEST
     if not path.is_file():
         raise BundleError(
-            f"{path}: there is no such file, so {root} is no bundle. `ham-dist export RUN_DIR --out {root}` writes one."
+            f"{path}: no such file, so {root} is not a bundle. "
+            f"`ham-dist export RUN_DIR --out {root}` writes one."
         )
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:
-        raise BundleError(f"{path}: damaged: {error}. {MEND}") from None
+        raise BundleError(f"{path}: damaged: {error}. {ADVICE}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise BundleError(
-            f'{path}: format is {found!r}, wanted "{FORMAT}". Give the folder of a bundle; `ham-dist inspect {root}` says what this is.'
+            f'{path}: format is {found!r}, expected "{FORMAT}". '
+            f"Give the folder of a bundle; `ham-dist inspect {root}` shows what this folder is."
         )
     version = content.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise BundleError(
-            f"{path}: format_version = {version}, newer than {FORMAT_VERSION}, the newest that this ham_dist reads.\n"
+            f"{path}: format_version = {version}, but this ham_dist reads versions up to {FORMAT_VERSION}.\n"
             "  Install the ham_dist that wrote the bundle, or export the run again with this one."
         )
     found = content.pop("checksum", None)
     if found != _checksum(content):
-        raise BundleError(f"{path}: damaged: its content does not give its own checksum. {MEND}")
+        raise BundleError(f"{path}: damaged: its content does not match its checksum. {ADVICE}")
     if isinstance(content.get("model"), dict):
         content["model"] = migrate_model(content["model"])
+        _require_registered(path, content["model"].get("name"))
     try:
         return BundleManifest.model_validate(content)
     except ValidationError as error:
-        raise BundleError(f"{path}: {mistakes(error)}\n  {MEND}") from None
+        raise BundleError(f"{path}: {mistakes(error)}\n  {ADVICE}") from None
+
+
+def _require_registered(path: Path, name: Any) -> None:
+    names = MODELS.names()
+    if isinstance(name, str) and name not in names:
+        raise BundleError(
+            f"{path}: model.name = {name!r}: no such model is registered; there are {', '.join(names)}.\n"
+            "  Import the package that registers the model (register_model) before the bundle is opened, "
+            "or install the ham_dist that wrote the bundle."
+        )
 
 
 def mistakes(error: ValidationError) -> str:
-    """What pydantic found wrong, in one line."""
+    """Returns the errors that pydantic found, in one line."""
     found: Sequence[Any] = error.errors(include_url=False, include_context=False, include_input=False)
     return "; ".join(
         ": ".join(filter(None, (".".join(map(str, item["loc"])), item["msg"]))) for item in found

@@ -1,4 +1,4 @@
-"""From a trained model to a bundle: describe it, write it from all ranks, and hold it against the live model."""
+"""Exporting a trained model: writing its bundle from all ranks, and comparing it with the live model."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,17 +26,21 @@ from ham_dist.training.samples import Samples
 from ham_dist.training.state import TrainingState, open_sliced
 
 HELD_ROWS = 4096
-"""Records of the test split that a bundle is compared with the live model on."""
+"""Records of the test split on which a bundle is compared with the live model."""
 
 
 def export_state(
     state: TrainingState, samples: Samples, out: Path, *, precision: Precision, run: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Write the model in `state` as a bundle; every rank calls it, and each writes the rows that it holds.
+    """Write the model in `state` as a bundle. Every rank calls it and writes the rows that it holds.
 
-    run:     what the bundle says of where it comes from.
-    returns: rows compared, the largest difference of a probability from the live model's, and the tolerance; the same on every rank.
-    raises:  BundleError if the bundle cannot be written or is not the live model; then nothing is left on the disk.
+    Args:
+        run: Origin of the bundle, as `origin` returns it.
+    Returns:
+        Rows compared, largest difference of a probability from the live model's, and the tolerance; the same
+        on every rank.
+    Raises:
+        BundleError: The bundle cannot be written or differs from the live model; nothing is left on the disk.
     """
     manifest = samples.manifest
     logits, _ = predict(state, [samples.part("test", HELD_ROWS)])
@@ -62,32 +66,37 @@ def export_state(
 
 
 def own_precision(settings: RunSettings) -> Precision:
-    """The smallest that has every number of a run's tables."""
+    """Returns the smallest precision that represents every number of a run's tables."""
     return "fp16" if settings.precision.tables == "float16" else "fp32"
 
 
 def export_run(run_dir: Path, out: Path, precision: Precision) -> dict[str, Any]:
-    """Write the narrow model of a finished run as a bundle, from its best retraining checkpoint; alone or as one of many ranks.
+    """Write the narrow model of a finished run as a bundle, from its best retraining checkpoint.
 
-    raises: CheckpointError if `run_dir` holds no finished run, or its data is not what it was trained on.
+    Runs on one rank or on each of several.
+
+    Raises:
+        CheckpointError: `run_dir` holds no finished run, or its data is not what it was trained on.
+        BundleError: As for `export_state`.
     """
     folder = RunFolder(run_dir)
     if not folder.is_run:
         raise CheckpointError(
-            f"{run_dir}: is no run folder (it has no identity.json, environment.json or checkpoints). `ham-dist train --run-dir {run_dir}` makes one"
+            f"{run_dir}: is not a run folder (it has no identity.json, environment.json or checkpoints). "
+            f"`ham-dist train --run-dir {run_dir}` creates one"
         )
     if not folder.sizes.exists():
         within = sorted(str(path.parent) for path in run_dir.glob(f"*/{folder.sizes.name}"))
-        mend = (
+        advice = (
             f"It holds a run for each target: export one of {', '.join(within)}"
             if within
             else f"`ham-dist train --resume --run-dir {(folder.whole() or folder).path}` finishes it"
         )
-        raise CheckpointError(f"{run_dir}: no narrow model here yet. {mend}")
+        raise CheckpointError(f"{run_dir}: has no narrow model yet. {advice}")
     precision_of(precision)
     if out.exists():
         raise BundleError(
-            f"{out}: is there already; a bundle is never written over. Delete it, or give another folder"
+            f"{out}: already exists; bundles are never overwritten. Delete it, or give another folder"
         )
     settings = folder.read_settings()
     with process_group.process_group(settings.ranks) as device:
@@ -106,7 +115,7 @@ def export_run(run_dir: Path, out: Path, precision: Precision) -> dict[str, Any]
 
 
 def origin(settings: RunSettings, manifest: Manifest) -> dict[str, Any]:
-    """What a bundle says of the run that it comes from."""
+    """Returns the origin of a bundle: data set, method, seed and targets of its run."""
     return {
         "dataset": manifest.name,
         "method": settings.search.method.name,

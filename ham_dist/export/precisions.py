@@ -1,4 +1,4 @@
-"""Precisions of a bundle's tables: how a number is stored, and how far that may move a probability."""
+"""Precisions of a bundle's tables: the stored type, and the tolerance of probabilities."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,13 @@ from ham_dist.errors import BundleError
 
 @dataclass(frozen=True)
 class ExportPrecision:
-    """One precision.
+    """A precision of a bundle's tables.
 
     Attributes:
-        name: As `ham-dist export --precision` takes it.
-        type: In manifest.json; also the name of the torch dtype.
-        safetensors: The dtype in safetensors files.
-        tolerance: Largest difference of a probability from the live model's.
+        name: Name for `ham-dist export --precision`.
+        type: Name in manifest.json; also the name of the torch dtype.
+        safetensors: Name of the dtype in safetensors files.
+        tolerance: Largest allowed difference of a probability from the live model's.
     """
 
     name: str
@@ -27,22 +27,22 @@ PRECISIONS: dict[str, ExportPrecision] = {}
 
 
 def register_precision(precision: ExportPrecision) -> None:
-    """Makes a precision available to `ham-dist export`, and its bundles to `ham-dist score`.
+    """Make a precision available to `ham-dist export`, and its bundles to `ham-dist score`.
 
     Raises:
-        BundleError: Its name, or its type, is another precision's.
+        BundleError: Another precision has its name or its type.
     """
     taken = [known.name for known in PRECISIONS.values() if known.type == precision.type]
     if precision.name in PRECISIONS or taken:
         raise BundleError(
-            f"precision {precision.name!r}: {(taken or [precision.name])[0]!r} is there already, with type {precision.type!r}. "
-            "Give it a name and a type of its own."
+            f"precision {precision.name!r}: {(taken or [precision.name])[0]!r} is already registered, "
+            f"with type {precision.type!r}. Use another name and another type."
         )
     PRECISIONS[precision.name] = precision
 
 
 def precision_of(name: str) -> ExportPrecision:
-    """The precision called `name`.
+    """Returns the precision called `name`.
 
     Raises:
         BundleError: There is none.
@@ -53,7 +53,7 @@ def precision_of(name: str) -> ExportPrecision:
 
 
 def precision_of_type(type_name: str) -> ExportPrecision:
-    """The precision whose tables have `type_name` in manifest.json.
+    """Returns the precision whose tables have `type_name` in manifest.json.
 
     Raises:
         BundleError: There is none.

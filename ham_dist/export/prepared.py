@@ -1,4 +1,4 @@
-"""Comparison of prepared data with a bundle: an id must stand for the same value in both."""
+"""Comparison of prepared data with a bundle: an id must have the same meaning in both."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,22 +13,25 @@ from ham_dist.export.manifest import MANIFEST, FieldEntry
 
 
 def data_folder(shard: Path) -> Path | None:
-    """The folder of prepared data with the shard `shard`, by its place; None where there is no manifest."""
+    """Returns the folder of prepared data that the shard `shard` is in; None if that has no manifest."""
     folder = shard.parent.parent
     return folder if (folder / FILE_NAME).is_file() else None
 
 
 def bundle_recipe(bundle: Bundle) -> Recipe | None:
-    """The recipe that a bundle holds; None for generated data."""
+    """Returns the recipe in a bundle; None for generated data."""
     settings = bundle.manifest.recipe
     return None if settings is None else parse_recipe(settings, where=str(bundle.root / MANIFEST))
 
 
 def require_same_ids(bundle: Bundle, data: Path, fields: Sequence[FieldEntry]) -> None:
-    """Raises DataError naming each field whose ids mean other values in the prepared data in `data` than in the bundle.
+    """Check that the ids of `fields` have the same meaning in the prepared data in `data` as in the bundle.
 
-    A field is compared by its number of rows, its settings in the recipe, and the sha256 of its vocabulary. A hashed field
-    has no vocabulary: only rows and settings tell its ids apart.
+    A field is compared by its number of rows, its settings in the recipe, and the sha256 of its vocabulary. A
+    hashed field has no vocabulary: only its rows and settings are compared.
+
+    Raises:
+        DataError: They have not; the message names each such field.
     """
     manifest = Manifest.load(data)
     stored = {field.name: field for field in manifest.fields}
@@ -44,7 +47,8 @@ def require_same_ids(bundle: Bundle, data: Path, fields: Sequence[FieldEntry]) -
     if other:
         raise DataError(
             f"{data}: its ids have other meanings than the bundle's: {'; '.join(other)}\n"
-            "  Score the raw records, or data prepared from the files and by the recipe that the model was trained on."
+            "  Score the raw records, or data prepared from the files and with the recipe "
+            "that the model was trained on."
         )
 
 
@@ -55,13 +59,13 @@ def _difference(
     trained: Recipe | None,
     prepared: Recipe | None,
 ) -> str | None:
-    """The first difference of a field, or None."""
+    """The first difference of a field; None if there is none."""
     if stored is None:
         return "the data lacks it"
     if stored.rows != field.rows:
         return f"{stored.rows:,} rows, the bundle has {field.rows:,}"
     if stored.multi_valued != field.multi_valued:
-        return "several values a record in one of the two"
+        return "several values per record in one of the two"
     wanted, found = _settings(trained, field.name), _settings(prepared, field.name)
     if wanted.get("hash") or (trained is not None and prepared is not None):
         differing = [key for key in {**wanted, **found} if wanted.get(key) != found.get(key)]
@@ -75,7 +79,10 @@ def _difference(
 
 
 def _settings(recipe: Recipe | None, name: str) -> dict[str, Any]:
-    """Settings that decide which value has which id. Counts decide nothing more once there is a vocabulary."""
+    """Settings that decide which value has which id.
+
+    Limits of counts are left out: their effect is in the vocabulary.
+    """
     if recipe is None or name not in recipe.fields:
         return {}
     field = recipe.fields[name]

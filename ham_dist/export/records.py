@@ -1,6 +1,6 @@
-"""Records to score, a block at a time: prepared ids as they are, raw values through the vocabulary of the bundle. Needs no TorchRec.
+"""Records to score, read in blocks: prepared ids, or raw values encoded with the vocabulary of the bundle.
 
-B rows of a block
+Needs no TorchRec.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,12 +25,15 @@ Values = Literal["auto", "ids", "raw"]
 
 @dataclass(frozen=True)
 class RecordBlock:
-    """Some records in order."""
+    """Consecutive records.
+
+    Attributes:
+        ids: Checked ids by field.
+        carried: The column that is copied to the output; None without one.
+    """
 
     ids: dict[str, Ids]
-    """Ids of each field, checked."""
     carried: pa.Array | None
-    """The column that is carried into the output."""
 
 
 def read_records(
@@ -41,16 +44,17 @@ def read_records(
     block_rows: int,
     carried: str | None = None,
 ) -> Iterator[RecordBlock]:
-    """Ids of `fields`, `block_rows` records at a time, in the order of the records.
+    """Yields the ids of `fields`, up to `block_rows` records at a time, in the order of the records.
 
     Args:
-        source: A Parquet file, a folder of *.parquet (in the order of their names), or raw records as `encode_blocks` reads them.
-        values: Content of the columns: `ids` or `raw` values. `auto`: ids where the bundle has no vocabulary or the file
-            is in a folder that `ham-dist prepare` wrote; raw otherwise.
-        carried: A column of the records that is returned as it is.
+        source: A Parquet file, a folder of *.parquet (read in the order of their names), or raw records in a
+            format that `encode_blocks` reads.
+        values: Content of the columns: `ids` or `raw` values. `auto`: ids if the bundle has no vocabulary or
+            the file is in a folder that `ham-dist prepare` wrote; else raw.
+        carried: Name of a column that is copied unchanged.
     Raises:
-        DataError: A record cannot be read or an id is out of range, with its place; the ids have other meanings than the
-            bundle's; with `auto`, ids and raw values look the same.
+        DataError: A record cannot be read or an id is out of range; the ids have other meanings than the
+            bundle's; with `auto`, the columns could be ids or raw values.
     """
     if not exists(source):
         raise DataError(f"{source}: no such file or folder")
@@ -59,7 +63,8 @@ def read_records(
     if _hold_ids(bundle, path, files, fields, values):
         if not files:
             raise DataError(
-                f"{source}: is no Parquet, and the bundle takes ids in a .parquet file or a folder of such; it has no vocabulary for raw values"
+                f"{source}: is not Parquet. The bundle has no vocabulary for raw values; "
+                "give ids in a .parquet file, or in a folder of such files"
             )
         blocks = (block for file in files for block in _stored_blocks(file, fields, block_rows, carried))
     else:
@@ -92,14 +97,12 @@ def _hold_ids(
     data = data_folder(files[0]) if files else None
     if data is not None:
         if values == "raw":
-            raise DataError(
-                f"{path}: is prepared data, which holds ids; leave `--values raw` (values='raw') out"
-            )
+            raise DataError(f"{path}: is prepared data, which holds ids. Omit `--values raw` (values='raw')")
         require_same_ids(bundle, data, fields)
         return True
     if not bundle.manifest.vocabulary:
         if values == "raw":
-            raise BundleError(f"{bundle.root}: has no vocabulary to read raw values with. Give ids")
+            raise BundleError(f"{bundle.root}: has no vocabulary to encode raw values. Give ids")
         return True
     if values != "auto":
         return values == "ids"
@@ -129,7 +132,7 @@ def _opened(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: no Parquet file: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{path}: not a Parquet file: {str(error).splitlines()[0]}") from None
 
 
 def _stored_blocks(
@@ -144,12 +147,14 @@ def _stored_blocks(
             if schema.names.count(name) != 1:
                 count = schema.names.count(name)
                 raise DataError(
-                    f"{path}: has {'no column' if not count else f'{count} columns called'} {name}; it has {', '.join(schema.names)}"
+                    f"{path}: has {'no column' if not count else f'{count} columns called'} {name}; "
+                    f"it has {', '.join(schema.names)}"
                 )
         for name in names:
             if not _is_integer(schema.field(name).type):
                 raise DataError(
-                    f"{path}: column {name} is {schema.field(name).type}; ids are whole numbers, or lists of them"
+                    f"{path}: column {name} is {schema.field(name).type}, "
+                    "expected ids: integers, or lists of integers"
                 )
         try:
             for block in file.iter_batches(block_rows, columns=list(dict.fromkeys(used))):
@@ -163,7 +168,7 @@ def _encoded_blocks(
     bundle: Bundle, path: Path, fields: Sequence[FieldEntry], block_rows: int, carried: str | None
 ) -> Iterator[pa.RecordBatch]:
     """Columns of `fields`, in that order, then `carried`, from raw records in one file or one folder."""
-    # Reading raw records takes DuckDB and Ibis, which a server that is fed ids does without.
+    # Reading raw records needs DuckDB and Ibis; a server that receives ids does not.
     from ham_dist.data.encode.records import encode_blocks
 
     vocabulary = {field: bundle.root / file for field, file in bundle.manifest.vocabulary.items()}
@@ -176,13 +181,14 @@ def _encoded_blocks(
 
 
 def _ids(where: str, field: FieldEntry, column: pa.Array, first: int) -> Ids:
-    """One block's ids of one field, checked. `first` is the number of its first record."""
-    # flatten, not .values: that shows the whole buffer of a slice
+    """Checked ids of one field in one block. `first` is the number of the block's first record."""
+    # flatten, not .values, which returns the whole buffer of a slice
     flat = column.flatten() if _is_list(column.type) else column
     if column.null_count or flat.null_count:
         record = first + next(row for row, cell in enumerate(column) if _lacks_a_value(cell.as_py()))
         raise DataError(
-            f"{where}: record {record} (from 0): {field.name} lacks a value\n  Write 0, the id of unknown values."
+            f"{where}: record {record} (from 0): {field.name} lacks a value\n"
+            "  Write 0, the id of unknown values."
         )
     ids = _as_int64(flat)
     wrong = np.flatnonzero((ids < 0) | (ids >= field.rows))
@@ -193,7 +199,8 @@ def _ids(where: str, field: FieldEntry, column: pa.Array, first: int) -> Ids:
     if not field.multi_valued and (lengths != 1).any():
         record = int(np.flatnonzero(lengths != 1)[0])
         raise DataError(
-            f"{where}: record {first + record} (from 0): {field.name} has {lengths[record]} ids; the model was trained with one a record\n"
+            f"{where}: record {first + record} (from 0): {field.name} has {lengths[record]} ids; "
+            "the model was trained with one per record\n"
             "  Give one id (0 for an unknown value)."
         )
     offsets = np.zeros(len(column) + 1, dtype=np.int64)
@@ -207,7 +214,7 @@ def _lacks_a_value(cell: Any) -> bool:
 
 
 def _as_int64(column: pa.Array) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """A copy, as torch does not take memory that it must not write to."""
+    """Returns a copy, as torch warns of read-only memory."""
     return column.to_numpy(zero_copy_only=False).astype(np.int64, copy=True)
 
 
@@ -220,6 +227,7 @@ def _refuse_outside(
 ) -> None:
     if len(wrong):
         raise DataError(
-            f"{where}: record {rows[0]} (from 0): {field.name} = {ids[wrong[0]]}: its ids go from 0 to {field.rows - 1}.\n"
+            f"{where}: record {rows[0]} (from 0): {field.name} = {ids[wrong[0]]}: "
+            f"its ids go from 0 to {field.rows - 1}.\n"
             "  Give records prepared with the data that the model was trained on."
         )

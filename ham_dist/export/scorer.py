@@ -1,4 +1,4 @@
-"""Probabilities of records by a bundle alone: the work of `ham-dist score`. Needs torch, but neither TorchRec nor a process group."""
+"""Scoring records with a bundle (`ham-dist score`). Needs torch, but neither TorchRec nor a process group."""
 
 import csv
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +20,7 @@ from ham_dist.io.atomic import new_file
 from ham_dist.io.paths import is_local
 
 BLOCK_ROWS = 65_536
-"""Records in memory at a time."""
+"""Largest number of records in memory."""
 SUFFIXES = (".txt", ".csv", ".parquet")
 PROBABILITY = "probability"
 """Name of the column of probabilities."""
@@ -30,18 +30,22 @@ Write = Callable[[pa.Array | None, torch.Tensor], None]
 
 @dataclass(frozen=True)
 class Scored:
-    """Result of scoring one input."""
+    """Result of scoring one input.
+
+    Attributes:
+        rows: Number of probabilities written.
+        unknown: Counts of unknown values of each field.
+        expected: Shares of unknown values in the data that the model was trained with; None if the bundle has
+            none.
+    """
 
     rows: int
-    """Probabilities written."""
     unknown: UnknownCounts
-    """Unknown values of each field."""
     expected: UnknownShares | None
-    """Shares of unknown values in the data that the model was trained with; None where the bundle has none."""
 
     @property
     def warnings(self) -> list[str]:
-        """One sentence for each field with far more unknown values than training had; see `UnknownCounts.warnings`."""
+        """One sentence for each field with far more unknown values than in training; see `UnknownCounts`."""
         return self.unknown.warnings(self.expected)
 
 
@@ -59,11 +63,14 @@ def score(
     Args:
         bundle_path: Folder of a bundle of kind `ctr`.
         input_path: Raw records, or ids in Parquet; see `records.read_records`, also for `values`.
-        out_path: .txt (one number a line), .csv (the same under the header `probability`) or .parquet (a float32 column
-            `probability`). An existing file is replaced once all is scored, and stays if scoring fails.
+        out_path: .txt (one number per line), .csv (the same under the header `probability`) or .parquet (a
+            float32 column `probability`). An existing file is replaced when all records are scored, and kept
+            if scoring fails.
         values: Content of Parquet: `ids`, `raw`, or `auto`.
-        block_rows: Records in memory at a time.
-        id_column: A column of the records that is written in front of the probabilities; needs .csv or .parquet.
+        block_rows: Largest number of records in memory.
+        id_column: A column of the records that is written before the probabilities; needs .csv or .parquet.
+    Returns:
+        The number of records, and counts of unknown values.
     Raises:
         BundleError: The bundle cannot be used or the output cannot be written.
         DataError: A record cannot be read.
@@ -91,16 +98,22 @@ def _check_output(out: Path, id_column: str | None) -> None:
         raise BundleError(f"{out}: ends in {out.suffix!r}; give a name that ends in {', '.join(SUFFIXES)}")
     if id_column is not None and out.suffix == ".txt":
         raise BundleError(
-            f"{out}: has one number a line, without columns. For --id {id_column}, give .csv or .parquet"
+            f"{out}: a .txt file has one number per line and no columns. "
+            f"For --id {id_column}, give .csv or .parquet"
         )
     if id_column == PROBABILITY:
         raise BundleError(
-            f"--id {id_column}: is the name of the column of probabilities. Rename the column of the records"
+            f"--id {id_column}: is the name of the output's column of probabilities. "
+            "Rename the column of the records"
         )
 
 
 def _require_apart(bundle: Path, source: str | Path, out: Path) -> None:
-    """Raises BundleError if writing `out` would replace a file that is read, or add one to a folder that is read."""
+    """Check that writing `out` neither replaces an input file nor adds a file to an input folder.
+
+    Raises:
+        BundleError: It would.
+    """
     target = out.resolve()
     for path, name in ((bundle, "bundle"), (source, "input")):
         if not is_local(path):
@@ -120,13 +133,14 @@ def _require_finite(bundle: str | Path, probabilities: torch.Tensor, first: int)
     if not finite.all():
         record = first + int((~finite).nonzero()[0])
         raise BundleError(
-            f"{bundle}: gives record {record} (from 0) a probability that is not finite: its weights are too large. Train the model again"
+            f"{bundle}: the probability of record {record} (from 0) is not finite: "
+            "the weights are too large. Train the model again"
         )
 
 
 @contextmanager
 def _output(out: Path, id_column: str | None) -> Iterator[Write]:
-    """A function that takes records block by block; the file gets its name when all are written."""
+    """A function that writes one block; the file is renamed to `out` when all are written."""
     with writing(out), new_file(out) as temporary:
         if out.suffix == ".parquet":
             with _ParquetFile(temporary, id_column) as file:
@@ -142,7 +156,7 @@ def _output(out: Path, id_column: str | None) -> Iterator[Write]:
 def _lines(
     id_column: str | None, ids: pa.Array | None, probabilities: torch.Tensor
 ) -> Iterable[tuple[str, ...]]:
-    # 9 digits give the same float32 back.
+    # 9 digits are enough to restore the same float32.
     numbers = (f"{probability:.9g}" for probability in probabilities.tolist())
     return zip(numbers) if ids is None else zip(_text(id_column, ids), numbers, strict=True)
 
@@ -152,12 +166,12 @@ def _text(name: str | None, ids: pa.Array) -> list[str]:
         return [one or "" for one in ids.cast(pa.string()).to_pylist()]
     except (pa.ArrowException, NotImplementedError):
         raise DataError(
-            f"--id {name}: the column is {ids.type}, which a .csv cannot hold. Give a .parquet file"
+            f"--id {name}: the column is {ids.type}, which .csv cannot represent. Give a .parquet file"
         ) from None
 
 
 class _ParquetFile:
-    """Probabilities as Parquet, with the ids in front; the type of the ids is that of the first block."""
+    """A Parquet file of probabilities, after the id column; the id column has the type of its first block."""
 
     def __init__(self, path: Path, id_column: str | None) -> None:
         self._path, self._id_column = path, id_column
@@ -181,6 +195,7 @@ class _ParquetFile:
             table = table.cast(self._writer.schema)
         except pa.ArrowException:
             raise DataError(
-                f"--id {self._id_column}: is {table.schema[0].type} in one file and {self._writer.schema[0].type} in another. Make them one type"
+                f"--id {self._id_column}: is {table.schema[0].type} in one file and "
+                f"{self._writer.schema[0].type} in another. Use the same type in all files"
             ) from None
         self._writer.write_table(table)

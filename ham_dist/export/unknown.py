@@ -1,7 +1,7 @@
-"""Shares of unknown values (id 0) by field: of the records that are scored, and of data that the model was trained with.
+"""Shares of unknown values (id 0) by field, in scored records and in the model's training data.
 
-A file in another dialect than training's (another separator in lists, ids written as 1.0, other dates) is read without an
-error, but its values are unknown. The two shares next to each other show it.
+A file in another dialect than training's (another separator in lists, ids written as 1.0, other dates) is
+read without an error, but its values are unknown. Comparing the two shares shows this.
 """
 
 import math
@@ -20,17 +20,17 @@ from ham_dist.export.manifest import FieldEntry, UnknownShares
 from ham_dist.io.paths import open_file
 
 MARGIN = 0.10
-"""A share is far higher than training's if it is higher by this (10 percentage points) and by more than chance."""
+"""A warning needs a share that exceeds training's by this (10 percentage points), and by more than chance."""
 _DEVIATIONS = 3.0
-"""Standard deviations of a binomial distribution that count as chance."""
+"""Standard deviations of a binomial distribution that are still chance."""
 _SHARDS, _ROWS = 16, 65_536
-"""Shards, spread over the split, that shares are counted on, and rows of each."""
+"""Number of shards, spread over the split, on which shares are counted, and rows of each."""
 
 
 def shares_of(folder: str, manifest: Manifest, fields: Sequence[FieldEntry]) -> UnknownShares | None:
-    """Shares of unknown values in the validation split, or the training split where that has no rows; None without either.
+    """Returns shares of unknown values in the validation split, or in the training split if that has no rows.
 
-    They are counted on the first 65,536 rows of up to 16 shards.
+    They are counted on the first 65,536 rows of up to 16 shards. None if both splits have no rows.
     """
     names = [field.name for field in fields]
     for split in ("validation", "train"):
@@ -56,7 +56,13 @@ def _flat(column: pa.Array) -> np.ndarray[Any, Any]:
 
 @dataclass
 class UnknownCounts:
-    """Values and unknown values of each field so far."""
+    """Counts of values and of unknown values.
+
+    Attributes:
+        fields: Names of the fields.
+        values: Number of values by field.
+        unknown: Number of unknown values (id 0) by field.
+    """
 
     fields: Sequence[str]
     values: dict[str, int] = field(default_factory=dict)
@@ -72,14 +78,14 @@ class UnknownCounts:
             self.unknown[name] = self.unknown.get(name, 0) + zeros
 
     def share(self, name: str) -> float:
-        """Share of a field's values that are unknown; 0 without values."""
+        """Returns the share of a field's values that are unknown; 0 without values."""
         return self.unknown.get(name, 0) / max(self.values.get(name, 0), 1)
 
     def warnings(self, expected: UnknownShares | None) -> list[str]:
-        """One sentence for each field with far more unknown values than training had.
+        """Returns one sentence for each field with far more unknown values than in training.
 
-        That is: more than training's share by MARGIN, and by more than 3 standard deviations of as many random draws. Without
-        training's share: all values.
+        The share must exceed training's by MARGIN, and by more than 3 standard deviations of as many random
+        draws. If training's share is not known, all values must be unknown.
         """
         return [text for name in self.fields if (text := self._warning(name, expected))]
 
@@ -94,6 +100,6 @@ class UnknownCounts:
         if unknown / values <= share + MARGIN or unknown <= chance:
             return None
         return (
-            f"field {name}: {unknown:,} of {values:,} values ({unknown / values:.1%}) are unknown (id 0), where {share:.1%} "
-            f"of the {expected.split} split's were"
+            f"field {name}: {unknown:,} of {values:,} values ({unknown / values:.1%}) are unknown (id 0), "
+            f"compared with {share:.1%} in the {expected.split} split"
         )

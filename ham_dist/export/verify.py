@@ -1,4 +1,4 @@
-"""Whether a bundle is the live model: the same records through both."""
+"""Comparison of a bundle with the live model, on the same records."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from ham_dist.export.precisions import precision_of
 
 @torch.inference_mode()
 def probabilities(model: CompactModel, batches: Iterable[Mapping[str, Ids]]) -> torch.Tensor:
-    """Probabilities of all batches, one after the other, float32 on CPU."""
+    """Returns the probabilities of all batches, concatenated, (n,) float32 on CPU."""
     parts = [torch.sigmoid(model(batch)).cpu() for batch in batches]
     return torch.cat(parts) if parts else torch.empty(0)
 
@@ -28,27 +28,34 @@ def verify_bundle(
 ) -> dict[str, float | int]:
     """Compare the bundle at `path` with the model that it was written from.
 
-    batches: held records, ids by field; on `device`.
-    live:    what the live model gave for the same records in the same order, (n,).
-    device:  where the bundle's model runs: best where the live one did, as two devices add up in different orders.
-    copied:  whether the live tables are in the bundle's precision, so that they went into it as they are.
-    returns: rows, max_difference (of a probability) and tolerance.
-    raises:  BundleError if the bundle cannot be opened, if a probability differs by more than the tolerance or is not a number, or without records.
+    Args:
+        path: Folder of the bundle.
+        batches: Ids by field of the records to compare, on `device`.
+        live: The live model's probabilities of the same records in the same order, (n,).
+        device: Device of the bundle's model; best that of the live one, as devices sum in different orders.
+        copied: True if the live tables have the bundle's precision, so that they were copied unchanged.
+    Returns:
+        rows, max_difference (of a probability) and tolerance.
+    Raises:
+        BundleError: The bundle cannot be opened, a probability differs by more than the tolerance or is NaN,
+            or there are no records.
     """
     bundle = open_bundle(path)
     tolerance = precision_of("fp32" if copied else bundle.manifest.precision).tolerance
     batches = list(batches)
-    # Of tables that are spread over many ranks only the rows of these records come together here.
+    # Tables may be too large for one rank, so only the rows of these records are loaded.
     rows = _rows_of(batches)
     found = probabilities(bundle.model(rows).to(device), [_places(batch, rows) for batch in batches])
     if len(found) != len(live) or not len(found):
         raise BundleError(
-            f"{path}: {len(found)} records to verify with, and {len(live)} probabilities of the live model. Give as many of both, at least 1."
+            f"{path}: {len(found)} records to verify with, but {len(live)} probabilities of the live model. "
+            "Give the same number of both, at least 1."
         )
     difference = (found.double() - live.detach().cpu().double()).abs().max().item()
     if not difference <= tolerance:  # also true of NaN
         raise BundleError(
-            f"{path}: probabilities differ from the live model's by up to {difference:.3g}, more than {tolerance:g}, over {len(found)} records.\n"
+            f"{path}: probabilities differ from the live model's by up to {difference:.3g}, "
+            f"more than {tolerance:g}, over {len(found)} records.\n"
             "  Export from the checkpoint that the live model was loaded from"
             + (", or with precision fp32." if bundle.manifest.precision != "fp32" else ".")
         )

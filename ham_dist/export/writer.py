@@ -1,4 +1,7 @@
-"""Writing a bundle from all ranks: each streams the table rows it holds, none ever holds a whole table of another, and the folder gets its name last.
+"""Writing a bundle from all ranks.
+
+Each rank writes the table rows that it holds, so no rank needs a whole table. The folder is renamed to its
+final name when all is written.
 
 C_j rows of table j, d_j columns
 """
@@ -23,9 +26,9 @@ from ham_dist.export.manifest import (
     BundleManifest,
     FieldEntry,
     FileEntry,
-    Piece,
     Precision,
     TableEntry,
+    TableFile,
     UnknownShares,
     inside,
     mistakes,
@@ -37,43 +40,47 @@ from ham_dist.io.atomic import publish_folder, temporary_path
 from ham_dist.io.hashing import copy_and_hash, sha256_of_bytes
 from ham_dist.io.paths import exists, open_file
 
-if TYPE_CHECKING:  # `tables` imports TorchRec, which writing does not need.
+if TYPE_CHECKING:  # imports TorchRec, which writing does not need
     from ham_dist.embedding.tables import TableChunk
 
 PIECE_NUMBERS = 1 << 24
-"""Most numbers in one file of a table (64 MiB of fp32), which bounds what a rank holds besides its shards."""
-
-"""Bytes of a vocabulary that are copied at a time."""
+"""Most numbers in one file of a table (64 MiB of fp32); bounds the memory that a rank needs besides its
+shards."""
 
 
 class VocabularySource(NamedTuple):
-    """The folder with `<field>.parquet`, or None; and the sha256 of each file by field, where one is known."""
+    """Source of the vocabularies.
+
+    Attributes:
+        folder: Folder with `<field>.parquet`; None without vocabularies.
+        sha256: sha256 of each file, by field; None if not known.
+    """
 
     folder: str | Path | None
     sha256: Mapping[str, str] | None
 
 
 class _Written(NamedTuple):
-    """One piece that a rank has written."""
+    """A table file that a rank has written."""
 
     folder: str
     field: str
     width: int
-    piece: Piece
+    piece: TableFile
     entry: FileEntry
 
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """Content of a bundle besides its tensors; the same on every rank.
+    """Content of a bundle except its tensors; the same on every rank.
 
     Attributes:
-        fields: Fields that the model reads or holds a slot for, in the order of its columns.
-        model: Settings of the interaction; None for a dense part that is not one of this package's (`kind` custom).
+        fields: Fields that the model reads or keeps a slot for, in the order of its columns.
+        model: Settings of the interaction; None for a dense part of the user's own (`kind` custom).
         precision: Precision of the tables.
-        recipe: How raw records are read, as JSON; None where there are none.
+        recipe: Recipe for reading raw records, as JSON; None if the data contains ids.
         run: Origin of the bundle, as JSON.
-        unknown: Shares of unknown values in data that the model was trained with; None where there is no such data.
+        unknown: Shares of unknown values in data that the model was trained with; None without such data.
     """
 
     fields: Sequence[FieldEntry]
@@ -96,27 +103,31 @@ def write_bundle(
     verify: Callable[[Path], Mapping[str, Any]] | None = None,
     piece_numbers: int = PIECE_NUMBERS,
 ) -> dict[str, Any]:
-    """Write the bundle `out`; every rank calls it. The folder has a temporary name until all is written and `verify` has passed.
+    """Write the bundle `out`; every rank calls it.
+
+    The folder has a temporary name until all is written and `verify` has passed.
 
     Args:
-        out: A folder that does not exist yet, on storage that all ranks see.
-        chunks: Table rows of this rank, each row on one rank only; only the current chunk is in use. Iterating over them
-            may be a collective: a rank that cannot write still iterates over them all.
-        dense: State dict of the model above the tables; rank 0's is written.
+        out: A folder that does not exist yet, on storage that all ranks share.
+        chunks: Table rows of this rank, each row on one rank only; a chunk is not used after the next one is
+            read. Iterating over them may be a collective: a rank that cannot write still iterates over them
+            all.
+        dense: State dict of the dense part of the model; rank 0's is written.
         first_order_chunks: The same for the first-order tables of width 1.
-        vocabulary: Folder with `<field>.parquet` of each field that the model reads; None if values are ids already.
-            Read on rank 0.
-        vocabulary_sha256: sha256 of each of these files, by field, as in the manifest of the data; a copy with another
-            one is refused.
-        verify: Called on rank 0 with the finished folder, before it gets its name: it opens the bundle, raises if that
-            is not the live model, and returns JSON for the manifest. It must hold no collective. None: the bundle is
-            opened, which checks its files.
+        vocabulary: Folder with `<field>.parquet` of each field that the model reads; None if the data
+            contains ids. Read on rank 0.
+        vocabulary_sha256: sha256 of each of these files, by field, as in the manifest of the data; other
+            files are refused.
+        verify: Called on rank 0 with the finished folder, before it is renamed: it opens the bundle, raises
+            if that differs from the live model, and returns JSON for the manifest. It must not run
+            collectives. None: the bundle is only opened, which checks its files.
         piece_numbers: Most numbers in one file.
     Returns:
         The return value of `verify`, on every rank.
     Raises:
-        BundleError: On the failing rank, and HamError on the others: `out` exists, a rank cannot write, a value does not
-            fit `precision` or is not finite, or the ranks' rows do not make the tables. Nothing is left on the disk.
+        BundleError: On the failing rank, and HamError on the others: `out` exists, a rank cannot write, a
+            value does not fit `precision` or is not finite, or the ranks' rows are not the whole tables.
+            Nothing is left on the disk.
     """
     partial = on_first_rank(lambda: open_folder(out))
     try:
@@ -137,17 +148,17 @@ def write_bundle(
             )
         )
     except BaseException:
-        # All ranks come here together, so none still writes into what goes away.
+        # All ranks get here together, so no rank still writes into the folder.
         if rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
 def open_folder(out: Path) -> Path:
-    """Make the temporary folder of the bundle `out`."""
+    """Create the temporary folder of the bundle `out`."""
     if out.exists() or out.is_symlink():
         raise BundleError(
-            f"{out}: is there already; a bundle is never written over. Delete it, or give another folder."
+            f"{out}: already exists; bundles are never overwritten. Delete it, or give another folder."
         )
     partial = temporary_path(out)
     with writing(partial):
@@ -158,7 +169,8 @@ def open_folder(out: Path) -> Path:
 def _require_seen(partial: Path) -> None:
     if not partial.is_dir():
         raise BundleError(
-            f"{partial}: rank 0 made this folder, but rank {rank()} does not see it. Give a folder on storage that all ranks share."
+            f"{partial}: rank 0 created this folder, but rank {rank()} does not see it. "
+            "Give a folder on storage that all ranks share."
         )
 
 
@@ -169,9 +181,12 @@ def write_tables(
     first_order_chunks: Iterable["TableChunk"],
     piece_numbers: int,
 ) -> Iterator[_Written]:
-    """Write this rank's rows, a piece at a time.
+    """Write this rank's rows, one file at a time.
 
-    raises: what the first piece failed by that could not be written, after all chunks were gone through: other ranks may wait for this one's part.
+    An error is raised after iterating over all chunks, as that may be a collective that other ranks wait for.
+
+    Raises:
+        BundleError: A file could not be written.
     """
     failure: Exception | None = None
     for folder, of_folder in (("tables", chunks), ("first_order", first_order_chunks)):
@@ -190,9 +205,7 @@ def _write_chunk(
 ) -> Iterator[_Written]:
     known = {field.name for field in description.fields}
     if chunk.field not in known:
-        raise BundleError(
-            f"{folder}: rows of {chunk.field!r}, which is not one of the fields {', '.join(sorted(known))}"
-        )
+        raise BundleError(f"{folder}: rows of {chunk.field!r}, but the fields are {', '.join(sorted(known))}")
     rows_of_piece = max(1, piece_numbers // max(1, chunk.values.shape[1]))
     for start in range(0, chunk.values.shape[0], rows_of_piece):
         values = chunk.values[start : start + rows_of_piece]
@@ -210,15 +223,17 @@ def _write_piece(
     if not largest <= torch.finfo(kind).max:  # also true of NaN
         if values.isfinite().all():
             raise BundleError(
-                f"table {field!r}: holds {largest:g}, and {precision} ends at {torch.finfo(kind).max:g}. Export it with precision fp32."
+                f"table {field!r}: holds {largest:g}, but the largest number in {precision} is "
+                f"{torch.finfo(kind).max:g}. Export with precision fp32."
             )
         raise BundleError(
-            f"table {field!r}: holds numbers that are not finite, in rows {first_row} to {first_row + len(values) - 1}. Train it again."
+            f"table {field!r}: holds numbers that are not finite, in rows {first_row} to "
+            f"{first_row + len(values) - 1}. Train the model again."
         )
     path = piece_path(folder, field, first_row)
     entry = _write_file(partial, path, save({VALUES: values.to(kind).contiguous()}))
     return _Written(
-        folder, field, values.shape[1], Piece(file=path, first_row=first_row, rows=len(values)), entry
+        folder, field, values.shape[1], TableFile(file=path, first_row=first_row, rows=len(values)), entry
     )
 
 
@@ -238,7 +253,11 @@ def finish(
     vocabulary: VocabularySource,
     verify: Callable[[Path], Mapping[str, Any]] | None,
 ) -> dict[str, Any]:
-    """What rank 0 does when all tables are there: dense weights, vocabulary, manifest, the check, and the name."""
+    """Write dense weights, vocabularies and manifest; verify and rename the bundle. On rank 0 only.
+
+    Returns:
+        The return value of `verify`.
+    """
     files = {written_piece.piece.file: written_piece.entry for written_piece in written}
     files[DENSE] = _write_file(
         partial,
@@ -264,7 +283,9 @@ def finish(
             run=dict(description.run),
         )
     except ValidationError as error:
-        raise BundleError(f"{out}: what the ranks wrote does not make a bundle: {mistakes(error)}") from None
+        raise BundleError(
+            f"{out}: the files of the ranks are not a whole bundle: {mistakes(error)}"
+        ) from None
     with writing(partial):
         write_manifest(partial, manifest)
     if verify is None:
@@ -278,13 +299,14 @@ def finish(
             publish_folder(partial, out)
         except FileExistsError:
             raise BundleError(
-                f"{out}: another program made it while the bundle was written. Delete it, or give another folder."
+                f"{out}: another program created it while the bundle was written. "
+                "Delete it, or give another folder."
             ) from None
     return report
 
 
 def _entries(folder: str, description: Description, written: Sequence[_Written]) -> tuple[TableEntry, ...]:
-    """Tables of one folder, in the order of the fields, each with its pieces in the order of their rows."""
+    """The tables of one folder, in the order of the fields, with their files in the order of rows."""
     tables = []
     for field in description.fields:
         of_field = sorted(
@@ -296,7 +318,8 @@ def _entries(folder: str, description: Description, written: Sequence[_Written])
         dims = {item.width for item in of_field}
         if len(dims) > 1:
             raise BundleError(
-                f"table {field.name!r}: its rows have {' and '.join(map(str, sorted(dims)))} columns on different ranks"
+                f"table {field.name!r}: its rows have {' and '.join(map(str, sorted(dims)))} columns "
+                "on different ranks"
             )
         pieces = tuple(item.piece for item in of_field)
         kind = precision_of(description.precision).type
@@ -316,7 +339,7 @@ def _copy_vocabulary(
     Returns:
         Paths of the copies in the bundle, by field.
     Raises:
-        BundleError: A file is missing, or its content is not what the data's manifest vouches for.
+        BundleError: A file is missing, or its sha256 is not that in the data's manifest.
     """
     copies: dict[str, str] = {}
     if vocabulary.folder is None:
@@ -325,7 +348,8 @@ def _copy_vocabulary(
         source, path = f"{vocabulary.folder}/{field}.parquet", inside(f"vocabulary/{field}.parquet")
         if not exists(source):
             raise BundleError(
-                f"{source}: missing: the vocabulary of {field!r}. Give the folder `vocabulary` that `ham-dist prepare` wrote."
+                f"{source}: missing: the vocabulary of {field!r}. "
+                "Give the folder `vocabulary` that `ham-dist prepare` wrote."
             )
         with writing(partial / path):
             (partial / path).parent.mkdir(parents=True, exist_ok=True)
@@ -333,7 +357,8 @@ def _copy_vocabulary(
         wanted = files[path].sha256 if vocabulary.sha256 is None else vocabulary.sha256[field]
         if files[path].sha256 != wanted:
             raise BundleError(
-                f"{source}: has sha256 {files[path].sha256[:12]}..., and the data's manifest has {wanted[:12]}...: the file was changed.\n"
+                f"{source}: has sha256 {files[path].sha256[:12]}..., "
+                f"but the data's manifest has {wanted[:12]}...: the file was changed.\n"
                 "  Copy the data again from where it was prepared, or prepare it again."
             )
         copies[field] = path
@@ -341,7 +366,7 @@ def _copy_vocabulary(
 
 
 def _copy(source: str, target: Path) -> FileEntry:
-    """Copy a file, hashing the bytes that are written: what the hash vouches for is the copy itself."""
+    """Copy a file, and hash the bytes that are written, so that the hash is that of the copy."""
     with open_file(source, "rb") as read, target.open("wb") as written:
         size, sha256 = copy_and_hash(read, written)
     return FileEntry(size=size, sha256=sha256)

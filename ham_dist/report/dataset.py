@@ -1,4 +1,4 @@
-"""Which runs were made on the same data, and a look at that data where it is still there."""
+"""Runs grouped by their data, and the statistics of that data if it still exists."""
 
 import logging
 from collections.abc import Sequence
@@ -18,14 +18,18 @@ from ham_dist.report.text import count_text, share_text
 log = logging.getLogger(__name__)
 
 DIGEST_DIGITS = 12
-"""Of a data set's sha256, as a report shows it."""
+"""Number of digits of a data set's sha256 in a report."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """One data set, and the runs that were made on it: of these alone the test AUC can be compared.
+    """One data set and its runs, whose test AUC can be compared.
 
-    digest: of its manifest, as the runs recorded it; None for a run that recorded none, which stands alone.
+    Attributes:
+        name: Name of the data set.
+        digest: sha256 of its manifest, as its runs recorded it; None for a run without a record of its data,
+            which is a group of its own.
+        runs: The runs on this data.
     """
 
     name: str
@@ -34,12 +38,15 @@ class Dataset:
 
     @property
     def title(self) -> str:
-        """Tells it from others of its name."""
-        return f"{self.name} ({f'sha256 {self.digest[:DIGEST_DIGITS]}' if self.digest else f'not recorded by {self.runs[0].name}'})"
+        """Name and digest, which distinguish data sets of the same name."""
+        digest = (
+            f"sha256 {self.digest[:DIGEST_DIGITS]}" if self.digest else f"not recorded by {self.runs[0].name}"
+        )
+        return f"{self.name} ({digest})"
 
 
 def datasets_of(runs: Sequence[RunRecord]) -> list[Dataset]:
-    """The runs by data set, in the order in which data sets are first met."""
+    """Returns the runs grouped by data set, in the order of their first runs."""
     groups: dict[str, list[RunRecord]] = {}
     for run in runs:
         groups.setdefault(run.data.sha256 if run.data else f"run {run.name}", []).append(run)
@@ -50,9 +57,15 @@ def datasets_of(runs: Sequence[RunRecord]) -> list[Dataset]:
 
 
 def look_at_dataset(dataset: Dataset, most_rows: int | None) -> DatasetStatistics | str:
-    """What `ham-dist inspect` finds in the data, for the widest tables and numbers of its runs; or why there is no look at it.
+    """Returns the statistics of the data, as `ham-dist inspect` computes them.
 
-    most_rows: of all splits; data with more is not read. None reads data of any size.
+    Tables have the largest base dim and the largest precision of the runs.
+
+    Args:
+        most_rows: Largest number of rows, over all splits; larger data is not read. None reads data of any
+            size.
+    Returns:
+        The statistics, or the reason why there are none.
     """
     width = max(run.settings.model.base_dim for run in dataset.runs)
     precision = max((run.settings.precision.tables for run in dataset.runs), key=NUMBER_BYTES.__getitem__)
@@ -70,25 +83,31 @@ def look_at_dataset(dataset: Dataset, most_rows: int | None) -> DatasetStatistic
 def _look(
     run: RunRecord, width: int, precision: TablePrecision, most_rows: int | None
 ) -> DatasetStatistics | str:
-    """raises: DataError if the data is gone, elsewhere or damaged; CheckpointError if other data is in its place."""
+    """Statistics of one run's data.
+
+    Raises:
+        DataError: The data is missing, remote or damaged.
+        CheckpointError: It is not the data that the run began with.
+    """
     if not is_local(run.data_folder):
         raise DataError(
-            f"{run.data_folder}: is not on this machine. Copy it to one, and `ham-dist inspect` shows what it holds"
+            f"{run.data_folder}: is not on this machine. "
+            "Copy it to this machine and run `ham-dist inspect` on it"
         )
     folder = Path(run.data_folder)
     manifest = Manifest.load(folder)
     run.folder.check_data(manifest)
     rows = sum(split.rows for split in manifest.splits.values())
     if most_rows is not None and rows > most_rows:
-        left_out = f"{folder}: has {rows:,} rows, and more than {most_rows:,} are read only if asked for. --data reads them"
-        log.info("no look at the data: %s", left_out)
-        return left_out
-    log.info("reading %s once through (--no-data leaves that out)", folder)
+        skipped = f"{folder}: has {rows:,} rows; more than {most_rows:,} are read only with --data"
+        log.info("no statistics of the data: %s", skipped)
+        return skipped
+    log.info("reading all of %s (--no-data skips this)", folder)
     return compute_statistics(folder, manifest, width, precision)
 
 
 def data_grids(look: DatasetStatistics) -> list[Grid]:
-    """The figures of `ham-dist inspect` on a data folder."""
+    """Returns the grids that `ham-dist inspect` shows for a data folder."""
     splits = [
         (name, count_text(split.rows), count_text(split.positives), share_text(split.label_rate))
         for name, split in look.splits.items()
@@ -126,13 +145,14 @@ def data_grids(look: DatasetStatistics) -> list[Grid]:
         Grid("Splits", ("split", "rows", "positive", "label rate"), splits),
         Grid("Raw lines", ("", "lines"), lines),
         Grid(
-            f"Tables {look.width} columns wide in {look.precision}, and the share of the training values in the most frequent ids",
+            f"Tables {look.width} columns wide in {look.precision}, "
+            "and the share of the training values in the most frequent ids",
             ("field", "rows", "bytes", "ids seen", "seen once", *(f"top {share}" for share in HEADS)),
             fields,
             total=total,
         ),
         Grid(
-            "Share of the values that are unknown (id 0), and whose ids training lacks (unseen)",
+            "Share of values that are unknown (id 0), and of values whose id is not in training (unseen)",
             ("field", *(f"id 0, {split}" for split in SPLITS), *(f"unseen, {split}" for split in SPLITS[1:])),
             shares,
         ),

@@ -1,4 +1,4 @@
-"""Figures as SVG that stands inside a page: no script, no font of its own, the same bytes for the same numbers."""
+"""Figures as SVG inside a page: without scripts and fonts, and the same bytes for the same numbers."""
 
 import io
 import math
@@ -20,30 +20,39 @@ if TYPE_CHECKING:
 
 STAGES = ("pretrain", "search", "retrain")
 FIELDS_SHOWN = 50
-"""Of a model with more fields the bars show the largest, and the curves carry no names; tables have them all."""
+"""Largest number of fields in figures: bars show the largest ones, and further curves have no names."""
 WIDTH = 8
-"""Inches of a whole figure: letters are then as large in one as in the next."""
+"""Width of a figure in inches, the same for all, so that text has the same size in all of them."""
 
-# Stands in matplotlib's output for the page's own colour of text, which is another one on a dark page.
+# Placeholder in matplotlib's output for the text color of the page, which differs on a dark page.
 _INK = "#010203"
-# Told apart by the colour-blind too, and visible on black and on white: after Okabe and Ito, https://jfly.uni-koeln.de/color/
+# Safe for the color-blind, and visible on black and on white; after Okabe and Ito,
+# https://jfly.uni-koeln.de/color/
 _COLOURS = ("#2b83ba", "#e08214", "#1b9e77", "#cc79a7", "#b8a000", "#d7553c", "#808080")
 _MARKERS = "osD^vPX*"
 STYLES = math.lcm(len(_COLOURS), len(_MARKERS))
-"""Curves or kinds that can be told apart in one figure, by colour and marker together; a legend names no more."""
+"""Number of curves or kinds that color and marker together distinguish; a legend has no more entries."""
 _STYLE = {
-    "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none", "legend.frameon": False,
-    "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _INK, "xtick.color": _INK, "ytick.color": _INK, "grid.color": _INK,
-    "axes.grid": True, "grid.alpha": 0.15, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False,
-    "font.size": 9, "axes.titlesize": 9, "lines.markersize": 4, "lines.linewidth": 1.4, "axes.formatter.useoffset": False,
-    "svg.fonttype": "none",  # letters stay letters, in the reader's font
-    "text.parse_math": False,  # a field may be called $x$
+    "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",
+    "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _INK,
+    "xtick.color": _INK, "ytick.color": _INK, "grid.color": _INK,
+    "axes.grid": True, "grid.alpha": 0.15, "axes.axisbelow": True,
+    "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
+    "font.size": 9, "axes.titlesize": 9, "lines.markersize": 4, "lines.linewidth": 1.4,
+    "axes.formatter.useoffset": False,
+    "svg.fonttype": "none",  # keep text as text, in the reader's font
+    "text.parse_math": False,  # a field may have the name $x$
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Figure:
-    """svg: an element for the body of a page; caption: plain text."""
+    """A figure of a report.
+
+    Attributes:
+        svg: SVG element for the body of a page.
+        caption: Caption in plain text.
+    """
 
     svg: str
     caption: str
@@ -51,7 +60,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class Point:
-    """One model in the comparison: of which kind, and what it costs and reaches."""
+    """One model in the comparison.
+
+    Attributes:
+        kind: Model and method.
+        embedding_bytes: Bytes of all its tables.
+        auc: Its test AUC.
+    """
 
     kind: str
     embedding_bytes: int
@@ -59,17 +74,21 @@ class Point:
 
 
 def require_matplotlib() -> None:
-    """raises: ReportError where it is not installed."""
+    """Check that matplotlib is installed.
+
+    Raises:
+        ReportError: It is not.
+    """
     try:
         import matplotlib  # noqa: F401
     except ImportError:
         raise ReportError(
-            "report: draws with matplotlib, which is not installed. pip install 'ham-dist[report]'"
+            "report: matplotlib is not installed. Install it with pip install 'ham-dist[report]'"
         ) from None
 
 
 def training(name: str, rows: Sequence[Metrics]) -> Figure:
-    """Validation AUC, and log loss, against the epochs of each stage that is in `rows`; a point a row."""
+    """Returns a figure of validation AUC and log loss by epoch of each stage in `rows`; one point per row."""
     stages = [stage for stage in STAGES if any(row.stage == stage for row in rows)]
 
     def draw(canvas: "Canvas") -> None:
@@ -108,9 +127,12 @@ def training(name: str, rows: Sequence[Metrics]) -> Figure:
 
 
 def search(name: str, rows: Sequence[Metrics], unit: str) -> Figure:
-    """What the search has in use at the end of each epoch, the range within it, and the target, against steps of the run; a point a row.
+    """Returns a figure of the search by step of the run: columns or bytes in use, and the target.
 
-    rows: those with `used`; unit: columns or bytes.
+    Args:
+        rows: The rows with `used`, one per epoch: the count at the end of the epoch, and its range within the
+            epoch.
+        unit: `columns` or `bytes`.
     """
 
     def draw(canvas: "Canvas") -> None:
@@ -140,7 +162,7 @@ def search(name: str, rows: Sequence[Metrics], unit: str) -> Figure:
 
 
 def sizes(name: str, tables: Sequence[TableSize]) -> Figure:
-    """Columns and bytes of each field before and after, as bars."""
+    """Returns a bar chart of columns and bytes of each field before and after the search."""
     shown = sorted(tables, key=lambda table: -table.bytes_before)[:FIELDS_SHOWN]
     order = [table for table in tables if table in shown]
 
@@ -172,7 +194,7 @@ def sizes(name: str, tables: Sequence[TableSize]) -> Figure:
 
 
 def heads(name: str, look: DatasetStatistics) -> Figure:
-    """From head to tail: share of a field's training values that its most frequent ids cover, a line a field."""
+    """Returns a figure of the share of training values in the most frequent ids; one line per field."""
     named = len(look.fields) <= min(FIELDS_SHOWN, STYLES)
     columns, height = _legend_layout([field.name for field in look.fields] if named else [])
 
@@ -201,12 +223,12 @@ def heads(name: str, look: DatasetStatistics) -> Figure:
 
     return Figure(
         _svg(name, draw, WIDTH, height),
-        "From head to tail: the higher a line begins, the fewer ids carry the field.",
+        "From head to tail: the higher a line begins, the fewer ids make up most values of the field.",
     )
 
 
 def comparison(name: str, points: Sequence[Point]) -> Figure:
-    """Test AUC against embedding bytes, a point a model, marked by its kind."""
+    """Returns a figure of test AUC by embedding bytes; one point per model, with a marker per kind."""
     kinds = list(dict.fromkeys(point.kind for point in points))
     columns, height = _legend_layout(kinds[:STYLES])
 
@@ -228,7 +250,7 @@ def comparison(name: str, points: Sequence[Point]) -> Figure:
         axes.set_ylabel("test AUC")
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), ncols=columns, fontsize=8)
 
-    return Figure(_svg(name, draw, WIDTH, height), "Test AUC against bytes of all tables, on one test split.")
+    return Figure(_svg(name, draw, WIDTH, height), "Test AUC by bytes of all tables, on one test split.")
 
 
 def _line(axes: "Axes", number: int, x: Sequence[float], y: Iterable[float | None], **style: Any) -> None:
@@ -237,13 +259,16 @@ def _line(axes: "Axes", number: int, x: Sequence[float], y: Iterable[float | Non
 
 
 def _legend_layout(names: Sequence[str]) -> tuple[int, float]:
-    """Columns of a legend beside a figure, and inches of a figure as high as that; wider ones would leave no room for what they explain."""
+    """Number of columns of a legend next to a figure, and the height of the figure in inches.
+
+    A wider legend would leave no room for the figure.
+    """
     columns = 2 if len(names) > 16 and max(map(len, names)) <= 12 else 1
     return columns, max(3.4, 0.6 + 0.18 * math.ceil(len(names) / columns))
 
 
 def _number(value: float | None) -> float:
-    """What is not known leaves a gap."""
+    """The value, or NaN for None, which leaves a gap in the curve."""
     return math.nan if value is None else value
 
 
@@ -258,13 +283,16 @@ def _format(text: Callable[[float], str]) -> Any:
 
 
 def _svg(name: str, draw: Callable[["Canvas"], None], width: float, height: float) -> str:
-    """What `draw` draws on `width` x `height` inches. Ids begin with `name`, so that those of several figures on a page differ."""
+    """The SVG of what `draw` draws on `width` x `height` inches.
+
+    Ids begin with `name`, so that they differ between the figures of a page.
+    """
     from matplotlib import style
     from matplotlib.figure import Figure as Canvas
 
     file = io.StringIO()
     with style.context(["default", {**_STYLE, "svg.hashsalt": name}]), warnings.catch_warnings():
-        # matplotlib's own font measures the text, and the reader's shows it.
+        # matplotlib's font only measures the text; the reader's font shows it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         canvas = Canvas(figsize=(width, height), layout="constrained")
         draw(canvas)

@@ -1,4 +1,4 @@
-"""The grids of a report, as text in rows. A table is an embedding table, as everywhere."""
+"""The grids of a report: rows of text. (A "table" is always an embedding table.)"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,12 @@ from ham_dist.report.text import NOTHING, count_text, quality_text
 
 @dataclass(frozen=True)
 class Cell:
-    """text: what is shown; exact: what it stands for, shown where the reader points at it."""
+    """A cell of a grid.
+
+    Attributes:
+        text: Text that is shown.
+        exact: Exact value, shown when the mouse is over the cell.
+    """
 
     text: str
     exact: str = ""
@@ -22,10 +27,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """title, and under each of `names` a column.
+    """A titled grid of rows.
 
-    texts: so many columns, from the left, are words; the others are numbers.
-    total: the last row, which sums the others up.
+    Attributes:
+        title: Title of the grid.
+        names: Names of the columns.
+        rows: The rows.
+        texts: Number of columns, from the left, that hold text; the others hold numbers.
+        total: Last row with the sums of the others; None without one.
     """
 
     title: str
@@ -36,7 +45,7 @@ class Grid:
 
 
 def results(runs: Sequence[RunRecord]) -> Grid:
-    """A row for each target of each run."""
+    """Returns a grid with one row for each target of each run."""
     names = (
         "run", "target", "model", "method", "seed", "columns", "test AUC", "over supernet", "log loss",
         "tables before", "tables after", "dense parameters", "minutes, pretraining included",
@@ -71,7 +80,7 @@ def _result_row(result: Result) -> tuple[Cell | str, ...]:
 
 
 def quality(result: Result) -> Grid:
-    """What the narrow model reaches and holds beside the supernet."""
+    """Returns quality and size of the narrow model and the supernet."""
     before = result.supernet.model_dump() if result.supernet else {}
     rows: list[Sequence[Cell | str]] = []
     for title, name, new in (
@@ -98,11 +107,11 @@ def quality(result: Result) -> Grid:
             _change(size, result.embedding_bytes),
         )
     )
-    return Grid("What it reaches and holds", ("", "supernet", "narrow", "change"), rows)
+    return Grid("Quality and size", ("", "supernet", "narrow", "change"), rows)
 
 
 def cost(result: Result) -> Grid:
-    """Time by stage."""
+    """Returns epochs, time and speed of each stage."""
     rows = []
     for stage, seconds in result.seconds.items():
         speed = result.samples_per_second.get(stage)
@@ -115,12 +124,12 @@ def cost(result: Result) -> Grid:
             )
         )
     total = ("all", "", f"{sum(result.seconds.values()):,.1f}", "")
-    return Grid("What it took", ("stage", "epochs", "seconds", "samples/s"), rows, total=total)
+    return Grid("Time", ("stage", "epochs", "seconds", "samples/s"), rows, total=total)
 
 
 def sizes(tables: Sequence[TableSize], truth: Truth | None) -> Grid:
-    """Each field's table before and after; of generated data, with the columns that it truly needs."""
-    names = ["field", "rows", "base width", "kept columns", "bytes before", "bytes after", "change"]
+    """Returns the table of each field before and after the search; for generated data, with its true rank."""
+    names = ["field", "rows", "base dim", "kept columns", "bytes before", "bytes after", "change"]
     rows: list[Sequence[Cell | str]] = [
         (
             table.field,
@@ -152,17 +161,17 @@ def sizes(tables: Sequence[TableSize], truth: Truth | None) -> Grid:
 
 
 def settings(run: RunSettings) -> Grid:
-    """What is not as by default."""
+    """Returns the settings that differ from their defaults."""
     return Grid(
         "Settings that are not the default",
-        ("setting", "default", "here"),
+        ("setting", "default", "value"),
         changes(RunSettings(), run),
         texts=3,
     )
 
 
 def starts(entries: Sequence[Start]) -> Grid:
-    """Versions and machine of each start of a run; each package that any of them names has a column."""
+    """Returns versions and machine of each start of a run; one column for each package of any start."""
     packages = list(dict.fromkeys(name for entry in entries for name in entry.versions))
     rows: list[Sequence[Cell | str]] = [
         (
@@ -179,12 +188,12 @@ def starts(entries: Sequence[Start]) -> Grid:
 
 
 def size_cell(count: int) -> Cell:
-    """Bytes, rounded to be read, with their exact number."""
+    """Returns a cell with rounded bytes and their exact number."""
     return Cell(size_text(count), f"{count:,} bytes")
 
 
 def _auc_text(value: float | None) -> str:
-    """A test AUC, which a finished model lacks only if all labels of the split are alike."""
+    """Text of a test AUC; a finished model lacks one only if all labels of the split are the same."""
     return "not defined" if value is None else quality_text(value)
 
 

@@ -1,4 +1,4 @@
-"""The page: what stands where in a report, and writing it."""
+"""The page of a report: its sections, and writing it."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ from ham_dist.report.text import quality_text
 
 TEMPLATE = "page.html"
 SUFFIXES = (".html", ".htm")
-"""A file with another ending is never replaced: it could be one of a run."""
-ROWS_UNASKED = 50_000_000
-"""Rows of a data set, all splits together, that a report reads through without being asked."""
+"""Files with other endings are never replaced: they could be files of a run."""
+MAX_ROWS_READ = 50_000_000
+"""Largest number of rows of a data set, over all splits, that a report reads without --data."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with what stands below it, in this order; `key` is its anchor."""
+    """A section of the page: a heading and the content below it, in this order; `key` is its anchor."""
 
     key: str
     title: str
@@ -40,16 +40,21 @@ class Section:
 def write_report(runs: Sequence[str], out: str, *, with_data: bool | None, overwrite: bool) -> None:
     """Write a report of the run folders `runs` to the file `out`.
 
-    with_data: whether to look at the data of the runs, which reads it once through; None for data of up to ROWS_UNASKED rows alone.
-    overwrite: whether a file `out` may be there, and is replaced.
-    raises:    ReportError if `out` may not be written or is not on this machine, matplotlib is missing, or a folder is no run or damaged.
+    Args:
+        runs: Run folders.
+        with_data: Add statistics of the runs' data, which reads all of it; None: only of data of up to
+            MAX_ROWS_READ rows.
+        overwrite: Replace the file `out` if it exists.
+    Raises:
+        ReportError: `out` may not be written or is not on this machine, matplotlib is missing, or a folder is
+            not a run or is damaged.
     """
     figures.require_matplotlib()
     records = read_runs(runs)
     path = _file(out, overwrite)
     datasets = datasets_of(records)
     parts = [_run(f"run-{number}", run) for number, run in enumerate(records, 1)]
-    most_rows = None if with_data else ROWS_UNASKED
+    most_rows = None if with_data else MAX_ROWS_READ
     looks = (
         []
         if with_data is False
@@ -59,7 +64,7 @@ def write_report(runs: Sequence[str], out: str, *, with_data: bool | None, overw
 
 
 def render(sections: Sequence[Section]) -> str:
-    """The page as HTML. All text is escaped; only the figures are taken as they are."""
+    """Returns the page as HTML. All text is escaped, except the SVG of the figures."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -75,28 +80,28 @@ def render(sections: Sequence[Section]) -> str:
 def _file(out: str, overwrite: bool) -> Path:
     if not is_local(out):
         raise ReportError(
-            f"{out}: a report is written to a file of this machine. Give one, and copy it from there"
+            f"{out}: reports are written only to this machine. Give a local file, and copy it from there"
         )
     path = Path(out)
     if path.is_dir():
-        raise ReportError(f"{out}: is a folder, and a report is one file. Give {path / 'report.html'}")
+        raise ReportError(f"{out}: is a folder, but a report is a file. Give {path / 'report.html'}")
     if path.exists() and not overwrite:
-        raise ReportError(f"{out}: is there already. --overwrite replaces it; or give another file")
+        raise ReportError(f"{out}: already exists. Replace it with --overwrite, or give another file")
     if path.exists() and (path.suffix.lower() not in SUFFIXES or not path.is_file()):
         raise ReportError(
-            f"{out}: is not a report, and --overwrite replaces reports alone. Give a file that ends in .html"
+            f"{out}: is not a report, and --overwrite replaces only reports. Give a file that ends in .html"
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ReportError(
-            f"{path.parent}: cannot be made a folder: {error.strerror}. Give another file"
+            f"{path.parent}: the folder cannot be created: {error.strerror}. Give another file"
         ) from None
     return path
 
 
 def results(datasets: Sequence[Dataset]) -> Section:
-    """All targets of all runs side by side; of runs on several data sets, each data set by itself."""
+    """Returns a comparison of all targets of all runs; one for each data set if there are several."""
     if len(datasets) == 1:
         return _comparison("results", "Results", datasets[0])
     what = (
@@ -104,7 +109,7 @@ def results(datasets: Sequence[Dataset]) -> Section:
         if all(dataset.digest for dataset in datasets)
         else "are not known to be on the same data"
     )
-    warning = f"These runs {what}. Test AUC and log loss are compared within each data set alone."
+    warning = f"These runs {what}. Compare test AUC and log loss only within a data set."
     parts = [
         _comparison(f"results-{number}", dataset.title, dataset) for number, dataset in enumerate(datasets, 1)
     ]
@@ -119,7 +124,7 @@ def _comparison(key: str, title: str, dataset: Dataset) -> Section:
 
 
 def _points(runs: Iterable[RunRecord]) -> Iterator[Point]:
-    """The narrow models with a test AUC, then the supernets, of which targets of one run share one."""
+    """The narrow models with a test AUC, then the supernets; the targets of a run share one supernet."""
     supernets = {}
     for run in runs:
         for record in run.targets:
@@ -134,12 +139,14 @@ def _points(runs: Iterable[RunRecord]) -> Iterator[Point]:
 def _run(key: str, run: RunRecord) -> Section:
     settings = run.settings
     lines = [
-        f"{settings.model.name} on {run.dataset}, searched by {settings.search.method.name}, seed {settings.seed}.",
+        f"{settings.model.name} on {run.dataset}, "
+        f"searched by {settings.search.method.name}, seed {settings.seed}.",
         f"Data: {run.data_folder}",
     ]
     if run.truth is not None and run.truth.bayes_auc is not None:
         lines.append(
-            f"The data is generated: but by luck, no model reaches a test AUC over {quality_text(run.truth.bayes_auc)}."
+            "The data is generated: except by chance, no model has a test AUC above "
+            f"{quality_text(run.truth.bayes_auc)}."
         )
     parts = [_target(f"{key}-{record.target.label}", record, run.truth) for record in run.targets]
     parts.append(
@@ -157,7 +164,8 @@ def _target(key: str, record: TargetRecord, truth: Truth | None) -> Section:
     if (result := record.result) is not None:
         ranks = "one rank" if result.world_size == 1 else f"{result.world_size} ranks"
         lines.append(
-            f"On {ranks} ({result.device}), with up to {size_text(result.peak_memory_bytes)} of memory on a rank."
+            f"On {ranks} ({result.device}), "
+            f"with up to {size_text(result.peak_memory_bytes)} of memory on a rank."
         )
         shown += [grids.quality(result), grids.cost(result)]
     if record.sizes:
@@ -176,8 +184,8 @@ def _target(key: str, record: TargetRecord, truth: Truth | None) -> Section:
 
 def _dataset(key: str, dataset: Dataset, most_rows: int | None) -> Section:
     look = look_at_dataset(dataset, most_rows)
-    lines = [f"Of {', '.join(run.name for run in dataset.runs)}."]
+    lines = [f"Data of {', '.join(run.name for run in dataset.runs)}."]
     title = f"Data: {dataset.title}"
     if isinstance(look, str):
-        return Section(key, title, lines, [f"No look at the data: {look}"])
+        return Section(key, title, lines, [f"No statistics of the data: {look}"])
     return Section(key, title, lines, look.alarms, data_grids(look), [figures.heads(f"{key}-heads", look)])

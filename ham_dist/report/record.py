@@ -1,4 +1,4 @@
-"""What a run folder says, also of a run that goes on, was killed, or was never finished."""
+"""Reading run folders for a report; a run may be finished, running or killed."""
 
 import shlex
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ from ham_dist.training.run_folder import RunFolder
 _DAMAGED = "Copy it again from where the run was made, or leave this run out."
 
 
-class _Part(BaseModel):
+class _Recorded(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
 
-class Supernet(_Part):
+class Supernet(_Recorded):
     """The pretrained model with all its columns."""
 
     auc: float | None
@@ -35,8 +35,8 @@ class Supernet(_Part):
     dense_parameters: int
 
 
-class Result(_Part):
-    """result.json, as far as a report shows it."""
+class Result(_Recorded):
+    """The part of result.json that a report shows."""
 
     model: str
     method: str
@@ -53,18 +53,18 @@ class Result(_Part):
     dense_parameters: int
     supernet: Supernet | None = None
     epochs: dict[str, int] = {}
-    """By stage."""
+    """Epochs by stage."""
     seconds: dict[str, float]
     samples_per_second: dict[str, float | None]
-    """None for a stage without training."""
+    """Samples per second by stage; None for a stage without training."""
     peak_memory_bytes: int
-    """Of the rank that took most."""
+    """Peak memory of the rank that used most."""
     world_size: int
     device: str
 
 
-class Metrics(_Part):
-    """One line of metrics.jsonl. What is missing, or was no finite number, is None."""
+class Metrics(_Recorded):
+    """One line of metrics.jsonl. A value that is missing, or was not finite, is None."""
 
     stage: str
     epoch: int
@@ -73,14 +73,17 @@ class Metrics(_Part):
     validation_auc: float | None = None
     validation_logloss: float | None = None
     used: int | None = None
-    """Columns (or bytes) in use at the epoch's end; below, the fewest and the most within it, and what was aimed at."""
+    """Columns (or bytes) in use at the end of the epoch."""
     used_lowest: int | None = None
+    """Fewest columns (or bytes) in use within the epoch."""
     used_highest: int | None = None
+    """Most columns (or bytes) in use within the epoch."""
     target: int | None = None
+    """Target of the search, in columns (or bytes)."""
 
 
-class Start(_Part):
-    """One entry of environment.json: the run was started, or gone on with."""
+class Start(_Recorded):
+    """One entry of environment.json: a start of the run, the first or a resumed one."""
 
     time: str
     ham_dist: str
@@ -91,18 +94,18 @@ class Start(_Part):
     world_size: int
 
 
-class RecordedManifest(_Part):
-    """What a report shows of the manifest that the run began with."""
+class RecordedManifest(_Recorded):
+    """The part of the data's manifest that a report shows."""
 
     name: str
     truth: Truth | None = None
 
 
-class DataRecord(_Part):
-    """data.json."""
+class DataRecord(_Recorded):
+    """The part of data.json that a report shows."""
 
     sha256: str
-    """Of the whole manifest, with every shard's own in it: the same for the same data alone."""
+    """sha256 of the whole manifest, with the sha256 of every shard; identifies the data."""
     manifest: RecordedManifest
 
 
@@ -110,10 +113,12 @@ class DataRecord(_Part):
 class TargetRecord:
     """One target of a run.
 
-    result: None where the target is not done.
-    sizes:  a table each; none where the target is not done.
-    rows:   of metrics.jsonl, pretraining first, which all targets share.
-    notes:  what is missing.
+    Attributes:
+        target: The target.
+        result: Its result; None if it is not finished.
+        sizes: Sizes of its tables; empty if it is not finished.
+        rows: Lines of metrics.jsonl; first those of pretraining, which all targets share.
+        notes: Notes on missing parts.
     """
 
     target: Target
@@ -127,11 +132,15 @@ class TargetRecord:
 class RunRecord:
     """One run.
 
-    name:   its folder, as the user wrote it.
-    label:  as short as tells it from the other runs of a report.
-    starts: none where environment.json is missing.
-    data:   None for a run that kept no record of its data.
-    notes:  what is missing.
+    Attributes:
+        name: Its folder, as the user wrote it.
+        label: Shortest name that distinguishes it from the other runs of a report.
+        folder: Its folder.
+        settings: Its settings.
+        starts: Its starts; empty if environment.json is missing.
+        data: The record of its data; None if the run has none.
+        targets: Its targets.
+        notes: Notes on missing parts.
     """
 
     name: str
@@ -145,7 +154,7 @@ class RunRecord:
 
     @property
     def data_folder(self) -> str:
-        """Where the run's data was."""
+        """Folder of the run's data."""
         try:
             return str(self.folder.data_folder(self.settings))
         except CheckpointError:
@@ -153,25 +162,29 @@ class RunRecord:
 
     @property
     def dataset(self) -> str:
-        """Name of its data set."""
+        """Name of the run's data set."""
         return self.data.manifest.name if self.data is not None else Path(self.data_folder).name
 
     @property
     def truth(self) -> Truth | None:
-        """What is known of generated data."""
+        """The truth about generated data; None for other data."""
         return self.data.manifest.truth if self.data is not None else None
 
 
 def read_runs(names: Sequence[str]) -> list[RunRecord]:
-    """The runs in folders `names`.
+    """Returns the records of the runs in the folders `names`.
 
-    raises: ReportError if one is no run folder, is there twice, or holds a damaged file; ConfigError or CheckpointError for a run.toml that
-            is damaged or was changed.
+    Raises:
+        ReportError: A folder is not a run folder, is given twice, or holds a damaged file.
+        ConfigError: A run.toml cannot be read.
+        CheckpointError: A run.toml was changed.
     """
     seen: list[Path] = []
     for name in names:
         if not is_local(name):
-            raise ReportError(f"{name}: a report is made of run folders on this machine. Copy it to one")
+            raise ReportError(
+                f"{name}: reports read only run folders on this machine. Copy it to this machine"
+            )
         if Path(name).resolve() in seen:
             raise ReportError(f"{name}: is given twice. Give each run once")
         seen.append(Path(name).resolve())
@@ -189,9 +202,9 @@ def _read_run(name: str, label: str) -> RunRecord:
     settings = folder.read_settings()
     starts = _read(folder.environment, list[Start]) or []
     data = _read(folder.data_record, DataRecord)
-    notes = [] if starts else [f"{folder.environment.name} is missing: versions and device are not known."]
+    notes = [] if starts else [f"{folder.environment.name} is missing: versions and device are unknown."]
     if data is None:
-        notes.append(f"{folder.data_record.name} is missing: which data the run began with is not known.")
+        notes.append(f"{folder.data_record.name} is missing: the data that the run began with is unknown.")
     targets = settings.search.targets
     records = [_read_target(target, folder.of_target(target, targets), folder) for target in targets]
     return RunRecord(name, label, folder, settings, starts, data, records, notes)
@@ -199,12 +212,18 @@ def _read_run(name: str, label: str) -> RunRecord:
 
 def _no_run(path: Path) -> str:
     if not path.exists():
-        return f"{path}: there is no such folder"
+        return f"{path}: no such folder"
     if not path.is_dir():
-        return f"{path}: is a file, and a report is of run folders. Give the folder of a run"
+        return f"{path}: is a file, but reports read run folders. Give the folder of a run"
     if (path / MANIFEST).exists():
-        return f"{path}: is prepared data or a bundle, and a report is of runs. `ham-dist inspect {path}` says what it holds"
-    return f"{path}: is no run folder (it has no identity.json, environment.json or checkpoints). `ham-dist train --run-dir {path}` makes one"
+        return (
+            f"{path}: is prepared data or a bundle, but reports read run folders. "
+            f"`ham-dist inspect {path}` shows what it holds"
+        )
+    return (
+        f"{path}: is not a run folder (it has no identity.json, environment.json or checkpoints). "
+        f"`ham-dist train --run-dir {path}` creates one"
+    )
 
 
 def _read_target(target: Target, folder: RunFolder, run: RunFolder) -> TargetRecord:
@@ -212,30 +231,32 @@ def _read_target(target: Target, folder: RunFolder, run: RunFolder) -> TargetRec
     result = read_result(folder)
     sizes = _read_sizes(folder.sizes)
     rows = _read_metrics(folder.metrics, notes)
-    # A run of several targets has its pretraining in its own folder; `run` may be one of its targets, given alone.
+    # A run of several targets has its pretraining in its own folder; `run` may be one of its targets, given
+    # alone.
     whole = folder.whole() if folder is run else run
     if whole is not None:
         rows = [row for row in _read_metrics(whole.metrics, notes) if row.stage == "pretrain"] + rows
     if result is None:
         reached = (
-            f"the last line of its metrics is of {rows[-1].stage}, epoch {rows[-1].epoch}"
+            f"the last line of its metrics is for {rows[-1].stage}, epoch {rows[-1].epoch}"
             if rows
             else "it has no metrics yet"
         )
-        mend = f"ham-dist train --resume --run-dir {shlex.quote(str((whole or folder).path))}"
-        # Of a run that still goes on, a last line cut off is one being written.
-        notes = [f"Not done so far: {reached}; if it no longer runs, `{mend}` goes on with it."]
+        command = f"ham-dist train --resume --run-dir {shlex.quote(str((whole or folder).path))}"
+        # In a running run, an incomplete last line is one that is being written, so it gets no note.
+        notes = [f"Not finished: {reached}. If it no longer runs, resume it with `{command}`."]
     if result is not None and result.test_auc is None:
         notes.append(f"The test AUC is not defined: {result.test_auc_undefined or 'no reason is recorded'}.")
     if result is not None and not sizes:
-        notes.append(f"{folder.sizes.name} is missing: what each field keeps is known by number alone.")
+        notes.append(f"{folder.sizes.name} is missing: only the number of columns of each field is known.")
     return TargetRecord(target, result, sizes, rows, notes)
 
 
 def read_result(folder: RunFolder) -> Result | None:
-    """What a run, or one target of it, ended with; None where it is not done.
+    """Returns the result of a run or of one of its targets; None if it is not finished.
 
-    raises: ReportError if the file is damaged.
+    Raises:
+        ReportError: The file is damaged.
     """
     result: Result | None = _read(folder.result, Result)
     return result
@@ -250,17 +271,17 @@ def _read_sizes(path: Path) -> list[TableSize]:
 
 
 def _read_metrics(path: Path, notes: list[str]) -> list[Metrics]:
-    """Its lines. One that is half-written at the end is left out, and said in `notes`."""
+    """The lines of metrics.jsonl, without an incomplete last one, for which a note is added to `notes`."""
     if not path.exists():
         return []
     *lines, rest = _content(path).split(b"\n")
     if rest:
-        notes.append(f"The last line of {path.name} was cut off, and is left out.")
+        notes.append(f"The last line of {path.name} is incomplete and left out.")
     return [_parse(f"{path}, line {number}", line, Metrics) for number, line in enumerate(lines, start=1)]
 
 
 def _read(path: Path, kind: Any) -> Any:
-    """What is in a JSON file; None where there is none."""
+    """The content of a JSON file; None if there is no file."""
     return _parse(str(path), _content(path), kind) if path.exists() else None
 
 

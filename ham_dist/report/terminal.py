@@ -1,4 +1,4 @@
-"""Grids on a terminal: the same as in a report."""
+"""Printing the grids of a report on a terminal."""
 
 from collections.abc import Iterable
 
@@ -9,7 +9,7 @@ from ham_dist.report.grids import Cell, Grid
 
 
 def print_grids(grids: Iterable[Grid], console: Console | None = None) -> None:
-    """Print them one below the other, on standard output by default."""
+    """Print the grids one below the other, on standard output by default."""
     print_parts(
         (
             make_table(

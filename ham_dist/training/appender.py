@@ -1,4 +1,4 @@
-"""A file that lines are added to, also while its disk is full for a time."""
+"""Appending lines to a file whose disk may be full for a time."""
 
 import errno
 from pathlib import Path
@@ -7,7 +7,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Appender:
-    """Adds text to the end of a file at once; what the disk has no room for is held, and goes out with the next text that it takes."""
+    """Appends text to a file without buffering.
+
+    Text that the disk has no room for is kept in memory and written at the next call that finds room.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -15,9 +18,10 @@ class Appender:
         self._held = b""
 
     def write(self, text: str) -> None:
-        """Add `text`.
+        """Append `text`.
 
-        raises: OSError for anything but a disk without room.
+        Raises:
+            OSError: Writing failed for another reason than a full disk.
         """
         self._held += text.encode("utf-8")
         try:
@@ -28,9 +32,10 @@ class Appender:
                 raise
 
     def close(self) -> None:
-        """Write what is held and close the file; nothing where it is closed.
+        """Write the text kept in memory and close the file; does nothing if the file is closed already.
 
-        raises: OSError if there is still no room for it.
+        Raises:
+            OSError: The disk still has no room for the text.
         """
         if self._file.closed:
             return

@@ -1,4 +1,4 @@
-"""Checks that a model's `axes()` describe it, by slicing random weights at random columns."""
+"""Checks a model's `axes()` by slicing random weights at random columns."""
 
 from collections.abc import Mapping
 
@@ -13,16 +13,17 @@ from ham_dist.training.slicing import slice_interaction
 CHECKED_ROWS, CHECKED_MASKS = 8, 3
 """Rows of the batch, and number of masks, that `check_axes` compares."""
 LARGEST_DIFFERENCE = 1e-9
-"""Largest difference of two logits in float64 that are the same sums in another order, as a share of the largest logit where that is above 1."""
+"""Largest difference allowed between two float64 logits that are the same sums in another order; relative to
+the largest logit if that is above 1."""
 
 
 def check_axes(settings: ModelSettings, dims: Mapping[str, int]) -> None:
-    """Refuses a model whose `axes()` do not describe it, before anything is trained: random columns are cut from random weights.
+    """Check, before training, that a model's `axes()` describe its weights.
 
-    The random numbers of the caller do not change.
+    Slices random columns of random weights. The state of the caller's random generator does not change.
 
     Args:
-        settings: Of the model.
+        settings: Settings of the model.
         dims: d_j of every field in the supernet.
     Raises:
         SlicingError: The narrow model cannot be built, or its logits are not those of the masked model.
@@ -41,11 +42,11 @@ def check_axes(settings: ModelSettings, dims: Mapping[str, int]) -> None:
 
 
 def _check_cut(wide: Interaction, settings: ModelSettings, batch: torch.Tensor) -> None:
-    """Compares the model under one random mask with the narrow model over the open columns."""
+    """Compare the model under one random mask with the narrow model over the open columns."""
     mask = (torch.rand(batch.shape[1]) < 0.5).double()
     parts = mask.split(list(wide.dims.values()))
     if len(parts) > 1:
-        parts[int(torch.randint(len(parts), ()))].zero_()  # a field that leaves
+        parts[int(torch.randint(len(parts), ()))].zero_()  # one field loses all its columns
     if not mask.any():
         mask[0] = 1.0
     columns = {field: torch.nonzero(part).flatten() for field, part in zip(wide.dims, parts, strict=True)}
@@ -54,8 +55,9 @@ def _check_cut(wide: Interaction, settings: ModelSettings, batch: torch.Tensor) 
         narrow = slice_interaction(wide, settings, columns).eval()
     except (RuntimeError, IndexError, KeyError) as error:
         raise SlicingError(
-            f"{name}: {type(wide).__name__} cannot be cut by its axes(): {error}\n"
-            "  axes() must name every dimension of every weight that runs over columns or fields, in the order of `dims`."
+            f"{name}: {type(wide).__name__} cannot be sliced by its axes(): {error}\n"
+            "  axes() must name every dimension of every weight that runs over columns or fields, "
+            "in the order of `dims`."
         ) from error
     masked = wide(batch, mask)
     scale = LARGEST_DIFFERENCE * max(1.0, float(masked.abs().max()))
@@ -66,6 +68,7 @@ def _check_cut(wide: Interaction, settings: ModelSettings, batch: torch.Tensor) 
         difference = float((found - masked).abs().max())
         if not difference <= scale:
             raise SlicingError(
-                f"{name}: logits of {type(wide).__name__} under a random mask differ by {difference:.1e} from those of {what}.\n"
+                f"{name}: logits of {type(wide).__name__} under a random mask differ by {difference:.1e} "
+                f"from those of {what}.\n"
                 "  Correct its axes(), or how forward() applies the mask."
             )

@@ -1,7 +1,7 @@
-"""The checkpoints of a run: at the end of each epoch of each stage, and within an epoch as `checkpoint` of the settings says.
+"""The checkpoints of a run: at the end of each epoch of each stage, and within epochs as [checkpoint] sets.
 
-`epoch-0003` is the state after three epochs, `epoch-0003-step-00000120` the state 120 steps later. Of a stage the newest few stay, and for each of
-them the one with the best validation AUC until then.
+`epoch-0003` is the state after three epochs, `epoch-0003-step-00000120` the state 120 steps later. Of each
+stage the newest few are kept, and for each of them the one with the best validation AUC up to it.
 """
 
 import re
@@ -30,30 +30,32 @@ from ham_dist.training.state import TrainingState
 NAME = re.compile(r"epoch-(\d{4,})(?:-step-(\d{8,}))?$")
 
 RANDOM = "random/cpu"
-"""State of torch's generator on the CPU, of one rank for all: what draws during training must draw alike on all. Nothing draws on a GPU."""
+"""State of torch's CPU generator, saved once for all ranks: random draws during training must be the same on
+all ranks. Nothing draws on a GPU."""
 
 
 @dataclass(frozen=True, order=True)
 class Moment:
-    """Where in a stage a checkpoint was taken: `steps` steps after the end of epoch number `epochs`."""
+    """The position of a checkpoint in its stage: `steps` steps after `epochs` finished epochs."""
 
     epochs: int
     steps: int = 0
 
     @property
     def name(self) -> str:
-        """Its folder's name."""
+        """Name of the checkpoint's folder."""
         return f"epoch-{self.epochs:04d}" + (f"-step-{self.steps:08d}" if self.steps else "")
 
 
 @dataclass(frozen=True)
 class Saving:
-    """What the stages of a run share for their checkpoints.
+    """The objects for saving checkpoints that all stages of a run share.
 
-    settings:   when to save, and what stays.
-    writer:     writes beside training.
-    preemption: hears of SIGTERM.
-    identity:   that of the run, which its checkpoints carry.
+    Attributes:
+        settings: When to save, and how many checkpoints to keep.
+        writer: Writes checkpoints in the background, while training continues.
+        preemption: Records SIGTERM.
+        identity: Identity of the run, which each checkpoint contains.
     """
 
     settings: CheckpointSettings
@@ -63,10 +65,13 @@ class Saving:
 
 
 class StageCheckpoints:
-    """The checkpoints of one stage, in a folder of its own. All ranks call it alike.
+    """The checkpoints of one stage, in a folder of its own. All ranks make the same calls.
 
-    folder: `checkpoints/<stage>` of the run folder.
-    extra:  tensors beside the training state (a method's alpha), by name; alike on every rank.
+    Attributes:
+        folder: `checkpoints/<stage>` of the run folder.
+        state: The training state that is saved and loaded.
+    Args:
+        extra: Returns further tensors to save, by name, such as a method's alpha; the same on every rank.
     """
 
     def __init__(
@@ -83,15 +88,15 @@ class StageCheckpoints:
         self._log = log
         self._extra = extra
         self._saved_at = time.monotonic()
-        self._owed: Snapshot | None = None
-        self._told = False
+        self._unsaved: Snapshot | None = None
+        self._warned = False
 
     def resume(self, progress: StageProgress) -> None:
-        """Load the newest whole checkpoint, if there is one, into the state and `progress`.
+        """Load the newest complete checkpoint, if there is one, into the state and `progress`.
 
         Raises:
-            OtherRunError: One is of another run.
-            CheckpointError: There are some, and none can be loaded.
+            OtherRunError: A checkpoint belongs to another run.
+            CheckpointError: There are checkpoints, but none can be loaded.
         """
         failure: CheckpointError | None = None
         for moment in process_group.on_first_rank(lambda: moments(self.folder))[::-1]:
@@ -99,25 +104,27 @@ class StageCheckpoints:
                 values = self._load(moment)
                 if not self._can_end(moment, values["stopper"]["best_epoch"]):
                     raise CheckpointError(
-                        f"{self.folder / moment.name}: the best epoch up to it, {values['stopper']['best_epoch']}, is not there."
+                        f"{self.folder / moment.name}: the checkpoint of its best epoch, "
+                        f"{values['stopper']['best_epoch']}, is missing."
                     )
                 progress.take(values)
             except OtherRunError:
                 raise
             except CheckpointError as error:
                 failure = error
-                self._log.say(f"warning: {error}\n  Skipping it")
+                self._log.say(f"warning: {error}\n  Skipping it.")
             else:
                 if failure is not None:
                     self._log.say(f"resumed from {self.folder / moment.name}")
                 return
         if failure is not None:
             raise CheckpointError(
-                f"{self.folder}: none of the checkpoints can be loaded; remove the folder to do the stage anew. {failure}"
+                f"{self.folder}: none of the checkpoints can be loaded. "
+                f"Remove the folder to run the stage again. {failure}"
             )
 
     def wishes(self, progress: StageProgress) -> tuple[bool, bool]:
-        """Whether this rank wants a checkpoint after the step that is being done, and whether it must stop there."""
+        """Returns whether this rank requests a checkpoint after this step, and whether it must stop."""
         settings = self._saving.settings
         by_steps = settings.every_steps > 0 and (progress.steps + 1) % settings.every_steps == 0
         by_clock = (
@@ -128,9 +135,13 @@ class StageCheckpoints:
         return by_steps or by_clock, self._saving.preemption.requested
 
     def after_step(self, progress: StageProgress, *, wanted: bool, stop: bool) -> None:
-        """Save within an epoch if a rank wished for it before the step.
+        """Save a checkpoint within an epoch if a rank requested it before the step.
 
-        raises: Preempted, after saving, if one of them must stop.
+        Args:
+            wanted: A rank requested a checkpoint.
+            stop: A rank received SIGTERM.
+        Raises:
+            Preempted: `stop` was set; raised after saving.
         """
         if wanted or stop:
             self._save(progress)
@@ -138,25 +149,29 @@ class StageCheckpoints:
             self._stop()
 
     def save(self, progress: StageProgress) -> None:
-        """Keep the state at the end of an epoch.
+        """Save a checkpoint at the end of an epoch.
 
-        raises: Preempted, after saving, if a rank must stop.
+        Raises:
+            Preempted: A rank received SIGTERM; raised after saving.
         """
         self._save(progress)
         if any(process_group.gather_objects(self._saving.preemption.requested)):
             self._stop()
 
     def restore_best(self, progress: StageProgress) -> None:
-        """Load the state with the best validation AUC; where the stopper started anew in the last epoch, that is the newest.
+        """Load the state with the best validation AUC.
 
-        raises: CheckpointError if it could not be written, or is damaged.
+        That is the newest state if the stopper was reset in the last epoch.
+
+        Raises:
+            CheckpointError: The checkpoint could not be written, or is damaged.
         """
         self._settle()
         best = _best(progress.stopper.best_epoch, progress.epochs)
         if not self._is_kept(best):
             raise CheckpointError(
                 f"{self.folder / best.name}: could not be written, and the stage's result would be lost. "
-                "Make room there; --resume goes on from the checkpoint before it"
+                "Make room there; --resume continues from the checkpoint before it"
             )
         self._load(best)
 
@@ -167,7 +182,7 @@ class StageCheckpoints:
         self._saved_at = time.monotonic()
         if not self._can_end(moment, progress.stopper.best_epoch):
             return
-        self._owed = None
+        self._unsaved = None
         values = {
             **progress.values(),
             "optimizer_steps": self.state.optimizers.steps,
@@ -179,43 +194,50 @@ class StageCheckpoints:
         )
 
     def _settle(self) -> None:
-        """Wait for the write in flight. That it failed is said once, until one succeeds; the end of an epoch is held, as it may be the best."""
+        """Wait for the write in progress.
+
+        A failure is reported once, until a write succeeds. A failed checkpoint of the end of an epoch is kept
+        in memory, as it may be the best.
+        """
         if not self._saving.writer.is_writing:
             return
         failed = self._saving.writer.settle()
         if failed is None:
-            self._told = False
+            self._warned = False
             return
         if failed.snapshot.copied and failed.snapshot.values["steps"] == 0:
-            self._owed = failed.snapshot
-        if not self._told:
+            self._unsaved = failed.snapshot
+        if not self._warned:
             self._log.say(
-                f"warning: {failed.error}\n  Training goes on, and saving is tried again at the next time"
+                f"warning: {failed.error}\n  Training continues; the next checkpoint will be tried as usual."
             )
-            self._told = True
+            self._warned = True
 
     def _can_end(self, moment: Moment, best_epoch: int | None) -> bool:
-        """Whether a stage that goes on from `moment` could end, as it does with its best epoch: None before there is one."""
+        """True if a stage resumed from `moment` could end, which needs the checkpoint of its best epoch.
+
+        `best_epoch` is None before there is a best epoch.
+        """
         return best_epoch is None or Moment(best_epoch) == moment or self._is_kept(Moment(best_epoch))
 
     def _is_kept(self, moment: Moment) -> bool:
-        """Whether the checkpoint is on the disk; one that is owed is tried again."""
+        """True if the checkpoint is on the disk; one whose write failed is written again first."""
         path = self.folder / moment.name
-        if self._owed is not None and self._owed.path == path:
-            owed, self._owed = self._owed, None
-            self._saving.writer.start(owed, lambda: None)
+        if self._unsaved is not None and self._unsaved.path == path:
+            unsaved, self._unsaved = self._unsaved, None
+            self._saving.writer.start(unsaved, lambda: None)
             self._settle()
         return process_group.on_first_rank((path / storage.VALUES).exists)
 
     def _stop(self) -> None:
         self._settle()
         kept = (
-            "the newest checkpoint could not be written, and an earlier one is kept if there was one;"
-            if self._told
-            else "the last checkpoint is kept, and"
+            "The newest checkpoint could not be written; an earlier one is kept if there was one."
+            if self._warned
+            else "The last checkpoint is kept."
         )
         raise Preempted(
-            f"ended by SIGTERM; {kept} the same command with --run-dir and --resume goes on from it"
+            f"ended by SIGTERM. {kept} To resume from it, run the same command with --run-dir and --resume"
         )
 
     def _load(self, moment: Moment) -> dict[str, Any]:
@@ -224,7 +246,8 @@ class StageCheckpoints:
         values = storage.load(path, tensors, partial(self._saving.identity.require_own, str(path)))
         if missing := progress_names() - values.keys():
             raise CheckpointError(
-                f"{self.folder / moment.name}: is of another version of ham_dist: {storage.VALUES} has no {', '.join(sorted(missing))}"
+                f"{self.folder / moment.name}: is of another version of ham_dist: "
+                f"{storage.VALUES} has no {', '.join(sorted(missing))}"
             )
         torch.set_rng_state(tensors[RANDOM])
         self.state.optimizers.steps = values["optimizer_steps"]
@@ -236,14 +259,14 @@ class StageCheckpoints:
 
 
 def load_best_weights(folder: Path, state: TrainingState, identity: RunIdentity | None = None) -> None:
-    """Load the model with the best validation AUC of a finished stage, without what only training needs.
+    """Load the model with the best validation AUC of a finished stage, without optimizer state.
 
     Args:
-        folder: As for StageCheckpoints.
-        identity: That of the run; None accepts checkpoints of any run.
+        folder: `checkpoints/<stage>` of the run folder.
+        identity: Identity of the run; None accepts checkpoints of any run.
     Raises:
-        OtherRunError: The checkpoints are of another run.
-        CheckpointError: It holds no checkpoint, or a damaged one.
+        OtherRunError: The checkpoints belong to another run.
+        CheckpointError: There is no checkpoint, or it is damaged.
     """
     found = process_group.on_first_rank(lambda: moments(folder))
     if not found:
@@ -258,7 +281,7 @@ def load_best_weights(folder: Path, state: TrainingState, identity: RunIdentity 
 
 
 def moments(folder: Path) -> list[Moment]:
-    """The checkpoints in a stage's folder, oldest first."""
+    """Returns the checkpoints in a stage's folder, oldest first."""
     if not folder.exists():
         return []
     found = (NAME.match(path.name) for path in folder.iterdir() if (path / storage.VALUES).exists())
@@ -266,7 +289,11 @@ def moments(folder: Path) -> list[Moment]:
 
 
 def drop_all_but_newest(folder: Path, newest: Moment, keep: int) -> None:
-    """Leave `newest`, those before it up to `keep` in all, and the best of each; those after it are of a run that went another way."""
+    """Delete all checkpoints except the newest `keep` up to `newest` and the best one up to each of these.
+
+    Those after `newest` are deleted too: they are of an earlier start that was resumed from a checkpoint
+    before them.
+    """
     found = moments(folder)
     kept = [moment for moment in found if moment <= newest][-keep:]
     best = {_best_of(folder / moment.name, moment) for moment in kept}
@@ -281,7 +308,7 @@ def _best_of(path: Path, moment: Moment) -> Moment:
     try:
         best_epoch = storage.values_of(path)["values"]["stopper"]["best_epoch"]
     except (CheckpointError, KeyError, TypeError):
-        return moment  # Damaged: it will be passed over, and names no other.
+        return moment  # damaged: it is skipped on resuming
     return _best(best_epoch, moment.epochs)
 
 

@@ -1,4 +1,4 @@
-"""Which data a run began with: kept in its folder, and held against the data that it goes on with."""
+"""The record of a run's data, kept in its folder: a resumed run must use the same data."""
 
 import json
 from collections.abc import Iterator
@@ -8,23 +8,32 @@ from typing import Any
 from ham_dist.data.format.manifest import Manifest
 from ham_dist.io.hashing import sha256_of_json
 
-# Differences that a message shows.
+# Number of differences that a message shows.
 _SHOWN = 8
 
 
 def record_of(manifest: Manifest) -> dict[str, Any]:
-    """What names the data: the whole manifest but the versions of the programs that prepared it, and the checks that they made of it."""
+    """Returns the parts of the manifest that identify the data.
+
+    Left out are the versions of the programs that prepared it, and their checks.
+    """
     return manifest.model_dump(mode="json", exclude={"engine", "checks"})
 
 
 def digest_of(manifest: Manifest) -> str:
-    """sha256 of the record as canonical JSON (keys in order, no spaces), in hexadecimal; every shard's and vocabulary's own sha256 is in it."""
+    """Returns the sha256 of the record as canonical JSON (sorted keys, no spaces), in hexadecimal.
+
+    The record contains the sha256 of every shard and vocabulary.
+    """
     return sha256_of_json(record_of(manifest), ensure_ascii=False)
 
 
 def differences(old: dict[str, Any], manifest: Manifest) -> list[str]:
-    """One line for each part in which `manifest` is not as the record `old`, such as `splits.train.rows: 800, not 900`; long lists are cut."""
-    # Through JSON, as the record has been: tuples are lists then.
+    """Returns one line for each difference of `manifest` from the record `old`; long lists are cut.
+
+    A line looks like `splits.train.rows: 800, not 900`.
+    """
+    # The record was read from JSON, where tuples become lists; do the same here.
     lines = _differences("", old, json.loads(json.dumps(record_of(manifest))))
     shown = list(islice(lines, _SHOWN))
     left = sum(1 for _ in lines)
@@ -43,7 +52,7 @@ def _differences(place: str, old: Any, new: Any) -> Iterator[str]:
 
 
 def _name(before: Any, after: Any, number: int) -> Any:
-    """What an entry of a list calls itself, where both call it the same."""
+    """The name or file of a list entry if it is the same in both, else its number."""
     for key in ("name", "file"):
         if (
             isinstance(before, dict)

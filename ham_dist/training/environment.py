@@ -1,4 +1,4 @@
-"""Versions, source and machine of a start of a run: its numbers may depend on them as well as on its settings."""
+"""Versions, source and machine of a start of a run: results may depend on them as well as on the settings."""
 
 import os
 import platform
@@ -17,10 +17,10 @@ PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy", "pyarr
 
 
 def environment(world_size: int, device: str) -> dict[str, Any]:
-    """The entry of environment.json for a start of a run.
+    """Returns the entry of environment.json for a start of a run.
 
     Args:
-        world_size: Ranks of this start.
+        world_size: Number of ranks of this start.
         device: `cpu`, or the name of the GPU.
     """
     return {
@@ -38,7 +38,7 @@ def environment(world_size: int, device: str) -> dict[str, Any]:
 
 
 def other_versions(first: Mapping[str, Any], last: Mapping[str, Any]) -> list[str]:
-    """The packages whose versions differ between two starts: `torch 2.13.0 (was 2.11.0)`."""
+    """Returns the packages whose versions differ between two starts, such as `torch 2.13.0 (was 2.11.0)`."""
     before, now = _versions(first), _versions(last)
     return [
         f"{name} {now.get(name, 'missing')} (was {before.get(name, 'missing')})"
@@ -60,7 +60,10 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Commit of the source tree that runs, with `-dirty` if it has changes; None if ham_dist is not run from its repository."""
+    """Commit of the source tree, with `-dirty` if it has changes.
+
+    None if ham_dist is not run from its repository.
+    """
     source = Path(ham_dist.__file__).parent
     git = ["git", "-C", str(source)]
     try:

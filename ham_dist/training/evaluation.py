@@ -1,6 +1,6 @@
-"""Quality of a model on one split: AUC and log loss, both exact.
+"""AUC and log loss of a model on one split, both exact.
 
-No rank needs the rows of another, and no result depends on how the rows are spread over ranks.
+No rank needs all rows of the split, and the results do not depend on how the rows are spread over the ranks.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,7 +19,7 @@ from ham_dist.errors import DataError
 from ham_dist.training.state import TrainingState
 
 SAMPLED_SCORES = 1024
-"""Scores that each rank offers to find the ranges of scores by that the ranks share out."""
+"""Scores that each rank samples to divide the scores into one range per rank."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,9 @@ class Quality:
     """Scores of one model on one split.
 
     Attributes:
-        auc: area under the ROC curve, exact; None if all labels of the split are alike.
-        log_loss: mean over the rows, in nats; the losses of the rows are float64, their mean is correctly rounded.
+        auc: Exact area under the ROC curve; None if all labels of the split are the same.
+        log_loss: Mean over the rows, in nats; the losses of the rows are float64, their mean is correctly
+            rounded.
     """
 
     auc: float | None
@@ -36,24 +37,27 @@ class Quality:
 
     @property
     def defined_auc(self) -> float:
-        """The AUC of a split that models are chosen by.
+        """The AUC, for a split by which models are compared.
 
         Raises:
-            DataError: All labels of the split are alike.
+            DataError: All labels of the split are the same.
         """
         if self.auc is None:
             raise DataError(
-                "validation: all samples have the same label, so that no AUC tells one model from another. "
+                "validation: all samples have the same label, so the validation AUC is undefined. "
                 "Prepare the data again with both labels in its validation split"
             )
         return self.auc
 
 
 def predict(state: TrainingState, batches: Iterable[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits and labels of all rows under the mask in force, on every rank. A collective, for few rows: each rank holds all of them.
+    """Returns logits and labels of all rows under the current mask, on every rank. A collective.
+
+    Only for few rows: each rank holds all of them.
 
     Returns:
-        (N,) in the precision of the dense weights, and (N,) float32; by rank, and by batch within a rank.
+        Logits (N,) in the precision of the dense weights, and labels (N,) float32; ordered by rank, then by
+        batch.
     """
     scored = list(_scored(state, batches))
     return (
@@ -63,7 +67,7 @@ def predict(state: TrainingState, batches: Iterable[Batch]) -> tuple[torch.Tenso
 
 
 def evaluate(state: TrainingState, batches: Iterable[Batch]) -> Quality:
-    """AUC and log loss over the whole split; the same on every rank. A collective."""
+    """Returns AUC and log loss over the whole split, the same on every rank. A collective."""
     scored = list(_scored(state, batches))
     losses = (
         functional.binary_cross_entropy_with_logits(logits.double(), labels.double(), reduction="none")
@@ -83,7 +87,7 @@ def _scored(state: TrainingState, batches: Iterable[Batch]) -> Iterator[tuple[to
 
 
 def undefined_auc(manifest: Manifest, split: str) -> str | None:
-    """Why a split has no AUC, such as `all 120 samples of test have label 0`; None if it has one."""
+    """Returns why a split has no AUC, such as `all 120 samples of test have label 0`; None if it has one."""
     entry = manifest.splits.get(split)
     if entry is None or 0 < entry.positives < entry.rows:
         return None
@@ -91,17 +95,19 @@ def undefined_auc(manifest: Manifest, split: str) -> str | None:
 
 
 def area_under_roc(scores: torch.Tensor, labels: torch.Tensor) -> float | None:
-    """The share of (positive, negative) pairs in which the positive has the higher score, a tie counting half; over all ranks' rows. A collective.
+    """Returns the area under the ROC curve over the rows of all ranks. A collective.
 
-    All counts are integers, so that the result is exact and the same on any number of ranks. Each rank counts the pairs within one range of scores;
-    of equal scores a rank sends one, with the number of its rows.
+    It is the share of (positive, negative) pairs in which the positive has the higher score; a tie counts
+    half. All counts are integers, so the result is exact and the same on any number of ranks. Each rank
+    counts the pairs within one range of scores; equal scores are sent once, with their number of rows.
 
     Args:
-        scores: (n,) of this rank, any real numbers. Logits are better than probabilities, of which float32 rounds many to the same number near 0
-            and 1 (torchmetrics' binary_auroc takes the sigmoid of its input, and so makes such ties of its own).
+        scores: This rank's scores, (n,), any real numbers. Prefer logits to probabilities: near 0 and 1
+            float32 rounds many probabilities to the same number (torchmetrics' binary_auroc takes the sigmoid
+            of its input, and so creates such ties).
         labels: (n,), 0 or 1.
     Returns:
-        None if there are no pairs, since all rows have one label.
+        The area; None if all rows have the same label, so that there are no pairs.
     """
     found = _counted(scores.double(), labels > 0.5, labels <= 0.5)
     if process_group.world_size() > 1:
@@ -114,7 +120,8 @@ def area_under_roc(scores: torch.Tensor, labels: torch.Tensor) -> float | None:
     _, positives, negatives = found
     totals = process_group.gather_objects((int(positives.sum()), int(negatives.sum())))
     lower = sum(negatives_of for _, negatives_of in totals[: process_group.rank()])
-    # Twice the pairs in order: each positive with the negatives of lower scores, and half of those of its own.
+    # Twice the number of ordered pairs: each positive with all negatives of lower score and half those of
+    # equal score.
     below = 2 * (lower + negatives.cumsum(0)) - negatives
     ordered = sum(process_group.gather_objects(int((positives * below).sum())))
     pairs = sum(positives_of for positives_of, _ in totals) * sum(negatives_of for _, negatives_of in totals)
@@ -124,7 +131,7 @@ def area_under_roc(scores: torch.Tensor, labels: torch.Tensor) -> float | None:
 def _counted(
     scores: torch.Tensor, positives: torch.Tensor, negatives: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Different scores in rising order, and how many positives and negatives have each."""
+    """Distinct scores in ascending order, and the numbers of positives and negatives with each."""
     different, place = torch.unique(scores, return_inverse=True)
     counts = torch.zeros(2, len(different), dtype=torch.int64, device=scores.device)
     for number, rows in enumerate((positives, negatives)):
@@ -133,10 +140,12 @@ def _counted(
 
 
 def _ranges(scores: torch.Tensor) -> torch.Tensor:
-    """W - 1 scores, rising, between which the ranks have about as many different scores each; the same on every rank. A collective.
+    """W - 1 ascending scores that divide the distinct scores into W ranges of about equal size. A collective.
 
     Args:
-        scores: (n,), this rank's, in rising order.
+        scores: This rank's scores, (n,), ascending.
+    Returns:
+        (W - 1,), the same on every rank.
     """
     ranks = process_group.world_size()
     offered = scores[:: max(1, len(scores) // SAMPLED_SCORES)].tolist()

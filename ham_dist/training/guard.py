@@ -1,7 +1,4 @@
-"""What is watched over between forward and backward of each training step.
-
-B rows here
-"""
+"""Checks between the forward and the backward pass of each training step: the loss, and dead tables."""
 
 import math
 from collections import deque
@@ -25,25 +22,25 @@ from ham_dist.training.progress import StageProgress
 from ham_dist.training.run_log import RunLog
 
 SPIKE = 3.0
-"""A loss so many times the usual one is told of."""
+"""Ratio of a loss to the usual loss from which a warning is logged."""
 
 USUAL_STEPS = 100
-"""Steps that the usual loss is about the mean of; the first ones are not judged."""
+"""Steps over which the usual loss is averaged; there are no warnings in the first ones."""
 
 FIELD_STEPS = 100
-"""Steps after which a table that no gradient has reached is told of."""
-
+"""Steps after which a warning lists the tables that no gradient has reached."""
 
 STEPS_BEHIND = {"cpu": 0, "cuda": 1}
-"""Steps after which a loss is read, by device. On a GPU, to read the loss of the step in progress would make every step wait for the device."""
+"""Steps after which a loss is read, by device type. On a GPU, reading the loss of the current step would make
+every step wait for the device."""
 
 
 @dataclass(frozen=True)
 class StepLoss:
-    """This rank's share of the loss of one step, on its way to the CPU.
+    """This rank's share of the loss of one step, while it is copied to the CPU.
 
     Attributes:
-        share: The number, in CPU memory once `copied`.
+        share: The share, a scalar; in CPU memory once the copy is done.
         copied: The CUDA event of the copy; None on CPU.
         batch: This rank's part of the step's batch.
         epoch, step: Numbers of the step.
@@ -57,7 +54,7 @@ class StepLoss:
 
     @classmethod
     def of(cls, share: torch.Tensor, batch: Batch, epoch: int, step: int) -> "StepLoss":
-        """Starts the copy of `share` to the CPU, where it is on a GPU."""
+        """Start the copy of `share` to the CPU if it is on a GPU."""
         if share.device.type != "cuda":
             return cls(share, None, batch, epoch, step)
         pinned = torch.empty(share.shape, dtype=share.dtype, pin_memory=True)
@@ -67,7 +64,7 @@ class StepLoss:
         return cls(pinned, copied, batch, epoch, step)
 
     def read(self) -> float:
-        """The number; waits for the copy."""
+        """Returns the share; waits for the copy."""
         if self.copied is not None:
             self.copied.synchronize()
         return float(self.share)
@@ -76,11 +73,13 @@ class StepLoss:
 class Guard:
     """Sums each step's loss over the ranks, and stops all of them if it is not finite.
 
-    On CPU this happens before any weight moves: fused tables step inside backward(), so afterwards is too late. On a GPU
-    the loss of a step is read at the next one (STEPS_BEHIND), so one step with such a loss is done. No checkpoint is
-    written before the losses of all steps in it are known to be finite.
+    On CPU this happens before any weight is updated: fused tables are updated inside backward(), so
+    afterwards is too late. On a GPU the loss of a step is read at the next one (STEPS_BEHIND), so the step
+    with such a loss is finished. No checkpoint is written before the losses of all steps in it are known to
+    be finite.
 
-    The same exchange, of three numbers, carries whether a rank wants a checkpoint after the step or must stop there.
+    The same exchange, of three numbers, carries whether a rank requests a checkpoint after the step or must
+    stop there.
     """
 
     def __init__(
@@ -101,12 +100,14 @@ class Guard:
         self._fields = FieldWatch(model) if stage == "pretrain" else None
 
     def check(self, share: torch.Tensor, batch: Batch) -> None:
-        """Call before backward().
+        """Start the check of a step's loss; call it before backward().
 
         Args:
-            share: This rank's share of the loss of the global batch that `batch` is a part of.
+            share: This rank's share of the loss of the global batch.
+            batch: This rank's part of the batch.
         Raises:
-            DivergedError: On all ranks, if a loss is not finite; each rank has saved its part of that step's batch.
+            DivergedError: On all ranks, if a loss is not finite; each rank has saved its part of that step's
+                batch.
         """
         save, stop = self._checkpoints.wishes(self._progress)
         self._unread.append(StepLoss.of(share, batch, self._progress.epochs, self._progress.steps))
@@ -117,93 +118,101 @@ class Guard:
         self._known = None if due is None else (due, self._finite(due, loss))
 
     def settle(self) -> None:
-        """Reads the losses of the steps that are not known yet. A collective, for the end of an epoch and before a checkpoint.
+        """Read the remaining losses. A collective, for the end of an epoch and before a checkpoint.
 
         Raises:
-            DivergedError: As of `check`.
+            DivergedError: As for `check`.
         """
         while self._unread:
             due = self._unread.popleft()
             (loss,) = process_group.sum_numbers(due.read())
             self._progress.loss += self._finite(due, loss)
-            self._look_for_spike(due, loss)
+            self._warn_of_spike(due, loss)
 
     def finish_step(self, samples: int) -> None:
-        """After the optimizers' step: count it, warn of what looks wrong, and save if that was wished for.
+        """Count a finished step, log warnings, and save a checkpoint if one was requested.
 
-        samples: rows of the global batch.
-        raises:  Preempted, after saving, if a rank must stop.
+        Call it after the step of the optimizers.
+
+        Args:
+            samples: Rows of the global batch.
+        Raises:
+            Preempted: A rank received SIGTERM; raised after saving.
         """
         self._progress.finish_step(0.0 if self._known is None else self._known[1], samples)
         self._steps += 1
         if self._known is not None:
-            self._look_for_spike(*self._known)
+            self._warn_of_spike(*self._known)
             self._known = None
         if self._fields is not None and self._steps == FIELD_STEPS:
-            self._tell_of_dead_fields(self._fields.close())
+            self._warn_of_dead_fields(self._fields.close())
             self._fields = None
         if self._save or self._stop:
             self.settle()
         self._checkpoints.after_step(self._progress, wanted=self._save, stop=self._stop)
 
-    def _look_for_spike(self, step: StepLoss, loss: float) -> None:
+    def _warn_of_spike(self, step: StepLoss, loss: float) -> None:
         self._losses += 1
         if self._losses > USUAL_STEPS and loss > SPIKE * self._usual and not self._spiked:
             self._spiked = True
             self._log.say(
-                f"warning: {self._stage} epoch {step.epoch}, step {step.step + 1}: the training loss is {loss:.3g}, "
-                f"where {self._usual:.3g} is usual. {MEND}"
+                f"warning: {self._stage} epoch {step.epoch}, step {step.step + 1}: "
+                f"the training loss is {loss:.3g}, and the usual loss is {self._usual:.3g}. {ADVICE}"
             )
         self._usual += (loss - self._usual) / min(self._losses, USUAL_STEPS)
 
     def _finite(self, step: StepLoss, loss: float) -> float:
-        """`loss` rounded to float32, so that it does not depend on the order of the ranks; if it is not finite, the run ends here."""
+        """`loss` rounded to float32, so it is independent of the order of ranks; raises if not finite."""
         loss = float(rounded(torch.tensor(loss, dtype=torch.float64), FLOAT32_BITS))
         if not math.isfinite(loss):
-            self._give_up(step, loss)
+            self._raise_diverged(step, loss)
         return loss
 
-    def _tell_of_dead_fields(self, dead: Sequence[str]) -> None:
+    def _warn_of_dead_fields(self, dead: Sequence[str]) -> None:
         if dead:
             self._log.say(
-                f"warning: {self._stage}: no gradient has reached the tables of {', '.join(dead)} in {FIELD_STEPS} steps. "
-                "`ham-dist inspect` on the data shows whether these fields hold any values"
+                f"warning: {self._stage}: no gradient has reached the tables of {', '.join(dead)} "
+                f"in {FIELD_STEPS} steps. "
+                "Check with `ham-dist inspect` whether these fields have any values in the data"
             )
 
-    def _give_up(self, step: StepLoss, loss: float) -> NoReturn:
+    def _raise_diverged(self, step: StepLoss, loss: float) -> NoReturn:
         name = f"{self._stage}-epoch-{step.epoch}-step-{step.step}"
         folder = self._log.folder.diverged / name
-
-        refused = None
+        failure = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
             save_file(_tensors(step.batch), folder / f"rank-{process_group.rank()}.safetensors")
         except (OSError, SafetensorError) as error:
-            refused = str(error)
-        refusals = [reason for reason in process_group.gather_objects(refused) if reason is not None]
-        kept = (
-            f"Its batch could not be kept whole in {folder} ({refusals[0]})"
-            if refusals
-            else f"Its batch lies in {folder}"
+            failure = str(error)
+        failures = [reason for reason in process_group.gather_objects(failure) if reason is not None]
+        saved = (
+            f"The batch could not be saved completely to {folder} ({failures[0]})"
+            if failures
+            else f"Batch saved to {folder}"
         )
         is_done = (self._progress.epochs, self._progress.steps) != (step.epoch, step.step)
-        moved = (
-            "the step is done, and no checkpoint holds it"
+        effect = (
+            "the step was finished, but no checkpoint contains it"
             if is_done
-            else "the step is not done, and no weight has moved"
+            else "the step was not finished, and no weight was updated"
         )
         raise DivergedError(
-            f"{self._stage} epoch {step.epoch}, step {step.step}: the training loss is {loss}; {moved}. {kept}.\n  {MEND}"
+            f"{self._stage} epoch {step.epoch}, step {step.step}: the training loss is {loss}; "
+            f"{effect}. {saved}.\n  {ADVICE}"
         )
 
 
-MEND = "Lower optimizer.learning_rate or optimizer.tables_learning_rate, and look for values out of the ordinary in the data by `ham-dist inspect`"
+ADVICE = (
+    "Lower optimizer.learning_rate or optimizer.tables_learning_rate, and check the data for outliers with "
+    "`ham-dist inspect`"
+)
 
 
 class FieldWatch:
-    """Notes which fields' looked-up vectors get a gradient in rows that hold a value of the field.
+    """Records which fields' embeddings receive a nonzero gradient in rows that have a value of the field.
 
-    A table that is cut off from the loss gets none, and one whose field is always empty has no row that moves.
+    A table that the loss does not depend on receives none, nor does one whose field is always empty.
     """
 
     def __init__(self, model: ShardedModel) -> None:
@@ -214,7 +223,7 @@ class FieldWatch:
         self._hook = model.model.get_submodule(TABLES).register_forward_hook(self._look)
 
     def close(self) -> list[str]:
-        """Stop, and give the fields that no rank has seen alive."""
+        """Stop recording; returns the fields without a gradient on any rank."""
         self._hook.remove()
         seen = process_group.gather_objects({field for field, alive in self._alive.items() if bool(alive)})
         return sorted(self._alive.keys() - set().union(*seen))
@@ -224,8 +233,8 @@ class FieldWatch:
             return
         self._steps_left -= 1
         if self._steps_left == 0:
-            self._hook.remove()  # Nobody closes the watch of a stage that is shorter.
-        looked_up: KeyedTensor = output  # or TorchRec's promise of one
+            self._hook.remove()  # close() may come too late, or never in a shorter stage
+        looked_up: KeyedTensor = output  # or TorchRec's awaitable of one
         values, keys, dims = looked_up.values(), looked_up.keys(), looked_up.length_per_key()
         features: KeyedJaggedTensor = inputs[0]
 
@@ -238,7 +247,7 @@ class FieldWatch:
 
 
 def _tensors(batch: Batch) -> dict[str, torch.Tensor]:
-    """This rank's part of a batch by name: ids and their number a row for every field, and labels."""
+    """This rank's part of a batch by name: ids and their number per row for every field, and labels."""
     tensors = {"labels": batch.labels}
     for field, jagged in batch.sparse_features.to_dict().items():
         tensors |= {f"{field}.ids": jagged.values(), f"{field}.lengths": jagged.lengths()}

@@ -1,6 +1,6 @@
-"""The steps that all stages are made of.
+"""The training steps that all stages share.
 
-B rows here, S columns under search
+B rows of this rank, S columns under search
 """
 
 import time
@@ -24,7 +24,7 @@ LossCheck = Callable[[torch.Tensor, Batch], None]
 
 
 def log_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """This rank's share of the mean log loss over the global batch; the shares of all ranks add up to that mean."""
+    """Returns this rank's share of the global batch's mean log loss; the mean is the sum of the shares."""
     return (
         functional.binary_cross_entropy_with_logits(logits, batch.labels.to(logits.dtype), reduction="sum")
         / batch.global_rows
@@ -32,9 +32,12 @@ def log_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 
 def weight_step(state: TrainingState, batch: Batch, check: LossCheck | None = None) -> torch.Tensor:
-    """Move tables and dense weights by one step on a training batch, under the mask in force; returns this rank's share of the loss.
+    """Update tables and dense weights by one step on a training batch, under the current mask.
 
-    check: told of that share before any weight moves, and may raise.
+    Args:
+        check: Called with this rank's share of the loss before any weight is updated; may raise.
+    Returns:
+        This rank's share of the loss, a scalar.
     """
     state.optimizers.zero_grad()
     with summed_gradients():
@@ -49,14 +52,19 @@ def weight_step(state: TrainingState, batch: Batch, check: LossCheck | None = No
 
 
 def mask_gradient(state: TrainingState, batch: Batch, mask: torch.Tensor) -> torch.Tensor:
-    """dL/dm on a validation batch, at `mask`: what Eq. 2 takes for the gradient of alpha.
+    """Returns dL/dm on a validation batch, at `mask`; the gradient of alpha in Eq. 2 of the HAM paper.
 
-    mask:    (S,) float32.
-    returns: (S,), over the global batch, the same on every rank. Tables, dense weights, their optimizers and BatchNorm's running statistics stay
-             bit for bit what they were: only the mask's gradient is asked for, past DDP and past the fused kernels.
+    Tables, dense weights, their optimizers and BatchNorm's running statistics stay bit for bit the same: only
+    the mask's gradient is computed, without DDP and without the fused kernels' update.
 
-    The interaction is in evaluation mode (a lookup has none), since L_val is the loss of the model that validation measures. With the batch's own
-    statistics in BatchNorm the search kept worse columns (perf/results/search_mode_cpu_2026-11.md).
+    The interaction is in evaluation mode (lookups have no modes), since L_val is the loss of the model that
+    validation measures. With the batch's own statistics in BatchNorm the search kept worse columns
+    (perf/results/search_mode_cpu_2026-11.md).
+
+    Args:
+        mask: (S,) float32.
+    Returns:
+        (S,) float32, over the global batch, the same on every rank.
     """
     values = mask.detach().to(state.interaction.dtype, copy=True).requires_grad_()
     with state.sharded.mask.differentiable(values), as_evaluated(state.interaction):
@@ -74,10 +82,15 @@ def train_epoch(
     guard: Guard,
     step: Callable[[Batch], object],
 ) -> float:
-    """`step` on every training batch of the epoch that `progress` stands in, from where it stands; the step has `guard` check its loss.
+    """Run `step` on the remaining training batches of the epoch that `progress` is in.
 
-    returns: the mean log loss over the epoch, the same on every rank.
-    raises:  DivergedError if that of a step is not finite; Preempted, after saving, on SIGTERM.
+    Args:
+        step: One step on a batch; it calls `guard.check` with its loss.
+    Returns:
+        Mean log loss over the epoch, the same on every rank.
+    Raises:
+        DivergedError: The loss of a step is not finite.
+        Preempted: SIGTERM was received; raised after saving a checkpoint.
     """
     start = time.perf_counter()
     with log.progress(stage, progress.epochs, samples.steps - progress.steps) as steps:

@@ -1,4 +1,4 @@
-"""How weights move: Adam over the dense weights, and over tables the run's rule, after the backward pass or within it."""
+"""Optimizers of a run: Adam for dense weights, the table optimizer after or inside the backward pass."""
 
 from collections.abc import Iterable
 
@@ -11,20 +11,21 @@ from ham_dist.distributed.sharding.model import ShardedModel
 from ham_dist.io.huge_pages import keep_freed_memory
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""Adam's state of a weight, each of the weight's shape."""
+"""Names of Adam's state tensors; each has its weight's shape."""
 
 
 class Optimizers:
     """All optimizers of one model behind one zero_grad and one step.
 
-    Tables of fused kernels have stepped by the time backward() returns. `step` moves the dense weights, and the tables that have a gradient: all of
-    them under Adam, the data-parallel ones under a fused rule (TorchRec applies no fused rule to those, and says nothing).
+    Tables in fused kernels are updated inside backward(). `step` updates the dense weights, and the tables
+    that have a gradient: all of them under Adam, the data-parallel ones under a fused table optimizer
+    (TorchRec silently applies no fused optimizer to those).
     """
 
     def __init__(
         self, model: ShardedModel, dense: Iterable[nn.Parameter], settings: OptimizerSettings
     ) -> None:
-        keep_freed_memory()  # Every step makes and drops the same blocks, gradients as large as tables among them.
+        keep_freed_memory()  # every step allocates and frees the same blocks, some as large as a table
         self.model = model
         self._dense = list(dense)
         self._tables = {
@@ -36,18 +37,18 @@ class Optimizers:
         self.of_tables: torch.optim.Optimizer | None = None
         if self._tables:
             assert model.table_optimizer.dense is not None, (
-                "the plan puts no table of such a rule outside of the fused kernels"
+                "the plan puts no table of such an optimizer outside the fused kernels"
             )
             self.of_tables = model.table_optimizer.dense(self._tables.values(), settings.tables_learning_rate)
         self._steps = 0
 
     def zero_grad(self) -> None:
-        """Forget the gradients of the step before."""
+        """Clear the gradients of the previous step."""
         for optimizer in self._all:
             optimizer.zero_grad()
 
     def step(self) -> None:
-        """Move every weight that the backward pass has not moved yet."""
+        """Update every weight that the backward pass has not updated."""
         for parameter in self._dense:
             if parameter.dtype == torch.float64 and parameter.grad is not None:
                 parameter.grad.copy_(rounded(parameter.grad, GRADIENT_BITS))
@@ -56,10 +57,13 @@ class Optimizers:
         self._steps += 1
 
     def open_state(self) -> None:
-        """Make the state that a first step would make (zeros), so that a checkpoint or a wider model's state can be loaded into it."""
+        """Create the state that a first step would create (zeros).
+
+        A checkpoint, or the state of a wider model, can then be loaded into it.
+        """
         for optimizer in self._all:
             if not isinstance(optimizer, torch.optim.Adam):
-                continue  # The others make theirs when they are opened.
+                continue  # other optimizers create their state in their constructor
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     if not optimizer.state[parameter]:
@@ -74,13 +78,15 @@ class Optimizers:
                         }
 
     def moments(self, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
-        """Adam's two moments of a dense weight, by name; the live tensors. Needs `open_state` first."""
+        """Returns Adam's two moments of a dense weight, by name; not copies. Call `open_state` first."""
         return {moment: self.adam.state[parameter][moment] for moment in MOMENTS}
 
     def table_states(self) -> dict[str, dict[str, torch.Tensor]]:
-        """What the rule remembers of this rank's parts, live, by table (as in `ShardedModel.placements`) and state. Needs `open_state` first.
+        """Returns the table optimizer's state of this rank's parts; not copies. Call `open_state` first.
 
-        A state is (rows, stored columns) of the part; where the rule keeps one number a row, (rows,).
+        Returns:
+            State tensors by table (as in `ShardedModel.placements`) and name: (rows, stored columns) of the
+            part, or (rows,) if the optimizer keeps one number per row.
         """
         states = self.model.kernel_state()
         for key, parameter in self._tables.items():
@@ -94,7 +100,7 @@ class Optimizers:
 
     @property
     def steps(self) -> int:
-        """Steps taken; the same for every weight. Setting it needs `open_state` first."""
+        """Number of steps taken, the same for every weight. Call `open_state` before setting it."""
         return self._steps
 
     @steps.setter

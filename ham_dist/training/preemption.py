@@ -1,4 +1,4 @@
-"""SIGTERM: whoever runs the machine wants it back, and gives a little time to save."""
+"""SIGTERM from a scheduler: the run saves a checkpoint and ends."""
 
 import signal
 import threading
@@ -7,9 +7,12 @@ from typing import Any
 
 
 class Preemption:
-    """Inside, SIGTERM no longer ends the process but is noted; the training loop asks after each step.
+    """Context in which SIGTERM does not end the process but sets a flag.
 
-    requested: whether SIGTERM has come.
+    The training loop reads the flag after each step.
+
+    Attributes:
+        requested: True once SIGTERM was received.
     """
 
     def __init__(self) -> None:
@@ -17,7 +20,8 @@ class Preemption:
         self._before: Any = None
 
     def __enter__(self) -> "Preemption":
-        # Python allows signal handlers in its main thread only; a run in another thread leaves signals to whoever has that one.
+        # Python allows signal handlers in its main thread only; a run in another thread does not handle
+        # SIGTERM.
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._note)
         return self

@@ -1,4 +1,4 @@
-"""When and how strongly orthogonality acts on the tables during training."""
+"""The orthogonality regularizer during training."""
 
 import torch
 
@@ -10,12 +10,14 @@ from ham_dist.training.optimizers import Optimizers
 
 
 class Regularizer:
-    """lambda * R(V) of the HAM paper, Eq. 1, on tables wherever they lie.
+    """lambda * R(V) of the HAM paper, Eq. 1, on the tables of any sharding type and compute kernel.
 
-    `coupled` adds its gradient before the optimizer's rule, to every row at every step. Under Adam most of what it does comes of the rescaling: a row
-    that is rarely looked up has small second moments, and goes as far for the regularizer's small gradient as it would for a large one.
-    `decoupled` keeps that and leaves out the cost: every n steps it moves some rows, in turn, as far as the rule would have moved them for that
-    gradient in all steps since their turn before. So it needs no gradient of the whole table, and works beside fused kernels.
+    `coupled` adds its gradient to that of every row at every step, before the table optimizer. Under Adam
+    most of its effect comes from the rescaling: a row that is rarely looked up has small second moments, so
+    the regularizer's small gradient moves it as far as a large one would. `decoupled` has the same effect at
+    a lower cost: every n steps it moves a sample of the rows as far as the table optimizer would have moved
+    them for that gradient in all steps since they were last sampled. It needs no gradient of the whole table,
+    and so works with fused kernels.
     """
 
     def __init__(self, settings: OrthogonalitySettings, optimizer: OptimizerSettings) -> None:
@@ -27,13 +29,13 @@ class Regularizer:
             self._penalty_of = lambda matrix, base_dim: orthogonality.penalty(matrix, form, base_dim)
 
     def before_step(self, model: ShardedModel) -> None:
-        """Between the backward pass and the optimizer's step."""
+        """Apply the coupled form; call it between the backward pass and the optimizers' step."""
         if self.settings.form != "none" and self.settings.application == "coupled":
             gram.add_to_gradients(model, self._matrix_of, self.settings.weight)
 
     @torch.no_grad()
     def after_step(self, model: ShardedModel, optimizers: Optimizers) -> None:
-        """After a step of the optimizers."""
+        """Apply the decoupled form; call it after a step of the optimizers."""
         settings, steps = self.settings, optimizers.steps
         if settings.form == "none" or settings.application == "coupled" or steps % settings.every:
             return
@@ -60,5 +62,5 @@ class Regularizer:
             at.put_back([parts[key] for key in at.keys], moved)
 
     def penalty(self, model: ShardedModel) -> float:
-        """R(V) without its weight; 0 where it is off."""
+        """Returns R(V) without its weight; 0 if the regularizer is off."""
         return 0.0 if self.settings.form == "none" else gram.sum_over_tables(model, self._penalty_of)

@@ -1,6 +1,5 @@
-"""A run folder is the whole truth of a run: what is in it, under which names, and who may write to it."""
+"""A run folder: starting and resuming its run, and checking that settings and data are still the same."""
 
-import json
 import os
 import secrets
 import shutil
@@ -25,7 +24,8 @@ from ham_dist.training.run_identity import FREE, RAISABLE, Change, RunIdentity, 
 from ham_dist.training.run_paths import RunPaths
 
 SECONDS_TO_END = 10.0
-"""Longest wait of a start for an earlier one to release the folder: a process that was killed keeps it until its memory is given back."""
+"""Longest wait for an earlier start to release the folder, in seconds: a killed process holds the lock until
+the operating system has freed its memory."""
 
 STAGES = ("pretrain", "search", "retrain")
 """Folders of `checkpoints/`, in the order of the stages."""
@@ -41,23 +41,24 @@ class RunFolder(RunPaths):
         self._lock = FileLock(self.path / ".lock", timeout=SECONDS_TO_END)
 
     def data_folder(self, settings: RunSettings) -> str | Path:
-        """Where the data of the run is: `data.path`, or the data that the run generated, which moves with it.
+        """Returns the folder of the run's data: `data.path`, or the generated data inside the run folder.
 
         Raises:
-            CheckpointError: The run has begun, and its data is not there.
+            CheckpointError: The run has begun, and its data is missing.
         """
         path: str | Path = settings.data.path or self.data
         if (whole := self.whole()) is not None and whole.data.exists() and not _is_there(path):
             return whole.data
         if self.data_record.exists() and not _is_there(path):
             raise CheckpointError(
-                f"{self.path}: the data of this run was in {path}, and is not there.\n"
-                f"  Put it back, or set data.path in {self.settings} (or by --set data.path=FOLDER for `train --resume`) to where it is now"
+                f"{self.path}: the data of this run was in {path}, and is missing there.\n"
+                f"  Put it back, or set data.path to its new folder, in {self.settings} or with "
+                "`train --resume --set data.path=FOLDER`"
             )
         return path
 
     def read_identity(self) -> RunIdentity | None:
-        """The identity of the run; None for a run of a version that kept none, and where there is no run.
+        """Returns the identity of the run; None without a run, or for a run of a version without identities.
 
         Raises:
             CheckpointError: identity.json is damaged.
@@ -70,53 +71,57 @@ class RunFolder(RunPaths):
             raise _damaged(self.identity, error) from None
 
     def read_settings(self, overrides: Sequence[str] = ()) -> RunSettings:
-        """The settings in the run's run.toml, or in its identity.json if run.toml is gone.
+        """Returns the settings in the run's run.toml, or in its identity.json if run.toml is missing.
 
         Args:
             overrides: `key=value` each, as for `load_run`.
         Raises:
             ConfigError: run.toml cannot be read, or an override cannot be used.
-            CheckpointError: run.toml was changed or cut since the run began.
+            CheckpointError: run.toml was changed or truncated since the run began.
         """
         identity = self.read_identity()
         if identity is None:
             return load_saved_run(self.settings, overrides)
         if not self.settings.exists():
             return from_flat(identity.settings, str(self.identity), overrides)
-        restore = f"Put it back; or remove {self.settings}, and `ham-dist train --resume --run-dir {self.path}` writes it again"
+        restore = (
+            f"Restore it; or remove {self.settings}, "
+            f"and `ham-dist train --resume --run-dir {self.path}` writes it again"
+        )
         if missing := keys_missing(str(self.settings), identity.settings):
             raise CheckpointError(
-                f"{self.settings}: is damaged: {', '.join(missing[:5])}{' and more' if len(missing) > 5 else ''} "
-                f"{'is' if len(missing) == 1 else 'are'} missing, which the run began with.\n  {restore}"
+                f"{self.settings}: is damaged: keys that the run began with are missing: "
+                f"{', '.join(missing[:5])}{' and more' if len(missing) > 5 else ''}.\n  {restore}"
             )
         now = RunIdentity(identity.id, flat(load_saved_run(self.settings)))
         if changed := changed_settings(identity.determining, now.determining):
             raise CheckpointError(
                 f"{self.settings}: was changed after the run began:{listed(changed)}\n"
-                f"  {restore}. Other settings need another run, with another --run-dir"
+                f"  {restore}. For other settings, start another run with another --run-dir"
             )
         return load_saved_run(self.settings, overrides)
 
     def start(
         self, settings: RunSettings, *, resume: bool, world_size: int, device: str, run_id: str | None = None
     ) -> bool:
-        """Claim the folder for a run, or resume the run that it holds; call it on one rank only. Other starts stay out of it until `release`.
+        """Lock the folder, and start a run in it or resume the run that it holds. Call it on one rank only.
 
-        With `resume` and no run in the folder the run starts from the beginning, so that a scheduler can repeat one command.
+        With `resume` and no run in the folder the run starts from the beginning, so that a scheduler can
+        repeat one command. The folder stays locked until `release`.
 
         Args:
-            run_id: Id of the run that this folder is a target of; None for a run by itself.
+            run_id: Id of the run of several targets of which this folder holds one; None for a run by itself.
         Returns:
-            Whether the folder already held this run.
+            True if the folder already held this run.
         Raises:
-            CheckpointError: The folder holds a run and `resume` is false, a run that another process works on, a run of
-                other settings, or files of something else; or it cannot be written to.
+            CheckpointError: The folder holds a run and `resume` is false, holds a run of other settings or
+                files that are not a run's, is locked by another process, or cannot be written to.
         """
-        self._claim()
+        self._lock_folder()
         held = self.is_run and (resume or not self._ended_early())
         if held and not resume:
             raise CheckpointError(
-                f"{self.path}: already holds a run. Resume it by --resume, or give another --run-dir"
+                f"{self.path}: already holds a run. Resume it with --resume, or give another --run-dir"
             )
         if held:
             identity = self._resumed(settings, run_id)
@@ -126,7 +131,7 @@ class RunFolder(RunPaths):
                     left.unlink(missing_ok=True)
                 shutil.rmtree(self.tensorboard, ignore_errors=True)
             identity = RunIdentity(run_id or secrets.token_hex(16), flat(settings))
-        # First, since it is what makes the folder a run: a run that is killed here can be resumed.
+        # Written first, as identity.json makes the folder a run: a run that is killed here can be resumed.
         write_json(self.identity, identity.to_json())
         if not held or self.changes or not self.settings.exists():
             write_text(self.settings, dump_run(settings))
@@ -134,70 +139,76 @@ class RunFolder(RunPaths):
         return held
 
     def release(self) -> None:
-        """Let other starts in, if this one has claimed the folder."""
+        """Unlock the folder if this start has locked it."""
         self._lock.release()
 
     def other_versions(self) -> list[str]:
-        """Packages whose versions differ between the run's first start and its last one, as text."""
+        """Returns the packages whose versions differ between the run's first and last start, as text."""
         starts = self._starts()
         return other_versions(starts[0], starts[-1]) if starts else []
 
     def tie(self, manifest: Manifest) -> None:
-        """Record the data that the run begins with, or check that it resumes with the same; call it on one rank only."""
+        """Record the data that the run begins with, or check that it resumes with the same data.
+
+        Call it on one rank only.
+
+        Raises:
+            CheckpointError: The run began with other data.
+        """
         if self.data_record.exists():
             self.check_data(manifest)
         else:
             write_json(self.data_record, {"sha256": digest_of(manifest), "manifest": record_of(manifest)})
 
     def check_data(self, manifest: Manifest) -> None:
-        """Compare data with this manifest with the data that the run began with.
+        """Check that `manifest` is that of the data that the run began with.
 
         Raises:
-            CheckpointError: They differ; the message names the parts that do.
+            CheckpointError: It is not; the message lists the differences.
         """
         if not self.data_record.exists():
-            return  # a run that began before runs kept one
+            return  # the run began with a version that recorded no data
         began = read_json(self.data_record)
         if not isinstance(began, dict) or not isinstance(began.get("manifest"), dict):
-            raise _damaged(self.data_record, "holds no record of data")
+            raise _damaged(self.data_record, "it contains no record of data")
         if began.get("sha256") != digest_of(manifest):
             different = data_differences(began["manifest"], manifest)
             raise CheckpointError(
-                f"{self.path}: the run began with other data than is there now:{listed(different)}\n"
-                "  Put the data of its data.json back, or start another run on this data with another --run-dir"
+                f"{self.path}: the run began with other data than its data folder holds now:"
+                f"{listed(different)}\n  Restore the data that data.json describes, "
+                "or start another run on this data with another --run-dir"
             )
 
     def _ended_early(self) -> bool:
-        """A run that ended before its first checkpoint, mostly for a mistake in its settings: there is nothing to resume."""
+        """True if the run ended before its first checkpoint, mostly for a mistake in its settings."""
         return not (self.checkpoints.exists() or self.result.exists())
 
-    def _claim(self) -> None:
-        """Make the folder, and keep all other starts of a run out of it until `release` or the end of this process."""
+    def _lock_folder(self) -> None:
+        """Create and lock the folder, until `release` or the end of this process."""
         lock = Path(self._lock.lock_file)
         if self.path.exists() and not self.is_run:
             if not self.path.is_dir():
                 raise CheckpointError(f"{self.path}: is a file. Give another --run-dir")
             files = [path.name for path in self.path.iterdir() if path != lock and not is_temporary(path)]
             if files:
-                held = (
-                    "run.toml, but no run" if files == [self.settings.name] else f"{min(files)}, and no run"
-                )
+                held = self.settings.name if files == [self.settings.name] else min(files)
                 raise CheckpointError(
-                    f"{self.path}: holds {held}; a run takes a new or an empty folder. Give another --run-dir"
+                    f"{self.path}: holds {held}, but no run; a run needs a new or an empty folder. "
+                    "Give another --run-dir"
                 )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
         except Timeout:
             raise CheckpointError(
-                f"{self.path}: another process works on this run (since {self._last_start()}). "
-                "Wait for its end, or stop it and resume by --resume"
+                f"{self.path}: is locked by another process that runs this run (since {self._last_start()}). "
+                "Wait for its end, or stop it and resume with --resume"
             ) from None
         except NotImplementedError:
-            pass  # a file system without locks
+            pass  # the file system has no locks
         except OSError as error:
             raise CheckpointError(
-                f"{self.path}: cannot be made a run folder: {error.strerror}. Give another --run-dir"
+                f"{self.path}: cannot be used as a run folder: {error.strerror}. Give another --run-dir"
             ) from error
         for left_by_a_killed_start in self.path.iterdir():
             if is_temporary(left_by_a_killed_start) and left_by_a_killed_start.is_file():
@@ -209,7 +220,7 @@ class RunFolder(RunPaths):
             return []
         starts = read_json(self.environment)
         if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
-            raise _damaged(self.environment, "holds no list of starts")
+            raise _damaged(self.environment, "it contains no list of starts")
         return starts
 
     def _last_start(self) -> str:
@@ -222,7 +233,7 @@ class RunFolder(RunPaths):
         if run_id is not None and identity.id != run_id:
             raise CheckpointError(
                 f"{self.path}: is a target of another run (id {identity.id}, this run has {run_id}). "
-                "Remove it to search again, or put the folder of this run back"
+                "Remove it to search again, or restore the folder of this run"
             )
         given = flat(settings)
         self.changes = changed_settings(identity.settings, given)
@@ -230,12 +241,13 @@ class RunFolder(RunPaths):
         if refused:
             raise CheckpointError(
                 f"{self.path}: cannot be resumed with other settings than it began with:{listed(refused)}\n"
-                f"  `ham-dist train --resume --run-dir {self.path}` takes the settings of the run; other settings need another --run-dir"
+                f"  `ham-dist train --resume --run-dir {self.path}` uses the settings of the run; "
+                "for other settings, give another --run-dir"
             )
         return RunIdentity(identity.id, given, identity.earlier)
 
     def _refusals(self, identity: RunIdentity) -> Iterator[str]:
-        """One line for each of the changes that the run cannot take."""
+        """One line for each change that the run cannot be resumed with."""
         for change in self.changes:
             stage = RAISABLE.get(change.key)
             if change.key == "data.path":
@@ -252,7 +264,10 @@ class RunFolder(RunPaths):
                 yield str(change)
 
     def _file_after(self, stage: str, identity: RunIdentity) -> Path | None:
-        """A checkpoint folder of a later stage, a bundle or a result, of any target: made from the weights at the end of `stage`."""
+        """A checkpoint folder of a later stage, a bundle or a result, of any target; None if there is none.
+
+        It was made from the weights at the end of `stage`.
+        """
         targets = [Target(**target) for target in identity.settings["search.targets"]]
         later = STAGES[STAGES.index(stage) + 1 :]
         return next(
@@ -266,21 +281,20 @@ class RunFolder(RunPaths):
         )
 
     def _identity_of_earlier_version(self, run_id: str | None) -> RunIdentity:
-        """An identity for a run without identity.json: that of its checkpoints, or a new one if they carry none."""
+        """An identity for a run without identity.json: that of its checkpoints, else a new one."""
         settings = flat(load_saved_run(self.settings))
         for path in sorted(self.checkpoints.glob("*/*/values.json")):
             try:
-                mark = json.loads(path.read_bytes())["values"][
-                    "run"
-                ]  # not read_json: -Infinity is a best AUC
+                # Version 0.1.0 wrote -Infinity for the best AUC before the first one.
+                mark = untrusted.read_json(path, finite=False)["values"]["run"]
                 return RunIdentity(mark["id"], settings | mark["settings"])
             except (OSError, ValueError, KeyError, TypeError):
-                continue  # damaged, or of a version without identities
+                continue  # damaged, or written by a version without identities
         return RunIdentity(run_id or secrets.token_hex(16), settings, earlier=True)
 
 
 def default_run_dir(settings: RunSettings) -> Path:
-    """runs/<dataset>-<model>-<seed>-<time>-<process>, for a run that was given no folder."""
+    """Returns runs/<dataset>-<model>-<seed>-<time>-<process>, the folder of a run without --run-dir."""
     dataset = Path(settings.data.path).name if settings.data.path else "synthetic"
     return (
         Path("runs")
@@ -289,10 +303,10 @@ def default_run_dir(settings: RunSettings) -> Path:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in a file of a run folder.
+    """Returns the JSON value in a file of a run folder.
 
     Raises:
-        CheckpointError: It is damaged, or cannot be read.
+        CheckpointError: The file is damaged or cannot be read.
     """
     try:
         return untrusted.read_json(path)
@@ -302,7 +316,8 @@ def read_json(path: Path) -> Any:
 
 def _damaged(path: Path, error: object) -> CheckpointError:
     return CheckpointError(
-        f"{path}: is damaged: {error}. Remove it, and `ham-dist train --resume --run-dir {path.parent}` resumes without it"
+        f"{path}: is damaged: {error}. Remove it, and `ham-dist train --resume --run-dir {path.parent}` "
+        "resumes without it"
     )
 
 

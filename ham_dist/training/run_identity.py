@@ -1,4 +1,4 @@
-"""The identity of a run: what ties its checkpoints to it, and to the settings that determine its numbers."""
+"""The identity of a run: ties checkpoints to the run and to the settings that determine its results."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -10,7 +10,7 @@ from ham_dist.errors import OtherRunError
 FORMAT = "ham_dist run"
 
 FREE = ("checkpoint.", "ranks.", "data.path")
-"""Settings that change no number of a run. The data itself is compared with data.json, wherever it is."""
+"""Settings that do not change a run's results. The data is compared with data.json, wherever it is stored."""
 
 RAISABLE = {
     f"{stage}.{name}": stage
@@ -21,8 +21,8 @@ RAISABLE = {
     }.items()
     for name in names
 }
-"""Settings that only decide when a stage ends, with their stage: if one is raised before the stage has ended, the run
-comes out as with the larger value from the start."""
+"""Settings that only decide when a stage ends, by key, with their stage: if one is raised before the stage
+has ended, the result is the same as with the larger value from the start."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class RunIdentity:
     Attributes:
         id: Random, 32 hexadecimal digits.
         settings: The run's settings as JSON values, by dotted key.
-        earlier: The run began with a version that kept no identity: its first checkpoints carry none.
+        earlier: The run began with a version without identities: its first checkpoints contain none.
     """
 
     id: str
@@ -41,7 +41,7 @@ class RunIdentity:
 
     @property
     def determining(self) -> dict[str, Any]:
-        """The settings that determine the run's numbers."""
+        """The settings that determine the run's results."""
         return {
             key: value
             for key, value in self.settings.items()
@@ -49,14 +49,14 @@ class RunIdentity:
         }
 
     def mark(self) -> dict[str, Any]:
-        """The JSON value that each checkpoint of the run carries as `run`."""
+        """Returns the JSON value that each checkpoint of the run contains as `run`."""
         return {"id": self.id, "settings": self.determining}
 
     def require_own(self, place: str, values: Mapping[str, Any]) -> None:
-        """Check the values of the checkpoint `place`.
+        """Check that the checkpoint `place`, with the content `values`, belongs to this run.
 
         Raises:
-            OtherRunError: It is a checkpoint of another run, or of this run under other settings.
+            OtherRunError: It is a checkpoint of another run, or of this run with other settings.
         """
         mark = values.get("run")
         if mark is None and self.earlier:
@@ -69,20 +69,20 @@ class RunIdentity:
             )
         if changed := changed_settings(self.determining, mark.get("settings") or {}):
             raise OtherRunError(
-                f"{place}: was written with other settings than the run has:{listed(changed)}\n"
+                f"{place}: was written with other settings than those of the run:{listed(changed)}\n"
                 "  Put the old values back, or start another run with another --run-dir"
             )
 
     def to_json(self) -> dict[str, Any]:
-        """The content of identity.json."""
+        """Returns the content of identity.json."""
         return {"format": FORMAT, "id": self.id, "earlier": self.earlier, "settings": dict(self.settings)}
 
     @staticmethod
     def from_json(value: Any) -> "RunIdentity":
-        """The inverse of `to_json`.
+        """Returns the identity of which `value` is the JSON; the inverse of `to_json`.
 
         Raises:
-            ValueError: `value` is something else.
+            ValueError: `value` is not the content of an identity.json.
         """
         match value:
             case {
@@ -96,23 +96,23 @@ class RunIdentity:
 
 
 class Change(NamedTuple):
-    """A setting that is not what the run has; as text: `seed = 5, and the run has 0`."""
+    """A setting that differs from the run's; as text: `seed = 5, but the run has 0`."""
 
     key: str
     old: Any
     new: Any
 
     def __str__(self) -> str:
-        return f"{self.key} = {_show(self.new)}, and the run has {_show(self.old)}"
+        return f"{self.key} = {_show(self.new)}, but the run has {_show(self.old)}"
 
 
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
-    """The keys of both whose values differ."""
+    """Returns the settings in both `old` and `new` whose values differ."""
     return [Change(key, value, new[key]) for key, value in old.items() if key in new and new[key] != value]
 
 
 def listed(changes: Iterable[object]) -> str:
-    """The changes as lines of a message, the first on a new line."""
+    """Returns the changes as lines of a message, the first on a new line."""
     return "".join(f"\n  {change}" for change in changes)
 
 

@@ -1,4 +1,4 @@
-"""What a run says while it runs: metrics.jsonl and TensorBoard for programs, log.txt and the terminal for people."""
+"""The log of a run: metrics.jsonl and TensorBoard for programs, log.txt and the terminal for people."""
 
 import json
 import math
@@ -16,27 +16,34 @@ from ham_dist.io.atomic import write_text
 from ham_dist.io.console import open_console, text
 from ham_dist.io.printable import printable
 from ham_dist.io.progress import Advance, progress
+from ham_dist.io.untrusted import parse_json
 from ham_dist.training.appender import FULL, Appender
 from ham_dist.training.run_folder import RunFolder
 
 TENSORBOARD_BYTES = 1 << 16
-"""Room on the disk below which TensorBoard is told nothing."""
+"""Free bytes on the disk below which no TensorBoard events are written."""
 
 
 class Steps(Protocol):
-    """What `RunLog.progress` gives: told of every step that is done."""
+    """Counts the finished steps of an epoch; `RunLog.progress` returns one."""
 
     def step(self, samples: int) -> None:
-        """One more step is done, over `samples` rows of the global batch."""
+        """Count a finished step on a global batch of `samples` rows."""
 
 
 class RunLog:
-    """The log of one run. All ranks call it alike; only the first one writes.
+    """The log of one run. All ranks make the same calls; only rank 0 writes.
 
-    folder:   where metrics.jsonl, log.txt and tensorboard/ lie; appended to, so that a resumed run goes on in the same files.
-              While the disk is full, lines are held back and training goes on.
-    is_first: whether this is rank 0.
-    console:  where people read along; standard error by default, so that standard output holds the run's result alone.
+    Lines are appended, so a resumed run continues the same files. While the disk is full, lines are kept in
+    memory and training continues.
+
+    Attributes:
+        folder: The run folder, with metrics.jsonl, log.txt and tensorboard/.
+    Args:
+        is_first: True on rank 0.
+        console: Terminal for people; standard error by default, so that standard output contains only the
+            run's result.
+        clock: Seconds, for progress.
     """
 
     def __init__(
@@ -66,13 +73,14 @@ class RunLog:
         try:
             self.close()
         except OSError:
-            if error is None:  # Else what ended the run has the word.
+            if error is None:  # else the error that ended the run is reported
                 raise
 
     def close(self) -> None:
-        """Write out what is buffered. The log cannot be used afterwards.
+        """Write what is buffered and close the files.
 
-        raises: OSError if the disk has no room for it.
+        Raises:
+            OSError: The disk has no room for it.
         """
         if self._is_first:
             with suppress(OSError):
@@ -88,9 +96,11 @@ class RunLog:
             events.close()
 
     def metrics(self, stage: str, epoch: int, step: int, **values: Any) -> None:
-        """One line of metrics.jsonl, and its numbers as TensorBoard scalars `<stage>/<name>` at `step`.
+        """Write a line of metrics.jsonl, and its numbers as TensorBoard scalars `<stage>/<name>` at `step`.
 
-        values: numbers (tensors of one element too), strings, or lists of them; a number that is not finite is written as null.
+        Args:
+            values: Numbers (also tensors of one element), strings, or lists of them. A number that is not
+                finite is written as null.
         """
         entry = {
             "stage": stage,
@@ -103,7 +113,7 @@ class RunLog:
             self._to_tensorboard(entry)
 
     def say(self, line: str) -> None:
-        """Write a line for people: into log.txt with the time, and on the terminal."""
+        """Write a line for people: to log.txt with the time, and to the terminal."""
         if self._is_first:
             self._text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {printable(line)}\n")
             self._print(line)
@@ -112,9 +122,12 @@ class RunLog:
         self._console.print(text(line))
 
     def truncate_after(self, stage: str, epoch: int) -> None:
-        """Forget what `stage` wrote to metrics.jsonl after `epoch`, so that epochs that a resumed run repeats are not in it twice.
+        """Remove the lines of `stage` after `epoch` from metrics.jsonl: a resumed run repeats these epochs.
 
-        epoch: the last one that the checkpoint holds; -1 where it holds none. TensorBoard's events are written again from the lines that stay.
+        TensorBoard's events are written again from the remaining lines.
+
+        Args:
+            epoch: The last epoch in the checkpoint; -1 if it contains none.
         """
         if not self._is_first:
             return
@@ -131,12 +144,14 @@ class RunLog:
 
     @contextmanager
     def progress(self, stage: str, epoch: int, total_steps: int) -> Iterator[Steps]:
-        """How far an epoch is, with samples a second and the time left: a bar on a terminal, else a line now and then and one at the end.
+        """Show the progress of an epoch, with samples per second and the time left.
 
-        with log.progress("pretrain", epoch, len(batches)) as progress:
-            for batch in batches:
-                ...
-                progress.step(samples)
+        On a terminal this is a bar, else a line from time to time and one at the end.
+
+            with log.progress("pretrain", epoch, len(batches)) as progress:
+                for batch in batches:
+                    ...
+                    progress.step(samples)
         """
         if not self._is_first:
             yield _Silent()
@@ -147,7 +162,8 @@ class RunLog:
             yield _Advancing(advance)
 
     def _to_tensorboard(self, entry: dict[str, Any]) -> None:
-        # Only a view of metrics.jsonl: what a full disk does not take is missing there. TensorBoard's thread would die of it, with a traceback.
+        # The events only repeat metrics.jsonl, so they are skipped when the disk is full: TensorBoard's
+        # writer thread would end with a traceback.
         if shutil.disk_usage(self.folder.path).free < TENSORBOARD_BYTES:
             return
         try:
@@ -183,7 +199,11 @@ class _Advancing:
 
 
 def _keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> tuple[int, list[dict[str, Any]]]:
-    """Leave only the lines that `keep` wants; gives how many went, and those that stay. One that is half-written or damaged goes too."""
+    """Keep only the lines for which `keep` is true; incomplete and damaged lines are removed too.
+
+    Returns:
+        The number of removed lines, and the entries that remain.
+    """
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     lines = text.split("\n")[:-1]
     kept = [(line, entry) for line in lines if (entry := _entry(line)) is not None and keep(entry)]
@@ -193,16 +213,19 @@ def _keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> tuple[int
 
 
 def _entry(line: str) -> dict[str, Any] | None:
-    """A line of metrics.jsonl; None for one that is damaged."""
+    """The entry in a line of metrics.jsonl; None if the line is damaged."""
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
     except ValueError:
         return None
-    return entry if isinstance(entry, dict) and entry.keys() >= {"stage", "epoch"} else None
+    match entry:
+        case {"stage": str(), "epoch": int()}:
+            return dict(entry)
+    return None
 
 
 def _plain(value: Any) -> Any:
-    """`value` as JSON has it: a tensor or numpy number as a plain one, what is not finite as None."""
+    """`value` as JSON: tensors and numpy numbers as plain numbers, numbers that are not finite as None."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""The names of the files in a run folder, and where the parts of a run of several targets are."""
+"""Names of the files in a run folder, and the folders of a run of several targets."""
 
 import re
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class RunPaths:
 
     @property
     def identity(self) -> Path:
-        """identity.json: the run's random id, and its settings as its checkpoints know them."""
+        """identity.json: the run's random id and its settings, with which its checkpoints are compared."""
         return self.path / "identity.json"
 
     @property
@@ -37,12 +37,12 @@ class RunPaths:
 
     @property
     def log(self) -> Path:
-        """log.txt: what the run said, with times."""
+        """log.txt: messages of the run, with times."""
         return self.path / "log.txt"
 
     @property
     def metrics(self) -> Path:
-        """metrics.jsonl: one object a line with stage, epoch, step and values."""
+        """metrics.jsonl: one JSON object per line, with stage, epoch, step and values."""
         return self.path / "metrics.jsonl"
 
     @property
@@ -62,7 +62,7 @@ class RunPaths:
 
     @property
     def diverged(self) -> Path:
-        """diverged/: batches whose loss was not finite, each rank's part as safetensors."""
+        """diverged/: batches whose loss was not finite; each rank's part as safetensors."""
         return self.path / "diverged"
 
     @property
@@ -72,12 +72,12 @@ class RunPaths:
 
     @property
     def bundle(self) -> Path:
-        """bundle/: what serving gets."""
+        """bundle/: the exported model for serving."""
         return self.path / "bundle"
 
     @property
     def result(self) -> Path:
-        """result.json: the run's final numbers; there once the run is done."""
+        """result.json: the run's final numbers; written when the run is finished."""
         return self.path / "result.json"
 
     @property
@@ -92,17 +92,17 @@ class RunPaths:
 
     @property
     def is_run(self) -> bool:
-        """True for a folder that a run was started in; a run.toml alone may be the user's own file."""
+        """True if a run was started in the folder; a run.toml alone may be the user's own file."""
         return self.identity.exists() or (
             self.settings.exists() and (self.environment.exists() or self.checkpoints.exists())
         )
 
     def of_target(self, target: Target, targets: Sequence[Target]) -> Self:
-        """Where a run of `targets` keeps one of them: this folder itself for a run of one, a run folder within it for each of several."""
+        """Returns the folder of a target: this folder if the run has only one, else a folder inside it."""
         return self if len(targets) == 1 else type(self)(self.path / target.label)
 
     def whole(self) -> Self | None:
-        """The run of several targets of which this folder holds one; None for a run by itself."""
+        """Returns the run of several targets of which this folder holds one; None for a run by itself."""
         path = self.path.resolve()
         above = type(self)(path.parent)
         return above if _TARGET_NAME.fullmatch(path.name) and above.is_run else None

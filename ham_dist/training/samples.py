@@ -1,4 +1,4 @@
-"""The three splits of a data set, as the stages ask for them."""
+"""Batches of the three splits of a data set, for each stage."""
 
 import itertools
 from collections.abc import Iterator
@@ -18,17 +18,19 @@ from ham_dist.training.data_record import digest_of
 StageName = Literal["pretrain", "search", "retrain"]
 
 ORDER_OF = {"pretrain": 0, "search": 1, "retrain": 2, "validation": 3}
-"""Sets the orders of samples of the stages apart, though all come from the run's one seed."""
+"""Numbers that give each stage its own order of samples under the run's single seed."""
 
 
 class Samples:
     """This rank's part of every batch; the global batches do not depend on the number of ranks.
 
-    folder:   a prepared data folder, local or by a scheme that config/paths.py knows.
-    manifest: what it holds.
-    digest:   sha256 of the manifest, which names the data whatever the folder is called.
-    steps:    training batches of an epoch.
-    raises:   DataError for data that the settings' batches cannot be made of, or that no model can be chosen by.
+    Attributes:
+        folder: A prepared data folder, local or of a scheme that ham_dist/io/paths.py supports.
+        manifest: The manifest in the folder.
+        digest: sha256 of the manifest; identifies the data independently of the folder's name.
+        steps: Training batches per epoch.
+    Raises:
+        DataError: The data does not fit the batch sizes of the settings, or its validation AUC is undefined.
     """
 
     def __init__(
@@ -47,11 +49,17 @@ class Samples:
         self.steps = self._splits["train"].steps(settings.data.batch_size, keep_last=False)
 
     def training(self, stage: StageName, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """One epoch of training batches, in an order of its own, from number `start` on; an incomplete last batch is left out."""
+        """Yields the training batches of one epoch, in the epoch's own order, from batch number `start`.
+
+        An incomplete last batch is left out.
+        """
         return self._batches("train", order=self._order(stage, epoch), start=start)
 
     def validation_forever(self, start: int) -> Iterator[Batch]:
-        """Validation batches without end, each pass in another order, from number `start` on: what steps on alpha take."""
+        """Yields validation batches without end, from batch number `start`, for the steps on alpha.
+
+        Each pass over the split has another order.
+        """
         steps = self._splits["validation"].steps(self._validation_batch, keep_last=False)
         for epoch in itertools.count(start // steps):
             yield from self._batches(
@@ -63,24 +71,24 @@ class Samples:
             start = 0
 
     def evaluation(self, split: Literal["validation", "test"]) -> Iterator[Batch]:
-        """Every row of a split once, in file order."""
+        """Yields every row of a split once, in file order."""
         return self._batches(
             split, order=None, keep_last=True, size=self._settings.data.evaluation_batch_size
         )
 
     def part(self, split: Literal["validation", "test"], rows: int) -> Batch:
-        """This rank's part of the first `rows` rows of a split, or of all where there are fewer."""
+        """Returns this rank's part of the first `rows` rows of a split, or of all rows if there are fewer."""
         return next(
             self._batches(split, order=None, keep_last=True, size=min(rows, self._splits[split].rows))
         )
 
     def whole(self, split: Literal["validation", "test"], rows: int) -> Batch:
-        """The same rows, all of them on this rank."""
+        """Returns the same rows as `part`, all of them on this rank."""
         return self._splits[split].take(rows).to(self.device)
 
     @property
     def _validation_batch(self) -> int:
-        """Rows of a global batch for alpha: a training batch's, or the whole split where that is smaller."""
+        """Rows of a global batch for alpha: as a training batch, or the whole split if that is smaller."""
         return min(self._settings.data.batch_size, self._splits["validation"].rows)
 
     def _batches(
@@ -99,7 +107,7 @@ class Samples:
             order=order,
             keep_last=keep_last,
             start=start,
-            # A copy from page-locked memory goes on beside the step that comes before it.
+            # A copy from page-locked memory runs in parallel with the previous step.
             pin_memory=self.device.type == "cuda",
         )
         for batch in batches:
@@ -110,35 +118,42 @@ class Samples:
 
 
 def require_samples(folder: str | Path, manifest: Manifest, settings: RunSettings, ranks: int) -> None:
-    """Refuses, before any training, data that would fail an epoch later or at the end.
+    """Check, before training, for faults of the data that would stop the run after an epoch or at its end.
 
     Args:
         folder: The data folder, for messages.
         ranks: Number of ranks that share each batch.
     Raises:
-        DataError: A split is empty, the validation split has one class or fewer samples than there are ranks, or a batch
-            size does not fit.
+        DataError: A split is empty, the validation split has one class or fewer samples than there are ranks,
+            or a batch size does not fit.
     """
     for name in ("train", "validation", "test"):
         if name in manifest.splits and manifest.splits[name].rows == 0:
-            raise DataError(f"{folder}: its {name} split has no samples")
+            raise DataError(
+                f"{folder}: the {name} split has no samples. Prepare the data again with other splits"
+            )
     if (train := manifest.splits.get("train")) and settings.data.batch_size > train.rows:
         raise DataError(
-            f"data.batch_size = {settings.data.batch_size}: more than the {train.rows} samples of the train split\n  Set it to at most that."
+            f"data.batch_size = {settings.data.batch_size}: "
+            f"more than the {train.rows} samples of the train split\n  Set it to at most that."
         )
     for key in ("batch_size", "evaluation_batch_size"):
         if (size := getattr(settings.data, key)) < ranks:
             raise DataError(
-                f"data.{key} = {size}: fewer rows than the {ranks} ranks that share them\n  Set it to at least {ranks}."
+                f"data.{key} = {size}: fewer rows than the {ranks} ranks that share them\n"
+                f"  Set it to at least {ranks}."
             )
     validation = manifest.splits.get("validation")
     if validation and validation.rows < ranks:
         raise DataError(
-            f"{folder}: its validation split has {validation.rows} samples, fewer than the {ranks} ranks that share a step on alpha\n"
+            f"{folder}: its validation split has {validation.rows} samples, "
+            f"fewer than the {ranks} ranks that share a step on alpha\n"
             f"  Prepare more validation samples, or start at most {validation.rows} ranks."
         )
     if validation and validation.positives in (0, validation.rows):
         label = int(validation.positives > 0)
         raise DataError(
-            f"{folder}: all samples of its validation split have label {label}, so that no AUC tells one model from another"
+            f"{folder}: all samples of the validation split have label {label}, "
+            "so the validation AUC is undefined\n"
+            "  Prepare the data again with both labels in its validation split."
         )

@@ -1,4 +1,4 @@
-"""Slicing a run's model: only the kept columns of its tables stay, with what belongs to them in its optimizers and in the weights that read them.
+"""Slicing a run's model to the kept columns: tables, the weights that read them, and optimizer state.
 
 For any TorchRec model on one process, see `ham_dist.embedding.slicing`.
 """
@@ -21,13 +21,13 @@ from ham_dist.training.state import TrainingState, place_model, plan_together
 
 
 def slice_state(wide: TrainingState, columns: Columns) -> TrainingState:
-    """The model over `columns` alone: tables, their optimizer state, and every dense weight that reads a column are sliced. A collective.
+    """Returns the model over `columns`, with sliced tables, dense weights and optimizer state. A collective.
 
-    Its tables are placed by their own sizes; rows that lie on another rank than before are sent there, some at a time.
+    The sliced tables get a plan of their own; rows that move to another rank are sent there in parts.
 
     Args:
         wide: The model before; it does not change.
-        columns: Kept columns of every table; a table without any leaves the model.
+        columns: Kept columns of every table; a table without any is removed from the model.
     """
     settings, sharded = wide.settings, wide.sharded
     interaction = slice_interaction(wide.interaction, settings.model, columns)
@@ -50,14 +50,14 @@ def slice_state(wide: TrainingState, columns: Columns) -> TrainingState:
 def slice_weight(
     wide: Interaction, name: str, values: torch.Tensor, columns: Mapping[str, torch.Tensor]
 ) -> torch.Tensor:
-    """The entries of one weight (or of anything of its shape, such as an optimizer's moment) that belong to the kept columns.
+    """Returns the entries of a weight, or of a tensor of its shape (Adam's moments), for the kept columns.
 
     Args:
         wide: The interaction that `values` belongs to.
         name: The weight's name in `wide.state_dict()`.
         columns: Kept columns of every field.
     Returns:
-        A copy; all of it where the weight reads no columns.
+        A copy; of the whole weight if it reads no columns.
     """
     for dimension, axis in wide.axes().get(name, {}).items():
         values = values.index_select(dimension, axis.kept(wide.dims, columns).to(values.device))
@@ -67,9 +67,9 @@ def slice_weight(
 def slice_interaction(
     wide: Interaction, settings: ModelSettings, columns: Mapping[str, torch.Tensor]
 ) -> Interaction:
-    """The interaction over `columns` alone, with the wide one's weights.
+    """Returns the interaction over `columns` only, with the weights of the wide one.
 
-    Its logits are those of the wide one with the other columns at zero.
+    Its logits are those of the wide one with all other columns set to zero.
 
     Args:
         wide: The interaction before; it does not change.
@@ -113,7 +113,7 @@ def _slice_optimizers(wide: TrainingState, state: TrainingState, columns: Column
     for key, placement in state.sharded.placements():
         for name, of_row in state.sharded.table_optimizer.states.items():
             source, target = wide_states.get(key, {}).get(name), states.get(key, {}).get(name)
-            # One number a row says how far the row has moved: it holds for the columns that stay as it did for all.
+            # A state of one number per row applies to the kept columns as it did to all columns.
             _slice(
                 wide,
                 state,
@@ -144,7 +144,10 @@ def _slice(
     *,
     of_row: bool = False,
 ) -> None:
-    """Bring columns `kept` of a table (or of state that lies as it does) from the wide model's ranks to the sliced model's. A collective."""
+    """Move columns `kept` of a table, or of its state, from the wide model's ranks to the sliced model's.
+
+    A collective.
+    """
     before, after = (dict(model.sharded.placements())[key] for model in (wide, state))
     move(
         before.row_state_shards() if of_row else before.shards,

@@ -1,4 +1,4 @@
-"""What a stage trains: a model on the ranks, its optimizers, and the regularizer on its tables."""
+"""The training state of a stage: a sharded model, its optimizers, and the regularizer of its tables."""
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,13 +26,15 @@ from ham_dist.training.regularizer import Regularizer
 
 @dataclass
 class TrainingState:
-    """Everything that a step changes, but for the mask.
+    """Everything that a training step changes, except the mask.
 
-    sharded:       the model on the ranks.
-    interaction:   its dense part, the same on every rank.
-    optimizers:    what moves its weights.
-    regularizer:   keeps the columns of its tables apart.
-    single_valued: fields of which no row of the data has more than one id.
+    Attributes:
+        settings: Settings of the run.
+        sharded: The sharded model.
+        interaction: Its dense part, the same on every rank.
+        optimizers: Optimizers of its dense weights and tables.
+        regularizer: Orthogonality regularizer of its tables.
+        single_valued: Fields with at most one id per row in all of the data.
     """
 
     settings: RunSettings
@@ -43,11 +45,11 @@ class TrainingState:
     single_valued: Container[str]
 
     def batches(self, stream: Iterator[Batch]) -> Iterator[Batch]:
-        """`stream`, with the ids of its next batches on their way between the ranks where the settings ask for that."""
+        """Returns `stream`; with ranks.prefetch_ids the ids of the next batches are exchanged in advance."""
         return self.sharded.prefetch(stream) if self.settings.ranks.prefetch_ids else stream
 
     def logits(self, batch: Batch, *, trains: bool = False) -> torch.Tensor:
-        """Logits (B,) of this rank's part of a batch, under the mask in force.
+        """Returns the logits (B,) of this rank's part of a batch, under the current mask.
 
         Args:
             trains: True for a step on the weights, whose gradients DDP sums over the ranks.
@@ -55,14 +57,17 @@ class TrainingState:
         return self.sharded.logits(batch, trains=trains)
 
     def weights(self) -> dict[str, Any]:
-        """The model's tensors by a name that does not depend on ranks. The live ones: loading into them loads the model."""
+        """Returns the model's tensors by names that do not depend on the ranks.
+
+        They are not copies: loading into them loads the model.
+        """
         return {
             **{f"dense/{name}": values for name, values in self.interaction.state_dict().items()},
             **self.sharded.table_tensors(),
         }
 
     def tensors(self) -> dict[str, Any]:
-        """The same with the optimizers' state, all that a checkpoint holds."""
+        """Returns the tensors of a checkpoint: those of `weights` and the optimizers' state."""
         self.optimizers.open_state()
         tensors = self.weights()
         for name, parameter in self.interaction.named_parameters():
@@ -81,7 +86,12 @@ class TrainingState:
 def table_groups(
     settings: RunSettings, num_embeddings: Mapping[str, int], columns: Columns | None = None
 ) -> dict[str, tuple[Table, ...]]:
-    """The tables of a run's model by their place in it; the supernet's, or with `columns` those of the model over just these."""
+    """Returns the tables of a run's model, by group (TABLES or FIRST_ORDER).
+
+    Args:
+        num_embeddings: C_j by field.
+        columns: Kept columns by field; None for the supernet.
+    """
     fused = table_optimizer_of(settings.optimizer).fused is not None
     precision = settings.precision.tables
     tables = base_tables(num_embeddings, settings.model.base_dim, precision, fused=fused)
@@ -101,11 +111,18 @@ def plan_for(
     taken: Sequence[BytesHeld] = (),
     fields: Sequence[str] = (),
 ) -> Plan:
-    """Where a run puts its tables on `ranks`: nothing is allocated, so that it can be asked for ranks that are not there.
+    """Returns the sharding plan of a run's tables.
 
-    taken:  what other tables hold of each rank.
-    fields: of the data, where the settings are to be held against them.
-    raises: ConfigError for a kind of a field that is not there; ShardingError and BackendError as make_plan.
+    Nothing is allocated, so `ranks` need not exist on this machine.
+
+    Args:
+        groups: Tables by group, as `table_groups` returns them.
+        taken: Memory that other tables take on each rank.
+        fields: Fields of the data, to check the fields in [sharding]; not checked if empty.
+    Raises:
+        ConfigError: [sharding] names a field that the data does not have.
+        ShardingError: As for `make_plan`.
+        BackendError: As for `make_plan`.
     """
     if fields:
         require_known_fields(settings.sharding, fields)
@@ -116,13 +133,14 @@ def plan_for(
 
 
 def warning_of_caches(settings: RunSettings, plan: Plan) -> str | None:
-    """What a cached table and the decoupled regularizer cost together; None where they do not meet."""
+    """Returns a warning if the plan caches tables and the decoupled regularizer flushes them; else None."""
     how = settings.orthogonality
     if not plan.caches or how.form == "none" or how.application != "decoupled":
         return None
     return (
-        f"warning: tables are cached on the GPU, and every orthogonality.every = {how.every} steps the decoupled regularizer has the caches "
-        "written back and emptied. Raise it if steps are slow"
+        f"warning: tables are cached on the GPU, and every orthogonality.every = {how.every} steps "
+        "the decoupled regularizer flushes the caches to host memory. "
+        "Raise orthogonality.every if steps are slow"
     )
 
 
@@ -132,11 +150,16 @@ def open_supernet(
     device: torch.device,
     single_valued: Container[str] = (),
 ) -> TrainingState:
-    """The wide model of a run, freshly started: the same weights for one seed on any number of ranks and under any plan.
+    """Returns the initialized supernet of a run.
 
-    num_embeddings: C_j by field, in the order of the data.
-    single_valued: fields of which no row of the data has more than one id, so that no mean is to be taken; wrong for others, and not checked.
-    raises:        on all ranks together, what `plan_for` raises.
+    One seed gives the same weights on any number of ranks and under any plan.
+
+    Args:
+        num_embeddings: C_j by field, in the order of the data.
+        single_valued: Fields with at most one id per row in all of the data, whose lookups skip mean pooling.
+            Not checked; results are wrong for other fields.
+    Raises:
+        ConfigError, ShardingError, BackendError: As for `plan_for`, on all ranks.
     """
     groups = table_groups(settings, num_embeddings)
     plan = plan_together(settings, groups, device, fields=list(num_embeddings))
@@ -156,9 +179,11 @@ def open_sliced(
     device: torch.device,
     single_valued: Container[str],
 ) -> TrainingState:
-    """The model over `columns`, its tables uninitialized: for a checkpoint to be loaded into.
+    """Returns the model over `columns` with uninitialized tables, to load a checkpoint into.
 
-    single_valued: as of open_supernet.
+    Args:
+        columns: Kept columns by field.
+        single_valued: As for `open_supernet`.
     """
     plan = plan_together(settings, table_groups(settings, num_embeddings, columns), device)
     interaction = build_interaction(settings.model, {field: len(columns[field]) for field in num_embeddings})
@@ -172,7 +197,7 @@ def plan_together(
     taken: Sequence[BytesHeld] = (),
     fields: Sequence[str] = (),
 ) -> Plan:
-    """A plan made on rank 0, which all ranks follow; if there is none, all of them end with the reason."""
+    """Returns the plan that rank 0 makes, on all ranks; an error of rank 0 is raised on all ranks."""
     here = topology.here(device)
     return process_group.on_first_rank(lambda: plan_for(settings, groups, here, taken, fields))
 
@@ -184,11 +209,13 @@ def place_model(
     device: torch.device,
     single_valued: Container[str],
 ) -> TrainingState:
-    """The state of a model whose tables lie as planned; they and their optimizer state are not initialized.
+    """Returns the training state of a model, with tables as planned.
+
+    The tables and their optimizer state are uninitialized.
 
     Args:
-        interaction: Its dense part, with its weights; it is moved to `device`.
-        single_valued: As of open_supernet.
+        interaction: The model's dense part, with its weights; it is moved to `device`.
+        single_valued: As for `open_supernet`.
     """
     model = ctr_model(
         [placement.table for placement in plan.groups[TABLES].values()],

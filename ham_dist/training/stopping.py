@@ -1,16 +1,18 @@
-"""When a stage has seen enough epochs."""
+"""Early stopping."""
 
 from dataclasses import dataclass
 
 
 @dataclass
 class EarlyStopper:
-    """Counts the epochs since validation AUC was last better than ever before.
+    """Early stopping by validation AUC.
 
-    patience:   epochs without a better one before `done`.
-    best:       the best validation AUC so far.
-    best_epoch: epochs done when it was reached, 0 being the stage's start; None before the first AUC.
-    waited:     epochs since.
+    Attributes:
+        patience: Epochs without a better AUC before `done`.
+        best: Best validation AUC so far; -inf before the first.
+        best_epoch: Finished epochs when it was reached, 0 at the start of the stage; None before the first
+            AUC.
+        waited: Epochs since then.
     """
 
     patience: int
@@ -19,7 +21,7 @@ class EarlyStopper:
     waited: int = 0
 
     def saw(self, auc: float, epochs: int) -> None:
-        """Take in the validation AUC after `epochs` epochs."""
+        """Add the validation AUC after `epochs` epochs."""
         if auc > self.best:
             self.best, self.best_epoch, self.waited = auc, epochs, 0
         else:
@@ -27,5 +29,5 @@ class EarlyStopper:
 
     @property
     def done(self) -> bool:
-        """Whether validation AUC has stopped rising."""
+        """True if the AUC has not improved for `patience` epochs."""
         return self.waited >= self.patience

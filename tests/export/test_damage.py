@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from ham_dist.errors import BundleError
 from ham_dist.export.bundle import open_bundle
 from ham_dist.export.manifest import BundleManifest, read_manifest, write_manifest
+from ham_dist.io.hashing import sha256_of_json
 from tests.support.live_models import export, live_model
 
 
@@ -67,11 +68,11 @@ def test_each_missing_or_short_file_is_named(whole: Path) -> None:
         path.write_bytes(content[:-1])
         if path.name != "manifest.json":  # which misses no more than its last line's end then
             with pytest.raises(
-                BundleError, match=rf"{path.name}: {len(content) - 1} bytes, wanted {len(content)}"
+                BundleError, match=rf"{path.name}: {len(content) - 1} bytes, expected {len(content)}"
             ):
                 open_bundle(whole)
         path.unlink()
-        with pytest.raises(BundleError, match=rf"{path.name}: (missing|there is no such file)"):
+        with pytest.raises(BundleError, match=rf"{path.name}: (missing|no such file)"):
             open_bundle(whole)
         path.write_bytes(content)
     open_bundle(whole)
@@ -132,7 +133,10 @@ def test_link_out_of_the_bundle_is_refused(whole: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content.update(format_version=3), "format_version = 3, newer than 2"),
+        (
+            lambda content: content.update(format_version=3),
+            "format_version = 3, but this ham_dist reads versions up to 2",
+        ),
         (lambda content: content.update(format="zip"), "format is 'zip'"),
         (lambda content: content.update(format_version=0), "format_version: Input should be greater than 0"),
         (lambda content: content.update(kind="custom"), "kind = 'custom' with model given"),
@@ -140,18 +144,18 @@ def test_link_out_of_the_bundle_is_refused(whole: Path) -> None:
         (lambda content: content["fields"].append(content["fields"][0]), "two fields have the same name"),
         (lambda content: content["fields"][0].update(rows=12), "table 'user': rows, width, type"),
         (lambda content: content["tables"][0]["files"].pop(1), "table 'user': rows 2 to 3 are missing"),
-        (lambda content: content["tables"].pop(), "wanted one for each field with columns"),
+        (lambda content: content["tables"].pop(), "expected one for each field with columns"),
         (
             lambda content: content.update(first_order=[]),
             "first-order tables of another model .missing: age, genres, gone, user",
         ),
         (
             lambda content: content["files"].pop("dense.safetensors"),
-            "no size and sha256 of dense.safetensors",
+            "lacks size and sha256 of dense.safetensors",
         ),
         (
             lambda content: content["model"].update(lift_dim=6),
-            r"dense.safetensors: lift.weight is F32 \[8, 4\], wanted F32 \[8, 6\]",
+            r"dense.safetensors: lift.weight is F32 \[8, 4\], expected F32 \[8, 6\]",
         ),
         (
             lambda content: content["model"].update(name="dcnv2"),
@@ -198,9 +202,9 @@ def test_tensors_of_another_shape_are_refused(whole: Path) -> None:
     piece = read_manifest(whole).tables[0].files[0].file
     values = load_file(whole / piece)["values"]
     for tensors, message in [
-        ({"values": values[:, :-1].contiguous()}, r"values is F32 \[2, 4\], wanted F32 \[2, 5\]"),
-        ({"values": values.double()}, r"F64 \[2, 5\], wanted F32"),
-        ({"other": values}, "missing: values; not known: other"),
+        ({"values": values[:, :-1].contiguous()}, r"values is F32 \[2, 4\], expected F32 \[2, 5\]"),
+        ({"values": values.double()}, r"F64 \[2, 5\], expected F32"),
+        ({"other": values}, "missing: values; unknown: other"),
     ]:
         replaced(whole, piece, tensors)
         with pytest.raises(BundleError, match=f"rows-0.safetensors.*{message}"):
@@ -217,7 +221,7 @@ def test_file_that_is_no_safetensors_is_refused(whole: Path) -> None:
             {"dense.safetensors": {"size": 20, "sha256": hashlib.sha256(content).hexdigest()}}
         ),
     )
-    with pytest.raises(BundleError, match=r"dense.safetensors: no safetensors file"):
+    with pytest.raises(BundleError, match=r"dense.safetensors: not a safetensors file"):
         open_bundle(whole)
 
 
@@ -230,7 +234,7 @@ def test_folder_that_is_no_bundle(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
 def test_weights_that_are_not_finite_are_refused(whole: Path, number: float) -> None:
-    """One number in a table's last row or in a dense weight makes probabilities nan, of some records alone."""
+    """One such number in a table's last row or in a dense weight makes the probabilities of some records nan."""
     whole_manifest = read_manifest(whole)
     table, first_order = whole_manifest.tables[0], whole_manifest.first_order[0]
     for file in (table.files[-1].file, first_order.files[-1].file, "dense.safetensors"):
@@ -246,3 +250,15 @@ def test_weights_that_are_not_finite_are_refused(whole: Path, number: float) -> 
         (whole / file).write_bytes(content)
         write_manifest(whole, whole_manifest)
     open_bundle(whole)
+
+
+def test_a_bundle_of_a_plug_in_model_names_the_missing_import(whole: Path) -> None:
+    path = whole / "manifest.json"
+    content = json.loads(path.read_text())
+    del content["checksum"]
+    content["model"]["name"] = "of_a_plug_in"
+    path.write_text(json.dumps(content | {"checksum": sha256_of_json(content)}))
+    with pytest.raises(BundleError, match="Import the package that registers the model") as caught:
+        open_bundle(whole)
+    assert "'of_a_plug_in'" in str(caught.value)
+    assert "Copy the bundle again" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""What is written is what is read: on one rank and on several."""
+"""Bundles written on one rank or several are read back unchanged."""
 
 import json
 import math
@@ -170,10 +170,10 @@ def test_refuses_rows_that_do_not_make_the_tables(tmp_path: Path) -> None:
         ),
         (
             [chunk for chunk in whole if (chunk.field, chunk.first_row) != ("user", 10)],
-            "hold 10 rows, the table has 11",
+            "hold 10 rows, expected 11",
         ),
-        ([*whole, whole[2]], "table 'user': rows 4 to 5 are there twice"),
-        ([chunk for chunk in whole if chunk.field != "age"], "wanted one for each field with columns"),
+        ([*whole, whole[2]], "table 'user': rows 4 to 5 occur twice"),
+        ([chunk for chunk in whole if chunk.field != "age"], "expected one for each field with columns"),
         ([*whole, TableChunk("stranger", 0, torch.ones(1, 1))], "'stranger'"),
         ([*whole[:-1], TableChunk("age", 2, torch.ones(1, 2))], "1 and 2 columns"),
     ]:
@@ -201,11 +201,11 @@ def test_refuses_a_model_that_is_not_the_live_one(tmp_path: Path) -> None:
 def test_never_writes_over_something(tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     out.mkdir()
-    with pytest.raises(BundleError, match="never written over"):
+    with pytest.raises(BundleError, match="never overwritten"):
         export(live_model(), out, chunks=None)
     out.rmdir()
     out.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(BundleError, match="never written over"):
+    with pytest.raises(BundleError, match="never overwritten"):
         export(live_model(), out)
     assert out.is_symlink()
 
@@ -244,7 +244,7 @@ def _export_on_ranks(out: Path, rows: int) -> dict[str, float]:
 def test_ranks_write_what_one_rank_writes(tmp_path: Path) -> None:
     reports = run_on_ranks(2, _export_on_ranks, tmp_path / "two", 3)
     assert reports[0] == reports[1]
-    # On a rank as well: the model is made anew there, and its BatchNorm's statistics end in other digits with another number of threads.
+    # Computed on a rank: with another number of threads BatchNorm's statistics differ in the last digits.
     run_on_ranks(1, _export_on_ranks, tmp_path / "one", 3)
     files = {path: json.loads((tmp_path / path / "manifest.json").read_text()) for path in ("one", "two")}
     assert files["one"] == files["two"]

@@ -61,7 +61,7 @@ def assert_equal(path: Path, expected: torch.Tensor) -> None:
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    """Of a model that takes ids as they are."""
+    """A bundle of a model that takes ids without a vocabulary."""
     export(live_model("autoint"), tmp_path / "bundle")
     return tmp_path / "bundle"
 
@@ -243,7 +243,7 @@ def raw_values(ids: dict[str, Ids], unknown: str) -> dict[str, list[Any]]:
 
 
 def with_unknown_for_empty(ids: dict[str, Ids]) -> dict[str, Ids]:
-    """As preparing encodes it: a cell without values has the one id 0."""
+    """Ids as `prepare` encodes them: a cell without values has the single id 0."""
     cells = [cell or [0] for cell in as_lists(ids["genres"])]
     offsets = torch.tensor([0, *map(len, cells)]).cumsum(0)
     return {**ids, "genres": (torch.tensor([id for cell in cells for id in cell]), offsets)}
@@ -295,7 +295,7 @@ def test_whole_numbers_could_be_both(tmp_path: Path, raw_bundle: Path) -> None:
         ),
         ("age", [1] * 15 + [None] + [1] * 13, r"record 15 \(from 0\): age lacks a value\n  Write 0"),
         ("genres", [[1, None]] + [[]] * 28, r"record 0 \(from 0\): genres lacks a value"),
-        ("age", ["young"] * 29, r"column age is string; ids are whole numbers"),
+        ("age", ["young"] * 29, r"column age is string, expected ids: integers"),
         ("age", [1.5] * 29, r"column age is double"),
         ("age", None, r"has no column age"),
         (
@@ -325,9 +325,9 @@ def test_refuses_what_cannot_be_read_or_written(tmp_path: Path, bundle: Path, ra
     (tmp_path / "bad.parquet").write_text("no Parquet")
     (tmp_path / "in.csv").write_text("user\n1\n")
     for source, message in [
-        ("bad.parquet", "no Parquet file"),
+        ("bad.parquet", "not a Parquet file"),
         ("none.parquet", "no such file"),
-        ("in.csv", "the bundle takes ids"),
+        ("in.csv", "is not Parquet. The bundle has no vocabulary"),
     ]:
         with pytest.raises(DataError, match=message):
             score(bundle, tmp_path / source, tmp_path / "out.txt")
@@ -339,7 +339,7 @@ def test_refuses_what_cannot_be_read_or_written(tmp_path: Path, bundle: Path, ra
         score(bundle, tmp_path / "in.parquet", tmp_path / "out.xls")
     with pytest.raises(
         BundleError,
-        match=r"out.txt: cannot be written: No such file or directory. Make the folder .*/nowhere first",
+        match=r"out.txt: cannot be written: No such file or directory. Create the folder .*/nowhere first",
     ):
         score(bundle, tmp_path / "in.parquet", tmp_path / "nowhere" / "out.txt")
 
@@ -408,11 +408,11 @@ def test_an_id_of_parquet_keeps_its_type(tmp_path: Path, bundle: Path) -> None:
     assert (tmp_path / "out.csv").read_text().splitlines()[29].startswith("28,")
     for out, name, message in (
         ("out.txt", "n", "For --id n, give .csv or .parquet"),
-        ("out.csv", "probability", "is the name of the column of probabilities"),
+        ("out.csv", "probability", "is the name of the output.s column of probabilities"),
     ):
         with pytest.raises(BundleError, match=message):
             score(bundle, tmp_path / "in.parquet", tmp_path / out, id_column=name)
-    for name, message in (("m", "has no column m; it has"), ("genres", "which a .csv cannot hold")):
+    for name, message in (("m", "has no column m; it has"), ("genres", "which .csv cannot represent")):
         with pytest.raises(DataError, match=message):
             score(bundle, tmp_path / "in.parquet", tmp_path / "out.csv", id_column=name)
     pq.write_table(table.slice(0, 0), tmp_path / "in.parquet")
@@ -511,7 +511,7 @@ def test_a_probability_that_is_not_finite_is_never_written(tmp_path: Path) -> No
     ids = some_ids(RECORDS)
     ids["user"] = torch.tensor([0] * 12 + [5] + [0] * 16)
     pq.write_table(prepared_table(ids), tmp_path / "in.parquet")
-    with pytest.raises(BundleError, match=r"record 12 \(from 0\) a probability that is not finite"):
+    with pytest.raises(BundleError, match=r"the probability of record 12 \(from 0\) is not finite"):
         score(tmp_path / "bundle", tmp_path / "in.parquet", tmp_path / "out.txt", block_rows=10)
     assert not (tmp_path / "out.txt").exists()
 
@@ -526,7 +526,7 @@ def test_unknown_values_are_counted_and_compared(tmp_path: Path) -> None:
         {"user": 3, "genres": 3, "age": 0},
     )
     assert scored.warnings == [
-        "field genres: 3 of 5 values (60.0%) are unknown (id 0), where 5.0% of the validation split's were"
+        "field genres: 3 of 5 values (60.0%) are unknown (id 0), compared with 5.0% in the validation split"
     ]
     assert scored.unknown.share("user") == 0.75
     (tmp_path / "in").write_text("u1.0,,g1 g2,a1\n" * 30)

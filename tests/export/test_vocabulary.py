@@ -29,7 +29,7 @@ def test_a_copy_that_the_manifest_does_not_vouch_for_is_refused(tmp_path: Path, 
     export(live, tmp_path / "whole", vocabulary=vocabulary, vocabulary_sha256=hashes)
     changed = vocabulary / "user.parquet"
     changed.write_bytes(changed.read_bytes()[:-1] + b"R")
-    with pytest.raises(BundleError, match=rf"{changed}: has sha256 .*\.\.\., and the data's manifest has"):
+    with pytest.raises(BundleError, match=rf"{changed}: has sha256 .*\.\.\., but the data's manifest has"):
         export(live, tmp_path / "bundle", vocabulary=vocabulary, vocabulary_sha256=hashes)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["vocabulary", "whole"]
 

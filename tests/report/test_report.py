@@ -96,7 +96,7 @@ def test_results_and_sizes_stand_in_the_tables(run: Path, page: Page) -> None:
         assert cells[4:6] == [size_text(size["bytes_before"]), size_text(size["bytes_after"])]
         assert cells[7] == str(planted.planted_ranks[size["field"]])
     assert total[3] == str(sum(size["searched_dim"] for size in sizes))
-    cost = {row[0]: row[1:] for row in page.tables["What it took"][1:]}
+    cost = {row[0]: row[1:] for row in page.tables["Time"][1:]}
     for stage in ("pretrain", "search", "retrain"):
         assert cost[stage] == [
             str(result["epochs"][stage]),
@@ -180,7 +180,7 @@ def test_same_runs_give_the_same_bytes(run: Path, page: Page, tmp_path: Path) ->
     command = [sys.executable, "-m", "ham_dist", "report", str(run), "--out", str(tmp_path / "again.html")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     assert done.stdout == f"report of 1 run in {tmp_path / 'again.html'}\n"
-    assert "--no-data leaves that out" in done.stderr
+    assert "--no-data skips this" in done.stderr
     assert (tmp_path / "again.html").read_text(encoding="utf-8") == page.html
 
 
@@ -206,7 +206,7 @@ def test_runs_on_other_data_have_figures_of_their_own(run: Path, copy: Path, tmp
     assert page.markers["results-1-figure-kind-0"] == page.markers["results-2-figure-kind-0"] == 2
     compared, problem = page.warnings
     assert compared.startswith("These runs are on 2 different data sets.")
-    assert "the run began with other data than is there now" in problem
+    assert "the run began with other data than its data folder holds now" in problem
     RunFolder(copy).data_record.unlink()
     (compared,) = results(datasets_of(read_runs([str(run), str(copy)]))).warnings
     assert compared.startswith("These runs are not known to be on the same data.")
@@ -228,24 +228,22 @@ def test_what_is_left_of_a_killed_run_is_shown(copy: Path, tmp_path: Path) -> No
     page = report(copy, out=tmp_path / "x.html", with_data=True)
     assert [row[5:7] for row in page.tables[""][1:]] == [["not done", "\N{EN DASH}"]] * 2
     assert page.markers[f"run-1-{LABELS[0]}-search-used"] == len(searched)
-    mend = f"if it no longer runs, `ham-dist train --resume --run-dir {copy}` goes on with it."
+    advice = f"If it no longer runs, resume it with `ham-dist train --resume --run-dir {copy}`."
     for wanted in (
         "environment.json is missing",
-        f"Not done so far: the last line of its metrics is of search, epoch {len(searched) - 1}; {mend}",
-        f"Not done so far: the last line of its metrics is of pretrain, epoch {pretrained - 1}; {mend}",
-        f"No look at the data: {copy / 'data'}: no such folder",
+        f"Not finished: the last line of its metrics is for search, epoch {len(searched) - 1}. {advice}",
+        f"Not finished: the last line of its metrics is for pretrain, epoch {pretrained - 1}. {advice}",
+        f"No statistics of the data: {copy / 'data'}: no such folder",
     ):
         assert any(wanted in warning for warning in page.warnings), wanted
-    assert not any("cut off" in warning for warning in page.warnings), (
-        "a run that goes on is writing that line"
-    )
+    assert not any("incomplete" in warning for warning in page.warnings), "a running run is writing that line"
 
 
 def test_a_line_cut_off_in_a_finished_run_is_told(copy: Path, tmp_path: Path) -> None:
     with RunFolder(copy / LABELS[0]).metrics.open("ab") as file:
         file.write(b'{"stage"')
     assert report(copy, out=tmp_path / "x.html").warnings == [
-        "The last line of metrics.jsonl was cut off, and is left out."
+        "The last line of metrics.jsonl is incomplete and left out."
     ]
 
 
@@ -307,8 +305,7 @@ def test_alarms_of_the_data_are_warnings(tmp_path: Path) -> None:
     assert len(alarms) == 2
     assert all("never in the training split" in alarm for alarm in alarms)
     assert any(
-        "Not done so far: it has no metrics yet; if it no longer runs, " in warning
-        for warning in page.warnings
+        "Not finished: it has no metrics yet. If it no longer runs, " in warning for warning in page.warnings
     )
 
 
@@ -376,9 +373,9 @@ def test_damaged_files_are_named(copy: Path, tmp_path: Path, file: str, text: st
 
 def test_what_is_no_run_is_told_apart(run: Path, tmp_path: Path) -> None:
     for path, message in (
-        (tmp_path / "none", "there is no such folder"),
-        (tmp_path, r"is no run folder \(it has no identity\.json"),
-        (run / "run.toml", r"run\.toml: is a file, and a report is of run folders"),
+        (tmp_path / "none", "no such folder"),
+        (tmp_path, r"is not a run folder \(it has no identity\.json"),
+        (run / "run.toml", r"run\.toml: is a file, but reports read run folders"),
         (run / "data", "is prepared data or a bundle"),
         (run / LABELS[0] / "bundle", "is prepared data or a bundle"),
     ):
@@ -386,17 +383,17 @@ def test_what_is_no_run_is_told_apart(run: Path, tmp_path: Path) -> None:
             report(path, out=tmp_path / "x.html")
     with pytest.raises(ReportError, match="is given twice"):
         report(run, run / ".", out=tmp_path / "x.html")
-    with pytest.raises(ReportError, match="s3://runs/first: a report is made of run folders on this machine"):
+    with pytest.raises(ReportError, match="s3://runs/first: reports read only run folders on this machine"):
         write_report(["s3://runs/first"], str(tmp_path / "x.html"), with_data=False, overwrite=False)
 
 
 def test_where_a_report_can_go(run: Path, tmp_path: Path) -> None:
     (tmp_path / "old.html").write_text("mine")
     for out, message in (
-        (str(tmp_path / "old.html"), r"is there already\. --overwrite replaces it"),
-        (str(tmp_path / "old.html" / "x.html"), r"old\.html: cannot be made a folder"),
-        (str(tmp_path), "is a folder, and a report is one file"),
-        ("s3://pages/x.html", "s3://pages/x.html: a report is written to a file of this machine"),
+        (str(tmp_path / "old.html"), r"already exists\. Replace it with --overwrite"),
+        (str(tmp_path / "old.html" / "x.html"), r"old\.html: the folder cannot be created"),
+        (str(tmp_path), "is a folder, but a report is a file"),
+        ("s3://pages/x.html", "s3://pages/x.html: reports are written only to this machine"),
     ):
         with pytest.raises(ReportError, match=message):
             write_report([str(run)], out, with_data=False, overwrite=False)
@@ -413,14 +410,12 @@ def test_where_a_report_can_go(run: Path, tmp_path: Path) -> None:
 def test_large_data_is_read_only_if_asked_for(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("ham_dist.report.page.ROWS_UNASKED", 999)
+    monkeypatch.setattr("ham_dist.report.page.MAX_ROWS_READ", 999)
     caplog.set_level("INFO", logger="ham_dist")
-    left_out = (
-        f"{run / 'data'}: has 1,000 rows, and more than 999 are read only if asked for. --data reads them"
-    )
+    skipped = f"{run / 'data'}: has 1,000 rows; more than 999 are read only with --data"
     page = report(run, out=tmp_path / "unasked.html", with_data=None)
-    assert page.warnings == [f"No look at the data: {left_out}"]
-    assert caplog.messages == [f"no look at the data: {left_out}"]
+    assert page.warnings == [f"No statistics of the data: {skipped}"]
+    assert caplog.messages == [f"no statistics of the data: {skipped}"]
     assert "Splits" not in page.tables
     assert "Splits" in report(run, out=tmp_path / "asked.html", with_data=True).tables
     never = report(run, out=tmp_path / "never.html", with_data=False)
@@ -435,13 +430,13 @@ def test_without_matplotlib_the_mend_is_told(
     assert refused.exit_code == 2
     assert (
         refused.stderr
-        == "ham-dist: report: draws with matplotlib, which is not installed. pip install 'ham-dist[report]'\n"
+        == "ham-dist: report: matplotlib is not installed. Install it with pip install 'ham-dist[report]'\n"
     )
 
 
 @pytest.mark.parametrize("name", ["run.toml", "environment.json", "metrics.jsonl"])
 def test_a_file_of_the_run_is_never_replaced(copy: Path, name: str) -> None:
     before = (copy / name).read_bytes()
-    with pytest.raises(ReportError, match="is not a report, and --overwrite replaces reports alone"):
+    with pytest.raises(ReportError, match="is not a report, and --overwrite replaces only reports"):
         write_report([str(copy)], str(copy / name), with_data=False, overwrite=True)
     assert (copy / name).read_bytes() == before

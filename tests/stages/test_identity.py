@@ -57,11 +57,11 @@ def edit(path: Path, old: str, new: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "line"),
     [
-        ("\nseed = 0\n\n[data]", "\nseed = 5\n\n[data]", "seed = 5, and the run has 0"),
+        ("\nseed = 0\n\n[data]", "\nseed = 5\n\n[data]", "seed = 5, but the run has 0"),
         (
             "\nlearning_rate = 0.003\n",
             "\nlearning_rate = 0.1\n",
-            "optimizer.learning_rate = 0.1, and the run has 0.003",
+            "optimizer.learning_rate = 0.1, but the run has 0.003",
         ),
     ],
 )
@@ -85,7 +85,7 @@ def test_settings_and_identity_edited_alike_do_not_match_the_checkpoints(run: Pa
     identity["settings"]["seed"] = 5
     (run / "identity.json").write_text(json.dumps(identity))
     with pytest.raises(
-        OtherRunError, match=r"epoch-.*: was written with other settings .*:\n  seed = 0, and the run has 5"
+        OtherRunError, match=r"epoch-.*: was written with other settings .*:\n  seed = 0, but the run has 5"
     ):
         run_stages(RunFolder(run).read_settings(), run, resume=True)
 
@@ -95,7 +95,7 @@ def test_a_run_toml_that_was_cut_is_refused_and_can_be_written_again(run: Path) 
     for end in ("[search]", "[ranks]"):
         (run / "run.toml").write_text(whole[: whole.index(f"\n{end}")])
         with pytest.raises(
-            CheckpointError, match=r"run\.toml: is damaged: .* missing, which the run began with"
+            CheckpointError, match=r"run\.toml: is damaged: keys that the run began with are missing"
         ):
             RunFolder(run).read_settings()
     (run / "run.toml").unlink()
@@ -131,7 +131,7 @@ def test_an_identity_that_is_gone_is_that_of_the_checkpoints(run: Path, finished
     before = read_json(run / "identity.json")
     (run / "identity.json").unlink()
     edit(run / "run.toml", "\nseed = 0\n\n[data]", "\nseed = 5\n\n[data]")
-    with pytest.raises(CheckpointError, match="seed = 5, and the run has 0"):
+    with pytest.raises(CheckpointError, match="seed = 5, but the run has 0"):
         run_stages(load_run(str(run / "run.toml")), run, resume=True)
     edit(run / "run.toml", "\nseed = 5\n\n[data]", "\nseed = 0\n\n[data]")
     do_run(load_run(str(run / "run.toml")), run, resume=True)
@@ -186,7 +186,7 @@ def test_epochs_of_a_stage_that_has_ended_stay(finished: Path, run: Path) -> Non
     for section, ended in (("pretrain", "search"), ("retrain", "result.json")):
         raised = tiny_run(**{section: {"max_epochs": 9}})
         with pytest.raises(
-            CheckpointError, match=rf"max_epochs = 9, and the run has 2 \(.* {section} has ended, .*{ended}"
+            CheckpointError, match=rf"max_epochs = 9, but the run has 2 \(.* {section} has ended, .*{ended}"
         ):
             run_stages(raised, finished, resume=True)
     assert {path: path.read_bytes() for path in finished.glob("*.*")} == before
@@ -194,10 +194,10 @@ def test_epochs_of_a_stage_that_has_ended_stay(finished: Path, run: Path) -> Non
     shutil.copytree(finished, run.parent / "exported")
     (run.parent / "exported" / "result.json").unlink()
     with pytest.raises(
-        CheckpointError, match=r"max_epochs = 9, and the run has 2 \(.* retrain has ended, .*bundle"
+        CheckpointError, match=r"max_epochs = 9, but the run has 2 \(.* retrain has ended, .*bundle"
     ):
         run_stages(tiny_run(retrain={"max_epochs": 9}), run.parent / "exported", resume=True)
-    with pytest.raises(CheckpointError, match=r"max_epochs = 1, and the run has 2 \(it can only be raised\)"):
+    with pytest.raises(CheckpointError, match=r"max_epochs = 1, but the run has 2 \(it can only be raised\)"):
         run_stages(tiny_run(pretrain={"max_epochs": 1}), run, resume=True)
 
 
@@ -214,7 +214,9 @@ def test_data_may_move_and_a_run_resumes_from_any_folder(
     assert run.read_settings().data.path == str(tmp_path / "prepared")
     do_part(run.read_settings(), run.path, 2)
     (tmp_path / "prepared").rename(tmp_path / "moved")
-    with pytest.raises(CheckpointError, match=r"the data of this run was in .*prepared, and is not there"):
+    with pytest.raises(
+        CheckpointError, match=r"the data of this run was in .*prepared, and is missing there"
+    ):
         run_stages(run.read_settings(), run.path, resume=True)
     do_part(run.read_settings(["data.path=../moved"]), run.path, 2)
     other = tiny_run().data.synthetic.model_copy(update={"seed": 1})

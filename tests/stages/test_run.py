@@ -114,7 +114,7 @@ def test_other_data_is_refused_by_resume_and_export(unbroken: Path, tmp_path: Pa
     content = json.loads(manifest.read_text())
     content["fields"][1]["rows"] += 1
     manifest.write_text(json.dumps(content))
-    wanted = r"began with other data than is there now:\n  fields\[field_1\]\.rows: 40, not 41\n"
+    wanted = r"began with other data than its data folder holds now:\n  fields\[field_1\]\.rows: 40, not 41\n"
     with pytest.raises(CheckpointError, match=wanted):
         do_run(small_run(), folder, resume=True)
     with pytest.raises(CheckpointError, match=wanted):
@@ -235,7 +235,7 @@ def test_a_checkpoint_whose_best_epoch_is_missing_is_skipped(unbroken: Path, tmp
     )
     shutil.rmtree(stage / "epoch-0002")
     do_run(settings, folder, resume=True)
-    assert "epoch-0003: the best epoch up to it, 2, is not there." in (folder / "log.txt").read_text()
+    assert "epoch-0003: the checkpoint of its best epoch, 2, is missing." in (folder / "log.txt").read_text()
     assert result(folder) == result(unbroken)
 
 

@@ -52,7 +52,7 @@ class _Forgetful(DCNV2):
 @pytest.mark.parametrize(
     ("kind", "wanted"),
     [
-        (_Unnamed, "cannot be cut by its axes"),
+        (_Unnamed, "cannot be sliced by its axes"),
         (_Turned, "logits of _Turned under a random mask differ"),
         (_Forgetful, "logits of _Forgetful under a random mask differ"),
     ],

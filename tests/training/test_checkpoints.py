@@ -235,7 +235,7 @@ def test_no_whole_checkpoint_left_is_an_error_that_names_the_folder(tmp_path: Pa
     for file in tmp_path.glob(f"run/checkpoints/pretrain/*/{INDEX}"):
         file.write_text("{}")
     with pytest.raises(
-        CheckpointError, match=r"pretrain: none of the checkpoints can be loaded; remove the folder"
+        CheckpointError, match=r"pretrain: none of the checkpoints can be loaded. Remove the folder"
     ):
         run_stages(tiny_run(), tmp_path / "run", resume=True)
 
@@ -306,7 +306,7 @@ def test_a_disk_that_is_full_for_a_time_costs_a_warning(
     run_stages(settings, tmp_path / "unbroken", resume=False)
     run_until(settings, small_disk / "run", {8: lambda: fill(small_disk), 19: (small_disk / "filler").unlink})
     log = (small_disk / "run" / "log.txt").read_text()
-    assert log.count("cannot be written") == log.count("Training goes on") == 1
+    assert log.count("cannot be written") == log.count("Training continues") == 1
     assert metrics(small_disk / "run") == metrics(tmp_path / "unbroken")
     assert_same_bits(small_disk / "run", tmp_path / "unbroken")
 

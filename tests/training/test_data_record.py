@@ -79,7 +79,8 @@ def test_a_run_goes_on_with_its_own_data_alone(folder: RunFolder, manifest: Mani
         with pytest.raises(CheckpointError) as caught:
             refused(changed(manifest))
         assert str(caught.value).startswith(
-            f"{folder.path}: the run began with other data than is there now:\n  seed: 0, not 7\n  splits.train.sh"
+            f"{folder.path}: the run began with other data than its data folder holds now:\n"
+            "  seed: 0, not 7\n  splits.train.sh"
         )
     assert read_json(folder.data_record)["sha256"] == digest_of(manifest), "it is not written over"
 

@@ -1,4 +1,4 @@
-"""What happens between forward and backward of a step that goes wrong, and what is warned of."""
+"""Checks between forward and backward pass: a loss that is not finite, and warnings."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -47,7 +47,7 @@ def open_guard(state: TrainingState, folder: Path) -> tuple[Guard, RunLog]:
 
 
 def weights(state: TrainingState) -> dict[str, torch.Tensor]:
-    """This rank's weights and optimizer state, without BatchNorm's running statistics: the forward pass moves those."""
+    """This rank's weights and optimizer state, without BatchNorm's statistics, which the forward pass changes."""
     own: dict[str, torch.Tensor] = {
         name: values.detach().clone() for name, values in state.interaction.named_parameters()
     }
@@ -71,7 +71,10 @@ def weights(state: TrainingState) -> dict[str, torch.Tensor]:
 
 
 def step_on_a_bad_label(run: RunSettings, folder: Path) -> tuple[str, bool]:
-    """Two good steps, and one whose last rank has a label that is no number: what is said, and whether anything moved."""
+    """Two good steps, and one with a NaN label on the last rank.
+
+    Returns the message, and whether all weights are unchanged.
+    """
     state = open_supernet(run, FIELDS, torch.device("cpu"))
     guard, log = open_guard(state, folder)
     with log:
@@ -97,7 +100,9 @@ def test_a_loss_that_is_no_number_stops_all_ranks_before_any_weight_moves(
 ) -> None:
     run = settings("dcnv2", optimizer={"tables": tables}, orthogonality={"application": "decoupled"})
     for message, unmoved in run_on_ranks(ranks, step_on_a_bad_label, run, tmp_path):
-        assert message.startswith("pretrain epoch 0, step 2: the training loss is nan; the step is not done")
+        assert message.startswith(
+            "pretrain epoch 0, step 2: the training loss is nan; the step was not finished"
+        )
         assert "diverged/pretrain-epoch-0-step-2" in message
         assert unmoved
     parts = [
@@ -119,7 +124,7 @@ def test_a_batch_that_cannot_be_kept_does_not_hide_why_the_run_ends(tmp_path: Pa
     (tmp_path / "diverged").write_text("in the way")
     ((message, unmoved),) = run_on_ranks(1, step_on_a_bad_label, settings("dcnv2"), tmp_path)
     assert "the training loss is nan" in message
-    assert "could not be kept whole" in message
+    assert "could not be saved completely" in message
     assert unmoved
 
 
@@ -169,11 +174,14 @@ def test_a_loss_far_above_the_usual_one_is_told_of_once(tmp_path: Path) -> None:
             guard.check(torch.tensor(0.5 * SPIKE * 1.5 if unusual else 0.5), cast(Any, None))
             guard.finish_step(64)
     (line,) = (tmp_path / "log.txt").read_text().splitlines()
-    assert f"search epoch 0, step {USUAL_STEPS + 31}: the training loss is 2.25, where 0.5" in line
+    assert (
+        f"search epoch 0, step {USUAL_STEPS + 31}: the training loss is 2.25, and the usual loss is 0.5"
+        in line
+    )
 
 
 def bad_label_read_a_step_later(run: RunSettings, folder: Path) -> str:
-    """As on a GPU, where the loss of a step is read at the next one: the step with the bad label is done."""
+    """A loss is read at the next step, as on a GPU, so the step with the bad label is finished."""
     STEPS_BEHIND["cpu"] = 1
     state = open_supernet(run, FIELDS, torch.device("cpu"))
     guard, log = open_guard(state, folder)
@@ -192,7 +200,7 @@ def bad_label_read_a_step_later(run: RunSettings, folder: Path) -> str:
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_loss_read_a_step_later_stops_all_ranks_and_keeps_its_own_batch(tmp_path: Path, ranks: int) -> None:
     for message in run_on_ranks(ranks, bad_label_read_a_step_later, settings("dcnv2"), tmp_path):
-        assert message.startswith("pretrain epoch 0, step 2: the training loss is nan; the step is done")
+        assert message.startswith("pretrain epoch 0, step 2: the training loss is nan; the step was finished")
     parts = [
         load_file(file) for file in sorted((tmp_path / "diverged" / "pretrain-epoch-0-step-2").iterdir())
     ]
@@ -217,7 +225,7 @@ class CheckpointEveryThirdStep:
 def losses_of(
     folder: Path, behind: int, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[list[tuple[int, float]], float, str]:
-    """What checkpoints hold, the epoch's loss, and the warnings."""
+    """The content of checkpoints, the loss of the epoch, and the warnings."""
     monkeypatch.setitem(STEPS_BEHIND, "cpu", behind)
     folder.mkdir()
     log, checkpoints, progress = (

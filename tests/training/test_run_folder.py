@@ -71,7 +71,7 @@ def test_a_folder_with_somebodys_own_run_toml_is_left_alone(tmp_path: Path) -> N
 
 def test_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(CheckpointError, match=r"holds thesis\.tex, and no run"):
+    with pytest.raises(CheckpointError, match=r"holds thesis\.tex, but no run"):
         _start(RunFolder(tmp_path), resume=True)
 
 
@@ -86,7 +86,7 @@ def test_resume_with_other_settings_names_them(tmp_path: Path) -> None:
     _start(RunFolder(tmp_path))
     with pytest.raises(CheckpointError) as caught:
         _start(RunFolder(tmp_path), "seed=1", "search.method.alpha_init=0.5", resume=True)
-    assert "\n  seed = 1, and the run has 0\n  search.method.alpha_init = 0.5, and the run has 0.01\n" in str(
+    assert "\n  seed = 1, but the run has 0\n  search.method.alpha_init = 0.5, but the run has 0.01\n" in str(
         caught.value
     )
 
@@ -138,7 +138,8 @@ def test_two_processes_are_not_at_one_run(
     before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     with pytest.raises(
         CheckpointError,
-        match=r"another process works on this run \(since 20.*\)\. Wait for its end, or stop it and resume",
+        match=r"is locked by another process that runs this run \(since 20.*\)\. "
+        "Wait for its end, or stop it and resume",
     ):
         _start(RunFolder(tmp_path / "run"), resume=resume)
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before

@@ -30,17 +30,17 @@ def with_split(name: str, **changes: int) -> Callable[[Manifest], Manifest]:
 @pytest.mark.parametrize(
     ("change", "settings", "message"),
     [
-        (with_split("validation", rows=0, positives=0), [], r": its validation split has no samples"),
-        (with_split("test", rows=0, positives=0), [], r": its test split has no samples"),
+        (with_split("validation", rows=0, positives=0), [], r": the validation split has no samples"),
+        (with_split("test", rows=0, positives=0), [], r": the test split has no samples"),
         (
             with_split("validation", positives=0),
             [],
-            r": all samples of its validation split have label 0, so that no AUC",
+            r": all samples of the validation split have label 0, so the validation AUC",
         ),
         (
             with_split("validation", positives=100),
             [],
-            r": all samples of its validation split have label 1, so that no AUC",
+            r": all samples of the validation split have label 1, so the validation AUC",
         ),
         (
             with_split("train"),

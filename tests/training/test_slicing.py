@@ -1,4 +1,7 @@
-"""After the cut the narrow model goes on as the masked one would have: one more step gives the same weights, so optimizer state was cut as well."""
+"""The sliced model trains as the masked one would: one more step gives the same weights.
+
+So the optimizer state is sliced correctly too.
+"""
 
 from typing import Any
 
