@@ -79,7 +79,7 @@ def test_a_failed_rewrite_leaves_the_checkpoint_as_it_was(
     def full(temporary: Path, path: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(storage.atomic, "publish_folder", full)
+    monkeypatch.setattr("ham_dist.io.atomic.publish_folder", full)
     with pytest.raises(CheckpointError, match="cannot be written"):
         storage.save(saved, empty(), {"steps": 8})
     assert storage.load(saved, empty()) == {"steps": 7}
