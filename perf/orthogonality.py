@@ -69,7 +69,8 @@ def one(variant: str, data: Path, targets: list[int], seed: int, folder: Path) -
 def results(options: argparse.Namespace, variant: str, seed: int) -> list[dict[str, Any]]:
     """The result of each target; runs the stages first if they are not finished."""
     folder = options.runs / f"{variant.replace(', ', '-').replace(' ', '-')}-{seed}"
-    files = [folder / f"columns-{target}" / "result.json" for target in options.targets]
+    parts = [folder / f"columns-{target}" for target in options.targets]
+    files = [part / "result.json" for part in (parts if len(parts) > 1 else [folder])]
     if not all(file.exists() for file in files):
         command = [
             sys.executable,

@@ -35,7 +35,9 @@ def do_run(options: argparse.Namespace, model: str, method: str, seed: int) -> P
         raise SystemExit(
             f"{folder}: holds a run with other settings ({'; '.join(differ)}); give another --runs"
         )
-    if not all((folder / f"columns-{target}" / "result.json").exists() for target in options.targets):
+    if not all(
+        (part_of(folder, target, options.targets) / "result.json").exists() for target in options.targets
+    ):
         command = [sys.executable, "-m", "ham_dist", "train", "--run-dir", str(folder), "--resume"]
         with open(options.runs / f"{folder.name}.txt", "w", encoding="utf-8") as output:
             subprocess.run(
@@ -45,6 +47,11 @@ def do_run(options: argparse.Namespace, model: str, method: str, seed: int) -> P
                 stderr=output,
             )
     return folder
+
+
+def part_of(folder: Path, target: int, targets: list[int]) -> Path:
+    """The folder of one target: the run folder itself for a run of one target."""
+    return folder if len(targets) == 1 else folder / f"columns-{target}"
 
 
 def cell(values: list[float]) -> str:
@@ -71,7 +78,7 @@ def main() -> None:
                 folder = do_run(options, model, method, seed)
                 for target in options.targets:
                     result = json.loads(
-                        (folder / f"columns-{target}" / "result.json").read_text(encoding="utf-8")
+                        (part_of(folder, target, options.targets) / "result.json").read_text(encoding="utf-8")
                     )
                     found.setdefault((method, target), []).append(result)
         supernet = [result["supernet"]["auc"] for result in found[options.methods[0], options.targets[0]]]
