@@ -1,4 +1,4 @@
-"""The parts that a recipe is made of: how the text is written, its files and columns, the label, the kinds of fields, the split."""
+"""The sections of a recipe: text format, files and columns, label, kinds of fields, split."""
 
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
@@ -16,24 +16,25 @@ from pydantic_core import PydanticCustomError
 
 from ham_dist.io.untrusted import relative_name
 
-# Field names become keys of a KeyedJaggedTensor, parts of parameter names (no dots) and file names.
+# A field name is also a key of a KeyedJaggedTensor, part of a parameter name (so no dots) and a file name.
 NAME = r"^[A-Za-z][A-Za-z0-9_]*$"
 Name = Annotated[str, Field(pattern=NAME, max_length=150)]
-# Any text that a line of a file can hold. The empty name is for columns that are ignored.
+# Any text that fits in one line of a file. Only an ignored column may have the empty name.
 COLUMN_NAME = r"^[^\x00-\x1f\x7f]*$"
 ColumnName = Annotated[str, Field(pattern=COLUMN_NAME, max_length=1000)]
 Separator = Annotated[str, Field(min_length=1, max_length=4)]
 FileName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(relative_name)]
 Count = Annotated[int, Field(ge=1, lt=2**63)]
-# int32 ids.
+# Ids are int32.
 TableRows = Annotated[int, Field(ge=2, lt=2**31)]
 
 
 class RecipeSection(BaseModel):
-    """A part of a recipe."""
+    """Base class of the sections of a recipe."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-    # Written only where they differ from their defaults: manifests written before these keys existed then stay equal.
+    # Keys that are left out when they have their default value, so that the manifests of older versions,
+    # which lack these keys, stay equal.
     OMITTED: ClassVar[tuple[str, ...]] = ()
 
     @model_serializer(mode="wrap")
@@ -46,83 +47,90 @@ class RecipeSection(BaseModel):
 
 
 class Format(RecipeSection):
-    """How the raw text files are written."""
+    """Format of the raw text files."""
 
     separator: Separator
-    """Between two columns: one to four characters."""
+    """Column separator, one to four characters."""
     header: Literal[True, False, "skip"] = False
-    """true: the first line names the columns, and must name the recipe's. "skip": it is a header that is not looked at. false: there is none."""
+    """true: the first line is a header and must have the recipe's column names.
+    "skip": the first line is a header and is ignored. false: there is no header."""
     quote: Literal["", '"'] = ""
-    """What can stand around a value that holds the separator (and twice within it for itself); empty: a quote is a letter like any other."""
+    """Quote character. A value that contains the separator is enclosed in quotes, and a quote inside it is
+    doubled. Empty: a quote is an ordinary character."""
     encoding: Literal["utf-8", "latin-1", "utf-16"] = "utf-8"
-    """Of the text."""
+    """Character encoding of the text."""
     null: tuple[str, ...] = ()
-    """Words that mean a missing value; an empty cell always does."""
+    """Strings that mean a missing value. An empty cell is always a missing value."""
     max_line_bytes: Annotated[int, Field(ge=1, le=1 << 24)] = 1 << 20
-    """A longer line is rejected."""
+    """Maximum length of a line in bytes. Longer lines are rejected."""
 
     @property
     def header_lines(self) -> int:
-        """Lines before the first sample."""
+        """Number of lines before the first sample."""
         return 1 if self.header else 0
 
     @model_validator(mode="after")
     def _one_reading(self) -> "Format":
         if self.quote and (len(self.separator) > 1 or self.separator == self.quote):
             raise PydanticCustomError(
-                "format", "a quote needs a separator of one character that is another one"
+                "format", "with a quote, the separator must be one character other than the quote"
             )
         if any(letter in self.separator for letter in "\r\n\0\x1f") or not self.separator.isascii():
             raise PydanticCustomError(
                 "format",
-                "the separator must be of ASCII, without line ends and control characters but the tab",
+                "the separator must be ASCII, without line ends, NUL or the character 0x1f",
             )
         return self
 
 
 class SampleFiles(RecipeSection):
-    """The files whose lines are the samples."""
+    """The files that hold the samples, one per line."""
 
     file: FileName | Annotated[tuple[FileName, ...], Field(min_length=1)]
-    """Name in the raw folder, or names in order; the same name with .gz, .bz2 or .zst behind it is taken as well."""
+    """File name in the raw folder, or several names in order. A compressed file of that name plus .gz, .bz2
+    or .zst is also accepted."""
     columns: Annotated[tuple[ColumnName, ...], Field(min_length=1)]
-    """Names of its columns, left to right: any text."""
+    """Names of the columns, left to right. Any text is allowed."""
 
     @property
     def files(self) -> tuple[str, ...]:
+        """The file names as a tuple."""
         return (self.file,) if isinstance(self.file, str) else self.file
 
 
 class Join(RecipeSection):
-    """A side file: one line a key, whose other columns are added to each sample with that key."""
+    """A side file with one line per key. Its other columns are joined to each sample with that key."""
 
     file: FileName
-    """Name in the raw folder, as for the samples."""
+    """File name in the raw folder, as in `samples.file`."""
     columns: Annotated[tuple[ColumnName, ...], Field(min_length=1)]
-    """Names of its columns, left to right: any text."""
+    """Names of the columns, left to right. Any text is allowed."""
     key: ColumnName
-    """Column that both the samples (or an earlier side file) and this file have."""
+    """Join key: a column of this file that the samples, or an earlier side file, also have."""
 
 
 class Label(RecipeSection):
-    """Which samples are positive and which negative, by numbers or by words; the others are dropped and counted."""
+    """The rule that makes a sample positive or negative, by numbers or by strings.
+
+    Samples that are neither are dropped and counted.
+    """
 
     OMITTED = ("positive", "negative")
 
     column: ColumnName
-    """A column of the samples file."""
+    """A column of the sample files."""
     positive_above: float | None = None
-    """Positive where the column is a number greater than this. `true` and `false` count as 1 and 0."""
+    """A sample is positive if the column is a number greater than this. `true` counts as 1, `false` as 0."""
     negative_below: float | None = None
-    """Negative where the column is a number less than this."""
+    """A sample is negative if the column is a number less than this."""
     positive: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """Positive where the column is one of these words, in place of the numbers."""
+    """A sample is positive if the column is one of these strings. Used instead of the two numbers."""
     negative: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """Negative where the column is one of these words."""
+    """A sample is negative if the column is one of these strings."""
 
     @property
     def kind(self) -> Literal["string", "float64"]:
-        """The kind of the column's cells."""
+        """Type that the column is read as."""
         return "float64" if self.positive is None else "string"
 
     @model_validator(mode="after")
@@ -132,16 +140,19 @@ class Label(RecipeSection):
         if given == (False, False, True, True):
             if both := sorted({*(self.positive or ())} & {*(self.negative or ())}):
                 raise PydanticCustomError(
-                    "label", "{word} is in positive and in negative", {"word": repr(both[0])}
+                    "label", "{word} is in both positive and negative", {"word": repr(both[0])}
                 )
         elif given != (True, True, False, False):
             raise PydanticCustomError(
                 "label",
-                "give positive_above and negative_below (numbers), or positive and negative (lists of words)",
+                "give positive_above and negative_below (numbers), "
+                "or positive and negative (lists of strings)",
             )
         elif above is not None and below is not None and below > above:
             raise PydanticCustomError(
-                "label", "negative_below = {below} is above positive_above = {above}: numbers between them would be both",
+                "label",
+                "negative_below = {below} is above positive_above = {above}: "
+                "numbers between them would be both positive and negative",
                 {"below": below, "above": above},
             )  # fmt: skip
         return self
@@ -149,48 +160,55 @@ class Label(RecipeSection):
 
 class _Field(RecipeSection):
     column: ColumnName | None = None
-    """The column that it is made from; left out where the field is called as its column."""
+    """Column that the field is made from (default: the column with the field's name)."""
     min_count: Count | None = None
-    """Over the recipe's."""
+    """`min_count` of this field (default: the recipe's)."""
     max_rows: TableRows | None = None
-    """Over the recipe's."""
+    """`max_rows` of this field (default: the recipe's)."""
 
 
 class Categorical(_Field):
-    """One value a sample."""
+    """A field with one value per sample."""
 
     kind: Literal["categorical"]
     missing: Literal["unknown", "own"] = "unknown"
-    """Whether a missing value is unknown (id 0) or a value of its own, counted like the others."""
+    """"unknown": a missing value has id 0. "own": a missing value is counted and gets an id like any other
+    value."""
     hash: bool = False
-    """Ids are a hash of the value into 1 ... max_rows - 1, without a vocabulary: nothing is counted or kept, and values share rows."""
+    """true: the id is a hash of the value, in 1 ... max_rows - 1 (`max_rows` is the hash bucket size). There
+    is no vocabulary and nothing is counted; values that collide share a row."""
 
 
-# Of all boundaries of a field, as they become one expression.
+# Limit of `buckets` and `boundaries`: all boundaries of a field become one expression.
 MOST_BUCKETS = 1024
 
 
 class Numeric(_Field):
-    """A number z a sample, cut into whole values, each with an id; a missing number is a value of its own.
+    """A field with one number z per sample, discretized to integers that each get an id.
 
-    `log_square` suits counts, as in the paper. It makes one value of all numbers between 0 and 1, and few values of large
-    numbers that are close together: for shares, rates and times take `quantile`, or `log` with a scale.
-    Source: `log_square` is the winner's transform of the Criteo Kaggle challenge, as in the HAM paper's section 4.1.
+    A missing number is a value of its own. `log_square` fits counts, as in the paper. It maps all numbers
+    between 0 and 1 to one value, and large numbers that are close together to few values: for shares, rates
+    and times use `quantile`, or `log` with a scale.
+
+    Source: `log_square` is the transform of the winner of the Criteo Kaggle challenge (HAM paper, section
+    4.1).
     """
 
     OMITTED = ("transform", "scale", "buckets", "boundaries")
 
     kind: Literal["numeric"]
     transform: Literal["log_square", "log", "quantile"] = "log_square"
-    """log_square: floor(ln(z)^2) where z > 2, int(z) - 2 elsewhere. log: floor(scale * ln(1 + |z|)), with the sign of z.
-    quantile: the number of boundaries that are not above z."""
+    """log_square: floor(ln(z)^2) if z > 2, else int(z) - 2. log: floor(scale * ln(1 + |z|)), with the sign of
+    z. quantile: the number of boundaries that are less than or equal to z."""
     scale: Annotated[float, Field(gt=0, le=1e6)] = 10.0
-    """For `log`: near 0, numbers that are 1 / scale apart get different values; far from 0, numbers whose ratio is e^(1 / scale)."""
+    """For `log`: resolution. Numbers get different values if they differ by 1 / scale (near 0), or if their
+    ratio is e^(1 / scale) (far from 0)."""
     buckets: Annotated[int, Field(ge=2, le=MOST_BUCKETS)] = 32
-    """For `quantile`: the most values, each with about the same number of training samples."""
+    """For `quantile`: maximum number of buckets. Each gets about the same number of training samples."""
     boundaries: Annotated[tuple[float, ...], Field(max_length=MOST_BUCKETS - 1)] | None = None
-    """For `quantile`: where buckets begin, in ascending order. Left out, `prepare` takes the quantiles of the training split and
-    keeps them in the recipe of manifest.json, so that scoring cuts at the same numbers."""
+    """For `quantile`: lower bounds of all buckets but the first, in ascending order (default: `prepare`
+    computes the quantiles of the training split and stores them in the recipe in manifest.json, so that
+    scoring uses the same boundaries)."""
 
     @model_validator(mode="after")
     def _fits_transform(self) -> "Numeric":
@@ -201,11 +219,13 @@ class Numeric(_Field):
                 and getattr(self, key) is not None
             ):
                 raise PydanticCustomError(
-                    "numeric", '{key} is for transform = "{transform}"', {"key": key, "transform": transform}
+                    "numeric",
+                    '{key} can only be used with transform = "{transform}"',
+                    {"key": key, "transform": transform},
                 )
         bounds = self.boundaries or ()
         if any(low >= high for low, high in pairwise(bounds)):
-            raise PydanticCustomError("numeric", "boundaries must ascend")
+            raise PydanticCustomError("numeric", "boundaries must be in ascending order")
         if "buckets" in self.model_fields_set and len(bounds) >= self.buckets:
             raise PydanticCustomError(
                 "numeric", "{count} boundaries make more than {buckets} buckets",
@@ -215,45 +235,53 @@ class Numeric(_Field):
 
 
 TIME_LAYOUTS = {
-    "YYMMDDHH": "digits, the year after 2000",
+    "YYMMDDHH": "digits; YY = 14 is the year 2014",
     "YYYYMMDDHH": "digits",
     "epoch_seconds": "seconds since 1970, in UTC",
     "epoch_milliseconds": "milliseconds since 1970, in UTC",
-    "iso_8601": "as in 2017-12-01T04:23:32Z; a time zone is not applied",
+    "iso_8601": "such as 2017-12-01T04:23:32Z; the time zone is not applied",
 }
 FIRST_YEAR, LAST_YEAR = 1980, 2100
-"""Years of times that are taken. 1980 keeps seconds that are read as milliseconds (all within 1970) and zeros out."""
+"""Plausible years. Starting at 1980 rejects zeros, and seconds read as milliseconds (all in 1970)."""
 
 
 class Time(_Field):
-    """A part of a time. A time that is not written in the layout, or is not in the years 1980 to 2100, is unknown (id 0) and counted."""
+    """A field with one part of a time.
+
+    A time that is not in the layout, or not in the years 1980 to 2100, is unknown (id 0) and counted.
+    """
 
     kind: Literal["time"]
     layout: Literal["YYMMDDHH", "YYYYMMDDHH", "epoch_seconds", "epoch_milliseconds", "iso_8601"]
-    """The way the time is written, as in TIME_LAYOUTS."""
+    """Layout of the time in the file; see TIME_LAYOUTS."""
     part: Literal["hour", "weekday"]
-    """The hour of the day (00 to 23), or the day of the week (0 for Monday to 6)."""
+    """Hour of the day (00 to 23), or day of the week (0 for Monday, 6 for Sunday)."""
 
 
 class MultiValued(_Field):
-    """Any number of values a sample, in one column."""
+    """A field with any number of values per sample, all in one column."""
 
     kind: Literal["multi_valued"]
     separator: Separator
-    """Between two values."""
+    """Separator between two values."""
 
 
 AnyField = Annotated[Categorical | Numeric | Time | MultiValued, Field(discriminator="kind")]
 
 
 class RandomSplit(RecipeSection):
-    """80, 10 and 10 % of the samples, by a hash of the line's position and the seed."""
+    """Random split into 80 % training, 10 % validation and 10 % test, by a hash of the line's position and
+    the seed."""
 
     kind: Literal["random"]
 
 
 class FileSplit(RecipeSection):
-    """Whole files. One that is in both validation and test is cut in the middle: the first half of its lines is validation, the rest test."""
+    """Split by whole files.
+
+    A file that is in both validation and test is cut in the middle: the first half of its lines is
+    validation, the rest is test.
+    """
 
     kind: Literal["files"]
     train: Annotated[tuple[FileName, ...], Field(min_length=1)]

@@ -1,4 +1,4 @@
-"""What raw files hold and what becomes of them: a recipe, read from datasets/<name>.toml and checked whole before a row is read."""
+"""The recipe of a data set: loads datasets/<name>.toml and checks all of it before any row is read."""
 
 import sysconfig
 from collections.abc import Iterable
@@ -36,23 +36,24 @@ from ham_dist.errors import DataError
 from ham_dist.io.untrusted import TOML_BYTES, parse_toml, read_bytes
 
 RECIPE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-# Names that columns of ours have in what is staged and encoded.
+# Column names that the staged and encoded files use themselves.
 _RESERVED = ("_row", "_label", "_cell", "_ids", "_key")
 
 
 class Recipe(RecipeSection):
-    """A data set: its files, its label and its fields."""
+    """The recipe of a data set: its files, its label, its fields and its split."""
 
     name: Annotated[str, Field(pattern=RECIPE_NAME, max_length=150)]
-    """Of the data set."""
+    """Name of the data set."""
     source: Annotated[str, Field(min_length=1)]
-    """Where the raw files come from; told to a user who lacks one."""
+    """Origin of the raw files. Shown when a raw file is missing."""
     min_count: Count = 1
-    """A value seen fewer times than this in the training split becomes unknown (id 0)."""
+    """Minimum count of a value in the training split. Rarer values become unknown (id 0)."""
     max_rows: TableRows | None = None
-    """The most rows that a table may have, id 0 counted: the most frequent values keep theirs, the others become unknown."""
+    """Maximum number of rows of a table, including row 0. The most frequent values get an id, the others
+    become unknown (id 0)."""
     max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.0001
-    """The share of a file's lines that may be rejected (0.0001 is 0.01 %); above it, preparing stops."""
+    """Maximum share of rejected lines in a file (0.0001 is 0.01 %). Above it, `prepare` fails."""
     format: Format
     samples: SampleFiles
     joins: tuple[Join, ...] = ()
@@ -60,39 +61,43 @@ class Recipe(RecipeSection):
     fields: Annotated[dict[Name, AnyField], Field(min_length=1)]
     """The model's fields, in order."""
     ignored: dict[ColumnName, str] = Field(default_factory=dict)
-    """Columns left out, each with the reason."""
+    """Columns that are not used, each with the reason."""
     split: AnySplit = RandomSplit(kind="random")
-    """Which samples are train, validation and test."""
+    """Split of the samples into train, validation and test."""
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> "Recipe":
+    def _sections_agree(self) -> "Recipe":
         mistakes = _column_mistakes(self) + _field_mistakes(self) + _split_mistakes(self)
         if mistakes:
             raise PydanticCustomError("columns", "{text}", {"text": "\n".join(mistakes)})
         return self
 
     def separators(self) -> dict[str, str | None]:
-        """The fields in order, each with what separates its values; None for a field of one value."""
+        """Separator of each field's values, in the order of fields; None for one value per sample."""
         return {
             name: field.separator if isinstance(field, MultiValued) else None
             for name, field in self.fields.items()
         }
 
     def column(self, field: str) -> str:
-        """The column that a field is made from."""
+        """Name of the column that `field` is made from."""
         column = self.fields[field].column
         return field if column is None else column
 
     def min_count_of(self, field: str) -> int:
-        """How often training must have a value of the field for it to get an id."""
+        """Minimum count in the training split for a value of `field` to get an id."""
         return self.fields[field].min_count or self.min_count
 
     def max_rows_of(self, field: str) -> int | None:
-        """The most rows that the table of the field may have, if there is such a bound."""
+        """Maximum number of rows of the table of `field`; None if there is no limit."""
         return self.fields[field].max_rows or self.max_rows
 
     def columns_of(self, fields: Iterable[str]) -> dict[str, str]:
-        """The columns that `fields` are made from and the keys of side files, each as `string` or `float64` (columns of numbers)."""
+        """Type of each column that `fields` are made from, and of the keys of side files.
+
+        Returns:
+            Column name -> `string`, or `float64` for a column of numbers.
+        """
         kinds = {
             self.column(field): "float64" if isinstance(self.fields[field], Numeric) else "string"
             for field in fields
@@ -101,7 +106,7 @@ class Recipe(RecipeSection):
 
 
 def _column_mistakes(recipe: Recipe) -> list[str]:
-    """Every disagreement between the columns that the files have and the columns that the recipe uses."""
+    """All mismatches between the columns of the files and the columns that the recipe uses."""
     mistakes: list[str] = []
     columns: list[str] = []
     parts: list[tuple[str, SampleFiles | Join]] = [
@@ -110,7 +115,7 @@ def _column_mistakes(recipe: Recipe) -> list[str]:
     ]
     for where, part in parts:
         mistakes += [
-            f"{where}.columns: {column} is there twice"
+            f"{where}.columns: {column} appears twice"
             for column in sorted({c for c in part.columns if part.columns.count(c) > 1})
         ]
         fresh = list(part.columns)
@@ -121,23 +126,25 @@ def _column_mistakes(recipe: Recipe) -> list[str]:
                 )
             if part.key not in columns:
                 mistakes.append(
-                    f"{where}.key = {part.key!r}: no file before it has that column{_nearest(part.key, columns)}"
+                    f"{where}.key = {part.key!r}: no earlier file has that column"
+                    f"{_nearest(part.key, columns)}"
                 )
             fresh = [column for column in part.columns if column != part.key]
         mistakes += [
-            f"{where}.columns: {column} is a column of an earlier file too; rename one"
+            f"{where}.columns: {column} is also a column of an earlier file; rename one"
             for column in fresh
             if column in columns
         ]
         columns += fresh
-    # DuckDB takes User and user for one column, and some file systems for one file.
+    # In DuckDB, User and user are the same column; on some file systems, they are the same file.
     mistakes += [
-        f"columns {other} and {column} differ in capitals only; rename one"
-        for other, column in _same_but_for_capitals(columns)
+        f"columns {other} and {column} differ only in upper and lower case; rename one"
+        for other, column in _differ_only_in_case(columns)
     ]
     if recipe.label.column not in recipe.samples.columns:
         mistakes.append(
-            f"label.column = {recipe.label.column!r}: not a column of samples{_nearest(recipe.label.column, recipe.samples.columns)}"
+            f"label.column = {recipe.label.column!r}: not a column of samples"
+            f"{_nearest(recipe.label.column, recipe.samples.columns)}"
         )
     for where, used in (
         ("fields", {field: recipe.column(field) for field in recipe.fields}),
@@ -150,73 +157,72 @@ def _column_mistakes(recipe: Recipe) -> list[str]:
         ]
     read = [recipe.column(field) for field in recipe.fields]
     mistakes += [
-        f'columns: {column!r} cannot be the name of a column that is used; give it another name, and set format.header = "skip"'
+        f"columns: {column!r} cannot be the name of a column that is used; "
+        'give it another name, and set format.header = "skip"'
         for column in dict.fromkeys([*read, recipe.label.column, *(join.key for join in recipe.joins)])
         if not column or column.casefold() in _RESERVED
     ]
     for column in columns:
         uses = (column in read) + (column in recipe.ignored) + (column == recipe.label.column)
         if uses != 1:
-            so = (
-                "is used nowhere; add it to fields or to ignored"
+            problem = (
+                "is not used; add it to fields or to ignored"
                 if uses == 0
-                else "must be one of: a field, ignored, the label's column"
+                else "must be only one of: a field, ignored, the label's column"
             )
-            mistakes.append(f"column {column} {so}")
+            mistakes.append(f"column {column} {problem}")
     return mistakes
 
 
 def _field_mistakes(recipe: Recipe) -> list[str]:
-    """Fields that cannot be made, or cannot stand beside each other."""
+    """Fields that cannot be made, or that conflict with each other."""
     taken = [field for field in recipe.fields if field.casefold() == "label"]
-    mistakes = [
-        f"fields.{field}: that name is taken by the label itself; rename the column" for field in taken
-    ]
+    mistakes = [f"fields.{field}: this name is reserved for the label; rename the field" for field in taken]
     mistakes += [
-        f"fields {other} and {field} differ in capitals only; rename one"
-        for other, field in _same_but_for_capitals(list(recipe.fields))
+        f"fields {other} and {field} differ only in upper and lower case; rename one"
+        for other, field in _differ_only_in_case(list(recipe.fields))
     ]
     for name, field in recipe.fields.items():
         others = [other for other in recipe.fields if recipe.column(other) == recipe.column(name)]
         if len({isinstance(recipe.fields[other], Numeric) for other in others}) > 1 and name == others[0]:
             mistakes.append(
-                f"fields.{name}: column {recipe.column(name)} is a number here and text in another field; make it one of them"
+                f"fields.{name}: column {recipe.column(name)} is a number here and text in another field; "
+                "use the same type in both"
             )
         if isinstance(field, Numeric) and recipe.column(name) not in recipe.samples.columns:
-            mistakes.append(f"fields.{name}: a number must be a column of samples, not of a side file")
+            mistakes.append(f"fields.{name}: a numeric field needs a column of samples, not of a side file")
         if isinstance(field, Categorical) and field.hash and recipe.max_rows_of(name) is None:
-            mistakes.append(f"fields.{name}.hash: needs max_rows, the number of rows of its table")
+            mistakes.append(f"fields.{name}.hash: needs max_rows, the hash bucket size")
     return mistakes
 
 
 def _split_mistakes(recipe: Recipe) -> list[str]:
-    """Files of the split that are no samples, and samples that are in no split."""
+    """Files of the split that are not sample files, and sample files that are in no split."""
     split, files = recipe.split, recipe.samples.files
     mistakes = [
-        f"samples.file: {file} is there twice" for file in sorted({f for f in files if files.count(f) > 1})
+        f"samples.file: {file} appears twice" for file in sorted({f for f in files if files.count(f) > 1})
     ]
     if isinstance(split, RandomSplit):
         return mistakes
     for part, named in (("train", split.train), ("validation", split.validation), ("test", split.test)):
         mistakes += [
-            f"split.{part}: {file} is no file of samples{_nearest(file, files)}"
+            f"split.{part}: {file} is not in samples.file{_nearest(file, files)}"
             for file in named
             if file not in files
         ]
         mistakes += [
-            f"split.{part}: {file} is there twice"
-            for file in sorted({f for f in named if named.count(f) > 1})
+            f"split.{part}: {file} appears twice" for file in sorted({f for f in named if named.count(f) > 1})
         ]
     mistakes += [
-        f"split.train: {file} is in validation or test too"
+        f"split.train: {file} is also in validation or test"
         for file in split.train
         if file in (*split.validation, *split.test)
     ]
     unused = [file for file in files if file not in (*split.train, *split.validation, *split.test)]
-    return mistakes + [f"split: {file} is in none of train, validation, test" for file in unused]
+    return mistakes + [f"split: {file} is not in train, validation or test" for file in unused]
 
 
-def _same_but_for_capitals(columns: list[str]) -> list[tuple[str, str]]:
+def _differ_only_in_case(columns: list[str]) -> list[tuple[str, str]]:
     return [(a, b) for a, b in combinations(dict.fromkeys(columns), 2) if a.casefold() == b.casefold()]
 
 
@@ -226,15 +232,20 @@ def _nearest(word: str, words: Any) -> str:
 
 
 def load_recipe(name: str) -> Recipe:
-    """The recipe called `name` (a file <name>.toml of `dataset_folders`), or the one in the TOML file `name`.
+    """Loads a recipe by name or from a TOML file.
 
-    raises: DataError with every mistake of the file, or with the recipes that exist.
+    Args:
+        name: Name of a recipe (a file <name>.toml in one of `dataset_folders`), or the path of a TOML file.
+    Raises:
+        DataError: There is no such recipe (the message lists those that exist), or the file has mistakes (the
+            message lists all of them).
     """
     if name.endswith(".toml"):
         path = Path(name)
         if not path.is_file():
             raise DataError(
-                f"{name}: no such recipe file\n  Give a TOML file that is there, or one of the names: {', '.join(recipe_names())}."
+                f"{name}: no such recipe file\n"
+                f"  Give an existing TOML file, or one of the names: {', '.join(recipe_names())}."
             )
         return _read(path)
     for folder in dataset_folders():
@@ -242,17 +253,21 @@ def load_recipe(name: str) -> Recipe:
         if path.is_file():
             return _read(path)
     names = recipe_names()
-    mend = f"Give {'one of: ' + ', '.join(names) + '; or ' if names else ''}the path of a TOML file."
-    raise DataError(f"recipe {name!r}: there is none of that name{_nearest(name, names)}\n  {mend}")
+    fix = f"Give {'one of: ' + ', '.join(names) + '; or ' if names else ''}the path of a TOML file."
+    raise DataError(f"recipe {name!r}: no recipe has that name{_nearest(name, names)}\n  {fix}")
 
 
 def recipe_names() -> list[str]:
-    """Names that `load_recipe` knows."""
+    """Names of all recipes that `load_recipe` finds."""
     return sorted({path.stem for folder in dataset_folders() for path in folder.glob("*.toml")})
 
 
 def dataset_folders() -> list[Path]:
-    """Where the files of datasets/ may lie; of one name the first counts: where one stands, beside the package (a clone), where a wheel puts them."""
+    """Folders that are searched for recipes, in order; the first file of a name is used.
+
+    These are datasets/ in the working directory, next to the package (in a clone), and where a wheel installs
+    it.
+    """
     user = sysconfig.get_preferred_scheme("user")
     installed = [
         Path(place) / "share" / "ham_dist"
@@ -267,14 +282,18 @@ def _read(path: Path) -> Recipe:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     except ValueError as error:
-        raise DataError(f"{path}: not TOML: {error}") from None
+        raise DataError(f"{path}: is not TOML: {error}") from None
     return parse_recipe(settings, where=str(path))
 
 
 def parse_recipe(settings: dict[str, Any], where: str) -> Recipe:
-    """The recipe that a TOML file or a manifest holds as `settings`; `where` names it in messages.
+    """Checks the settings of a recipe and returns the recipe.
 
-    raises: DataError with every mistake, one a line.
+    Args:
+        settings: Content of a TOML file, or of the recipe in a manifest.
+        where: Name of that file for messages.
+    Raises:
+        DataError: The settings have mistakes; the message lists all of them, one per line.
     """
     try:
         return Recipe.model_validate(settings)
@@ -285,8 +304,9 @@ def parse_recipe(settings: dict[str, Any], where: str) -> Recipe:
 
 _SHOWN_LETTERS = 80
 
-# Keys of each part, for the suggestion beside an unknown key; the last part of a place that is no number or field name tells which part it is.
-_PARTS: dict[str, type[RecipeSection]] = {
+# Sections by the last element of an error's location that is not a number or a field name, to suggest a key
+# of that section for an unknown one.
+_SECTIONS: dict[str, type[RecipeSection]] = {
     "format": Format,
     "samples": SampleFiles,
     "joins": Join,
@@ -300,12 +320,13 @@ _PARTS: dict[str, type[RecipeSection]] = {
 }
 
 
-# What the patterns of names mean.
+# Descriptions of the patterns of names.
 _PATTERNS = {
-    NAME: "a field's name is letters, digits and _, with a letter first; a column with another name is given by"
-    ' column = "..."',
-    COLUMN_NAME: "a column's name has no control characters",
-    RECIPE_NAME: "the name of a data set is letters, digits, dots, dashes and _, with a letter or digit first",
+    NAME: "a field name has only letters, digits and _, and starts with a letter; "
+    'for a column with another name, set column = "..."',
+    COLUMN_NAME: "a column name must not have control characters",
+    RECIPE_NAME: "a data set name has only letters, digits, dots, dashes and _, "
+    "and starts with a letter or digit",
 }
 
 
@@ -314,18 +335,18 @@ def _short(text: str) -> str:
 
 
 def _explain(item: Any) -> str:
-    """One mistake that pydantic found, as place, value and what was wanted."""
+    """Message for one of pydantic's errors: location, value, and the expected value."""
     place = [str(part) for part in item["loc"]]
-    # A discriminated union puts the kind behind the field's name; it is not a key of the file.
+    # For a discriminated union, pydantic adds the kind after the field's name; it is not a key of the file.
     shown = ".".join(
         part for number, part in enumerate(place) if (number, place[0]) not in ((2, "fields"), (1, "split"))
     )
     if item["type"] == "extra_forbidden":
-        part = next((_PARTS[name] for name in reversed(place[:-1]) if name in _PARTS), Recipe)
+        part = next((_SECTIONS[name] for name in reversed(place[:-1]) if name in _SECTIONS), Recipe)
         keys = list(part.model_fields)
-        return f"{shown}: unknown key{_nearest(place[-1], keys) or '; the keys here are ' + ', '.join(keys)}"
+        return f"{shown}: unknown key{_nearest(place[-1], keys) or '; valid keys are ' + ', '.join(keys)}"
     if item["type"] == "missing":
-        return f"{shown}: is missing; it must be given"
+        return f"{shown}: is missing and has no default; add it"
     if item["type"] == "columns":
         return str(item["msg"])
     got = item["input"]

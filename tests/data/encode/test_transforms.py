@@ -1,4 +1,4 @@
-"""Transforms of numbers and times against values worked out by hand, in both engines, in training and in scoring."""
+"""Transforms of numbers and times, compared with values worked out by hand, in both engines and in scoring."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -159,9 +159,12 @@ def test_times(layout: Any, cells: dict[str, tuple[str | None, str] | None], val
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"scale": 2}, 'scale is for transform = "log"'),
-        ({"transform": "log", "boundaries": [1.0]}, 'boundaries is for transform = "quantile"'),
-        ({"transform": "quantile", "boundaries": [1.0, 1.0]}, "boundaries must ascend"),
+        ({"scale": 2}, 'scale can only be used with transform = "log"'),
+        (
+            {"transform": "log", "boundaries": [1.0]},
+            'boundaries can only be used with transform = "quantile"',
+        ),
+        ({"transform": "quantile", "boundaries": [1.0, 1.0]}, "boundaries must be in ascending order"),
         (
             {"transform": "quantile", "buckets": 2, "boundaries": [1.0, 2.0]},
             "2 boundaries make more than 2 buckets",

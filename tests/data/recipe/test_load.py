@@ -44,7 +44,7 @@ def test_every_mistake_is_told_at_once_with_the_nearest_key(settings: dict[str, 
     settings["fields"]["user.id"] = {"kind": "categorical"}
     found = mistakes(settings)
     assert "x.toml: min_count = 0: input should be greater than or equal to 1" in found
-    assert "x.toml: format.separator: is missing; it must be given" in found
+    assert "x.toml: format.separator: is missing and has no default; add it" in found
     assert "x.toml: format.seperator: unknown key; did you mean separator?" in found
     assert "x.toml: joins.1.keey: unknown key; did you mean key?" in found
     assert any(line.startswith("x.toml: label.positive_above = 'three':") for line in found)
@@ -53,8 +53,8 @@ def test_every_mistake_is_told_at_once_with_the_nearest_key(settings: dict[str, 
         for line in found
     )
     assert (
-        "x.toml: fields = 'user.id': a field's name is letters, digits and _, with a letter first; a column with another"
-        ' name is given by column = "..."'
+        "x.toml: fields = 'user.id': a field name has only letters, digits and _, and starts with a letter; "
+        'for a column with another name, set column = "..."'
     ) in found
     assert len(found) == 7
 
@@ -64,7 +64,8 @@ def test_unknown_key_of_a_field_and_of_the_whole(settings: dict[str, Any]) -> No
     settings["fields"]["user"]["separator"] = "|"
     settings["min_cuont"] = 3
     assert mistakes(settings) == [
-        "x.toml: fields.user.separator: unknown key; the keys here are column, min_count, max_rows, kind, missing, hash",
+        "x.toml: fields.user.separator: unknown key; "
+        "valid keys are column, min_count, max_rows, kind, missing, hash",
         "x.toml: fields.genres.seperator: unknown key; did you mean separator?",
         "x.toml: min_cuont: unknown key; did you mean min_count?",
     ]
@@ -77,20 +78,21 @@ def test_columns_must_fit_together(settings: dict[str, Any]) -> None:
     settings["samples"]["columns"].append("Zip")
     assert mistakes(settings) == [
         "x.toml: joins.1.key = 'film': not one of its own columns (movie, title, genres)",
-        "x.toml: joins.1.key = 'film': no file before it has that column",
-        "x.toml: joins.1.columns: movie is a column of an earlier file too; rename one",
-        "x.toml: columns Zip and zip differ in capitals only; rename one",
+        "x.toml: joins.1.key = 'film': no earlier file has that column",
+        "x.toml: joins.1.columns: movie is also a column of an earlier file; rename one",
+        "x.toml: columns Zip and zip differ only in upper and lower case; rename one",
         "x.toml: fields.gendr: no file has that column; did you mean gender?",
-        "x.toml: column rating must be one of: a field, ignored, the label's column",
-        "x.toml: column Zip is used nowhere; add it to fields or to ignored",
-        "x.toml: column gender is used nowhere; add it to fields or to ignored",
+        "x.toml: column rating must be only one of: a field, ignored, the label's column",
+        "x.toml: column Zip is not used; add it to fields or to ignored",
+        "x.toml: column gender is not used; add it to fields or to ignored",
     ]
 
 
 def test_a_label_cannot_be_both(settings: dict[str, Any]) -> None:
     settings["label"] |= {"positive_above": 2, "negative_below": 4}
     assert mistakes(settings) == [
-        "x.toml: label: negative_below = 4.0 is above positive_above = 2.0: numbers between them would be both"
+        "x.toml: label: negative_below = 4.0 is above positive_above = 2.0: "
+        "numbers between them would be both positive and negative"
     ]
 
 
@@ -99,13 +101,14 @@ def test_lookup_by_name_and_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert load_recipe("movielens-1m") == recipe
     with pytest.raises(
         DataError,
-        match=r"'movielens1m': there is none of that name; did you mean movielens-1m\?\n  Give one of: .*movielens-1m",
+        match=r"'movielens1m': no recipe has that name; did you mean movielens-1m\?\n"
+        r"  Give one of: .*movielens-1m",
     ):
         load_recipe("movielens1m")
     with pytest.raises(DataError, match=r"mine\.toml: no such recipe file"):
         load_recipe("mine.toml")
     (tmp_path / "mine.toml").write_text("name = \n")
-    with pytest.raises(DataError, match=r"mine\.toml: not TOML: .*line 1"):
+    with pytest.raises(DataError, match=r"mine\.toml: is not TOML: .*line 1"):
         load_recipe("mine.toml")
 
 

@@ -18,12 +18,15 @@ def mistakes(columns: list[str], fields: dict[str, Any], **changes: Any) -> str:
 
 def test_a_field_that_is_called_as_no_field_can_be() -> None:
     message = mistakes(["user id"], {"user id": {"kind": "categorical"}})
-    assert "fields = 'user id': a field's name is letters, digits and _, with a letter first;" in message
-    assert 'a column with another name is given by column = "..."' in message
+    assert (
+        "fields = 'user id': a field name has only letters, digits and _, and starts with a letter;"
+        in message
+    )
+    assert 'for a column with another name, set column = "..."' in message
 
 
 def test_a_name_of_a_data_set_is_no_field() -> None:
-    assert "name = 'a b': the name of a data set is letters, digits, dots" in mistakes(
+    assert "name = 'a b': a data set name has only letters, digits, dots" in mistakes(
         ["item"], ITEM, name="a b"
     )
 
@@ -42,7 +45,7 @@ def test_columns_that_are_used_have_a_name_of_their_own(name: str) -> None:
 
 
 def test_a_control_character_in_a_column() -> None:
-    assert "a column's name has no control characters" in mistakes(["a\x1bb"], ITEM)
+    assert "a column name must not have control characters" in mistakes(["a\x1bb"], ITEM)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +60,7 @@ def test_a_control_character_in_a_column() -> None:
             "label: give positive_above and negative_below (numbers), or positive and negative",
         ),
         ({"positive": ["a"], "negative": ["b"], "positive_above": 1.0}, "label: give positive_above"),
-        ({"positive": ["a"], "negative": ["a"]}, "label: 'a' is in positive and in negative"),
+        ({"positive": ["a"], "negative": ["a"]}, "label: 'a' is in both positive and negative"),
     ],
 )
 def test_a_label_has_one_rule(label: dict[str, Any], message: str) -> None:

@@ -1,4 +1,7 @@
-"""The recipes of datasets/ on the real files where somebody has put them (they may not be handed on), and on a few made-up lines elsewhere."""
+"""The recipes of datasets/, on the real files where they are available, and on a few made-up lines elsewhere.
+
+The real files may not be redistributed.
+"""
 
 import math
 from pathlib import Path
