@@ -331,7 +331,7 @@ def test_refuses_what_cannot_be_read_or_written(tmp_path: Path, bundle: Path, ra
     ]:
         with pytest.raises(DataError, match=message):
             score(bundle, tmp_path / source, tmp_path / "out.txt")
-    with pytest.raises(DataError, match="line 1: 1 column where 5 are wanted"):
+    with pytest.raises(DataError, match="line 1: 1 column; expected 5"):
         score(raw_bundle, tmp_path / "in.csv", tmp_path / "out.txt")
     with pytest.raises(BundleError, match="no vocabulary"):
         score(bundle, tmp_path / "in.parquet", tmp_path / "out.txt", values="raw")

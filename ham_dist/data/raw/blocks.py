@@ -1,4 +1,4 @@
-"""Text files of any size, a block of whole lines at a time, with the number of the first line."""
+"""Reads text files of any size in blocks of whole lines, with the line number of each block."""
 
 import codecs
 import os
@@ -14,13 +14,18 @@ from ham_dist.errors import DataError
 
 BLOCK_BYTES = 16 << 20
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
-# What is kept of a line that does not fit into a block.
+# Bytes that are kept of a line that does not fit in a block.
 _HEAD_BYTES = 1 << 10
 
 
 @dataclass(frozen=True)
 class Position:
-    """A place between two lines of a file: bytes and lines before it, uncompressed."""
+    """A position between two lines of a file.
+
+    Attributes:
+        offset: Uncompressed bytes before it.
+        lines: Lines before it.
+    """
 
     offset: int = 0
     lines: int = 0
@@ -28,12 +33,16 @@ class Position:
 
 @dataclass(frozen=True)
 class Block:
-    """Neighbouring lines of a file.
+    """Consecutive lines of a file.
 
-    data:  UTF-8 (as far as it is text), every line with its line end, which is always one line feed; without a mark at the beginning of the file.
-    start, end: where they lie in the file.
-    share: of the file's bytes on the disk, about how many lie before `end`; of a compressed file rather fewer, as these are read ahead.
-    cut:   whether it is one line, too long for a block, of which only the beginning is here.
+    Attributes:
+        data: The lines as UTF-8 (bytes that are not valid text are kept as they are). Each line ends with one
+            line feed. The byte order mark at the beginning of the file is left out.
+        start: Position of the first line.
+        end: Position after the last line.
+        share: Approximate share, 0 to 1, of the file's bytes on disk that are before `end`. Of a compressed
+            file it is rather too low, because the file is read ahead.
+        cut: True if this is one line that is too long for a block; `data` has only its beginning.
     """
 
     data: bytes
@@ -46,9 +55,16 @@ class Block:
 def read_blocks(
     path: Path, format: Format, start: Position | None = None, block_bytes: int | None = None
 ) -> Iterator[Block]:
-    """The lines of a text file, plain or compressed (by the ending of its name), from `start` on; a block is about `block_bytes` (or BLOCK_BYTES).
+    """Yields the lines of a text file in blocks.
 
-    raises: DataError if it is compressed and cut short or damaged, or is not of the 2-byte encoding that the format names.
+    Args:
+        path: The file, plain or compressed (by the suffix of its name).
+        format: Format of the text.
+        start: Position of the first line to read (default: the beginning).
+        block_bytes: Approximate size of a block (default: BLOCK_BYTES).
+    Raises:
+        DataError: The file cannot be read, is a truncated or damaged compressed file, or is not valid UTF-16
+            where the format requires it.
     """
     position, block_bytes = start or Position(), block_bytes or BLOCK_BYTES
     with _open(path, format) as stream:
@@ -83,12 +99,16 @@ def read_blocks(
 
 
 def count_lines(path: Path, format: Format) -> int:
-    """How many lines a file has, blank ones counted."""
+    """Number of lines of a file, including empty ones."""
     return sum(block.end.lines - block.start.lines for block in read_blocks(path, format))
 
 
 def text_size(path: Path, format: Format) -> tuple[float, float]:
-    """Bytes of a file's text, estimated from its beginning, and the mean bytes of a line there."""
+    """Estimates the size of a file from its first MiB of text.
+
+    Returns:
+        Uncompressed bytes of the whole text, and mean bytes of a line.
+    """
     with path.open("rb") as raw, _opened(path, raw, format) as stream:
         text = stream.read(1 << 20)
         share = 1.0 if len(text) < 1 << 20 else len(text) / raw.tell()
@@ -97,14 +117,15 @@ def text_size(path: Path, format: Format) -> tuple[float, float]:
 
 
 class _Stream:
-    """The text of one file as UTF-8 (or bytes that are no text), with its mistakes as ours."""
+    """The text of one file as UTF-8 (bytes that are not valid text are kept). Raises DataError on read
+    errors."""
 
     def __init__(self, path: Path, raw: IO[bytes], file: Any, decode: Any = None) -> None:
         self._path, self._raw, self._file, self._decode = path, raw, file, decode
         self._waiting = b""
         self._size = max(os.fstat(raw.fileno()).st_size, 1)
         self.share = 0.0
-        """See Block."""
+        """See `Block.share`."""
 
     def __enter__(self) -> "_Stream":
         return self
@@ -113,7 +134,7 @@ class _Stream:
         self._file.close()
 
     def read(self, size: int) -> bytes:
-        """About `size` bytes, and none only at the end."""
+        """Reads about `size` bytes. Returns no bytes only at the end of the file."""
         if self._waiting:
             waiting, self._waiting = self._waiting, b""
             return waiting
@@ -134,18 +155,19 @@ class _Stream:
             text: str = self._decode(chunk, not chunk)
         except UnicodeDecodeError as error:
             raise DataError(
-                f"{self._path}: is not text in the recipe's encoding ({error.reason})\n  Check format.encoding."
+                f"{self._path}: is not text in the recipe's encoding ({error.reason})\n"
+                "  Check format.encoding."
             ) from None
-        # Bytes that are half a letter, or the mark of the order of bytes, give no text yet.
+        # Half a character, or a byte order mark, decodes to no text yet.
         return text.encode("utf-8", "surrogatepass") if text or not chunk else self.read(size)
 
     def skip(self, offset: int) -> None:
-        """Go on at byte `offset` of the text."""
+        """Skips the first `offset` bytes of the text."""
         if self._decode is None and self._path.suffix not in COMPRESSED:
             self._file.seek(offset)
             return
         while offset > 0 and (chunk := self.read(min(offset, BLOCK_BYTES))):
-            # Letters of utf-16 may take more bytes here than in the file.
+            # A block may be longer than was read: UTF-16 characters can take more bytes in UTF-8.
             self._waiting = chunk[offset:]
             offset -= len(chunk)
 
@@ -160,13 +182,18 @@ def _opened(path: Path, raw: IO[bytes], format: Format) -> _Stream:
         raw.close()
         raise DataError(f"{path}: not a whole {kind} file (it is empty)\n  Download it again.")
     file = raw if kind is None else pa.input_stream(pa.PythonFile(raw, mode="r"), compression=kind)
-    # Bytes of utf-16 cannot be cut at a byte that looks like a line end; those of the other two can.
+    # UTF-16 text must be decoded before it is split into lines: a byte that looks like a line end may be half
+    # a character. UTF-8 and Latin-1 can be split as bytes.
     decode = codecs.getincrementaldecoder("utf-16")().decode if format.encoding == "utf-16" else None
     return _Stream(path, raw, file, decode)
 
 
 def _rest_of_line(stream: _Stream, text: bytes, block_bytes: int) -> tuple[bytes, bytes, int, bool]:
-    """Of a line that began with `text` and does not end in it: its beginning, what follows it, its bytes, and whether it ended."""
+    """Reads the rest of a line that begins with `text` and does not end there.
+
+    Returns:
+        Beginning of the line, the bytes read after it, its length in bytes, and True if it has a line end.
+    """
     length = len(text)
     while chunk := stream.read(block_bytes):
         end = chunk.find(b"\n") + 1

@@ -1,4 +1,4 @@
-"""Getting raw data: downloads what may be downloaded, and says of the rest where a person must accept the licence and what to put where."""
+"""Downloads raw data, or shows the steps for data whose owner requires a login or a licence."""
 
 import logging
 import stat
@@ -24,50 +24,52 @@ class _SourceSection(BaseModel):
 
 
 class Archive(_SourceSection):
-    """A zip file that anybody may download who accepts the licence."""
+    """A zip file that can be downloaded without a login by anyone who accepts the licence."""
 
     url: Annotated[str, Field(pattern=r"^https?://")]
     md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-    """As the owner of the data publishes it."""
+    """MD5 that the owner of the data publishes, in hexadecimal digits."""
     folder: Annotated[str, Field(min_length=1)]
-    """In the archive: whose files are wanted."""
+    """Folder in the archive that is unpacked."""
     files: Annotated[tuple[str, ...], Field(min_length=1)]
-    """What the recipe needs; all must be there."""
+    """Files that the recipe needs. All must be in `folder`."""
 
 
 class Source(_SourceSection):
-    """Where the raw files of one recipe come from: datasets/sources/<recipe>.toml."""
+    """The source of the raw files of one recipe, from datasets/sources/<recipe>.toml."""
 
     page: str
-    """The owner's page."""
+    """URL of the owner's page about the data."""
     licence: str
-    """Its conditions in short, and where the text is."""
+    """Summary of the licence, and where to read it."""
     archive: Archive | None = None
-    """What can be downloaded; None where a person must log in or accept first."""
+    """The file to download; None if a person must log in or accept the licence on a web page."""
     steps: tuple[str, ...] = ()
-    """What that person does; `{out}` stands for the folder."""
+    """Steps for that person. `{out}` is replaced by the output folder."""
 
     @model_validator(mode="after")
     def _one_way(self) -> "Source":
         if (self.archive is None) == (not self.steps):
-            raise ValueError("give either an archive or the steps of a person")
+            raise ValueError("give either archive or steps, not both or neither")
         return self
 
 
 def load_source(name: str) -> Source:
-    """The source of the recipe `name`.
+    """Loads the source of the recipe `name`.
 
-    raises: DataError naming those that exist, or every mistake of the file.
+    Raises:
+        DataError: There is no such source (the message lists those that exist), or the file has mistakes (the
+            message lists all of them).
     """
     folders = [folder / "sources" for folder in dataset_folders()]
     path = next((path for folder in folders if (path := folder / f"{name}.toml").is_file()), None)
     if path is None:
         known = ", ".join(sorted({path.stem for folder in folders for path in folder.glob("*.toml")}))
-        raise DataError(f"fetch {name}: nothing of that name can be fetched\n  Give one of: {known}.")
+        raise DataError(f"fetch {name}: no data set of that name can be fetched\n  Give one of: {known}.")
     try:
         return Source.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except tomllib.TOMLDecodeError as error:
-        raise DataError(f"{path}: not TOML: {error}") from None
+        raise DataError(f"{path}: is not TOML: {error}") from None
     except ValidationError as error:
         raise DataError(
             "\n".join(f"{path}: {'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
@@ -75,24 +77,29 @@ def load_source(name: str) -> Source:
 
 
 def fetch(name: str, source: Source, out: Path, licence_accepted: bool) -> None:
-    """Put the raw files of the recipe `name` into the new folder `out`. One that holds them already is left alone.
+    """Downloads the raw files of the recipe `name` into the new folder `out`.
 
-    A download that was cut off goes on where it ended when the same call is made again. `out` is there whole or not at all.
-    raises: DataError if a person must act first, the licence is not accepted, or the archive cannot be had or is not the official one.
+    A folder that already has the files is left unchanged. An interrupted download is resumed by the same
+    call. `out` is created only when all files are complete.
+
+    Raises:
+        DataError: The data cannot be downloaded without a person, the licence is not accepted, the download
+            failed, or the archive is not the official one.
     """
     if source.archive is None:
         steps = "\n".join(
             f"  {number}. {step.format(out=out)}" for number, step in enumerate(source.steps, 1)
         )
         raise DataError(
-            f"fetch {name}: only a person can get it from {source.page}; nothing was fetched\n{steps}\n  Then: {prepare_command(name, out)}"
+            f"fetch {name}: must be downloaded by hand from {source.page}; nothing was fetched\n{steps}\n"
+            f"  Then: {prepare_command(name, out)}"
         )
     if not licence_accepted:
         raise DataError(
-            f"fetch {name}: nothing was fetched\n  If you accept the licence above, say so: add --accept-licence"
+            f"fetch {name}: nothing was fetched\n  If you accept the licence above, add --accept-licence"
         )
     if all((out / file).is_file() for file in source.archive.files):
-        log.info("%s already holds %s; nothing to do", out, ", ".join(source.archive.files))
+        log.info("%s already has %s; nothing to do", out, ", ".join(source.archive.files))
         clear_leftovers(out)
         return
     with work_on(out, {"url": source.archive.url, "md5": source.archive.md5}) as work:
@@ -102,19 +109,19 @@ def fetch(name: str, source: Source, out: Path, licence_accepted: bool) -> None:
             download(
                 source.archive.url,
                 part,
-                hint=f"Or get it by hand from {source.page}, and unpack it to {out}.",
+                hint=f"Or download it by hand from {source.page}, and unpack it to {out}.",
             )
             _check(part, source.archive)
             publish_file(part, path)
         try:
             _unpack(path, source.archive, work.data)
         except DataError:
-            path.unlink()  # of no use; a full disk or Ctrl-C does not make it so
+            path.unlink()  # a bad archive; after a full disk or Ctrl-C it is kept for the next call
             raise
 
 
 def prepare_command(name: str, out: Path) -> str:
-    """What comes after fetching."""
+    """The command to run after fetching."""
     return f"ham-dist prepare {name} --raw {out} --out data/{name}"
 
 
@@ -123,13 +130,14 @@ def _check(path: Path, archive: Archive) -> None:
     if found != archive.md5:
         path.unlink()
         raise DataError(
-            f"{archive.url}: md5 {found}, not the {archive.md5} of the official archive; what was downloaded is deleted\n"
-            "  Try again; if it stays so, what the server gives has changed, and its owner's page should say why."
+            f"{archive.url}: md5 is {found}; expected {archive.md5}, that of the official archive. "
+            "The download was deleted\n"
+            "  Try again. If it fails again, the file on the server has changed: see the page of its owner."
         )
 
 
 def _unpack(path: Path, archive: Archive, folder: Path) -> None:
-    """Write the files of `archive.folder` into `folder`. The archive is read to its end before anything counts as unpacked."""
+    """Unpacks the files of `archive.folder` into `folder`. All names in the archive are checked first."""
     try:
         with zipfile.ZipFile(path) as packed:
             members = {member: _place(member, archive) for member in packed.infolist() if not member.is_dir()}
@@ -144,14 +152,15 @@ def _unpack(path: Path, archive: Archive, folder: Path) -> None:
                     packed.extract(member, folder)
     except (zipfile.BadZipFile, EOFError) as error:
         raise DataError(
-            f"{archive.url}: is no whole zip file ({error})\n  Run the same command again."
+            f"{archive.url}: is not a complete zip file ({error})\n  Run the same command again."
         ) from None
 
 
 def _place(member: zipfile.ZipInfo, archive: Archive) -> PurePosixPath | None:
-    """Where a file of the archive goes, from the folder that is unpacked to; None for one that is not wanted.
+    """Path of a file of the archive relative to the output folder; None if it is not in `archive.folder`.
 
-    raises: DataError for a name that leads out of the archive, and for a link.
+    Raises:
+        DataError: The name points outside of the output folder, or the file is a symbolic link.
     """
     path = PurePosixPath(member.filename.replace("\\", "/"))
     if (
@@ -161,6 +170,7 @@ def _place(member: zipfile.ZipInfo, archive: Archive) -> PurePosixPath | None:
         or stat.S_ISLNK(member.external_attr >> 16)
     ):
         raise DataError(
-            f"{archive.url}: holds {member.filename!r}, which would be written outside of the folder; nothing was unpacked"
+            f"{archive.url}: contains {member.filename!r}, which would be written outside of the folder; "
+            "nothing was unpacked"
         )
     return path.relative_to(archive.folder) if path.is_relative_to(archive.folder) else None

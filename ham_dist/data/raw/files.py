@@ -1,4 +1,4 @@
-"""The raw files that a recipe names: found, stamped, and read a block at a time."""
+"""Finds the raw files of a recipe, records their hashes, and reads them in blocks."""
 
 import csv
 from collections import Counter
@@ -24,28 +24,34 @@ from ham_dist.io.hashing import sha256_of_stream
 from ham_dist.io.paths import is_local
 from ham_dist.io.printable import printable, shown
 
-# Rejected lines that a message shows.
+# Number of rejected lines shown in a message.
 SHOWN = 5
 _SHOWN_LETTERS = 80
 _SHOWN_NAMES = 50
-# A file is given up before its end where it has so many times more bad lines than it may have, as far as its length can be guessed.
+# Reading stops before the end of a file if it has this many times more bad lines than allowed, judged by the
+# estimated number of its lines.
 _EARLY = 10
 
 
 def find_raw(recipe: Recipe, raw: str | Path) -> dict[str, Path]:
-    """The path of each file that `recipe` names, plain or compressed, in the folder `raw`; the samples first.
+    """Finds the files of `recipe` in the folder `raw`.
 
-    raises: DataError that names every file that is not there; or if the folder is not on this machine, as raw files are read twice and more.
+    Returns:
+        File name in the recipe -> path, plain or compressed; sample files first.
+    Raises:
+        DataError: Files are missing (the message lists all of them), or the folder is not on this machine:
+            raw files are read more than once.
     """
     names = [*recipe.samples.files, *(join.file for join in recipe.joins)]
     if not is_local(raw):
-        mend = f"Copy {', '.join(names)} from there to one, and give that folder."
-        raise DataError(f"{raw}: raw files are read from a folder of this machine\n  {mend}")
+        fix = f"Copy {', '.join(names)} to a local folder, and give that folder."
+        raise DataError(f"{raw}: is a remote location; expected a folder on this machine\n  {fix}")
     raw = Path(raw)
     if not raw.is_dir():
         what = "is a file" if raw.exists() else "no such folder"
         raise DataError(
-            f"{raw}: {what}; give the folder that holds {', '.join(names)}\n  {recipe.name} comes from {recipe.source}"
+            f"{raw}: {what}; give the folder that holds {', '.join(names)}\n"
+            f"  {recipe.name} comes from {recipe.source}"
         )
     found = {}
     for name in names:
@@ -54,22 +60,24 @@ def find_raw(recipe: Recipe, raw: str | Path) -> dict[str, Path]:
     missing = [name for name, path in found.items() if path is None]
     if missing:
         raise DataError(
-            f"{raw}: lacks {', '.join(missing)} (plain or with .gz behind the name)\n  {recipe.name} comes from {recipe.source}"
+            f"{raw}: lacks {', '.join(missing)} (plain or with .gz behind the name)\n"
+            f"  {recipe.name} comes from {recipe.source}"
         )
     return {name: path for name, path in found.items() if path is not None}
 
 
 def name_in(raw: str | Path, path: Path) -> str:
-    """The name of a raw file for messages and manifests: its path from the raw folder, so that no two share one."""
+    """Name of a raw file in messages and manifests: its path relative to the raw folder, so that names are
+    unique."""
     return path.relative_to(raw).as_posix()
 
 
 FileState = list[int]
-"""Device, inode, size and times of a file (the last change of content, the last change of anything), in nanoseconds."""
+"""Device, inode, size in bytes, mtime and ctime of a file; both times in nanoseconds."""
 
 
 def state_of(path: Path) -> FileState:
-    """The state of a file; it differs from before where the file was written to or replaced.
+    """Returns the state of a file. It changes if the file is written to or replaced.
 
     Raises:
         DataError: The file cannot be read.
@@ -82,10 +90,13 @@ def state_of(path: Path) -> FileState:
 
 
 def stamp(path: Path, name: str) -> RawFile:
-    """The manifest's entry of a raw file, called `name` there.
+    """Returns the manifest's entry of a raw file.
 
+    Args:
+        path: The file.
+        name: Its name in the manifest.
     Raises:
-        DataError: The file cannot be read, or changes meanwhile.
+        DataError: The file cannot be read, or changed while it was read.
     """
     before = state_of(path)
     try:
@@ -98,10 +109,12 @@ def stamp(path: Path, name: str) -> RawFile:
 
 
 def refuse_changed(path: Path, before: FileState, entry: RawFile | None = None) -> None:
-    """Raises DataError if a file is not in the state that it had before it was read.
+    """Raises DataError if a file changed while it was read.
 
     Args:
-        entry: Of the content before: where only rights or names changed since, the content decides.
+        path: The file.
+        before: Its state before it was read.
+        entry: Its hash at that time. If only permissions or names changed since (ctime), the hash decides.
     """
     if (after := state_of(path)) == before:
         return
@@ -111,11 +124,12 @@ def refuse_changed(path: Path, before: FileState, entry: RawFile | None = None) 
                 return
     raise DataError(
         f"{path}: changed while it was read; expected the same bytes from beginning to end\n"
-        "  Wait until nothing writes to it, and give the same command again."
+        "  Wait until no program writes to it, and run the same command again."
     )
 
 
-# First bytes of files that are no text, what they are, and the ending of the name by which they are read.
+# First bytes of binary formats -> name of the format, and the suffix that makes it readable (None: cannot be
+# read).
 _BINARY = {
     b"PAR1": ("a Parquet file", None),
     b"Obj\x01": ("an Avro file", None),
@@ -127,25 +141,26 @@ _BINARY = {
 
 
 def refuse_binary(path: Path) -> None:
-    """Raises DataError if a file is of a known binary format: raw files are text, plain or compressed (by the end of the name)."""
+    """Raises DataError if a file has a known binary format. Raw files are text, plain or compressed (by their
+    suffix)."""
     if path.suffix in COMPRESSED:
         return
     with path.open("rb") as file:
         head = file.read(8)
     for first, (kind, ending) in _BINARY.items():
         if head.startswith(first):
-            way_out = (
-                f"Let its name end in {ending}"
+            fix = (
+                f"Rename it so that its name ends in {ending}"
                 if ending
                 else "Write it as text, such as CSV, and name that file in the recipe"
             )
-            raise DataError(f"{path}: is {kind}; expected text, plain or as .gz, .bz2 or .zst\n  {way_out}.")
+            raise DataError(f"{path}: is {kind}; expected text, plain or as .gz, .bz2 or .zst\n  {fix}.")
 
 
 def sample_blocks(
     path: Path, columns: Sequence[str], format: Format, start: Position | None = None
 ) -> Iterator[Block]:
-    """The lines of a raw file below its header, from `start` on.
+    """Yields the lines of a raw file without its header, from `start` on.
 
     Raises:
         DataError: The file is of a binary format, or its header does not name `columns`.
@@ -156,7 +171,8 @@ def sample_blocks(
         first = next(blocks, None)
         if first is None:
             raise DataError(
-                f"{path}: is empty; expected a header and samples\n  Check that it was written or downloaded whole."
+                f"{path}: is empty; expected a header and samples\n"
+                "  Check that it was written or downloaded completely."
             )
         head, _, rest = first.data.partition(b"\n")
         if format.header != "skip":
@@ -167,7 +183,7 @@ def sample_blocks(
 
 
 def _check_header(path: Path, found: Sequence[str], columns: Sequence[str]) -> None:
-    """Raises DataError if a header does not name `columns`, in their order."""
+    """Raises DataError if a header does not have the names `columns`, in that order."""
     if list(found) == list(columns):
         return
     repeated = [name for name, count in Counter(found).items() if count > 1]
@@ -177,55 +193,65 @@ def _check_header(path: Path, found: Sequence[str], columns: Sequence[str]) -> N
         text = f"names the columns {_listed(found)}; the recipe has {_listed(columns)}"
     raise DataError(
         f"{path}: line 1: {text}\n"
-        '  Give the names in the recipe\'s `columns`, or set format.header = "skip" and call columns as you like.'
+        '  Use these names in the recipe\'s `columns`, or set format.header = "skip" to use other names.'
     )
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Names in a message: as many as a line holds."""
+    """The first names, for a message, and the number of the others."""
     text = ", ".join(printable(name[:_SHOWN_LETTERS]) or "''" for name in names[:_SHOWN_NAMES])
     return f"{text} and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else text
 
 
 def header_names(head: bytes, format: Format) -> list[str]:
-    """The columns that a header names."""
+    """Column names in the header line `head`."""
     text = head.decode("utf-8", "backslashreplace")
     if format.quote:
-        with suppress(csv.Error):  # a name longer than csv takes
+        with suppress(csv.Error):  # a name longer than the csv module accepts
             return next(csv.reader([text], delimiter=format.separator, quotechar=format.quote), [""])
     return text.split(format.separator)
 
 
 @dataclass
 class Rejections:
-    """The bad lines of one file so far. Told of each block in order."""
+    """Counts the rejected lines of one file. `add` is called for each block, in order."""
 
     path: Path
     allowed: float
-    """The share of lines that may be bad."""
+    """Maximum share of rejected lines."""
     lines: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     shown: list[str] = field(default_factory=list)
     kept: list[RejectedLine] = field(default_factory=list)
     first_line: bool = False
-    """True where line 1 is bad."""
+    """True if line 1 was rejected."""
 
     def add(self, lines: int, reasons: Mapping[str, int], worst: Sequence[RejectedLine]) -> None:
-        """Count a block of `lines` lines: how many are bad for which reason, and the first of them."""
+        """Counts one block.
+
+        Args:
+            lines: Number of lines in the block.
+            reasons: Reason -> number of lines rejected for it.
+            worst: The first rejected lines of the block.
+        """
         self.lines += lines
         self.counts.update(reasons)
         self.first_line = self.first_line or any(one.line == 1 for one in worst[:1])
         self.shown += [described(self.path, one) for one in worst[: SHOWN - len(self.shown)]]
 
     def check(self) -> None:
-        """raises: DataError if there are too many, now that the whole file is read."""
+        """Raises DataError if too many lines of the whole file are rejected."""
         if self.counts.total() > self.allowed * self.lines:
             self._refuse(whole=True)
 
     def check_early(self, share_read: float) -> None:
-        """raises: DataError if there are so many that there is no use in reading on; about `share_read` of the file's bytes are read.
+        """Raises DataError if so many lines are rejected that reading the rest of the file is pointless.
 
-        How many lines there will be is a guess, since other parts of a file may have shorter lines or be packed more densely; hence _EARLY.
+        The number of lines in the rest is only an estimate, because other parts of the file may have shorter
+        lines or compress better; _EARLY is the safety factor for that.
+
+        Args:
+            share_read: Approximate share of the file's bytes read so far, 0 to 1.
         """
         if share_read < 1 and self.counts.total() * share_read > _EARLY * self.allowed * self.lines:
             self._refuse(whole=False)
@@ -238,20 +264,20 @@ class Rejections:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.counts.most_common())
         lines = f"{self.lines:,} line{'' if self.lines == 1 else 's'}"
         text.append(
-            f"  {bad:,} of {lines} {'is' if bad == 1 else 'are'} rejected ({reasons}); max_rejected = {self.allowed:g} allows fewer."
+            f"  {bad:,} of {lines} {'is' if bad == 1 else 'are'} rejected ({reasons}); "
+            f"max_rejected = {self.allowed:g} allows fewer."
         )
         if self.first_line:
-            text.append(
-                '  If line 1 names the columns, set format.header = true, or "skip" to leave it unread.'
-            )
+            text.append('  If line 1 names the columns, set format.header = true, or "skip" to ignore it.')
         text.append(
-            "  Correct or delete these lines, and check that it is the file that the recipe means; or raise max_rejected."
+            "  Correct or delete these lines, and check that this is the right file for the recipe; "
+            "or raise max_rejected."
         )
         raise DataError("\n".join(text))
 
 
 def described(path: Path, one: RejectedLine) -> str:
-    """File, line, reason and beginning of a bad line."""
+    """Message for one rejected line: file, line number, reason, and beginning of the line."""
     return f"{path}: line {one.line}: {one.detail}, in {shown(one.text, _SHOWN_LETTERS)}"
 
 
@@ -264,9 +290,20 @@ def read_side(
     store: Path,
     rejections: Rejections,
 ) -> ibis.Table:
-    """A side file: its columns `wanted` as strings, through the Parquet file `store`; bad lines, which are few, go to `rejections.kept`.
+    """Reads a side file by way of a Parquet file.
 
-    raises: DataError with file and line if a key is there twice, or too much cannot be read.
+    Args:
+        engine: The engine that the returned table belongs to.
+        path: The side file.
+        join: Its section of the recipe.
+        wanted: Columns to read, as strings.
+        format: Format of the text.
+        store: Path of the Parquet file to write.
+        rejections: Counts rejected lines; they are also added to `rejections.kept`, as they are few.
+    Returns:
+        The columns `wanted`.
+    Raises:
+        DataError: A key appears twice, or too many lines are rejected; the message has file and line.
     """
     schema = pa.schema([(name, pa.string()) for name in wanted] + [(ROW, pa.int64())])
     with pq.ParquetWriter(store, schema) as writer:
@@ -282,7 +319,7 @@ def read_side(
 
 
 def refuse_repeated(engine: Engine, side: ibis.Table, key: str, path: Path) -> None:
-    """Raises DataError with both lines if a key of a side file occurs twice: it would double its samples."""
+    """Raises DataError if a key of a side file appears twice, because the join would duplicate samples."""
     counts = (
         side.filter(side[key].notnull())
         .group_by(key)
@@ -293,5 +330,6 @@ def refuse_repeated(engine: Engine, side: ibis.Table, key: str, path: Path) -> N
         row = rows[0]
         where = f"{row['first'] + 1:,} and {row['last'] + 1:,}"
         raise DataError(
-            f"{path}: {key} {row[key]!r} is there {row['count']} times (lines {where})\n  Keep one line a {key}."
+            f"{path}: {key} {row[key]!r} appears {row['count']} times (lines {where})\n"
+            f"  Keep one line per {key}."
         )

@@ -1,6 +1,6 @@
-"""Lines of a block -> columns, and the lines that are none, each with its reason.
+"""Parses the lines of a block into columns, and collects rejected lines with their reasons.
 
-Every row is one line, so that a bad one never takes its neighbours with it, and every row keeps the number of its line.
+Every row is one line, so a bad line never affects its neighbours. Every row keeps its line number.
 """
 
 import codecs
@@ -19,7 +19,7 @@ from ham_dist.data.raw.blocks import Block
 from ham_dist.data.recipe.fields import Format
 from ham_dist.io.printable import printable
 
-# Reasons, the first that holds counts.
+# Reasons to reject a line. A line with several gets the first of them.
 TOO_LONG = "line too long"
 NOT_TEXT = "not text in the encoding"
 CONTROL = "control character"
@@ -28,7 +28,7 @@ COLUMNS = "wrong number of columns"
 NUMBER = "not a number"
 MISSING_LABEL = "missing label"
 
-# Stands in for a separator of several characters; text does not hold ASCII's unit separator.
+# Replaces a separator of several characters. ASCII's unit separator does not occur in text.
 _UNIT = b"\x1f"
 _SHOWN_BYTES = 200
 
@@ -45,7 +45,14 @@ REJECTED_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class RejectedLine:
-    """One line that is no row. `line` counts from 1; `text` is its beginning."""
+    """One rejected line.
+
+    Attributes:
+        line: Line number, from 1.
+        reason: One of the reasons above.
+        detail: Description of the problem.
+        text: Beginning of the line.
+    """
 
     line: int
     reason: str
@@ -54,17 +61,18 @@ class RejectedLine:
 
 
 def rejected_table(file: str, lines: Sequence[RejectedLine]) -> pa.Table:
-    """Bad lines of one file, as REJECTED_SCHEMA."""
+    """Table of the rejected lines of one file, with REJECTED_SCHEMA."""
     return pa.Table.from_pylist([{"file": file} | asdict(one) for one in lines], schema=REJECTED_SCHEMA)
 
 
 @dataclass(frozen=True)
 class ParsedLines:
-    """What a block holds.
+    """The parsed lines of a block.
 
-    table:    the wanted columns of the good lines, as strings or float64; null is missing.
-    lines:    the number of each row's line in the file, from 0, int64.
-    rejected: the bad lines, in order.
+    Attributes:
+        table: The wanted columns of the good lines, as strings or float64; null is a missing value.
+        lines: Line number of each row in the file, from 0, int64.
+        rejected: The rejected lines, in order.
     """
 
     table: pa.Table
@@ -72,7 +80,7 @@ class ParsedLines:
     rejected: list[RejectedLine]
 
     def reasons(self) -> dict[str, int]:
-        """How many lines are bad for which reason."""
+        """Number of rejected lines by reason."""
         return dict(Counter(one.reason for one in self.rejected))
 
 
@@ -83,11 +91,15 @@ def parse(
     format: Format,
     required: Sequence[str] = (),
 ) -> ParsedLines:
-    """The rows of a block.
+    """Parses the lines of a block.
 
-    columns:  names of all columns of the file, left to right.
-    wanted:   the columns to keep, each as `string` or `float64`. A number that is not finite is none.
-    required: columns that may not be missing: the label's. If they are of numbers, `true` and `false` count as 1 and 0.
+    Args:
+        block: The lines.
+        columns: Names of all columns of the file, left to right.
+        wanted: Columns to keep -> `string` or `float64`. A line with a number that is not finite is rejected.
+        format: Format of the text.
+        required: Columns that must not be missing: the label's. If they are numbers, `true` counts as 1,
+            `false` as 0.
     """
     first = block.start.lines
     if block.cut:
@@ -95,7 +107,7 @@ def parse(
             _nothing(wanted), np.empty(0, np.int64), [_rejected(block.data, first, TOO_LONG, "")]
         )
     lines = _lines(block.data)
-    reasons = _faults(block.data, lines, len(columns), format)
+    reasons = _reasons(block.data, lines, len(columns), format)
     full = pc.binary_length(lines).to_numpy() > 1
     good = full if reasons is None else full & (reasons == "")
     rejected = []
@@ -109,7 +121,7 @@ def parse(
     try:
         table = _table(kept, columns, wanted, format)
     except pa.lib.ArrowInvalid:
-        table = _tried_numbers(kept, columns, wanted, format, required)
+        table = _table_with_invalid_numbers(kept, columns, wanted, format, required)
     bad = _bad_cells(table, wanted, required)
     if bad:
         rejected += [
@@ -130,14 +142,14 @@ _TYPES = {"string": pa.string(), "float64": pa.float64()}
 
 
 def _lines(data: bytes) -> pa.Array:
-    """The lines of `data`, each with its line end, without a copy."""
+    """Array of the lines of `data`, each with its line end; shares memory with `data`."""
     ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")) + 1
     offsets = np.concatenate([[0], ends]).astype(np.int32)
     return pa.Array.from_buffers(pa.binary(), len(ends), [None, pa.py_buffer(offsets), pa.py_buffer(data)])
 
 
-def _faults(data: bytes, lines: pa.Array, columns: int, format: Format) -> Any:
-    """For each line its reason, empty for a good one; None where all are good."""
+def _reasons(data: bytes, lines: pa.Array, columns: int, format: Format) -> Any:
+    """Reason to reject each line, empty for a good line; None if all lines are good."""
     reasons = np.full(len(lines), "", dtype=object)
 
     def note(mask: Any, reason: str) -> None:
@@ -155,7 +167,7 @@ def _faults(data: bytes, lines: pa.Array, columns: int, format: Format) -> Any:
     plain = lines
     if format.quote and b'"' in data:
         quoted = pc.match_substring(lines, b'"').to_numpy(zero_copy_only=False)
-        # Quotes around whole values only, and twice within them.
+        # Quotes must enclose whole values; a quote inside a value is doubled.
         bare, whole = f'[^"{re.escape(format.separator)}\n]*', '"(?:[^"]|"")*"'
         pattern = f"^(?:{bare}|{whole})(?:{re.escape(format.separator)}(?:{bare}|{whole}))*\n$"
         strings = lines.filter(pa.array(quoted & (reasons == ""))).cast(pa.string())
@@ -169,12 +181,13 @@ def _faults(data: bytes, lines: pa.Array, columns: int, format: Format) -> Any:
 
 
 def _count(lines: pa.Array, separator: bytes) -> Any:
-    """How often the separator stands in each line."""
+    """Number of separators in each line."""
     if len(separator) > 1 or lines.offset or not len(lines):
         return pc.count_substring(lines, separator).to_numpy()
     _, offsets, data = lines.buffers()
     ends = np.frombuffer(offsets, np.int32)[: len(lines) + 1]
-    # Half the time of count_substring, which looks for substrings of any length. No line is empty: its line end belongs to it.
+    # Takes half the time of count_substring, which searches for substrings of any length. No line is empty,
+    # since its line end is part of it.
     return np.add.reduceat(
         (np.frombuffer(data, np.uint8)[: ends[-1]] == ord(separator)).view(np.int8), ends[:-1], dtype=np.int32
     )
@@ -191,7 +204,7 @@ def _is_utf8(data: bytes) -> bool:
 
 
 def _table(lines: pa.Array, columns: Sequence[str], wanted: Mapping[str, str], format: Format) -> pa.Table:
-    """The wanted columns of lines that are rows. raises: ArrowInvalid where a number is none."""
+    """The wanted columns of good lines. Raises ArrowInvalid if a cell of a number column is not a number."""
     if not len(lines):
         return _nothing(wanted)
     offsets = np.frombuffer(lines.buffers()[1], np.int32)[lines.offset : lines.offset + len(lines) + 1]
@@ -211,9 +224,8 @@ def _read(
     null: Sequence[str],
 ) -> pa.Table:
     if bytes(data[:3]) == codecs.BOM_UTF8:
-        data = (
-            b"\n" + data
-        )  # Arrow would leave the mark out here, where a block or cell happens to begin, and nowhere else.
+        # Arrow would drop a byte order mark at the beginning of a block or cell, and only there.
+        data = b"\n" + data
     return pyarrow.csv.read_csv(
         pa.BufferReader(pa.py_buffer(data)),
         pyarrow.csv.ReadOptions(column_names=list(columns), use_threads=False, block_size=len(data) + 1),
@@ -228,14 +240,17 @@ def _read(
     )
 
 
-def _tried_numbers(
+def _table_with_invalid_numbers(
     lines: pa.Array,
     columns: Sequence[str],
     wanted: Mapping[str, str],
     format: Format,
     required: Sequence[str],
 ) -> pa.Table:
-    """The wanted columns, with infinity where a number is none: each distinct cell is read alone, by what reads whole blocks."""
+    """The wanted columns, with infinity where a cell is not a number.
+
+    Each distinct cell is parsed alone, by the same parser as whole blocks.
+    """
     texts = _table(lines, columns, dict.fromkeys(wanted, "string"), format)
     return pa.table(
         {
@@ -251,10 +266,14 @@ _WORDS = {"true": 1.0, "false": 0.0}
 
 
 def numbers_of(texts: pa.Array, format: Format, words: bool = False) -> pa.Array:
-    """The numbers that `texts` (string) hold, as float64: null for what means missing, infinity for what is no number.
+    """Parses strings as numbers.
 
     Args:
-        words: `true` and `false`, in any case, are 1 and 0.
+        texts: (n,) strings.
+        format: Format of the text, which defines the strings that mean a missing value.
+        words: If True, `true` and `false` (upper or lower case) are 1 and 0.
+    Returns:
+        (n,) float64: null for a missing value, infinity for a string that is not a number.
     """
     distinct = texts.dictionary_encode()
     numbers: list[float | None] = []
@@ -263,7 +282,7 @@ def numbers_of(texts: pa.Array, format: Format, words: bool = False) -> pa.Array
             numbers.append(_WORDS[text.lower()])
             continue
         try:
-            if "\n" in text or "\r" in text:  # which would be two lines
+            if "\n" in text or "\r" in text:  # a line end would make two lines
                 raise pa.lib.ArrowInvalid
             one = _read(text.encode() + b"\n", _UNIT, "", ["x"], {"x": "float64"}, format.null)
             numbers.append(one["x"][0].as_py() if one.num_rows else None)
@@ -275,7 +294,11 @@ def numbers_of(texts: pa.Array, format: Format, words: bool = False) -> pa.Array
 def _bad_cells(
     table: pa.Table, wanted: Mapping[str, str], required: Sequence[str]
 ) -> dict[int, tuple[str, str]]:
-    """Rows with a number that is not finite, or without a required cell, each with reason and detail of the first such column."""
+    """Rows with a number that is not finite, or with a missing required cell.
+
+    Returns:
+        Row -> reason and detail of the first such column.
+    """
     bad: dict[int, tuple[str, str]] = {}
     for name, kind in wanted.items():
         cells = table[name].combine_chunks()
@@ -304,16 +327,16 @@ _DETAILS = {
 
 
 def _detail(line: bytes, reason: str, columns: Sequence[str], format: Format) -> str:
-    """What is wrong with a line, where more can be said than the reason."""
+    """Description of the problem of a line; empty if the reason is enough."""
     if reason == COLUMNS:
         found = count_cells(line, format)
-        return f"{found} column{'' if found == 1 else 's'} where {len(columns)} are wanted"
+        return f"{found} column{'' if found == 1 else 's'}; expected {len(columns)}"
     if reason == CONTROL:
-        return "has a NUL byte" if b"\0" in line else "has a line end or control character within it"
+        return "has a NUL byte" if b"\0" in line else "has a line end or control character inside it"
     return ""
 
 
 def count_cells(line: bytes, format: Format) -> int:
-    """The number of cells in a line."""
+    """Number of cells in a line."""
     plain = re.sub(rb'"[^"]*"', b"", line) if format.quote else line
     return plain.count(format.separator.encode()) + 1

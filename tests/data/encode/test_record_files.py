@@ -263,7 +263,7 @@ def test_a_column_is_carried_as_it_is(tmp_path: Path, known: Path) -> None:
         (
             {},
             "1,a\n0,b\n",
-            r"late: line 1: 2 columns where 7 are wanted, in '1,a'(?s:.*)Correct or delete these lines",
+            r"late: line 1: 2 columns; expected 7, in '1,a'(?s:.*)Correct or delete these lines",
         ),
         ({}, "1,a,x,d,3,h,t\n" + "0,b\n" * 8, "late: and at least 3 more such lines"),
         ({"header": True}, "site\nb\x00\n", "late: line 2: has a NUL byte"),

@@ -216,15 +216,13 @@ class TestMistakes:
     def test_lines(self, message: Any, recipe: Recipe, tmp_path: Path) -> None:
         (tmp_path / "x.csv").write_text("gender,age\nF,1\nM\nF,25\n")
         assert message(tmp_path / "x.csv", by=in_csv(recipe), fields=["gender"]) == (
-            f"{tmp_path}/x.csv: line 3: 1 column where 2 are wanted, in 'M'\n"
+            f"{tmp_path}/x.csv: line 3: 1 column; expected 2, in 'M'\n"
             "  Correct or delete these lines: each record must get a probability."
         )
         broken = write_raw_movielens(tmp_path / "raw", ratings=100)
         lines = (broken / "ratings.dat").read_text().splitlines()
         write_lines(broken / "ratings.dat", [*lines[:40], "1::4", *lines[40:]])
-        assert message(broken).startswith(
-            f"{broken}/ratings.dat: line 41: 2 columns where 4 are wanted, in '1::4'"
-        )
+        assert message(broken).startswith(f"{broken}/ratings.dat: line 41: 2 columns; expected 4, in '1::4'")
 
 
 def test_the_rating_is_not_looked_at(raw: Path, prepared: Path, recipe: Recipe, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Transforms of numbers and times, compared with values worked out by hand, in both engines and in scoring."""
+"""Transforms of numbers and times, compared with values worked out by hand, in both engines and scoring."""
 
 import shutil
 from collections.abc import Callable, Iterator

@@ -63,14 +63,12 @@ def test_raw_must_be_a_folder(name: str, recipe: Recipe, raw: Path, tmp_path: Pa
 
 def test_short_line(raw: Path, refuse: Callable[[], str]) -> None:
     change(raw / "ratings.dat", 17, "1::4::5")
-    assert refuse().startswith(f"{raw}/ratings.dat: line 17: 3 columns where 4 are wanted, in '1::4::5'")
+    assert refuse().startswith(f"{raw}/ratings.dat: line 17: 3 columns; expected 4, in '1::4::5'")
 
 
 def test_long_line(raw: Path, refuse: Callable[[], str]) -> None:
     change(raw / "users.dat", 2, "2::M::25::3::48000::7")
-    assert refuse().startswith(
-        f"{raw}/users.dat: line 2: 6 columns where 5 are wanted, in '2::M::25::3::48000::7'"
-    )
+    assert refuse().startswith(f"{raw}/users.dat: line 2: 6 columns; expected 5, in '2::M::25::3::48000::7'")
 
 
 @pytest.mark.parametrize("rating", ["good", "", "4,5", "5.x"])
@@ -89,7 +87,7 @@ def test_nan_in_the_rating(raw: Path, refuse: Callable[[], str]) -> None:
 def test_line_numbers_count_blank_lines(raw: Path, refuse: Callable[[], str]) -> None:
     change(raw / "ratings.dat", 3, "")
     change(raw / "ratings.dat", 9, "what?")
-    assert refuse().startswith(f"{raw}/ratings.dat: line 9: 1 column where 4 are wanted, in 'what?'")
+    assert refuse().startswith(f"{raw}/ratings.dat: line 9: 1 column; expected 4, in 'what?'")
 
 
 def test_line_number_far_down_a_long_file(recipe: Recipe, raw: Path, tmp_path: Path) -> None:
@@ -113,13 +111,13 @@ def test_many_bad_lines_are_counted(raw: Path, refuse: Callable[[], str]) -> Non
 def test_movies_given_as_ratings(raw: Path, refuse: Callable[[], str]) -> None:
     (raw / "ratings.dat").write_bytes((raw / "movies.dat").read_bytes())
     message = refuse()
-    assert message.startswith(f"{raw}/ratings.dat: line 1: 3 columns where 4 are wanted")
+    assert message.startswith(f"{raw}/ratings.dat: line 1: 3 columns; expected 4")
     assert "check that it is the file that the recipe means" in message
 
 
 def test_users_given_as_ratings(raw: Path, refuse: Callable[[], str]) -> None:
     (raw / "ratings.dat").write_bytes((raw / "users.dat").read_bytes())
-    assert refuse().startswith(f"{raw}/ratings.dat: line 1: 5 columns where 4 are wanted")
+    assert refuse().startswith(f"{raw}/ratings.dat: line 1: 5 columns; expected 4")
 
 
 def test_a_binary_file(raw: Path, refuse: Callable[[], str]) -> None:
@@ -145,7 +143,7 @@ def test_side_file_with_other_keys(raw: Path, refuse: Callable[[], str]) -> None
 
 def test_key_twice_in_a_side_file(raw: Path, refuse: Callable[[], str]) -> None:
     change(raw / "users.dat", 8, "3::M::25::3::48000")
-    assert refuse().startswith(f"{raw}/users.dat: user '3' is there 2 times (lines 3 and 8)")
+    assert refuse().startswith(f"{raw}/users.dat: user '3' appears 2 times (lines 3 and 8)")
 
 
 def test_gzip_cut_short(raw: Path, refuse: Callable[[], str]) -> None:

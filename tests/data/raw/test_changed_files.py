@@ -1,4 +1,4 @@
-"""Raw files that change while they are read, and files that could be mistaken for one another: the manifest names what was read."""
+"""Raw files that change while they are read, and files of the same name: the manifest names what was read."""
 
 import os
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
 
     monkeypatch.setattr("ham_dist.data.prepare.stage.sample_blocks", changing)
     with pytest.raises(
-        DataError, match=r"train\.csv: changed while it was read; .*\n .*give the same command again"
+        DataError, match=r"train\.csv: changed while it was read; .*\n .*run the same command again"
     ):
         prepare(recipe(), raw, tmp_path / "out")
     monkeypatch.undo()

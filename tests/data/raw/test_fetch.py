@@ -100,10 +100,10 @@ def test_what_came_before_a_failed_call_is_kept_for_the_next(server: Server, tmp
     server.cut_after = [1000, 0, 0, 0, 0]
     text = _message(server, tmp_path / "ml-1m")
     assert (
-        "cannot be downloaded (the connection broke); 1,000 bytes are kept, and the same command resumes from there"
-        in text
+        "cannot be downloaded (the connection broke); 1,000 bytes are kept, "
+        "and the same command resumes from there" in text
     )
-    assert "Or get it by hand from https://example.org" in text
+    assert "Or download it by hand from https://example.org" in text
     server.asked.clear()
     server.cut_after.clear()
     _fetch(server, tmp_path / "ml-1m")
@@ -132,8 +132,8 @@ def test_a_beginning_longer_than_the_file_is_thrown_away(server: Server, tmp_pat
 def test_wrong_checksum_is_refused_and_the_next_call_starts_anew(server: Server, tmp_path: Path) -> None:
     text = _message(server, tmp_path / "ml-1m", md5="0" * 32)
     assert (
-        f"md5 {hashlib.md5(OFFICIAL).hexdigest()}, not the {'0' * 32} of the official archive; what was downloaded is deleted"
-        in text
+        f"md5 is {hashlib.md5(OFFICIAL).hexdigest()}; expected {'0' * 32}, that of the official archive. "
+        "The download was deleted\n" in text
     )
     _message(server, tmp_path / "ml-1m", md5="0" * 32)
     assert server.asked == [None, None]
@@ -141,7 +141,7 @@ def test_wrong_checksum_is_refused_and_the_next_call_starts_anew(server: Server,
 
 def test_refusals_of_the_server(server: Server, tmp_path: Path) -> None:
     server.statuses = [404]
-    assert f"{server.url}: the server answered 404 Not Found\n  Or get it by hand" in _message(
+    assert f"{server.url}: the server answered 404 Not Found\n  Or download it by hand" in _message(
         server, tmp_path / "ml-1m"
     )
     server.statuses = [503, 503, 503, 503]
@@ -159,7 +159,7 @@ def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         nobody.bind(("127.0.0.1", 0))
         server = Server(OFFICIAL, url=f"http://127.0.0.1:{nobody.getsockname()[1]}/ml-1m.zip")
         text = _message(server, tmp_path / "ml-1m")
-    assert re.match(rf"{server.url}: cannot be downloaded \(.*refused\)\n  Or get it by hand", text)
+    assert re.match(rf"{server.url}: cannot be downloaded \(.*refused\)\n  Or download it by hand", text)
 
 
 def test_a_full_disk_is_no_broken_connection(
@@ -194,11 +194,11 @@ def test_links_and_damage_in_the_archive(server: Server, tmp_path: Path) -> None
     server.content = _zip(
         {f"ml-1m/{file}": content for file, content in FILES.items()}, links=("ml-1m/link",)
     )
-    assert "holds 'ml-1m/link', which would be written outside" in _message(server, tmp_path / "one")
+    assert "contains 'ml-1m/link', which would be written outside" in _message(server, tmp_path / "one")
     server.content = _zip({"ml-1m/users.dat": b"1"})
     assert "its folder ml-1m lacks movies.dat, ratings.dat" in _message(server, tmp_path / "two")
     server.content = OFFICIAL[:-10]
-    assert "is no whole zip file" in _message(server, tmp_path / "three")
+    assert "is not a complete zip file" in _message(server, tmp_path / "three")
 
 
 def test_every_source_of_ours_is_well_formed_and_says_what_to_do() -> None:
@@ -208,7 +208,8 @@ def test_every_source_of_ours_is_well_formed_and_says_what_to_do() -> None:
         assert source.archive is None
         with pytest.raises(
             DataError,
-            match=f"fetch {name}: only a person can get it from {re.escape(source.page)}; nothing was fetched",
+            match=f"fetch {name}: must be downloaded by hand from {re.escape(source.page)}; "
+            "nothing was fetched",
         ) as caught:
             fetch(name, source, Path("raw"), licence_accepted=True)
         assert str(caught.value).endswith(
@@ -227,8 +228,8 @@ def test_command_shows_the_licence_first_and_ends_with_what_comes_next(
     assert refused.exit_code == 2
     assert refused.stdout == "https://example.org\nBe kind.\n\n"
     assert (
-        refused.stderr
-        == "ham-dist: fetch movielens-1m: nothing was fetched\n  If you accept the licence above, say so: add --accept-licence\n"
+        refused.stderr == "ham-dist: fetch movielens-1m: nothing was fetched\n"
+        "  If you accept the licence above, add --accept-licence\n"
     )
     assert server.asked == []
     done = CliRunner().invoke(app, [*arguments, "--accept-licence"])

@@ -1,4 +1,4 @@
-"""Raw files that are damaged as a whole, or are another file than the recipe means; and encodings and compression that are as they should be."""
+"""Raw files that are damaged, or do not fit the recipe; and valid encodings and compression."""
 
 import codecs
 import gzip
@@ -20,7 +20,7 @@ from tests.support.small_log import recipe_of, write_log
 WHOLE = b"".join(b"%d\t%d\ts%d\n" % (row % 2, row % 7, row % 5) for row in range(400))
 PACKED = gzip.compress(WHOLE, mtime=0)
 FLIPPED = PACKED[:-50] + bytes([PACKED[-50] ^ 8]) + PACKED[-49:]
-COLUMNS_OF_ANOTHER = "log: line 1: 1 column where 3 are wanted"
+COLUMNS_OF_ANOTHER = "log: line 1: 1 column; expected 3"
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ COLUMNS_OF_ANOTHER = "log: line 1: 1 column where 3 are wanted"
             id="a-header",
         ),
         pytest.param(
-            "log", WHOLE[:-4], "log: line 400: 2 columns where 3 are wanted, in '1\\t0'", id="text-cut-short"
+            "log", WHOLE[:-4], "log: line 400: 2 columns; expected 3, in '1\\t0'", id="text-cut-short"
         ),
         pytest.param(
             "log",
@@ -116,7 +116,8 @@ def test_a_wrong_file_is_given_up_early(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "log").write_bytes(b"a line of something else\n" * 4000)
     with pytest.raises(
         DataError,
-        match=r"and at least \d+ more such lines\n  \d\d of \d\d lines are rejected \(\d\d wrong number of columns\)",
+        match=r"and at least \d+ more such lines\n"
+        r"  \d\d of \d\d lines are rejected \(\d\d wrong number of columns\)",
     ):
         prepare(recipe_of(), tmp_path, tmp_path / "out")
 
@@ -200,7 +201,7 @@ def packed_unevenly(bad: int) -> bytes:
 def test_a_gzip_is_not_judged_by_how_densely_it_begins(
     block_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the size of its beginning, this file has some 150 lines, and 2 of these are bad; but it has 20,100, of which 2 may be."""
+    """Its beginning suggests 150 lines, 2 of them bad; it has 20,100, of which 2 may be bad."""
     monkeypatch.setattr(blocks, "BLOCK_BYTES", block_bytes)
     (tmp_path / "log.gz").write_bytes(packed_unevenly(bad=2))
     manifest = prepare(recipe_of(), tmp_path, tmp_path / "out")
@@ -226,6 +227,7 @@ def test_a_wrong_gzip_is_given_up_early_too(tmp_path: Path, monkeypatch: pytest.
 def test_a_raw_folder_that_is_elsewhere(raw: str, tmp_path: Path) -> None:
     with pytest.raises(
         DataError,
-        match=f"{raw}: raw files are read from a folder of this machine\n  Copy log from there to one, and give",
+        match=f"{raw}: is a remote location; expected a folder on this machine\n"
+        "  Copy log to a local folder, and give",
     ):
         prepare(recipe_of(), raw, tmp_path / "out")

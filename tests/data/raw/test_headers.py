@@ -100,7 +100,8 @@ def test_a_file_that_is_no_text_is_called_what_it_is(name: str, kind: str, tmp_p
             gzip.compress(b"click,item\n1,a\n") if name.endswith(".csv") else b"PK\x03\x04\0\0\0\0"
         )
     recipe = tiny_recipe(["item"], ITEM, samples={"file": [name, "late.csv"], "columns": ["click", "item"]},
-                         split={"kind": "files", "train": [name], "validation": ["late.csv"], "test": ["late.csv"]})  # fmt: skip
+                         split={"kind": "files", "train": [name], "validation": ["late.csv"],
+                                "test": ["late.csv"]})  # fmt: skip
     with pytest.raises(DataError) as caught:
         prepare(recipe, raw, tmp_path / "out")
     assert str(caught.value).startswith(f"{raw / name}: is {kind}; expected text")

@@ -1,4 +1,7 @@
-"""More than fifty kinds of damaged input: each bad line is kept aside with its line and reason, its neighbours stay, nothing is lost silently."""
+"""More than fifty kinds of damaged input.
+
+Each bad line is stored with its line number and reason, its neighbours are kept, and none is lost silently.
+"""
 
 from collections import Counter
 from pathlib import Path
@@ -33,14 +36,14 @@ FORMATS = {"tab": TAB, "csv": CSV, "long": LONG}
 NO_TEXT, NUL, WITHIN = (
     "is not text in the recipe's encoding",
     "has a NUL byte",
-    "has a line end or control character within it",
+    "has a line end or control character inside it",
 )
 LENGTH, STRAY = "is longer than format.max_line_bytes", "has a quote that is not around a whole value"
 CLICK, PRICE = "click is not a number", "price is not a number"
 
 
 def wanted(columns: int) -> str:
-    return f"{columns} column{'' if columns == 1 else 's'} where 3 are wanted"
+    return f"{columns} column{'' if columns == 1 else 's'}; expected 3"
 
 
 class Bad(NamedTuple):
@@ -221,13 +224,15 @@ def test_the_command_says_where_what_and_how_to_mend_it(tmp_path: Path) -> None:
     log = tmp_path / "log"
     assert (refused.exit_code, refused.stderr) == (
         2,
-        f"ham-dist: {log}: line 2: 2 columns where 3 are wanted, in '1\\t2.5'\n"
+        f"ham-dist: {log}: line 2: 2 columns; expected 3, in '1\\t2.5'\n"
         f"{log}: line 43: price is not a number, in '1\\t2.5EUR\\tshop'\n"
         f"{log}: line 84: has a NUL byte, in '1\\t2.5\\tsh\\x00op'\n"
         f"{log}: line 125: is not text in the recipe's encoding, in '1\\t2.5\\tK\\\\xf6ln'\n"
-        "  4 of 1,004 lines are rejected (1 wrong number of columns, 1 not a number, 1 control character, 1 not text in the encoding); "
+        "  4 of 1,004 lines are rejected (1 wrong number of columns, 1 not a number, 1 control character, "
+        "1 not text in the encoding); "
         "max_rejected = 0.0001 allows fewer.\n"
-        "  Correct or delete these lines, and check that it is the file that the recipe means; or raise max_rejected.\n",
+        "  Correct or delete these lines, and check that this is the right file for the recipe; "
+        "or raise max_rejected.\n",
     )
     allowed = CliRunner().invoke(app, [*command, "--max-rejected", "0.004"])
     assert allowed.exit_code == 0, allowed.stderr
@@ -257,7 +262,8 @@ def test_nothing_is_dropped_silently(
     assert manifest.rejected.stored is not None
     kept = pq.read_table(tmp_path / "out" / manifest.rejected.stored.file).to_pylist()
     assert [(one["file"], one["line"], one["reason"]) for one in kept] == [
-        ("log", 2, COLUMNS), ("log", 43, NUMBER), ("log", 84, NOT_TEXT), ("log", 125, CONTROL), ("log", 166, TOO_LONG), ("log", 248, COLUMNS),
+        ("log", 2, COLUMNS), ("log", 43, NUMBER), ("log", 84, NOT_TEXT), ("log", 125, CONTROL),
+        ("log", 166, TOO_LONG), ("log", 248, COLUMNS),
     ]  # fmt: skip
     assert kept[1]["detail"] == "click is not a number"
     assert kept[2]["text"] == "1\t1\t\\xff"
@@ -268,7 +274,7 @@ def test_bad_lines_of_a_side_file_are_kept_aside_too(tmp_path: Path) -> None:
     raw = write_everything(tmp_path / "raw")
     with (raw / "users").open("a", encoding="utf-8") as file:
         file.write("u99\n")
-    with pytest.raises(DataError, match="users: line 22: 1 column where 3 are wanted, in 'u99'"):
+    with pytest.raises(DataError, match="users: line 22: 1 column; expected 3, in 'u99'"):
         prepare(everything(), raw, tmp_path / "out")
     manifest = prepare(everything(max_rejected=0.1), raw, tmp_path / "out")
     assert (manifest.rows_in, manifest.rejected.samples, manifest.rejected.reasons) == (900, 0, {COLUMNS: 1})
@@ -278,7 +284,7 @@ def test_bad_lines_of_a_side_file_are_kept_aside_too(tmp_path: Path) -> None:
         "file": "users",
         "line": 22,
         "reason": COLUMNS,
-        "detail": "1 column where 3 are wanted",
+        "detail": "1 column; expected 3",
         "text": "u99",
     }
 
@@ -288,7 +294,7 @@ def test_too_many_bad_lines_stop_the_work(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         prepare(recipe_of(), tmp_path, tmp_path / "out")
     message = str(caught.value).splitlines()
-    assert message[0] == f"{tmp_path}/log: line 2: 2 columns where 3 are wanted, in '1\\t2'"
+    assert message[0] == f"{tmp_path}/log: line 2: 2 columns; expected 3, in '1\\t2'"
     assert message[5] == f"{tmp_path}/log: and 1 more such line"
     assert message[6].startswith(
         "  6 of 1,006 lines are rejected (2 wrong number of columns, 1 not a number,"
@@ -311,7 +317,7 @@ def test_who_allows_more_or_mends_a_file_loses_no_other_file(
 
     monkeypatch.setattr("ham_dist.data.prepare.stage.parse", count_and_parse)
     for _ in range(2):
-        with pytest.raises(DataError, match="day_2: line 302: 1 column where 9 are wanted, in 'oops'"):
+        with pytest.raises(DataError, match="day_2: line 302: 1 column; expected 9, in 'oops'"):
             prepare(everything(), raw, tmp_path / "out")
     assert len(read) == 3, "three days, none of them again"
     assert prepare(everything(max_rejected=0.01), raw, tmp_path / "out").rejected.samples == 1
@@ -332,6 +338,7 @@ def test_a_full_disk_is_told_before_the_work(
     )
     with pytest.raises(
         DataError,
-        match=r"preparing damaged needs about 0\.00 GB of disk space, but 0\.00 GB are free\n  Free some space",
+        match=r"preparing damaged needs about 0\.00 GB of disk space, but 0\.00 GB are free\n"
+        r"  Free some space",
     ):
         prepare(recipe, tmp_path, tmp_path / "out")
