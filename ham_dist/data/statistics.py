@@ -1,4 +1,5 @@
-"""A look at prepared data: how ids are spread, what the tables would cost, and whether the splits hold the same values."""
+"""Statistics of prepared data: distribution of ids, bytes of the tables, and values that only some splits
+have."""
 
 import tempfile
 from collections.abc import Iterator
@@ -17,12 +18,12 @@ from ham_dist.data.format.manifest import REDO, SPLITS, DataField, Manifest
 from ham_dist.data.format.warnings import warnings_of
 from ham_dist.errors import DataError
 
-# Of the validation or test values of a field: where the share that training cannot have taught (id 0, or never in the training split) is greater by
-# this than the share of id 0 in training, there is an alarm.
+# An alarm is raised for a field if the share of its validation or test values that the model cannot know (id
+# 0, or never in the training split) is more than this above the share of id 0 in training.
 ALARM = 0.10
-# The most frequent of a field's ids (one in so many) whose share of the values is told: the curve from head to tail.
+# Fractions (one in so many) of a field's ids, most frequent first, whose share of the values is computed.
 HEADS = {"0.1%": 1000, "1%": 100, "10%": 10, "50%": 2}
-# What DuckDB may hold in memory; beyond it, it spills to the temporary folder.
+# DuckDB's memory limit; above it, DuckDB spills to the temporary folder.
 MEMORY = "1GB"
 
 
@@ -31,74 +32,88 @@ class _Statistics(BaseModel):
 
 
 class SplitStatistics(_Statistics):
-    """One split."""
+    """Statistics of one split."""
 
     rows: int
     positives: int
     label_rate: float | None
-    """Share of positives; None without rows."""
+    """Share of positives; None if there are no rows."""
 
 
 class FieldStatistics(_Statistics):
-    """One field. Shares are of a split's values: one a row, or several where the field is multi-valued."""
+    """Statistics of one field.
+
+    Shares are of a split's values: one per row, or several for a multi-valued field.
+    """
 
     name: str
     rows: int
-    """C_j of its table."""
+    """C_j, the rows of its table."""
     multi_valued: bool
     bytes: int
-    """Of its table, min(width, C_j) columns wide, in the look's precision."""
+    """Bytes of its table with min(width, C_j) columns, in `DatasetStatistics.precision`."""
     zero: dict[str, float]
-    """Of each split: share of id 0, which stands for missing and unknown values."""
+    """Share of id 0 (missing and unknown values) in each split."""
     unseen: dict[str, float]
-    """Of validation and test: share of ids other than 0 that the training split lacks."""
+    """Share of ids other than 0 that are not in the training split, in validation and test."""
     head: dict[str, float]
-    """Share of the training values that the most frequent 0.1 %, 1 %, 10 % and 50 % of the ids 1 .. C_j - 1 (rounded up) cover: the keys of HEADS."""
+    """Share of the training values that have one of the most frequent 0.1 %, 1 %, 10 % or 50 % (rounded up)
+    of the ids 1 .. C_j - 1. The keys are those of HEADS."""
     ids_seen: int
-    """Ids other than 0 in the training split."""
+    """Number of different ids other than 0 in the training split."""
     ids_seen_once: int
-    """Those of them that are there once."""
+    """Number of these ids that appear once."""
     values: dict[str, int] = {}
     """Number of values in each split."""
     ids_from_training: bool = False
-    """True where the training split alone got ids, so that `unseen` is 0 whatever the data: unknown values have id 0."""
+    """True if only values of the training split have ids, so that `unseen` is always 0: other values have id
+    0."""
 
 
 class DatasetStatistics(_Statistics):
-    """One data folder."""
+    """Statistics of one data folder."""
 
     name: str
     seed: int
     width: int
-    """Columns that `bytes` are counted for."""
+    """Embedding dim that `bytes` is computed for."""
     precision: TablePrecision
-    """Of the numbers that `bytes` are counted for."""
+    """Data type that `bytes` is computed for."""
     splits: dict[str, SplitStatistics]
     rows_in: int
     rows_dropped: int
     rejected: dict[str, int]
-    """Raw lines that could not be read, by reason."""
+    """Number of rejected raw lines by reason."""
     fields: list[FieldStatistics]
     alarms: list[str]
-    """Where validation or test holds many ids that training lacks."""
+    """One message per field and split with many values that training lacks."""
     warnings: list[str] = []
-    """Those of `prepare`."""
+    """Warnings of `prepare`."""
 
     @property
     def bytes(self) -> int:
-        """Of all tables."""
+        """Bytes of all tables."""
         return sum(field.bytes for field in self.fields)
 
 
 def compute_statistics(
     folder: Path, manifest: Manifest, width: int, precision: TablePrecision = "float32"
 ) -> DatasetStatistics:
-    """Read the prepared data in `folder` once through, a field at a time, in bounded memory (MEMORY, then disk; time grows with rows and fields).
+    """Computes the statistics of prepared data.
 
-    width, precision: of the tables whose bytes are counted.
-    raises:           DataError if a file is missing or its bytes are not those that the manifest vouches for, or if it cannot be read.
+    Reads the data once, one field at a time, in bounded memory (MEMORY, then it spills to disk). Time grows
+    with the number of rows and fields.
+
+    Args:
+        folder: The data folder.
+        manifest: Its manifest.
+        width: Embedding dim of the tables whose bytes are computed.
+        precision: Data type of these tables.
+    Raises:
+        DataError: A file is missing, cannot be read, or does not have the SHA-256 in the manifest.
     """
-    # By sha256, since DuckDB does not verify the checksums of Parquet pages: a flipped bit would be another id.
+    # Files are checked by SHA-256, because DuckDB does not verify the checksums of Parquet pages: a flipped
+    # bit would silently change an id.
     manifest.check(folder, deep=True)
     for split in SPLITS:
         if split not in manifest.splits:
@@ -143,7 +158,7 @@ def compute_statistics(
 
 
 def _open(connection: Any, folder: Path, manifest: Manifest) -> dict[str, ibis.Table]:
-    """The rows of each split, not read yet."""
+    """Rows of each split as a lazy table."""
     tables = {}
     for split in SPLITS:
         shards = manifest.splits[split].shards
@@ -170,7 +185,8 @@ def _check_columns(where: str, found: ibis.Schema, manifest: Manifest) -> None:
         if ids is None or not ids.is_int32():
             kind = "lists of int32" if field.multi_valued else "int32"
             raise DataError(
-                f"{where}: the column {field.name} is {'missing' if column is None else column}; expected {kind}\n  {REDO}"
+                f"{where}: the column {field.name} is {'missing' if column is None else column}; "
+                f"expected {kind}\n  {REDO}"
             )
 
 
@@ -178,7 +194,7 @@ def _field_statistics(
     field: DataField, splits: dict[str, ibis.Table], width: int, number_bytes: int
 ) -> FieldStatistics:
     found = _summary(field, splits).to_pyarrow().to_pylist()[0]
-    found = {name: value or 0 for name, value in found.items()}  # a sum over nothing is null
+    found = {name: value or 0 for name, value in found.items()}  # a sum over no rows is null
     shares = {split: (found[f"{split}_values"] or 1) for split in SPLITS}
     return FieldStatistics(
         name=field.name,
@@ -195,7 +211,10 @@ def _field_statistics(
 
 
 def _summary(field: DataField, splits: dict[str, ibis.Table]) -> ibis.Table:
-    """One row of counts: the ids of all splits are counted by split, placed by how often training has them, and added up."""
+    """Query for one row of counts.
+
+    The ids are counted in each split, ranked by their count in training, and then added up.
+    """
     values = []
     for split, table in splits.items():
         column = table[field.name].unnest() if field.multi_valued else table[field.name]
@@ -221,9 +240,10 @@ def _summary(field: DataField, splits: dict[str, ibis.Table]) -> ibis.Table:
 
 def _alarms(field: FieldStatistics) -> Iterator[str]:
     for split, unseen in field.unseen.items():
-        untaught = field.zero[split] + unseen
-        if untaught > field.zero["train"] + ALARM:
+        unknown = field.zero[split] + unseen
+        if unknown > field.zero["train"] + ALARM:
             yield (
-                f"field {field.name}: {untaught:.1%} of the {split} values are unknown or never in the training split, "
+                f"field {field.name}: {unknown:.1%} of the {split} values are unknown "
+                "or never in the training split, "
                 f"where {field.zero['train']:.1%} are unknown (alarm at {ALARM:.0%} more)"
             )

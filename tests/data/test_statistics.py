@@ -96,7 +96,8 @@ def test_alarm_where_validation_holds_what_training_lacks(tmp_path: Path, genera
     look = compute_statistics(tmp_path / "sparse", Manifest.load(tmp_path / "sparse"), 16)
     assert len(look.alarms) == 4
     assert look.alarms[2].startswith(
-        f"field field_2: {look.fields[2].zero['validation'] + look.fields[2].unseen['validation']:.1%} of the validation"
+        "field field_2: "
+        f"{look.fields[2].zero['validation'] + look.fields[2].unseen['validation']:.1%} of the validation"
     )
     _check(look, tmp_path / "sparse", Manifest.load(tmp_path / "sparse"))
 

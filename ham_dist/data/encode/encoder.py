@@ -1,6 +1,6 @@
-"""Rows -> ids, field by field: the same for training data and for scoring.
+"""Encodes raw values as ids, one field at a time. Training data and scoring use the same code.
 
-A query for one field at a time holds the lookup of one field in memory, and moves no column but its own.
+A query per field keeps only that field's lookup table in memory, and moves only that field's column.
 """
 
 import threading
@@ -17,41 +17,48 @@ from ham_dist.data.engines.base import Engine
 from ham_dist.data.recipe.fields import AnyField, Categorical, Numeric
 from ham_dist.errors import DataError
 
-# Beyond this many positions a row, the table from positions to places costs more than searching.
+# Above this many positions per row, a table of positions costs more than a binary search.
 _SPARSE = 64
 
 
 Made = tuple[str, AnyField, int | None]
-"""The column that a field is made from, its settings, and the most rows of its table."""
+"""Column that a field is made from, its settings, and the maximum number of rows of its table."""
 
 
 class RawSamples(Protocol):
-    """Some samples in order.
+    """Raw samples to encode, in order.
 
-    columns: the raw columns that they have; the same in every call of an encoder.
-    rows:    the ROW of each, ascending, int64.
+    Attributes:
+        columns: Raw columns of the samples; the same in every call of an encoder.
+        rows: ROW of each sample, ascending, (n,) int64.
     """
 
     columns: Collection[str]
     rows: np.ndarray[Any, np.dtype[np.int64]]
 
     def cells(self, column: str) -> pa.Array:
-        """One of the columns, in the order of `rows`; strings, numbers, lists of strings, or a dictionary of one of the first two."""
+        """Returns one column.
+
+        Returns:
+            (n,) strings, numbers or lists of strings, in the order of `rows`. Strings and numbers may be
+            dictionary-encoded.
+        """
 
     def view(self) -> ibis.Table:
-        """All of the columns and ROW, in any order, as the view `Encoder.VIEW` of the engine."""
+        """Returns all columns and ROW, in any row order, as the engine's view named `Encoder.VIEW`."""
 
 
 class Encoder:
-    """The ids of fields, by their vocabularies.
+    """Encodes fields as ids, using their vocabularies.
 
     Args:
-        fields: The column, settings and most rows of each.
-        vocabularies: Of each field but the hashed ones, kept by the engine.
-        sides: Side files, for the fields that the samples lack.
-        threads: Fields that are worked on at a time, where cells are looked up in this process.
+        engine: The engine that runs the queries.
+        fields: Field name -> column, settings and maximum number of rows.
+        vocabularies: Field name -> vocabulary, as a table of the engine; for all fields without `hash`.
+        sides: Side files, for columns that the samples lack.
+        threads: Number of fields that are encoded in parallel, if the engine runs in this process.
     Raises:
-        DataError: A field of quantiles lacks its boundaries.
+        DataError: A field with quantiles has no boundaries.
     """
 
     VIEW = "samples"
@@ -74,14 +81,20 @@ class Encoder:
         for name, (_, field, _) in fields.items():
             if isinstance(field, Numeric) and field.transform == "quantile" and field.boundaries is None:
                 raise DataError(
-                    f"field {name}: the recipe has no boundaries for its quantiles; expected those that prepare found\n"
+                    f"field {name}: the recipe has no boundaries for its quantiles; "
+                    "expected those that prepare computed\n"
                     "  Use the recipe in the manifest.json of the prepared data."
                 )
         self._queries: dict[str, Callable[[], pa.Table]] = {}
 
     def encode(self, samples: RawSamples) -> dict[str, pa.Array]:
-        """A column of ids for each field, in the order of the samples: int32, or lists of int32."""
-        # Looking up distinct cells takes a query for each field and each call.
+        """Encodes the samples.
+
+        Returns:
+            Field name -> ids, (n,) int32 or lists of int32, in the order of the samples.
+        """
+        # Looking up distinct cells needs one query per field and call, which is slow where queries start
+        # slowly.
         found = {} if self._engine.long_queries else self._by_cells(samples)
         if rest := self._fields.keys() - found.keys():
             view, places = samples.view(), _Places(samples.rows)
@@ -91,8 +104,9 @@ class Encoder:
         return {name: found[name] for name in self._fields}
 
     def _by_cells(self, samples: RawSamples) -> dict[str, pa.Array]:
-        """Ids of the fields whose column the samples have. Cells repeat; each distinct one is looked up once."""
-        alone = threading.Lock()
+        """Ids of the fields whose column the samples have. Each distinct cell is looked up once, as cells
+        repeat."""
+        engine_lock = threading.Lock()
 
         def ids(name: str) -> pa.Array:
             cells = samples.cells(self._fields[name][0])
@@ -102,7 +116,7 @@ class Encoder:
                 distinct = pa.concat_arrays([cells.dictionary, pa.nulls(1, cells.dictionary.type)])
                 places = cells.indices.fill_null(len(distinct) - 1)
             rows = np.arange(len(distinct))
-            with alone:
+            with engine_lock:
                 shown = self._engine.show_arrow(f"cells_{name}", pa.table({ROW: rows, CELL: distinct}))
                 found = self._query(name, shown)()
             in_order = _Places(rows).sort(found)
@@ -113,7 +127,10 @@ class Encoder:
             return dict(zip(names, pool.map(ids, names), strict=True))
 
     def _query(self, name: str, cells: ibis.Table) -> Callable[[], pa.Table]:
-        """ROW and ID of a field's `cells` (ROW and CELL), of which name and columns are the same in every call."""
+        """Query for ROW and ID of a field's `cells` (ROW and CELL).
+
+        The name and the columns of `cells` are the same in every call, so the query is compiled once.
+        """
         if name not in self._queries:
             self._queries[name] = self._engine.query(self._ids(cells, name))
         return self._queries[name]
@@ -127,7 +144,7 @@ class Encoder:
 
 
 class _Places:
-    """Where in an ascending list of positions each position stands."""
+    """Index of each position in an ascending array of positions."""
 
     def __init__(self, rows: np.ndarray[Any, np.dtype[np.int64]]) -> None:
         self._rows = rows
@@ -139,9 +156,10 @@ class _Places:
             self._table[rows - self._first] = np.arange(len(rows), dtype=np.int32)
 
     def sort(self, found: pa.Table) -> pa.Array:
-        """The column ID of `found` (ROW and ID, one row a position) in the order of the positions."""
+        """Returns the column ID of `found` (ROW and ID, one row per position) in the order of the
+        positions."""
         if found.num_rows != len(self._rows):
-            raise RuntimeError(f"{found.num_rows} rows came back for {len(self._rows)}")
+            raise RuntimeError(f"the query returned {found.num_rows} rows; expected {len(self._rows)}")
         positions = found[ROW].to_numpy()
         places = (
             np.searchsorted(self._rows, positions)

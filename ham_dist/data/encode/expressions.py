@@ -1,4 +1,7 @@
-"""The work of preparing and of scoring as Ibis expressions, which any engine that Ibis knows can run. Nothing here reads or writes a file."""
+"""Encoding as Ibis expressions, for preparing and scoring. Any engine that Ibis supports can run them.
+
+Nothing here reads or writes files.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,28 +11,34 @@ import ibis
 from ham_dist.data.encode.transforms import number_value, time_value
 from ham_dist.data.recipe.fields import AnyField, Categorical, Join, MultiValued, Numeric, Time
 
-# Position of a sample in the files, from 0: the number of lines before it, and so the same whatever engine reads it. No recipe can name a column so.
+# Position of a sample in the files, from 0: the number of lines before it, so it is the same with every
+# engine. A recipe cannot use this column name.
 ROW = "_row"
-# What stands in a sample's column, and the ids that come of it. They are no names of a recipe either.
+# Value in a raw column, and its ids. A recipe cannot use these column names either.
 CELL, ID = "_cell", "_ids"
 _KEY = "_key"
-# The value of a missing number, and of a missing category that is a value of its own.
+# Value for a missing number, and for a missing category where missing = "own".
 MISSING = "missing"
 
 Sides = Sequence[tuple[Join, ibis.Table]]
-"""The side files of a recipe, each with its rows."""
+"""The side files of a recipe: settings and rows of each."""
 
 _LOW_32 = 0xFFFF_FFFF
-# ASCII's unit separator, which text does not hold.
+# ASCII's unit separator, which does not occur in text.
 _UNIT = "\x1f"
 
 
 def mix(number: Any) -> Any:
-    """Scatter a number in [0, 2^32) over [0, 2^32), one to one; takes a Python integer, an array of int64 or an Ibis expression.
+    """Hashes numbers in [0, 2^32) one-to-one to [0, 2^32).
 
-    An engine's own hash differs from engine to engine and from version to version; xor, shift, multiply and mask do not. Both factors are below
-    2^31, so that no product leaves a signed 64-bit integer (engines disagree on what happens there).
-    source: the xorshift-multiply form and these constants come from the search "hash-prospector" (two rounds).
+    The hash functions of engines differ between engines and versions; xor, shift, multiply and mask do not.
+    Both factors are below 2^31, so that products fit in a signed 64-bit integer (engines handle overflow
+    differently).
+
+    Args:
+        number: A Python integer, an array of int64, or an Ibis expression.
+
+    Source: The xorshift-multiply form and the constants are from the search "hash-prospector" (two rounds).
     """
     number = number ^ (number >> 15)
     number = (number * 0x2C1B_3C6D) & _LOW_32
@@ -39,19 +48,25 @@ def mix(number: Any) -> Any:
 
 
 def seed_key(seed: int) -> int:
-    """32 bits that depend on the lower 64 of `seed`."""
+    """Returns 32 bits that depend on the lower 64 bits of `seed`."""
     return int(mix(mix(seed & _LOW_32) ^ ((seed >> 32) & _LOW_32)))
 
 
 def tenth_of(row: Any, seed: int) -> Any:
-    """A digit for the sample at position `row`: 0 to 7 is training, 8 validation, 9 test. Samples 2^32 apart go together."""
+    """Digit that assigns the sample at position `row` to a split: 0 to 7 training, 8 validation, 9 test.
+
+    Samples that are 2^32 positions apart have the same digit.
+    """
     return mix((row & _LOW_32) ^ seed_key(seed)) % 10
 
 
 def cells_of(samples: ibis.Table, sides: Sides, column: str) -> ibis.Table:
-    """ROW and CELL of each sample: what stands in `column`, null where nothing does.
+    """Selects ROW and CELL (the value of `column`, null if missing) of each sample.
 
-    sides: the side files, by whose keys a column comes that the samples lack.
+    Args:
+        samples: The samples.
+        sides: The side files, which are joined if the samples lack the column.
+        column: Name of the raw column.
     """
     if column not in samples.columns:
         samples = _joined(samples, sides)
@@ -66,7 +81,7 @@ def _joined(samples: ibis.Table, sides: Sides) -> ibis.Table:
 
 
 def _value(cell: Any, field: AnyField) -> Any:
-    """The text (or list) that a field makes of a cell, before it becomes ids. Null is unknown."""
+    """The field's value of a cell, as text or a list, before the lookup of ids. Null is unknown."""
     match field:
         case Categorical():
             return cell if field.missing == "unknown" else cell.fill_null(MISSING)
@@ -79,21 +94,25 @@ def _value(cell: Any, field: AnyField) -> Any:
 
 
 def counts_of(cells: ibis.Table) -> ibis.Table:
-    """Each distinct CELL of `cells`, null too, with its `count`."""
+    """Each distinct CELL of `cells`, including null, with its `count`."""
     return cells.group_by(CELL).aggregate(count=lambda t: t.count())
 
 
 def valued(counted: ibis.Table, field: AnyField) -> ibis.Table:
-    """`counted` (see counts_of) with the `value` that the field makes of each cell; null is unknown."""
+    """`counted` (see counts_of) with the field's `value` of each cell; null is unknown."""
     return counted.mutate(value=_value(counted[CELL], field))
 
 
 def vocabulary_of(cells: ibis.Table, field: AnyField, min_count: int, max_rows: int | None) -> ibis.Table:
-    """value, id, count of the values that `cells` hold at least `min_count` times: ids from 1 by descending count, then by value.
+    """The vocabulary of a field: ids from 1 by descending count, then by value.
 
     Args:
         cells: The column CELL, or counts_of it.
-        max_rows: The most ids, 0 counted; the most frequent values get them.
+        field: The field.
+        min_count: Minimum count of a value to get an id.
+        max_rows: Maximum number of ids, including 0; the most frequent values get them. None for no limit.
+    Returns:
+        Columns value, id (int32) and count (int64), ordered by id.
     """
     if isinstance(field, Categorical):
         counted = (
@@ -103,7 +122,7 @@ def vocabulary_of(cells: ibis.Table, field: AnyField, min_count: int, max_rows: 
         )
         counted = counted.filter(counted.value.notnull())
     else:
-        # Cells repeat, so they are counted before something is made of them.
+        # Cells repeat, so they are counted before they are transformed.
         counted = _values(cells if "count" in cells.columns else counts_of(cells), field)
         counted = counted.group_by("value").aggregate(count=lambda t: t["count"].sum())
     counted = counted.filter(counted["count"] >= min_count)
@@ -116,12 +135,15 @@ def vocabulary_of(cells: ibis.Table, field: AnyField, min_count: int, max_rows: 
 
 
 def _values(table: ibis.Table, field: AnyField) -> ibis.Table:
-    """One row for each value of the column CELL, with `value` and its `position` in the cell beside the other columns; none for unknown cells."""
+    """One row per value of the column CELL: adds `value` and its `position` in the cell.
+
+    Unknown cells have no row.
+    """
     value = _value(table[CELL], field)
     if not isinstance(field, MultiValued):
         table = table.mutate(value=value, position=ibis.literal(0))
         return table.filter(table.value.notnull())
-    # Spark takes what it splits by for a pattern, in which this sign stands for itself.
+    # Spark's split takes a regular expression; this character is not special in one.
     pieces = table.mutate(
         value=value if value.type().is_array() else value.replace(field.separator, _UNIT).split(_UNIT)
     )
@@ -131,9 +153,17 @@ def _values(table: ibis.Table, field: AnyField) -> ibis.Table:
 
 
 def ids_of(cells: ibis.Table, vocabulary: ibis.Table, field: AnyField) -> ibis.Table:
-    """ROW and ID of `cells` (ROW and CELL), in no order: int32, or a list of int32 where the field is multi-valued.
+    """Looks up the ids of cells in a vocabulary.
 
-    A missing value, and one that the vocabulary lacks, is 0; so is a multi-valued cell without values: one id 0.
+    A missing value, and a value that the vocabulary lacks, has id 0. A multi-valued cell without values has
+    one id 0.
+
+    Args:
+        cells: ROW and CELL.
+        vocabulary: The vocabulary of the field.
+        field: The field.
+    Returns:
+        ROW and ID in any order; ID is int32, or a list of int32 for a multi-valued field.
     """
     if isinstance(field, Categorical):
         values = cells.select(ROW, _value=_value(cells[CELL], field))
@@ -141,14 +171,17 @@ def ids_of(cells: ibis.Table, vocabulary: ibis.Table, field: AnyField) -> ibis.T
         found = values.left_join(lookup, values._value == lookup._key)
     else:
         lookup = _ids_of_cells(cells, vocabulary, field)
-        # A missing number has a value, so null must find null.
+        # A missing number has a value of its own, so null must match null.
         found = cells.left_join(lookup, cells[CELL].identical_to(lookup._key))
     nothing = ibis.array([ibis.literal(0)]) if isinstance(field, MultiValued) else ibis.literal(0)
     return found.select(ROW, **{ID: found._found.coalesce(nothing.cast(found._found.type()))})
 
 
 def _ids_of_cells(cells: ibis.Table, vocabulary: ibis.Table, field: AnyField) -> ibis.Table:
-    """Each distinct cell with its id, or its ids in the cell's order. Cells repeat: there are far fewer than samples."""
+    """Each distinct cell with its id, or with its ids in the order of the cell's values.
+
+    Cells repeat, so there are far fewer distinct cells than samples.
+    """
     values = _values(cells.select(CELL).distinct(), field)
     lookup = vocabulary.select(_known=vocabulary.value, _id=vocabulary.id)
     values = values.left_join(lookup, values.value == lookup._known)
@@ -156,15 +189,23 @@ def _ids_of_cells(cells: ibis.Table, vocabulary: ibis.Table, field: AnyField) ->
     if not isinstance(field, MultiValued):
         return values.select(_key=values[CELL], _found=id)
     placed = ibis.struct({"position": values.position, "id": id})
-    # Not collect(order_by=...), which Spark cannot do; structs sort by their first entry.
+    # Spark does not support collect(order_by=...); structs are sorted by their first entry.
     lists = values.select(CELL, placed=placed).group_by(CELL).aggregate(placed=lambda t: t.placed.collect())
     return lists.select(_key=lists[CELL], _found=lists.placed.sort().map(lambda item: item["id"]))
 
 
 def hashed_ids(cells: ibis.Table, field: AnyField, rows: int) -> ibis.Table:
-    """ROW and ID of `cells` without a vocabulary: 1 + a hash of the value into `rows` - 1, and 0 for a missing one.
+    """Ids of cells without a vocabulary: 1 + hash of the value modulo (`rows` - 1), and 0 for a missing
+    value.
 
     The hash is the first 32 bits of MD5, which every engine has.
+
+    Args:
+        cells: ROW and CELL.
+        field: The field.
+        rows: Hash bucket size, row 0 included.
+    Returns:
+        ROW and ID (int32).
     """
     digest = _value(cells[CELL], field).hexdigest("md5")
     number: Any = 0

@@ -1,7 +1,7 @@
-"""Files of records to score, read as training's files are: text in the recipe's format, or Parquet.
+"""Reads files of records to score: text in the recipe's format, or Parquet.
 
-A record has the same columns, with the same values missing, in each kind of file. A line or value that cannot be read
-stops the reading: left out, it would shift all probabilities that follow.
+A record has the same columns and the same missing values in each kind of file, and as in training. A line or
+value that cannot be read is an error: skipping it would shift all probabilities after it.
 """
 
 import logging
@@ -25,42 +25,48 @@ from ham_dist.errors import DataError
 log = logging.getLogger(__name__)
 
 CARRIED = "_carried"
-"""Name of a column that is handed on as it is. No recipe can name a column so."""
+"""Name of a column that is returned unchanged. A recipe cannot use this column name."""
 Kind = Literal["text", "texts", "number"]
-"""Content of a raw column: text, text or lists of text, or a number."""
+"""Content of a raw column: text, text or lists of text (`texts`), or numbers."""
 
 _MAGIC = b"PAR1"
 """First and last bytes of a Parquet file."""
 
 
 class RecordFile(Protocol):
-    """One file of records."""
+    """A file of records to score."""
 
     path: Path
 
     @property
     def columns(self) -> Sequence[str]:
-        """Names of its columns, each once."""
+        """Names of the columns, without duplicates."""
 
     def tables(self, kinds: Mapping[str, Kind], carried: str | None) -> Iterator[pa.Table]:
-        """The columns of `kinds` (string, list of string, or float64; null is missing), block by block in order; without records one empty block.
+        """Reads the columns of `kinds` block by block, in order.
 
         Args:
-            kinds: Columns of the file.
-            carried: A column that is also handed on as it is, under the name CARRIED.
+            kinds: Column name -> its content.
+            carried: A column that is also returned unchanged, under the name CARRIED.
+        Returns:
+            Tables of string, list of string, or float64 columns; null is a missing value. If the file has no
+            records, one empty table.
         Raises:
-            DataError: A line or a value that cannot be read, with its place.
+            DataError: A line or a value cannot be read; the message has its position.
         """
 
 
 def open_records(path: Path, format: Format, columns: Sequence[str], label: str | None) -> RecordFile:
-    """The file of records at `path`: Parquet if it looks like that or is called .parquet, and text otherwise.
+    """Opens a file of records. It is read as Parquet if its content or its suffix is Parquet, otherwise as
+    text.
 
     Args:
-        path: A file; text may be compressed (a name that ends in .gz, .bz2 or .zst).
-        format: Of text.
-        columns: Names of the columns of text without a header, left to right.
-        label: The one of them that may be left out.
+        path: The file; text may be compressed (a name that ends in .gz, .bz2 or .zst).
+        format: Format of text files.
+        columns: Column names of text without a header, left to right.
+        label: The column that may be left out.
+    Raises:
+        DataError: It is not a regular file, or it cannot be read.
     """
     if not path.is_file():
         raise DataError(f"{path}: is not a regular file\n  Copy its content to a file, and give that.")
@@ -70,13 +76,13 @@ def open_records(path: Path, format: Format, columns: Sequence[str], label: str 
 
 
 def require_columns(path: Path, found: Sequence[str], wanted: Sequence[str]) -> None:
-    """Raises DataError naming each wanted column that is not found."""
+    """Raises DataError if wanted columns are missing; the message lists all of them."""
     if not set(wanted) <= set(found):
         raise DataError(lacking_columns(path, found, wanted))
 
 
 def lacking_columns(path: Path, found: Sequence[str], wanted: Sequence[str]) -> str:
-    """Message that names each wanted column that is not found, with the nearest name there is."""
+    """Message that lists all missing columns, each with the most similar name in the file."""
     missing = [column for column in dict.fromkeys(wanted) if column not in found]
     near = {name: get_close_matches(name, found, n=1) for name in missing}
     lacks = ", ".join(f"{name} (did you mean {near[name][0]}?)" if near[name] else name for name in missing)
@@ -84,14 +90,18 @@ def lacking_columns(path: Path, found: Sequence[str], wanted: Sequence[str]) -> 
 
 
 class TextRecords:
-    """Lines in a recipe's format. A header decides the columns; without one there are all, or all but the label."""
+    """A text file in the recipe's format.
+
+    The header gives the columns. Without a header, the file has all columns of the recipe, or all but the
+    label.
+    """
 
     def __init__(self, path: Path, format: Format, columns: Sequence[str], label: str | None) -> None:
         self.path, self._format = path, format
         head = _first_line(path, format)
         if format.header is True:
             if head is None:
-                raise DataError(f"{path}: is empty; its first line must name the columns")
+                raise DataError(f"{path}: is empty; expected a first line with the column names")
             self._names = header_names(head, format)
         else:
             self._names = list(columns)
@@ -102,12 +112,14 @@ class TextRecords:
                 and set(header_names(head, format)) >= set(columns) - {label}
             ):
                 raise DataError(
-                    f"{path}: line 1 names the columns, and files of this recipe have no header\n  Delete the line."
+                    f"{path}: line 1 names the columns, and files of this recipe have no header\n"
+                    "  Delete the line."
                 )
             if label is not None and found == len(columns) - 1:
                 self._names.remove(label)
                 log.info(
-                    "%s: lines have %d columns, one fewer than the recipe's %d; read as lines without the label %s",
+                    "%s: lines have %d columns, one fewer than the recipe's %d; "
+                    "reading them as lines without the label %s",
                     path, found, len(columns), label,
                 )  # fmt: skip
 
@@ -118,17 +130,18 @@ class TextRecords:
     def tables(self, kinds: Mapping[str, Kind], carried: str | None) -> Iterator[pa.Table]:
         used = [*kinds, *([] if carried is None else [carried])]
         _require_once(self.path, self._names, used)
-        # Columns that are not used may have any names, also one name twice. No name that is used has a control character.
+        # Unused columns may have any names, even duplicate ones: they are renamed. No used name has a control
+        # character.
         names = [name if name in used else f"\x1f{place}" for place, name in enumerate(self._names)]
         wanted = {name: "float64" if kind == "number" else "string" for name, kind in kinds.items()}
-        as_it_is = self._format.model_copy(update={"null": ()})
+        unchanged = self._format.model_copy(update={"null": ()})
         for block in self._blocks():
             rows = parse(block, names, wanted, self._format)
             refuse_rejected(self.path, block, rows, columns=len(names))
             if carried is None:
                 yield rows.table
             else:
-                text = parse(block, names, {carried: "string"}, as_it_is).table[carried]
+                text = parse(block, names, {carried: "string"}, unchanged).table[carried]
                 yield rows.table.append_column(CARRIED, text)
 
     def _blocks(self) -> Iterator[Block]:
@@ -138,7 +151,7 @@ class TextRecords:
 
 
 class ParquetRecords:
-    """Rows of a Parquet file: text, whole numbers or lists of them, and numbers where the field is numeric."""
+    """A Parquet file with text, integers or lists of these, and numbers for numeric fields."""
 
     def __init__(self, path: Path, format: Format) -> None:
         self.path, self._format = path, format
@@ -165,24 +178,29 @@ class ParquetRecords:
                 yield pa.table(columns)
 
     def _converted(self, column: pa.Array, name: str, kind: Kind, first: int) -> pa.Array:
-        """A column as text in the recipe's format would give it. `first` is the number of its first record."""
+        """Converts a column to what text in the recipe's format gives.
+
+        Args:
+            first: Number of the first record of the column.
+        """
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
         several = kind == "texts" and (_is_list(column.type))
         one = column.type.value_type if several else column.type
         if kind == "number":
             return self._numbers(column, name, first)
-        # A vocabulary has "1", and 1.0 as text is "1.0": every value would be unknown.
+        # Floats are refused: the vocabulary has "1", and 1.0 as text is "1.0", so every value would be
+        # unknown.
         if not (_is_text(one) or pa.types.is_integer(one) or pa.types.is_null(one)):
-            wanted = "text, whole numbers or lists of them" if kind == "texts" else "text or whole numbers"
+            expected = "text, integers or lists of them" if kind == "texts" else "text or integers"
             raise DataError(
-                f"{self.path}: column {name} is {column.type}; wanted are {wanted}\n  Write it as text."
+                f"{self.path}: column {name} is {column.type}; expected {expected}\n  Write it as text."
             )
         if not several:
             texts = column.cast(pa.string())
             return pc.if_else(self._is_missing(texts), pa.scalar(None, pa.string()), texts)
         lists = column.cast(pa.list_(pa.string()))
-        # A list of one word that means missing is, as text, a cell that is missing.
+        # A list of one string that means missing is a missing cell in a text file.
         single = np.flatnonzero(pc.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False) == 1)
         words = lists.take(pa.array(single)).flatten()
         missing = np.zeros(len(lists), dtype=bool)
@@ -202,20 +220,22 @@ class ParquetRecords:
         ):
             numbers = column.cast(pa.float64(), safe=False)
         else:
-            raise DataError(f"{self.path}: column {name} is {column.type}; wanted are numbers")
+            raise DataError(f"{self.path}: column {name} is {column.type}; expected numbers")
         bad = np.flatnonzero(pc.invert(pc.is_finite(numbers)).fill_null(False).to_numpy(zero_copy_only=False))
         if len(bad):
             raise DataError(
-                f"{self.path}: record {first + bad[0]:,} (from 0): column {name} is {column[bad[0]]}, which is not a finite number\n"
-                "  Leave the value out (null): a missing number has a value of its own."
+                f"{self.path}: record {first + bad[0]:,} (from 0): column {name} is {column[bad[0]]}, "
+                "which is not a finite number\n"
+                "  Write null for a missing number: it has a value of its own."
             )
         return numbers
 
 
 def refuse_rejected(path: Path, block: Block, rows: ParsedLines, columns: int) -> None:
-    """Raises DataError if a line of the block cannot be read.
+    """Raises DataError if a line of the block was rejected.
 
-    An empty line is no record. In a file of one column it could be a record whose value is missing: it is refused.
+    Empty lines are ignored. In a file of one column, an empty line could also be a record with a missing
+    value, so it is an error there.
     """
     if rows.rejected:
         shown = [described(path, one) for one in rows.rejected[:SHOWN]]
@@ -228,13 +248,13 @@ def refuse_rejected(path: Path, block: Block, rows: ParsedLines, columns: int) -
         full = set(rows.lines.tolist())
         line = next(line for line in range(block.start.lines, block.end.lines) if line not in full)
         raise DataError(
-            f"{path}: line {line + 1:,} is empty: a record with a missing value, or none\n"
+            f"{path}: line {line + 1:,} is empty: it could be a record with a missing value, or no record\n"
             "  Delete it, or add a column (the label, with any value) to each line."
         )
 
 
 def _first_line(path: Path, format: Format) -> bytes | None:
-    """The header, or the first line that is not empty; None if there is none."""
+    """The header, or without a header the first line that is not empty; None if there is none."""
     for block in read_blocks(path, format):
         for line in block.data.split(b"\n"):
             if line or format.header:
@@ -247,7 +267,8 @@ def _require_once(path: Path, names: Sequence[str], used: Sequence[str]) -> None
     twice = [name for name in dict.fromkeys(used) if names.count(name) > 1]
     if twice:
         raise DataError(
-            f"{path}: has {names.count(twice[0])} columns called {twice[0]}\n  Keep the one that the field is made from."
+            f"{path}: has {names.count(twice[0])} columns called {twice[0]}\n"
+            "  Keep only the one that the field is made from."
         )
 
 
@@ -279,4 +300,4 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: not a Parquet file that can be read ({reason})") from None
+        raise DataError(f"{path}: is not a readable Parquet file ({reason})") from None

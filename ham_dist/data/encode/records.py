@@ -1,4 +1,4 @@
-"""Raw records -> ids, for scoring: by the expressions that prepared the training data, without torch."""
+"""Encodes raw records as ids for scoring, with the same expressions as the training data, without torch."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,7 +30,7 @@ from ham_dist.data.recipe.load import Recipe
 from ham_dist.errors import DataError
 from ham_dist.io.paths import exists, local_path
 
-# Text of records for generated data, which has no recipe.
+# Text format of records for generated data, which has no recipe.
 _CSV = Format(separator=",", header=True, quote='"')
 
 
@@ -42,7 +42,7 @@ def encode_raw(
     fields: Sequence[str] | None = None,
     machine: Machine | None = None,
 ) -> pa.Table:
-    """The ids of raw records as one table; see `encode_blocks`."""
+    """Encodes raw records as one table of ids; see `encode_blocks`."""
     blocks = list(encode_blocks(recipe, vocabulary, raw, fields=fields, machine=machine))
     return pa.concat_tables(blocks).combine_chunks()
 
@@ -56,23 +56,28 @@ def encode_blocks(
     carried: str | None = None,
     machine: Machine | None = None,
 ) -> Iterator[pa.Table]:
-    """The ids of raw records, block by block in the order of `raw`; without records one empty block.
+    """Encodes raw records as ids, block by block, in the order of `raw`.
 
-    The label is not read, and no record is left out. A value that is missing or not in the vocabulary has id 0.
+    The label is not read, and no record is skipped. A value that is missing or not in the vocabulary has id
+    0.
 
     Args:
-        recipe: Of the data that the model was trained on; None for generated data, whose fields all have one value a record.
-        vocabulary: Folder of <field>.parquet as `prepare` writes them, or the file of each field.
-        raw: A folder with the raw files of the recipe; or one file under any name: text in the recipe's format (for
-            generated data: CSV with a header), plain or compressed, or Parquet with text, whole numbers, lists of them for
-            multi-valued fields, and numbers for numeric ones. Text may lack the label. Columns of side files that the
-            file lacks are joined from the side files next to it.
-        fields: Names of fields, in the order of the columns returned; None for all.
-        carried: A column of the records that is returned as it is, as column CARRIED.
+        recipe: Recipe of the training data; None for generated data, whose fields all have one value per
+            record.
+        vocabulary: Folder with the files <field>.parquet that `prepare` writes, or the file of each field.
+        raw: A folder with the raw files of the recipe, or one file of any name. The file is text in the
+            recipe's format (for generated data: CSV with a header), plain or compressed, or Parquet with
+            text, integers, lists of these for multi-valued fields, and numbers for numeric fields. Text may
+            lack the label. Columns of side files that the file lacks are joined from the side files in the
+            same folder.
+        fields: Names of fields, in the order of the returned columns; None for all.
+        carried: A column of the records that is returned unchanged, as column CARRIED.
+        machine: Limits of memory and threads.
     Returns:
-        One int32 column a field (a list of int32 where the field is multi-valued), and CARRIED.
+        Tables with one int32 column per field (a list of int32 for a multi-valued field), and CARRIED.
+        Without records, one empty table.
     Raises:
-        DataError: A file, line, column or value that cannot be read, with its place.
+        DataError: A file, line, column or value cannot be read; the message has its position.
     """
     if not exists(raw):
         raise DataError(f"{raw}: no such file or folder")
@@ -98,9 +103,9 @@ def encode_blocks(
             for name in names
             if not _is_hashed(known[name])
         }
-        joined = _Joined(engine, recipe, raw)
+        side_files = _SideFiles(engine, recipe, raw)
         for file in files:
-            kinds, sides = joined.plan(file, made)
+            kinds, sides = side_files.plan(file, made)
             encoder = Encoder(engine, made, tables, sides)
             for table in file.tables(kinds, carried):
                 ids = pa.table(encoder.encode(Records(engine, table.select(list(kinds))))).cast(schema)
@@ -112,7 +117,8 @@ def _open_files(recipe: Recipe | None, raw: Path, made: Mapping[str, Made]) -> l
         if raw.is_dir():
             columns = ", ".join(column for column, _, _ in made.values())
             raise DataError(
-                f"{raw}: is a folder, and generated data has no raw files\n  Give a CSV or Parquet file with the columns {columns}."
+                f"{raw}: is a folder, and generated data has no raw files\n"
+                f"  Give a CSV or Parquet file with the columns {columns}."
             )
         return [open_records(raw, _CSV, (), None)]
     if raw.is_dir():
@@ -133,7 +139,8 @@ def _names(vocabulary: str | Path | Mapping[str, Path]) -> list[str]:
     names = sorted(path.stem for path in local_path(vocabulary).glob("*.parquet"))
     if not names:
         raise DataError(
-            f"{vocabulary}: holds no vocabulary (<field>.parquet). Give the folder `vocabulary` that `ham-dist prepare` wrote"
+            f"{vocabulary}: has no vocabulary (<field>.parquet)\n"
+            "  Give the folder `vocabulary` that `ham-dist prepare` wrote."
         )
     return names
 
@@ -143,19 +150,20 @@ def _vocabulary_file(vocabulary: str | Path | Mapping[str, Path], field: str) ->
         return local_path(vocabulary) / f"{field}.parquet"
     if field not in vocabulary:
         raise DataError(
-            f"field {field}: there is no vocabulary of it. Export the run again, from the data that it was trained on"
+            f"field {field}: has no vocabulary\n  Export the run again, with the data that it was trained on."
         )
     return vocabulary[field]
 
 
 def _read_vocabulary(engine: DuckDB, path: Path) -> ibis.Table:
     if not path.is_file():
-        raise DataError(f"{path}: no such vocabulary")
+        raise DataError(f"{path}: no such vocabulary file")
     try:
         return _checked_vocabulary(engine, path)
     except duckdb.Error as error:
         raise DataError(
-            f"{path}: cannot be read ({str(error).splitlines()[0]})\n  Copy it again from where it was written."
+            f"{path}: cannot be read ({str(error).splitlines()[0]})\n"
+            "  Copy it again from where it was written."
         ) from None
 
 
@@ -163,11 +171,12 @@ def _checked_vocabulary(engine: DuckDB, path: Path) -> ibis.Table:
     table = engine.read_parquet([path])
     missing = [name for name in VOCABULARY_SCHEMA.names if name not in table.columns]
     if missing:
-        raise DataError(f"{path}: is no vocabulary: it lacks the column {', '.join(missing)}")
+        raise DataError(f"{path}: is not a vocabulary: it lacks the column {', '.join(missing)}")
     schema = table.schema()
     if not (schema["value"].is_string() and schema["id"].is_integer()):
         raise DataError(
-            f"{path}: has values of type {schema['value']} and ids of type {schema['id']}; expected text and whole numbers\n"
+            f"{path}: has values of type {schema['value']} and ids of type {schema['id']}; "
+            "expected text and integers\n"
             "  Copy it again from where it was written."
         )
     table = engine.keep(table.select("value", "id", "count"))
@@ -185,19 +194,19 @@ def _checked_vocabulary(engine: DuckDB, path: Path) -> ibis.Table:
         found["values"] == found["ids"] == rows and 1 <= found["least"] <= found["most"] < 2**31
     ):
         raise DataError(
-            f"{path}: has {rows:,} rows with {found['values']:,} different values and {found['ids']:,} different ids from"
-            f" {found['least']} to {found['most']}; expected each once, and ids from 1\n"
+            f"{path}: has {rows:,} rows with {found['values']:,} different values and {found['ids']:,} "
+            f"different ids from {found['least']} to {found['most']}; expected each once, and ids from 1\n"
             "  Copy it again from where it was written."
         )
     return table
 
 
 class Records:
-    """Neighbouring records in memory, as `RawSamples` of an encoder.
+    """Consecutive records in memory, as `RawSamples` of an encoder.
 
     Attributes:
-        columns: The raw columns that fields are made from.
-        rows: Their positions.
+        columns: Raw columns that the fields are made from.
+        rows: Positions of the records in the block, (n,) int64.
     """
 
     def __init__(self, engine: DuckDB, table: pa.Table) -> None:
@@ -206,16 +215,16 @@ class Records:
         self.rows = np.arange(table.num_rows)
 
     def cells(self, column: str) -> pa.Array:
-        """A column of the records."""
+        """Returns a column of the records."""
         return self._table[column].combine_chunks()
 
     def view(self) -> ibis.Table:
-        """All of them."""
+        """Returns all columns and ROW as a view of the engine."""
         return self._engine.show_arrow(Encoder.VIEW, self._table.append_column(ROW, pa.array(self.rows)))
 
 
-class _Joined:
-    """The side files of a recipe, each read once, when a file of records lacks a column of it."""
+class _SideFiles:
+    """The side files of a recipe. Each is read once, when a file of records lacks a column of it."""
 
     def __init__(self, engine: DuckDB, recipe: Recipe | None, raw: Path) -> None:
         self._engine, self._recipe = engine, recipe
@@ -223,7 +232,7 @@ class _Joined:
         self._kept: dict[tuple[str, tuple[str, ...]], ibis.Table] = {}
 
     def plan(self, file: RecordFile, made: Mapping[str, Made]) -> tuple[dict[str, Kind], Sides]:
-        """The columns to read of `file`, and the side files that have the others.
+        """Returns the columns to read from `file`, and the side files that have the others.
 
         Raises:
             DataError: A column is in neither, or a side file cannot be read.
@@ -254,14 +263,18 @@ class _Joined:
             if path is None:
                 raise DataError(
                     f"{lacking_columns(file.path, file.columns, columns)}\n"
-                    f"  The recipe takes these from {join.file}: put that file into {self._folder}, or give Parquet that has them."
+                    f"  The recipe takes these from {join.file}: put that file into {self._folder}, "
+                    "or give Parquet that has them."
                 )
             self._kept[key] = _read_side(self._engine, path, join, columns, self._recipe.format)
         return self._kept[key]
 
 
 def _kinds(made: Mapping[str, Made]) -> dict[str, Kind]:
-    """Raw columns that fields are made from. Two fields of one column take lists only where both do."""
+    """Content of the raw columns that fields are made from.
+
+    A column of two fields may have lists only if both fields are multi-valued.
+    """
     kinds: dict[str, Kind] = {}
     for column, field, _ in made.values():
         kind: Kind = (

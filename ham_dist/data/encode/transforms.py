@@ -1,4 +1,4 @@
-"""Numbers and times -> text, one for each id, as Ibis expressions that give the same in every engine."""
+"""Transforms of numbers and times to text values, as Ibis expressions with equal results in every engine."""
 
 import datetime
 from collections.abc import Sequence
@@ -8,19 +8,19 @@ import ibis
 
 from ham_dist.data.recipe.fields import FIRST_YEAR, LAST_YEAR, Numeric, Time
 
-# Whole numbers beyond this do not fit into int64.
+# Larger integers do not fit in int64.
 _MOST = 9e18
 _TIME_OF_DAY = "[0-9]{2}(:[0-9]{2}(:[0-9]{2}([.,][0-9]+)?)?)?"
 _ZONE = "(Z|[+-][0-9]{2}(:?[0-9]{2})?)?"
-# How many digits an epoch time has at most, and how many of its units make an hour.
+# Maximum number of digits of an epoch time, and its units per hour.
 _EPOCH = {"epoch_seconds": (12, 3600), "epoch_milliseconds": (15, 3_600_000)}
 
 
 def number_value(number: Any, field: Numeric) -> Any:
-    """The whole number that a field makes of a number, as text; null of null."""
+    """The integer that a numeric field maps `number` to, as text; null for null."""
     match field.transform:
         case "log_square":
-            # A logarithm of what is not above 2 is not evaluated: of 0 it is an error in DuckDB.
+            # The logarithm is used only above 2. It must not be evaluated for 0, which is an error in DuckDB.
             logarithm = ibis.greatest(number, 2.0).ln()
             value = ibis.cases((number > 2, (logarithm * logarithm).floor()), else_=_whole(number) - 2)
         case "log":
@@ -33,13 +33,15 @@ def number_value(number: Any, field: Numeric) -> Any:
 
 
 def _whole(number: Any) -> Any:
-    """Towards 0, as Python's int; engines round in a cast, each in its way. Of two numbers beyond int64, the same."""
+    """Rounds towards 0, as Python's int does, because casts round differently in each engine. Clamped to
+    +-_MOST."""
     number = ibis.greatest(ibis.least(number, _MOST), -_MOST)
     return ibis.cases((number < 0, number.ceil()), else_=number.floor())
 
 
 def _bucket(number: Any, boundaries: Sequence[float], below: int) -> Any:
-    """`below` + how many of `boundaries`, in ascending order, are not above `number`: a binary search as nested conditions."""
+    """`below` + number of `boundaries` (ascending) that are <= `number`: a binary search as nested
+    conditions."""
     if not boundaries:
         return ibis.literal(below)
     middle = len(boundaries) // 2
@@ -50,17 +52,23 @@ def _bucket(number: Any, boundaries: Sequence[float], below: int) -> Any:
 
 
 def _float(number: float) -> Any:
-    """A literal. Through text: DuckDB takes a literal number for a decimal, which it may not round correctly to float64."""
+    """A float64 literal, cast from text: DuckDB parses a literal number as a decimal and may round it
+    incorrectly."""
     return ibis.literal(repr(number)).cast("float64")
 
 
 def quantiles(counted: ibis.Table, number: str, buckets: int) -> ibis.Table:
-    """`boundary`: where each bucket but the first begins, in ascending order.
+    """Computes the boundaries of quantile buckets.
 
-    Each distinct number is in the bucket floor(numbers below it * buckets / all numbers), so that equal numbers share one.
+    A number is in the bucket floor(count of smaller numbers * buckets / count of all), so equal numbers share
+    a bucket.
 
     Args:
-        counted: Distinct values of the column `number`, each with its `count`; null is left out.
+        counted: Distinct values of the column `number`, each with its `count`; null is ignored.
+        number: Name of that column.
+        buckets: Number of buckets.
+    Returns:
+        Column `boundary`: lower bound of each bucket but the first, ascending.
     """
     known = counted.filter(counted[number].notnull())
     ordered = known.mutate(
@@ -74,7 +82,8 @@ def quantiles(counted: ibis.Table, number: str, buckets: int) -> ibis.Table:
 
 
 def time_value(cell: Any, field: Time) -> Any:
-    """The hour or the weekday of a time, as text; null where the cell is no time in the layout and in the years that are taken."""
+    """The hour or weekday of a time, as text; null if the cell is not in the layout or not in a plausible
+    year."""
     if field.layout in _EPOCH:
         return _epoch_value(cell, field)
     if field.layout == "iso_8601":
@@ -93,7 +102,7 @@ def time_value(cell: Any, field: Time) -> Any:
         places = {"year": (0, years), "month": (years, 2), "day": (years + 2, 2), "hour": (years + 4, 2)}
 
     def part(name: str) -> Any:
-        # A date alone has no hour, and an hour alone no minutes.
+        # A date without a time has no hour, and an hour may have no minutes.
         text = cell.substr(*places[name])
         return ibis.ifelse(well_written & text.re_search("^[0-9]+$"), text, "0").cast("int64")
 
@@ -123,7 +132,7 @@ def _epoch_value(cell: Any, field: Time) -> Any:
 
 
 def _hours_before(year: int) -> int:
-    """From the beginning of 1970 to that of `year`."""
+    """Hours from the beginning of 1970 to the beginning of `year`."""
     return int((datetime.datetime(year, 1, 1) - datetime.datetime(1970, 1, 1)).days) * 24
 
 
@@ -138,7 +147,11 @@ def _is_date(year: Any, month: Any, day: Any) -> Any:
 
 
 def _weekday(year: Any, month: Any, day: Any) -> Any:
-    """0 for Monday. Zeller's congruence: January and February are months 13 and 14 of the year before; 0 is Saturday."""
+    """Weekday, 0 for Monday.
+
+    Source: Zeller's congruence, in which January and February are months 13 and 14 of the year before, and 0
+    is Saturday.
+    """
     early = month <= 2
     year, month = year - early.cast("int64"), month + early.cast("int64") * 12
     return (day + 13 * (month + 1) // 5 + year + year // 4 - year // 100 + year // 400 + 5) % 7

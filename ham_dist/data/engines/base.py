@@ -1,4 +1,4 @@
-"""The engine protocol, and the limits of the machine that an engine runs on. `open.py` chooses the engine."""
+"""The engine protocol, and the limits of memory and threads. `open.py` opens the engine."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -12,30 +12,31 @@ import pyarrow as pa
 from ham_dist.errors import DataError
 
 ROWS_PER_BATCH = 65_536
-# Of the memory that the user gives, DuckDB gets this share: it counts its own buffers only, and Python, pyarrow and the rows under way need room.
+# Share of the memory limit that DuckDB gets: DuckDB counts only its own buffers, and Python, pyarrow and the
+# rows in transfer need memory too.
 _ENGINE_SHARE = 0.5
-# Python, pyarrow and one block under way take about half of this.
+# Python, pyarrow and one block in transfer take about half of this.
 LEAST_MEMORY = 10**9
 
 _MOST_MEMORY = 10**15
-"""Most that DuckDB takes is 2^64 bytes; this is far above any machine."""
+"""Maximum of --memory in bytes. DuckDB's limit is 2^64; this is far above any machine."""
 
 _UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What the work may use, and what does it. Nothing here changes what is written."""
+    """Limits of memory and threads, and the engine. None of these changes the output."""
 
     memory: int = 4 * 10**9
-    """Bytes that the whole process may take."""
+    """Memory limit of the whole process in bytes."""
     threads: int | None = None
-    """None for as many as cores."""
+    """Worker threads; None for all cores."""
     spill: Path | None = None
-    """Folder for what does not fit in memory; None for a place beside the output."""
+    """Folder to spill to when memory is full; None for a folder next to the output."""
     engine: Literal["duckdb", "spark"] = "duckdb"
     master: str | None = None
-    """Spark's master address; None for this machine."""
+    """Address of Spark's master; None for this machine."""
 
     def __post_init__(self) -> None:
         if self.memory < LEAST_MEMORY:
@@ -44,51 +45,60 @@ class Machine:
             )
         if self.master is not None and self.engine != "spark":
             raise DataError(
-                f"--master {self.master}: is for Spark\n  Add --engine spark, or leave --master out."
+                f"--master {self.master}: can only be used with Spark\n"
+                "  Add --engine spark, or remove --master."
             )
 
     @property
     def engine_memory(self) -> int:
-        """Bytes that the engine may take."""
+        """Memory limit of the engine in bytes."""
         return int(self.memory * _ENGINE_SHARE)
 
 
 class Engine(Protocol):
-    """What preparing asks of an engine."""
+    """The operations of an engine that preparing and scoring need."""
 
     long_queries: bool
-    """Whether a query costs so much to start that it should be about as many rows as possible."""
+    """True if queries start so slowly that each should process as many rows as possible."""
 
     @property
     def versions(self) -> dict[str, str]:
-        """Of the programs that decide what is written, the engine first."""
+        """Versions of the programs that determine the output, the engine first."""
 
     def keep(self, expression: ibis.Table) -> ibis.Table:
-        """The rows of `expression`, worked out once."""
+        """Computes the rows of `expression` once and returns them as a table of the engine."""
 
     def read_parquet(self, paths: Sequence[Path]) -> ibis.Table:
-        """The rows of Parquet files of one schema.
+        """Returns the rows of Parquet files that have the same schema.
 
-        raises: DataError if one of them is none.
+        Raises:
+            DataError: A file is not a Parquet file.
         """
 
     def batches(self, expression: ibis.Table) -> Iterator[pa.RecordBatch]:
-        """The rows of `expression` piece by piece, so that they need not fit in memory."""
+        """Yields the rows of `expression` in batches, so that they need not fit in memory."""
 
     def show(self, name: str, expression: ibis.Table) -> ibis.Table:
-        """A view called `name` of the rows of `expression`, in place of the one that was called so before."""
+        """Creates or replaces the view `name` of the rows of `expression`."""
 
     def show_arrow(self, name: str, table: pa.Table) -> ibis.Table:
-        """A view called `name` of a table in memory; it replaces an earlier view of that name."""
+        """Creates or replaces the view `name` of a table in memory."""
 
     def query(self, expression: ibis.Table) -> Callable[[], pa.Table]:
-        """Gives the rows of `expression`, which are few, as its views are then; translated once, as that takes longer than many a query."""
+        """Compiles `expression` to a query that can be run many times; compiling can take longer than
+        running.
+
+        Returns:
+            A function that runs the query on the current content of its views and returns all rows, which
+            must fit in memory.
+        """
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as 4GB, 1.5 GiB or 800MB.
+    """Converts a size such as 4GB, 1.5 GiB or 800MB to bytes.
 
-    raises: DataError if it is none.
+    Raises:
+        DataError: The text is not a size.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Z]+)", text.strip().upper())
     if match is None or match[2] not in _UNITS:
@@ -96,11 +106,18 @@ def parse_size(text: str) -> int:
     size = float(match[1]) * _UNITS[match[2]]
     if size > _MOST_MEMORY:
         raise DataError(
-            f"--memory {text[:40]}: is more than a machine has\n  Give at most {_MOST_MEMORY // 10**12:,}TB."
+            f"--memory {text[:40]}: is more than any machine has\n"
+            f"  Give at most {_MOST_MEMORY // 10**12:,}TB."
         )
     return int(size)
 
 
 def literal(path: Path, signs: str = "*?[", quoted: str = "[{}]") -> str:
-    """A path for a reader that takes `signs` in it for a pattern, and a sign that is written as `quoted` for itself; by default for DuckDB."""
+    """Escapes a path for a reader that treats `signs` as wildcards.
+
+    Args:
+        path: The path.
+        signs: Characters with a special meaning (default: DuckDB's).
+        quoted: Format string that escapes one of them.
+    """
     return "".join(quoted.format(letter) if letter in signs else letter for letter in str(path))

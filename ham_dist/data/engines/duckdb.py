@@ -1,4 +1,4 @@
-"""DuckDB as the engine: the expressions run within this process."""
+"""The DuckDB engine, which runs expressions in this process."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from ham_dist.errors import DataError
 
 
 class DuckDB:
-    """One DuckDB database in memory."""
+    """An in-memory DuckDB database."""
 
     long_queries = False
 
@@ -27,7 +27,7 @@ class DuckDB:
         if spill is not None:
             options["temp_directory"] = str(spill)
         self._connection = ibis.duckdb.connect(**options)
-        # Its own, which would stand on standard output among what commands print there.
+        # DuckDB's progress bar would mix with the output of commands on standard output.
         self._connection.raw_sql("SET enable_progress_bar = false")
         self._memory, self._spill = machine.memory, spill
         self._tables = 0
@@ -47,7 +47,7 @@ class DuckDB:
         try:
             return self._connection.create_table(f"kept_{self._tables}", expression, temp=True)
         except duckdb.Error as error:
-            raise self._told(error) from error
+            raise self._user_error(error) from error
 
     def show_arrow(self, name: str, table: pa.Table) -> ibis.Table:
         self._connection.con.register(name, table)
@@ -57,9 +57,7 @@ class DuckDB:
         try:
             return self._connection.read_parquet([literal(path) for path in paths])
         except duckdb.Error as error:
-            raise DataError(
-                f"{paths[0]}: not a Parquet file that can be read ({_first_line(error)})"
-            ) from None
+            raise DataError(f"{paths[0]}: is not a readable Parquet file ({_first_line(error)})") from None
 
     def batches(self, expression: ibis.Table) -> Iterator[pa.RecordBatch]:
         # Ibis's own to_pyarrow_batches calls fetch_record_batch, which DuckDB deprecates with a warning.
@@ -68,7 +66,7 @@ class DuckDB:
                 ROWS_PER_BATCH
             )
         except duckdb.Error as error:
-            raise self._told(error) from error
+            raise self._user_error(error) from error
 
     def show(self, name: str, expression: ibis.Table) -> ibis.Table:
         return self._connection.create_view(name, expression, overwrite=True)
@@ -80,26 +78,29 @@ class DuckDB:
             try:
                 return self._connection.raw_sql(sql).to_arrow_table()
             except duckdb.Error as error:
-                raise self._told(error) from error
+                raise self._user_error(error) from error
 
         return fetch
 
-    def _told(self, error: duckdb.Error) -> Exception:
-        """The DataError for what the user can fix, and `error` for a bug of ours."""
+    def _user_error(self, error: duckdb.Error) -> Exception:
+        """DataError for an error that the user can fix; otherwise `error`, which is a bug."""
         if self._spill is None and isinstance(error, duckdb.OutOfMemoryException | duckdb.IOException):
-            # Scoring, which has neither --memory nor --spill: DuckDB spills to the working directory.
+            # In scoring, which has neither --memory nor --spill, DuckDB spills to the working directory.
             return DataError(
-                f"{Path.cwd()}: looking up raw values takes more memory or disk than there is ({_first_line(error)})\n"
-                "  Make room there, or start the command in a folder on another disk."
+                f"{Path.cwd()}: looking up raw values needs more memory or disk space than is available "
+                f"({_first_line(error)})\n"
+                "  Free space there, or start the command in a folder on another disk."
             )
         if isinstance(error, duckdb.OutOfMemoryException):
             return DataError(
-                f"--memory {self._memory / 1e9:g}GB is not enough ({_first_line(error)})\n  Give more memory, or --spill on a bigger disk."
+                f"--memory {self._memory / 1e9:g}GB is not enough ({_first_line(error)})\n"
+                "  Give more memory, or --spill on a bigger disk."
             )
         if isinstance(error, duckdb.IOException):
             where = self._spill
             return DataError(
-                f"{where}: cannot be used ({_first_line(error)})\n  Make room there, or give --spill on another disk."
+                f"{where}: cannot be used ({_first_line(error)})\n"
+                "  Free space there, or give --spill on another disk."
             )
         return error
 

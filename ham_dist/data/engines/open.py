@@ -1,4 +1,4 @@
-"""Opens the engine that a `Machine` names."""
+"""Opens the engine that is selected in a `Machine`."""
 
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -9,11 +9,12 @@ from ham_dist.data.engines.spark import Spark
 
 
 def open_engine(machine: Machine, spill: Path) -> AbstractContextManager[Engine]:
-    """The engine that `machine` names.
+    """Opens the engine of `machine`.
 
     Args:
-        spill: Folder for what does not fit in memory.
+        machine: The engine and its limits.
+        spill: Folder to spill to when memory is full.
     Raises:
-        DataError: It is Spark, and pyspark, Java or the master is missing.
+        DataError: The engine is Spark, and pyspark, Java or the master is missing.
     """
     return DuckDB(machine, spill) if machine.engine == "duckdb" else Spark(machine, spill)

@@ -1,4 +1,7 @@
-"""Spark as the engine: the same expressions on this machine's cores or on a cluster, whose workers must see the folder that is prepared."""
+"""The Spark engine, which runs the same expressions on this machine or on a cluster.
+
+The workers of a cluster must have access to the output folder.
+"""
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -13,18 +16,24 @@ import pyarrow.parquet as pq
 from ham_dist.data.engines.base import ROWS_PER_BATCH, Machine, literal
 from ham_dist.errors import DataError
 
-# Parts that a group-by is cut into for each core.
-_PARTS_A_CORE = 2
-# What Hadoop takes in a path for a pattern.
+# Partitions of a group-by per core.
+_PARTITIONS_PER_CORE = 2
+# Wildcard characters in Hadoop paths.
 _SIGNS = "\\*?[]{}"
-_MEND = "  If it is memory or disk, give more: --memory, --spill on another disk, or --master with a larger cluster."
+_FIX = (
+    "  If memory or disk is full, give more: --memory, --spill on another disk, "
+    "or --master with a larger cluster."
+)
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def told(call: Callable[P, T]) -> Callable[P, T]:
-    """`call`, with what goes wrong in Spark as a DataError; a query that Spark does not understand is a bug of ours and stays one."""
+def with_data_errors(call: Callable[P, T]) -> Callable[P, T]:
+    """Wraps `call` so that errors of Spark are raised as DataError.
+
+    An invalid query is a bug in this package, so its error is raised unchanged.
+    """
 
     @wraps(call)
     def called(*args: P.args, **options: P.kwargs) -> T:
@@ -36,20 +45,20 @@ def told(call: Callable[P, T]) -> Callable[P, T]:
         except (AnalysisException, ParseException):
             raise
         except (Py4JError, PySparkException, ConnectionError) as error:
-            raise DataError(f"--engine spark: {_reason(error)}\n{_MEND}") from error
+            raise DataError(f"--engine spark: {_reason(error)}\n{_FIX}") from error
 
     return called
 
 
 def _reason(error: Exception) -> str:
-    """The line that says what Spark's workers died of: the deepest cause that Java names, and without one the first line."""
+    """The line of Spark's message with the root cause: the last "Caused by", or else the first line."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     causes = [line.removeprefix("Caused by: ") for line in lines if line.startswith("Caused by: ")]
     return causes[-1] if causes else lines[0]
 
 
 class Spark:
-    """One Spark session."""
+    """A Spark session."""
 
     long_queries = True
 
@@ -69,13 +78,13 @@ class Spark:
     def versions(self) -> dict[str, str]:
         return {"spark": self._session.version, "ibis": ibis.__version__}
 
-    @told
+    @with_data_errors
     def keep(self, expression: ibis.Table) -> ibis.Table:
         name = self._name("kept")
         self._frame(expression).cache().createOrReplaceTempView(name)
         return self._connection.table(name)
 
-    @told
+    @with_data_errors
     def read_parquet(self, paths: Sequence[Path]) -> ibis.Table:
         name = self._name("files")
         self._session.read.parquet(
@@ -84,9 +93,9 @@ class Spark:
         return self._connection.table(name)
 
     def batches(self, expression: ibis.Table) -> Iterator[pa.RecordBatch]:
-        # Through files, and not through the driver's memory: the parts of an ordered result are ordered by their names.
+        # By way of files, not the driver's memory. The names of the files have the order of the result.
         folder = self._spill / self._name("result")
-        told(self._frame(expression).write.parquet)(folder.absolute().as_uri())
+        with_data_errors(self._frame(expression).write.parquet)(folder.absolute().as_uri())
         for path in sorted(folder.glob("part-*.parquet")):
             yield from pq.ParquetFile(path).iter_batches(ROWS_PER_BATCH)
         shutil.rmtree(folder)
@@ -95,14 +104,14 @@ class Spark:
         self._frame(expression).createOrReplaceTempView(name)
         return self._connection.table(name)
 
-    @told
+    @with_data_errors
     def show_arrow(self, name: str, table: pa.Table) -> ibis.Table:
         self._session.createDataFrame(table).createOrReplaceTempView(name)
         return self._connection.table(name)
 
     def query(self, expression: ibis.Table) -> Callable[[], pa.Table]:
         sql = self._connection.compile(expression)
-        return told(lambda: self._session.sql(sql).toArrow())
+        return with_data_errors(lambda: self._session.sql(sql).toArrow())
 
     def _name(self, kind: str) -> str:
         self._tables += 1
@@ -113,16 +122,17 @@ class Spark:
 
 
 def _session(machine: Machine, spill: Path) -> Any:
-    """raises: DataError if pyspark or Java is not there, or the master does not answer."""
+    """Raises DataError if pyspark or Java is missing, or the master does not respond."""
     try:
         from pyspark.errors import PySparkException
         from pyspark.sql import SparkSession
     except ImportError:
         raise DataError(
-            "--engine spark: pyspark is not installed\n  pip install 'ham-dist[spark]', and Java 17."
+            "--engine spark: pyspark is not installed\n"
+            "  Run pip install 'ham-dist[spark]', and install Java 17."
         ) from None
     if shutil.which("java") is None:
-        raise DataError("--engine spark: there is no Java\n  Install Java 17, and put `java` on the PATH.")
+        raise DataError("--engine spark: Java was not found\n  Install Java 17, and put `java` on the PATH.")
     master = machine.master or f"local[{machine.threads or '*'}]"
     builder = SparkSession.builder.master(master).appName("ham-dist prepare")
     for name, value in {
@@ -143,7 +153,8 @@ def _session(machine: Machine, spill: Path) -> Any:
         session = builder.getOrCreate()
         session.sparkContext.setLogLevel("ERROR")
         session.conf.set(
-            "spark.sql.shuffle.partitions", str(_PARTS_A_CORE * session.sparkContext.defaultParallelism)
+            "spark.sql.shuffle.partitions",
+            str(_PARTITIONS_PER_CORE * session.sparkContext.defaultParallelism),
         )
     except (PySparkException, RuntimeError) as error:
         raise DataError(f"--engine spark: {master}: {str(error).strip().splitlines()[0]}") from None

@@ -1,4 +1,4 @@
-"""Every kind of field, both kinds of splits, both engines, training and scoring: the same ids as plain Python gives."""
+"""Every kind of field and split, both engines, training and scoring: the same ids as in plain Python."""
 
 import csv
 import shutil

@@ -1,4 +1,4 @@
-"""One record has the same ids in every kind of file: a raw folder, one file of text, compressed, without the label, Parquet."""
+"""A record has the same ids in every kind of file: raw folder, text file, compressed, no label, Parquet."""
 
 import gzip
 import os
@@ -251,10 +251,14 @@ def test_a_column_is_carried_as_it_is(tmp_path: Path, known: Path) -> None:
 @pytest.mark.parametrize(
     ("format", "content", "message"),
     [
-        ({"header": True}, "", "late: is empty; its first line must name the columns"),
+        ({"header": True}, "", "late: is empty; expected a first line with the column names"),
         ({"header": True}, "1,b\n", "late: lacks the column site; it has 1, b"),
         ({"header": True}, "site,site\na,b\n", "late: has 2 columns called site"),
-        ({"header": True}, "site\na\n\nb\n", "late: line 3 is empty: a record with a missing value, or none"),
+        (
+            {"header": True},
+            "site\na\n\nb\n",
+            "late: line 3 is empty: it could be a record with a missing value",
+        ),
         (
             {},
             ",".join(COLUMNS) + "\n",
@@ -288,9 +292,9 @@ def test_parquet_that_is_refused(tmp_path: Path, known: Path) -> None:
         (
             pa.table({"price": [[1.0]]}),
             "price",
-            "late: column price is list<element: double>; wanted are numbers",
+            "late: column price is list<element: double>; expected numbers",
         ),
-        (pa.table({"site": [1.5]}), "site", "late: column site is double; wanted are text or whole numbers"),
+        (pa.table({"site": [1.5]}), "site", "late: column site is double; expected text or integers"),
     ):
         pq.write_table(table, tmp_path / "late")
         with pytest.raises(DataError, match=message):

@@ -191,11 +191,11 @@ class TestMistakes:
         assert message(tmp_path, vocabulary=tmp_path).startswith(
             f"{tmp_path}: lacks ratings.dat, users.dat, movies.dat"
         )
-        assert message(raw, vocabulary=tmp_path) == f"{tmp_path}/user.parquet: no such vocabulary"
+        assert message(raw, vocabulary=tmp_path) == f"{tmp_path}/user.parquet: no such vocabulary file"
         assert message(raw, fields=["zipp"]).startswith("no field is called zipp; the fields are user, movie")
         (tmp_path / "x.parquet").write_bytes(b"PAR1 and no more")
         assert message(tmp_path / "x.parquet").startswith(
-            f"{tmp_path}/x.parquet: not a Parquet file that can be read"
+            f"{tmp_path}/x.parquet: is not a readable Parquet file"
         )
 
     def test_columns(self, message: Any, tmp_path: Path) -> None:
@@ -204,13 +204,14 @@ class TestMistakes:
         assert (
             message(path, fields=["gender", "zip"])
             == f"{path}: lacks the column gender (did you mean genders?), zip; it has user, genders, age\n"
-            f"  The recipe takes these from users.dat: put that file into {tmp_path}, or give Parquet that has them."
+            f"  The recipe takes these from users.dat: put that file into {tmp_path}, "
+            "or give Parquet that has them."
         )
         assert message(path, fields=["user"]).startswith(
-            f"{path}: column user is double; wanted are text or whole numbers"
+            f"{path}: column user is double; expected text or integers"
         )
         assert message(path, fields=["age"]).startswith(
-            f"{path}: column age is list<element: int64>; wanted are text or whole numbers"
+            f"{path}: column age is list<element: int64>; expected text or integers"
         )
 
     def test_lines(self, message: Any, recipe: Recipe, tmp_path: Path) -> None:
@@ -237,5 +238,8 @@ def test_the_rating_is_not_looked_at(raw: Path, prepared: Path, recipe: Recipe, 
 
 
 def test_scoring_needs_no_torch() -> None:
-    code = "import sys, ham_dist.data.encode.records, ham_dist.data.prepare.pipeline, ham_dist.data.synthetic.write; sys.exit('torch' in sys.modules)"
+    modules = (
+        "sys, ham_dist.data.encode.records, ham_dist.data.prepare.pipeline, ham_dist.data.synthetic.write"
+    )
+    code = f"import {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""What an engine lacks (memory, disk, workers) is told as what a user can mend; a query that it does not understand is a bug of ours."""
+"""Errors of an engine: lack of memory, disk or workers is a DataError; an invalid query is a bug."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def test_duckdb_that_cannot_spill(tmp_path: Path) -> None:
         with small_duckdb(tmp_path / "spill") as engine, pytest.raises(DataError) as caught:
             ask(engine)
         assert str(caught.value).startswith(f"{tmp_path}/spill: cannot be used (IO Error: ")
-        assert str(caught.value).endswith("Make room there, or give --spill on another disk.")
+        assert str(caught.value).endswith("Free space there, or give --spill on another disk.")
 
 
 def test_duckdb_that_may_not_spill_enough(tmp_path: Path) -> None:
@@ -70,12 +70,12 @@ Caused by: java.io.IOException: No space left on device
 \tat java.base/java.io.FileOutputStream.writeBytes(Native Method)"""
 
 
-def test_what_spark_dies_of_is_told_in_a_line() -> None:
+def test_the_root_cause_of_a_spark_error_is_one_line() -> None:
     pytest.importorskip("pyspark", reason="pyspark is not installed (pip install 'ham-dist[spark]')")
     from py4j.protocol import Py4JError, Py4JNetworkError
     from pyspark.errors import AnalysisException, PySparkException
 
-    from ham_dist.data.engines.spark import told
+    from ham_dist.data.engines.spark import with_data_errors
 
     def fail(error: Exception) -> None:
         raise error
@@ -87,12 +87,12 @@ def test_what_spark_dies_of_is_told_in_a_line() -> None:
         (PySparkException("worker lost\nwith its traceback"), "worker lost"),
     ):
         with pytest.raises(DataError) as caught:
-            told(fail)(error)
+            with_data_errors(fail)(error)
         assert str(caught.value).splitlines()[0] == f"--engine spark: {reason}"
         assert caught.value.__cause__ is error
     with pytest.raises(AnalysisException):
-        told(fail)(AnalysisException("no such column"))
-    assert told(len)("abc") == 3
+        with_data_errors(fail)(AnalysisException("no such column"))
+    assert with_data_errors(len)("abc") == 3
 
 
 @pytest.mark.parametrize(

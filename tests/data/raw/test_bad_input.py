@@ -112,7 +112,7 @@ def test_movies_given_as_ratings(raw: Path, refuse: Callable[[], str]) -> None:
     (raw / "ratings.dat").write_bytes((raw / "movies.dat").read_bytes())
     message = refuse()
     assert message.startswith(f"{raw}/ratings.dat: line 1: 3 columns; expected 4")
-    assert "check that it is the file that the recipe means" in message
+    assert "check that this is the right file for the recipe" in message
 
 
 def test_users_given_as_ratings(raw: Path, refuse: Callable[[], str]) -> None:
