@@ -19,7 +19,8 @@ from pathlib import Path
 
 from ranks import on_ranks
 
-from ham_dist.config.schema import RunSettings, SyntheticSettings
+from ham_dist.config.schema import RunSettings
+from ham_dist.config.synthetic import SyntheticSettings
 
 NUM_EMBEDDINGS = (400_000, 300_000, 200_000, 100_000)
 STEPS, EXCHANGES, SAVES = 30, 500, 5

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ham_dist.config.presets import PRESETS
-from ham_dist.config.schema import SyntheticSettings
+from ham_dist.config.synthetic import SyntheticSettings
 
 FIELDS = SyntheticSettings(preset="dlrm-39", missing=0.05)
 SPEED_ROWS = 500_000

@@ -35,7 +35,7 @@ import torch
 from training_side import Task
 
 from ham_dist.config.presets import NUMERIC_CARDINALITIES
-from ham_dist.config.schema import SyntheticSettings
+from ham_dist.config.synthetic import SyntheticSettings
 from ham_dist.data.format.manifest import Manifest
 from ham_dist.data.synthetic.criteo_text import NUM_EMBEDDINGS as CRITEO_CARDINALITIES
 from ham_dist.data.synthetic.write import generate

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from ham_dist.config.schema import SyntheticSettings
+from ham_dist.config.synthetic import SyntheticSettings
 from ham_dist.data.reader.batch import Batch
 from ham_dist.data.reader.order import rows_of_rank
 from ham_dist.data.synthetic.planted import Planted

@@ -123,7 +123,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         data = options.data
         if data is None:
-            from ham_dist.config.schema import SyntheticSettings
+            from ham_dist.config.synthetic import SyntheticSettings
             from ham_dist.data.synthetic.write import generate
 
             generate(SyntheticSettings(), data := Path(temporary) / "synthetic")

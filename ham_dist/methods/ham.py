@@ -4,7 +4,8 @@ from typing import Literal
 
 import torch
 
-from ham_dist.config.schema import MethodSettings, PositiveFloat, PositiveInt
+from ham_dist.config.base import PositiveFloat, PositiveInt
+from ham_dist.config.schema import MethodSettings
 from ham_dist.methods.method import MaskGradient, Method, SearchSpace
 
 

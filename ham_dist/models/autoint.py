@@ -11,7 +11,7 @@ from pydantic import model_validator
 from torch import nn
 from torch.nn import functional
 
-from ham_dist.config.schema import LayerCount, PositiveInt
+from ham_dist.config.base import LayerCount, PositiveInt
 from ham_dist.models.interaction import Axis, Interaction
 from ham_dist.models.lift import Lift, LiftedSettings
 from ham_dist.models.logit import Logit

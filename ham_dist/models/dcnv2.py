@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ham_dist.config.schema import LayerCount, LayerWidths, ModelSettings
+from ham_dist.config.base import LayerCount, LayerWidths
+from ham_dist.config.schema import ModelSettings
 from ham_dist.models.interaction import Axis, Interaction
 from ham_dist.models.logit import Logit
 from ham_dist.models.mlp import hidden_layers

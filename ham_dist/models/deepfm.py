@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from ham_dist.config.schema import LayerWidths
+from ham_dist.config.base import LayerWidths
 from ham_dist.models.fm import FM, FMSettings
 from ham_dist.models.interaction import Axis
 from ham_dist.models.logit import Logit

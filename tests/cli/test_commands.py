@@ -13,7 +13,8 @@ from ham_dist import __version__, cli
 from ham_dist import run as run_module
 from ham_dist.cli import app, failures
 from ham_dist.config.load import DEMO, load_run
-from ham_dist.config.schema import PrecisionSettings, RunSettings, SyntheticSettings
+from ham_dist.config.schema import PrecisionSettings, RunSettings
+from ham_dist.config.synthetic import SyntheticSettings
 from ham_dist.errors import DataError
 from ham_dist.training.run_folder import RunFolder
 

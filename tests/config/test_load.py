@@ -15,9 +15,9 @@ from ham_dist.config.schema import (
     RunSettings,
     SearchSettings,
     ShardingSettings,
-    SyntheticSettings,
     Target,
 )
+from ham_dist.config.synthetic import SyntheticSettings
 from ham_dist.errors import ConfigError
 from ham_dist.methods.ham import HamSettings
 from ham_dist.methods.uniform import UniformSettings

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ham_dist.config.schema import SyntheticSettings
+from ham_dist.config.synthetic import SyntheticSettings
 from ham_dist.data.format.manifest import SPLITS, Manifest, SplitEntry
 from ham_dist.data.statistics import ALARM, DatasetStatistics, FieldStatistics, compute_statistics
 from ham_dist.data.synthetic.write import generate

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from ham_dist.config.schema import SyntheticSettings
+from ham_dist.config.synthetic import SyntheticSettings
 from ham_dist.data.reader.batch import Batch
 from ham_dist.data.synthetic.planted import Planted
 from ham_dist.data.synthetic.zipf import Zipf

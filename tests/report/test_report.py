@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from ham_dist.cli import app
 from ham_dist.config.load import load_run
-from ham_dist.config.schema import RunSettings, SyntheticSettings
+from ham_dist.config.schema import RunSettings
+from ham_dist.config.synthetic import SyntheticSettings
 from ham_dist.config.units import size_text
 from ham_dist.data.format.manifest import Manifest
 from ham_dist.data.statistics import compute_statistics

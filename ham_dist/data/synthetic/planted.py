@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ham_dist.config.schema import SyntheticSettings
+from ham_dist.config.synthetic import SyntheticSettings
 from ham_dist.data.format.manifest import SPLITS
 from ham_dist.data.synthetic.zipf import Zipf
 from ham_dist.errors import DataError

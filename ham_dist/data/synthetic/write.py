@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ham_dist.config.schema import SyntheticSettings
+from ham_dist.config.synthetic import SyntheticSettings
 from ham_dist.data.format.folder import already_there
 from ham_dist.data.format.manifest import FORMAT_VERSION, DataField, Manifest, SplitEntry, StoredFile, Truth
 from ham_dist.data.format.shards import (

@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from ham_dist.config.schema import SyntheticSettings
+from ham_dist.config.synthetic import SyntheticSettings
 from ham_dist.data.synthetic.planted import CHUNK, LATENTS, Planted, auc, evenness
 
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ham_dist.config.schema import SyntheticSettings
+from ham_dist.config.synthetic import SyntheticSettings
 from ham_dist.data.encode.records import encode_raw
 from ham_dist.data.format.manifest import Manifest
 from ham_dist.data.reader.split import open_split
@@ -168,7 +168,7 @@ def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_bytes(
 ) -> None:
     out, draw = tmp_path / "out", random.Random(0)
     program = f"""
-from ham_dist.config.schema import SyntheticSettings
+from ham_dist.config.synthetic import SyntheticSettings
 from ham_dist.data.synthetic.write import generate
 generate(SyntheticSettings.model_validate({TWO_SHARDS.model_dump()!r}), {str(out)!r})
 """

@@ -1,0 +1,17 @@
+"""The base class of all settings, and types of numbers that several sections use."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PositiveInt = Annotated[int, Field(gt=0)]
+LayerCount = Annotated[int, Field(gt=0, le=64)]
+LayerWidths = Annotated[tuple[Annotated[int, Field(gt=0, le=65_536)], ...], Field(max_length=64)]
+"""Limits far above what a model needs, so that a damaged file cannot make a process allocate all memory."""
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+class Settings(BaseModel):
+    """Base class of all sections: an unknown key is an error, and loaded settings cannot be changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
