@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ham_dist.export.vocabulary import VocabularySource
 from ham_dist.export.writer import (
     PIECE_NUMBERS,
     Description,
-    VocabularySource,
     finish,
     open_folder,
     write_tables,

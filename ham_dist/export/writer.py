@@ -30,15 +30,14 @@ from ham_dist.export.manifest import (
     TableEntry,
     TableFile,
     UnknownShares,
-    inside,
     mistakes,
     piece_path,
     write_manifest,
 )
 from ham_dist.export.precisions import precision_of
+from ham_dist.export.vocabulary import VocabularySource, copy_vocabulary
 from ham_dist.io.atomic import publish_folder, temporary_path
-from ham_dist.io.hashing import copy_and_hash, sha256_of_bytes
-from ham_dist.io.paths import exists, open_file
+from ham_dist.io.hashing import sha256_of_bytes
 
 if TYPE_CHECKING:  # imports TorchRec, which writing does not need
     from ham_dist.embedding.tables import TableChunk
@@ -46,18 +45,6 @@ if TYPE_CHECKING:  # imports TorchRec, which writing does not need
 PIECE_NUMBERS = 1 << 24
 """Most numbers in one file of a table (64 MiB of fp32); bounds the memory that a rank needs besides its
 shards."""
-
-
-class VocabularySource(NamedTuple):
-    """Source of the vocabularies.
-
-    Attributes:
-        folder: Folder with `<field>.parquet`; None without vocabularies.
-        sha256: sha256 of each file, by field; None if not known.
-    """
-
-    folder: str | Path | None
-    sha256: Mapping[str, str] | None
 
 
 class _Written(NamedTuple):
@@ -268,7 +255,7 @@ def finish(
         tables = _entries("tables", description, written)
         first_order = _entries("first_order", description, written)
         read = dict.fromkeys(table.field for table in (*tables, *first_order))
-        vocabularies = _copy_vocabulary(partial, read, vocabulary, files)
+        vocabularies = copy_vocabulary(partial, read, vocabulary, files)
         manifest = BundleManifest(
             kind="custom" if description.model is None else "ctr",
             model=description.model,
@@ -327,46 +314,3 @@ def _entries(folder: str, description: Description, written: Sequence[_Written])
             TableEntry(field=field.name, rows=field.rows, width=dims.pop(), type=kind, files=pieces)
         )
     return tuple(tables)
-
-
-def _copy_vocabulary(
-    partial: Path, fields: Iterable[str], vocabulary: VocabularySource, files: dict[str, FileEntry]
-) -> dict[str, str]:
-    """Copy the vocabulary of each field that the model reads.
-
-    Args:
-        files: The bundle's files; the copies are added.
-    Returns:
-        Paths of the copies in the bundle, by field.
-    Raises:
-        BundleError: A file is missing, or its sha256 is not that in the data's manifest.
-    """
-    copies: dict[str, str] = {}
-    if vocabulary.folder is None:
-        return copies
-    for field in fields:
-        source, path = f"{vocabulary.folder}/{field}.parquet", inside(f"vocabulary/{field}.parquet")
-        if not exists(source):
-            raise BundleError(
-                f"{source}: missing: the vocabulary of {field!r}. "
-                "Give the folder `vocabulary` that `ham-dist prepare` wrote."
-            )
-        with writing(partial / path):
-            (partial / path).parent.mkdir(parents=True, exist_ok=True)
-            files[path] = _copy(source, partial / path)
-        wanted = files[path].sha256 if vocabulary.sha256 is None else vocabulary.sha256[field]
-        if files[path].sha256 != wanted:
-            raise BundleError(
-                f"{source}: has sha256 {files[path].sha256[:12]}..., "
-                f"but the data's manifest has {wanted[:12]}...: the file was changed.\n"
-                "  Copy the data again from where it was prepared, or prepare it again."
-            )
-        copies[field] = path
-    return copies
-
-
-def _copy(source: str, target: Path) -> FileEntry:
-    """Copy a file, and hash the bytes that are written, so that the hash is that of the copy."""
-    with open_file(source, "rb") as read, target.open("wb") as written:
-        size, sha256 = copy_and_hash(read, written)
-    return FileEntry(size=size, sha256=sha256)

@@ -20,6 +20,7 @@ from ham_dist.io.untrusted import relative_name
 NAME = r"^[A-Za-z][A-Za-z0-9_]*$"
 Name = Annotated[str, Field(pattern=NAME, max_length=150)]
 # Any text that fits in one line of a file. Only an ignored column may have the empty name.
+RECIPE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 COLUMN_NAME = r"^[^\x00-\x1f\x7f]*$"
 ColumnName = Annotated[str, Field(pattern=COLUMN_NAME, max_length=1000)]
 Separator = Annotated[str, Field(min_length=1, max_length=4)]

@@ -2,7 +2,6 @@
 
 import sysconfig
 from collections.abc import Iterable
-from difflib import get_close_matches
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,15 +10,14 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 import ham_dist
+from ham_dist.data.recipe.explain import explain, nearest
 from ham_dist.data.recipe.fields import (
-    COLUMN_NAME,
-    NAME,
+    RECIPE_NAME,
     AnyField,
     AnySplit,
     Categorical,
     ColumnName,
     Count,
-    FileSplit,
     Format,
     Join,
     Label,
@@ -30,12 +28,10 @@ from ham_dist.data.recipe.fields import (
     RecipeSection,
     SampleFiles,
     TableRows,
-    Time,
 )
 from ham_dist.errors import DataError
 from ham_dist.io.untrusted import TOML_BYTES, parse_toml, read_bytes
 
-RECIPE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 # Column names that the staged and encoded files use themselves.
 _RESERVED = ("_row", "_label", "_cell", "_ids", "_key")
 
@@ -126,8 +122,7 @@ def _column_mistakes(recipe: Recipe) -> list[str]:
                 )
             if part.key not in columns:
                 mistakes.append(
-                    f"{where}.key = {part.key!r}: no earlier file has that column"
-                    f"{_nearest(part.key, columns)}"
+                    f"{where}.key = {part.key!r}: no earlier file has that column{nearest(part.key, columns)}"
                 )
             fresh = [column for column in part.columns if column != part.key]
         mistakes += [
@@ -144,14 +139,14 @@ def _column_mistakes(recipe: Recipe) -> list[str]:
     if recipe.label.column not in recipe.samples.columns:
         mistakes.append(
             f"label.column = {recipe.label.column!r}: not a column of samples"
-            f"{_nearest(recipe.label.column, recipe.samples.columns)}"
+            f"{nearest(recipe.label.column, recipe.samples.columns)}"
         )
     for where, used in (
         ("fields", {field: recipe.column(field) for field in recipe.fields}),
         ("ignored", {column: column for column in recipe.ignored}),
     ):
         mistakes += [
-            f"{where}.{name}: no file has that column{_nearest(column, columns)}"
+            f"{where}.{name}: no file has that column{nearest(column, columns)}"
             for name, column in used.items()
             if column not in columns
         ]
@@ -206,7 +201,7 @@ def _split_mistakes(recipe: Recipe) -> list[str]:
         return mistakes
     for part, named in (("train", split.train), ("validation", split.validation), ("test", split.test)):
         mistakes += [
-            f"split.{part}: {file} is not in samples.file{_nearest(file, files)}"
+            f"split.{part}: {file} is not in samples.file{nearest(file, files)}"
             for file in named
             if file not in files
         ]
@@ -224,11 +219,6 @@ def _split_mistakes(recipe: Recipe) -> list[str]:
 
 def _differ_only_in_case(columns: list[str]) -> list[tuple[str, str]]:
     return [(a, b) for a, b in combinations(dict.fromkeys(columns), 2) if a.casefold() == b.casefold()]
-
-
-def _nearest(word: str, words: Any) -> str:
-    near = get_close_matches(word, list(words), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def load_recipe(name: str) -> Recipe:
@@ -254,7 +244,7 @@ def load_recipe(name: str) -> Recipe:
             return _read(path)
     names = recipe_names()
     fix = f"Give {'one of: ' + ', '.join(names) + '; or ' if names else ''}the path of a TOML file."
-    raise DataError(f"recipe {name!r}: no recipe has that name{_nearest(name, names)}\n  {fix}")
+    raise DataError(f"recipe {name!r}: no recipe has that name{nearest(name, names)}\n  {fix}")
 
 
 def recipe_names() -> list[str]:
@@ -298,64 +288,7 @@ def parse_recipe(settings: dict[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(settings)
     except ValidationError as error:
-        mistakes = [line for item in error.errors(include_url=False) for line in _explain(item).splitlines()]
+        mistakes = [
+            line for item in error.errors(include_url=False) for line in explain(item, Recipe).splitlines()
+        ]
         raise DataError("\n".join(f"{where}: {mistake}" for mistake in mistakes)) from None
-
-
-_SHOWN_LETTERS = 80
-
-# Sections by the last element of an error's location that is not a number or a field name, to suggest a key
-# of that section for an unknown one.
-_SECTIONS: dict[str, type[RecipeSection]] = {
-    "format": Format,
-    "samples": SampleFiles,
-    "joins": Join,
-    "label": Label,
-    "categorical": Categorical,
-    "numeric": Numeric,
-    "time": Time,
-    "multi_valued": MultiValued,
-    "files": FileSplit,
-    "random": RandomSplit,
-}
-
-
-# Descriptions of the patterns of names.
-_PATTERNS = {
-    NAME: "a field name has only letters, digits and _, and starts with a letter; "
-    'for a column with another name, set column = "..."',
-    COLUMN_NAME: "a column name must not have control characters",
-    RECIPE_NAME: "a data set name has only letters, digits, dots, dashes and _, "
-    "and starts with a letter or digit",
-}
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _SHOWN_LETTERS else f"{text[:_SHOWN_LETTERS]}..."
-
-
-def _explain(item: Any) -> str:
-    """Message for one of pydantic's errors: location, value, and the expected value."""
-    place = [str(part) for part in item["loc"]]
-    # For a discriminated union, pydantic adds the kind after the field's name; it is not a key of the file.
-    shown = ".".join(
-        part for number, part in enumerate(place) if (number, place[0]) not in ((2, "fields"), (1, "split"))
-    )
-    if item["type"] == "extra_forbidden":
-        part = next((_SECTIONS[name] for name in reversed(place[:-1]) if name in _SECTIONS), Recipe)
-        keys = list(part.model_fields)
-        return f"{shown}: unknown key{_nearest(place[-1], keys) or '; valid keys are ' + ', '.join(keys)}"
-    if item["type"] == "missing":
-        return f"{shown}: is missing and has no default; add it"
-    if item["type"] == "columns":
-        return str(item["msg"])
-    got = item["input"]
-    value = "" if isinstance(got, dict | list) else f" = {_short(repr(got))}"
-    message = item["msg"]
-    if item["type"] == "string_pattern_mismatch":
-        message = _PATTERNS.get(item["ctx"]["pattern"], message)
-        if place[-1] == "[key]" and place[0] == "fields":
-            shown = "fields"
-    if item["type"] == "literal_error":
-        message = f"must be {item['ctx']['expected']}"
-    return f"{shown}{value}: {message[0].lower()}{message[1:]}"

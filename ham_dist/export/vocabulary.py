@@ -1,0 +1,66 @@
+"""Copying vocabularies into a bundle."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from ham_dist.errors import BundleError
+from ham_dist.export.files import writing
+from ham_dist.export.manifest import FileEntry, inside
+from ham_dist.io.hashing import copy_and_hash
+from ham_dist.io.paths import exists, open_file
+
+
+class VocabularySource(NamedTuple):
+    """Source of the vocabularies.
+
+    Attributes:
+        folder: Folder with `<field>.parquet`; None without vocabularies.
+        sha256: sha256 of each file, by field; None if not known.
+    """
+
+    folder: str | Path | None
+    sha256: Mapping[str, str] | None
+
+
+def copy_vocabulary(
+    partial: Path, fields: Iterable[str], vocabulary: VocabularySource, files: dict[str, FileEntry]
+) -> dict[str, str]:
+    """Copy the vocabulary of each field that the model reads.
+
+    Args:
+        files: The bundle's files; the copies are added.
+    Returns:
+        Paths of the copies in the bundle, by field.
+    Raises:
+        BundleError: A file is missing, or its sha256 is not that in the data's manifest.
+    """
+    copies: dict[str, str] = {}
+    if vocabulary.folder is None:
+        return copies
+    for field in fields:
+        source, path = f"{vocabulary.folder}/{field}.parquet", inside(f"vocabulary/{field}.parquet")
+        if not exists(source):
+            raise BundleError(
+                f"{source}: missing: the vocabulary of {field!r}. "
+                "Give the folder `vocabulary` that `ham-dist prepare` wrote."
+            )
+        with writing(partial / path):
+            (partial / path).parent.mkdir(parents=True, exist_ok=True)
+            files[path] = _copy(source, partial / path)
+        wanted = files[path].sha256 if vocabulary.sha256 is None else vocabulary.sha256[field]
+        if files[path].sha256 != wanted:
+            raise BundleError(
+                f"{source}: has sha256 {files[path].sha256[:12]}..., "
+                f"but the data's manifest has {wanted[:12]}...: the file was changed.\n"
+                "  Copy the data again from where it was prepared, or prepare it again."
+            )
+        copies[field] = path
+    return copies
+
+
+def _copy(source: str, target: Path) -> FileEntry:
+    """Copy a file, and hash the bytes that are written, so that the hash is that of the copy."""
+    with open_file(source, "rb") as read, target.open("wb") as written:
+        size, sha256 = copy_and_hash(read, written)
+    return FileEntry(size=size, sha256=sha256)
