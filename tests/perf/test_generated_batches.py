@@ -94,7 +94,7 @@ def test_labels_follow_the_planted_truth_or_the_rule() -> None:
 
 @pytest.mark.parametrize(("rank", "world_size"), [(-1, 1), (2, 2), (0, 9)])
 def test_ranks_that_make_no_sense(rank: int, world_size: int) -> None:
-    with pytest.raises(DataError, match=rf"rank {rank} of {world_size} ranks sharing 8 rows"):
+    with pytest.raises(DataError, match=rf"rank {rank} of {world_size} ranks with 8 rows"):
         generated_batches(SETTINGS, 8, rank=rank, world_size=world_size)
     with pytest.raises(DataError, match=r"synthetic\.planted_ranks"):
         generated_batches(SyntheticSettings(planted_ranks=(1,), num_embeddings=(9,)), 8)

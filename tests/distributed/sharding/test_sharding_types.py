@@ -39,7 +39,7 @@ def test_every_sharding_type_equals_plain_torch(ranks: int, model: str) -> None:
     plain = plain_three_steps(cases["mixed"], results[0]["mixed"]["start"])
     for name in cases:
         first = results[0][name]
-        placed = {placement.table.field: placement.kind for placement in first["plan"].placements}
+        placed = {placement.table.field: placement.sharding_type for placement in first["plan"].placements}
         assert placed == dict.fromkeys(FIELDS, kinds[name].get("sharding_type")) | kinds[name].get(
             "sharding_types", {}
         )
