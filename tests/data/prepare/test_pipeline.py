@@ -367,7 +367,7 @@ def test_raw_files_stay_where_the_output_is_a_folder_next_to_them(recipe: Recipe
     """As in `--raw . --out data`; the folder of the raw files itself is no output."""
     raw = write_raw_movielens(tmp_path / "raw", ratings=50)
     before = {path: path.read_bytes() for path in raw.iterdir()}
-    with pytest.raises(DataError, match="is there already; nothing was written"):
+    with pytest.raises(DataError, match="already exists; nothing was written"):
         prepare(recipe, raw, raw)
     prepare(recipe, raw, raw / "out")
     assert {path: path.read_bytes() for path in raw.iterdir() if path.is_file()} == before
