@@ -131,7 +131,7 @@ def test_data_is_what_inspect_finds(run: Path, page: Page) -> None:
         for name, split in look.splits.items()
     } == splits
     (fields,) = (rows for title, rows in page.tables.items() if title.startswith("Tables 4 columns wide"))
-    (shares,) = (rows for title, rows in page.tables.items() if title.startswith("Share of the values"))
+    (shares,) = (rows for title, rows in page.tables.items() if title.startswith("Share of values"))
     for number, field in enumerate(look.fields):
         assert fields[number + 1][:3] == [field.name, f"{field.rows:,}", size_text(field.bytes)]
         assert fields[number + 1][5:] == [f"{share:.1%}" for share in field.head.values()]
