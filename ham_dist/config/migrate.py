@@ -40,9 +40,11 @@ def migrate_run(tree: Mapping[str, Any]) -> dict[str, Any]:
     migrated = _copy(tree)
     search = migrated.get("search")
     name = search.get("method", "ham") if isinstance(search, dict) else "ham"
-    if isinstance(search, dict) and isinstance(name, str) and any(_get(tree, old) for old in _METHOD_KEYS):
+    if isinstance(search, dict) and isinstance(name, str) and any(_has(tree, old) for old in _METHOD_KEYS):
         search["method"] = {"name": name}
     for old, new in RENAMED.items():
+        if old.startswith("model."):
+            continue  # by migrate_model, which bundles need alone
         section, key = _section(migrated, old)
         if section is None or key not in section:
             continue
@@ -96,6 +98,6 @@ def _section(tree: dict[str, Any], key: str) -> tuple[dict[str, Any] | None, str
     return (section if isinstance(section, dict) else None), last
 
 
-def _get(tree: Mapping[str, Any], key: str) -> bool:
+def _has(tree: Mapping[str, Any], key: str) -> bool:
     section, last = _section(dict(tree), key)
     return section is not None and last in section

@@ -1,4 +1,4 @@
-"""What strangers hand over is read within limits."""
+"""Files from outside are read within limits."""
 
 import os
 from pathlib import Path

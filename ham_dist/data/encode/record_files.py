@@ -128,8 +128,7 @@ class TextRecords:
         return list(dict.fromkeys(self._names))
 
     def tables(self, kinds: Mapping[str, Kind], carried: str | None) -> Iterator[pa.Table]:
-        used = [*kinds, *([] if carried is None else [carried])]
-        _require_once(self.path, self._names, used)
+        used = _used_columns(self.path, self._names, kinds, carried)
         # Unused columns may have any names, even duplicate ones: they are renamed. No used name has a control
         # character.
         names = [name if name in used else f"\x1f{place}" for place, name in enumerate(self._names)]
@@ -163,8 +162,7 @@ class ParquetRecords:
         return list(dict.fromkeys(self._names))
 
     def tables(self, kinds: Mapping[str, Kind], carried: str | None) -> Iterator[pa.Table]:
-        used = [*kinds, *([] if carried is None else [carried])]
-        _require_once(self.path, self._names, used)
+        used = _used_columns(self.path, self._names, kinds, carried)
         first = 0
         with _reading(self.path), pq.ParquetFile(self.path, page_checksum_verification=True) as file:
             for batch in _batches(file, used):
@@ -262,7 +260,15 @@ def _first_line(path: Path, format: Format) -> bytes | None:
     return None
 
 
-def _require_once(path: Path, names: Sequence[str], used: Sequence[str]) -> None:
+def _used_columns(
+    path: Path, names: Sequence[str], kinds: Mapping[str, Kind], carried: str | None
+) -> list[str]:
+    """Returns the columns that are read: those of the fields, and the one carried to the output.
+
+    Raises:
+        DataError: One of them is missing from `names`, or is there more than once.
+    """
+    used = [*kinds, *([] if carried is None else [carried])]
     require_columns(path, names, used)
     twice = [name for name in dict.fromkeys(used) if names.count(name) > 1]
     if twice:
@@ -270,6 +276,7 @@ def _require_once(path: Path, names: Sequence[str], used: Sequence[str]) -> None
             f"{path}: has {names.count(twice[0])} columns called {twice[0]}\n"
             "  Keep only the one that the field is made from."
         )
+    return used
 
 
 def _batches(file: pq.ParquetFile, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:

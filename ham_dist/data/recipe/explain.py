@@ -58,7 +58,8 @@ def explain(item: Any, recipe: type[RecipeSection]) -> str:
 
     Args:
         item: An entry of `ValidationError.errors()`.
-        recipe: The class of the whole recipe, whose keys are suggested for an unknown key outside of all sections.
+        recipe: The class of the whole recipe; its keys are suggested for an unknown key outside of all
+            sections.
     """
     place = [str(part) for part in item["loc"]]
     # For a discriminated union, pydantic adds the kind after the field's name; it is not a key of the file.
@@ -86,6 +87,6 @@ def explain(item: Any, recipe: type[RecipeSection]) -> str:
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """Returns a suggestion for a misspelled word, to append to a message; empty if none of `words` is similar."""
+    """Returns a suggestion to append to a message about `word`; empty if none of `words` is similar."""
     near = get_close_matches(word, list(words), n=1)
     return f"; did you mean {near[0]}?" if near else ""

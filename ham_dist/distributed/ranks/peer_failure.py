@@ -85,7 +85,7 @@ def _write_status(status: str) -> bool:
 
 
 def _statuses_of_others() -> dict[int, str] | None:
-    """Returns the status by rank, or None without a store; stops waiting when a rank has reported a failure."""
+    """Returns the status by rank, None without a store; stops waiting once a rank has reported a failure."""
     others, statuses = set(range(dist.get_world_size())) - {dist.get_rank()}, dict[int, str]()
     deadline = time.monotonic() + WAIT_SECONDS
     while others - statuses.keys() and set(statuses.values()) <= {WAITING} and time.monotonic() < deadline:

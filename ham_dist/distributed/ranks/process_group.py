@@ -240,7 +240,7 @@ def together(work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T
 
 
 def _system_error(error: Exception) -> int | None:
-    """The number of an error of the operating system, 0 if it has none (as Arrow's errors); None for other errors."""
+    """The errno of an OSError, 0 if it has none (as Arrow's errors); None for other errors."""
     return (error.errno or 0) if isinstance(error, OSError) else None
 
 

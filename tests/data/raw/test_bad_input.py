@@ -27,7 +27,7 @@ def refuse(recipe: Recipe, raw: Path, tmp_path: Path) -> Callable[[], str]:
         with pytest.raises(DataError) as caught:
             prepare(recipe, raw, tmp_path / "out")
         assert {path.name for path in tmp_path.iterdir()} <= before, (
-            "only what is finished is kept, beside the output"
+            "only the work folder next to the output is kept"
         )
         assert caught.value.__cause__ is None
         assert caught.value.__suppress_context__ or caught.value.__context__ is None, (
