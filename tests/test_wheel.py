@@ -54,7 +54,7 @@ def test_recipes_and_sources_come_with_the_wheel(installed: Path, tmp_path: Path
     assert fetched.stdout.startswith("https://grouplens.org/datasets/movielens/1m/\n")
     assert "fetch movielens-1m: nothing was fetched\n  If you accept the licence above" in fetched.stderr
     assert (
-        "Give one of: avazu, criteo-1tb, criteo-kaggle, movielens-1m."
+        "Give one of: avazu, criteo-1tb, criteo-kaggle, frappe, movielens-1m."
         in run(installed, "fetch", "x", "--out", "x", cwd=tmp_path).stderr
     )
     (tmp_path / "empty").mkdir()

@@ -55,6 +55,15 @@ def prepare(
             "--set", metavar="KEY=VALUE", help="For `synthetic`: a key of data.synthetic; may be repeated."
         ),
     ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=2**63 - 1,
+            help="Seed of a random split into train, validation and test (default: 0).",
+            show_default=False,
+        ),
+    ] = None,
     memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Memory limit (default: 4GB).")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Worker threads (default: all cores).")] = None,
     spill: Annotated[
@@ -85,12 +94,14 @@ def prepare(
     \b
     Example:
       ham-dist prepare movielens-1m --raw ml-1m --out data/movielens-1m
+      ham-dist prepare movielens-1m --raw ml-1m --out data/movielens-1m-s1 --seed 1
       ham-dist prepare criteo-kaggle --raw criteo --out data/criteo-kaggle --memory 8GB --spill /fast/spill
       ham-dist prepare synthetic --out data/synthetic --set data.synthetic.rows=1000000
     """
     if recipe == "synthetic":
         raw_options = {
             "--raw": raw,
+            "--seed": seed,
             "--memory": memory,
             "--threads": threads,
             "--spill": spill,
@@ -121,7 +132,12 @@ def prepare(
         chosen = load_recipe(recipe)
         if max_rejected is not None:
             chosen = chosen.model_copy(update={"max_rejected": max_rejected})
-        prepare_data(chosen, raw, out, machine=machine)
+        if seed is not None and chosen.split.kind != "random":
+            raise ConfigError(
+                f"prepare {recipe}: --seed {seed}: the recipe splits by files, so nothing is random; "
+                'expected [split] kind = "random". Remove --seed'
+            )
+        prepare_data(chosen, raw, out, seed=seed or 0, machine=machine)
     describe_folder(out)
 
 
@@ -129,6 +145,7 @@ def _prepare_synthetic(out: Path, overrides: list[str], raw_options: Mapping[str
     if unused := [name for name, value in raw_options.items() if value is not None]:
         raise ConfigError(
             f"prepare synthetic: {unused[0]} applies to raw files only. Generated data has none: remove it"
+            + (", and give --set data.synthetic.seed=N" if unused[0] == "--seed" else "")
         )
     if wrong := [override for override in overrides if not override.startswith("data.synthetic.")]:
         raise ConfigError(

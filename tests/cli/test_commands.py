@@ -15,8 +15,11 @@ from ham_dist.cli import app, failures
 from ham_dist.config.load import DEMO, load_run
 from ham_dist.config.schema import PrecisionSettings, RunSettings
 from ham_dist.config.synthetic import SyntheticSettings
+from ham_dist.data.format.manifest import Manifest
 from ham_dist.errors import DataError
+from ham_dist.training.data_record import digest_of
 from ham_dist.training.run_folder import RunFolder
+from tests.support.raw_movielens import write_raw_movielens
 
 COMMANDS = ("fetch", "prepare", "generate", "train", "export", "score", "report", "inspect", "doctor")
 
@@ -223,6 +226,36 @@ def test_generated_data_can_be_prepared_and_inspected(tmp_path: Path) -> None:
     figures = json.loads(runner.invoke(app, ["inspect", str(tmp_path / "data"), "--json"]).stdout)
     assert figures["width"] == RunSettings().model.base_dim
     assert [field["rows"] for field in figures["fields"]] == list(SyntheticSettings().num_embeddings)
+
+
+def test_one_raw_folder_prepared_with_several_seeds(tmp_path: Path) -> None:
+    raw = write_raw_movielens(tmp_path / "raw", ratings=500)
+    command = ["prepare", "movielens-1m", "--raw", str(raw), "--out"]
+    for name, seed in (("default", []), ("s0", ["--seed", "0"]), ("s1", ["--seed", "1"])):
+        done = runner.invoke(app, [*command, str(tmp_path / name), *seed])
+        assert done.exit_code == 0, done.stderr
+    by_default, s0, s1 = (Manifest.load(tmp_path / name) for name in ("default", "s0", "s1"))
+    assert (s0.seed, s1.seed) == (0, 1)
+    assert digest_of(by_default) == digest_of(s0) != digest_of(s1)
+    for count in ("rows", "positives"):
+        assert sum(getattr(split, count) for split in s0.splits.values()) == sum(
+            getattr(split, count) for split in s1.splits.values()
+        )
+    assert s0.raw == s1.raw
+    other = runner.invoke(app, [*command, str(tmp_path / "s0"), "--seed", "1"])
+    assert other.exit_code == 2
+    assert "holds movielens-1m with seed 0, which differs in seed; nothing was written" in other.stderr
+
+
+def test_a_seed_that_nothing_depends_on_is_refused(tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path / "out"), "--seed", "3"]
+    generated = runner.invoke(app, ["prepare", "synthetic", *out])
+    by_files = runner.invoke(app, ["prepare", "criteo-1tb", "--raw", str(tmp_path), *out])
+    assert generated.exit_code == by_files.exit_code == 2
+    assert "--seed applies to raw files only" in generated.stderr
+    assert "give --set data.synthetic.seed=N" in generated.stderr
+    assert "prepare criteo-1tb: --seed 3: the recipe splits by files" in by_files.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_only_data_has_statistics(tmp_path: Path) -> None:

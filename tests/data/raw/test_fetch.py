@@ -203,7 +203,7 @@ def test_links_and_damage_in_the_archive(server: Server, tmp_path: Path) -> None
 
 def test_every_source_of_ours_is_well_formed_and_says_what_to_do() -> None:
     assert load_source("movielens-1m").archive is not None
-    for name in ("criteo-kaggle", "criteo-1tb", "avazu"):
+    for name in ("criteo-kaggle", "criteo-1tb", "avazu", "frappe"):
         source = load_source(name)
         assert source.archive is None
         with pytest.raises(
@@ -215,7 +215,9 @@ def test_every_source_of_ours_is_well_formed_and_says_what_to_do() -> None:
         assert str(caught.value).endswith(
             f"into raw.\n  Then: ham-dist prepare {name} --raw raw --out data/{name}"
         )
-    with pytest.raises(DataError, match="Give one of: avazu, criteo-1tb, criteo-kaggle, movielens-1m"):
+    with pytest.raises(
+        DataError, match="Give one of: avazu, criteo-1tb, criteo-kaggle, frappe, movielens-1m"
+    ):
         load_source("movielens")
 
 

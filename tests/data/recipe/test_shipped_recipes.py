@@ -12,7 +12,7 @@ import pytest
 from ham_dist.data.format.manifest import SPLITS, Manifest
 from ham_dist.data.prepare.pipeline import prepare
 from ham_dist.data.recipe.load import load_recipe, recipe_names
-from tests.support.raw_logs import HEADS, raw_logs
+from tests.support.raw_logs import HEADS, SHARED, raw_logs
 
 
 def real(name: str, folder: Path) -> Path:
@@ -23,7 +23,14 @@ def real(name: str, folder: Path) -> Path:
 
 
 def test_all_recipes_are_sound() -> None:
-    assert recipe_names() == ["avazu", "criteo-1tb", "criteo-kaggle", "movielens-1m", "template"]
+    assert recipe_names() == [
+        "avazu",
+        "criteo-1tb",
+        "criteo-kaggle",
+        "frappe",
+        "movielens-1m",
+        "template",
+    ]
     recipes = {name: load_recipe(name) for name in recipe_names()}
     assert {name: recipe.name for name, recipe in recipes.items()} == {name: name for name in recipes}
     assert [recipes[name].min_count for name in ("avazu", "criteo-1tb", "criteo-kaggle")] == [4, 10, 10]
@@ -54,6 +61,29 @@ def test_avazu(tmp_path: Path) -> None:
     assert [row["value"] for row in hours] == ["00"]
     assert [row["value"] for row in days] == ["1"], "the 21st of October 2014 was a Tuesday"
     assert "id" not in manifest.field_names()
+
+
+def test_frappe(tmp_path: Path) -> None:
+    """The validation and test parts of the public data, joined; counts as in its description."""
+    file = SHARED / "frappe" / "frappe_86582.csv.gz"
+    if not file.is_file():
+        pytest.skip(f"no {file}")
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "frappe.csv.gz").symlink_to(file)
+    manifest = prepare(load_recipe("frappe"), raw, tmp_path / "out")
+    assert (manifest.rows_in, manifest.rows_dropped, manifest.rejected.samples) == (57_722 + 28_860, 0, 0)
+    assert sum(split.positives for split in manifest.splits.values()) == 28_599
+    assert len(manifest.field_names()) == 10
+    values = {
+        name: pq.read_table(tmp_path / f"out/vocabulary/{name}.parquet")["value"].to_pylist()
+        for name in manifest.field_names()
+    }
+    small = {name: len(found) for name, found in values.items() if len(found) < 10}
+    assert small == {"daytime": 7, "weekday": 7, "isweekend": 2, "homework": 3, "cost": 2, "weather": 9}
+    assert len({value for found in values.values() for value in found}) == sum(map(len, values.values())), (
+        "a value occurs in one field only"
+    )
 
 
 def test_criteo_1tb_is_split_by_days(tmp_path: Path) -> None:
