@@ -120,12 +120,27 @@ def area_under_roc(scores: torch.Tensor, labels: torch.Tensor) -> float | None:
     _, positives, negatives = found
     totals = process_group.gather_objects((int(positives.sum()), int(negatives.sum())))
     lower = sum(negatives_of for _, negatives_of in totals[: process_group.rank()])
-    # Twice the number of ordered pairs: each positive with all negatives of lower score and half those of
-    # equal score.
-    below = 2 * (lower + negatives.cumsum(0)) - negatives
-    ordered = sum(process_group.gather_objects(int((positives * below).sum())))
+    ordered = sum(process_group.gather_objects(ordered_pairs(positives, negatives, lower)))
     pairs = sum(positives_of for positives_of, _ in totals) * sum(negatives_of for _, negatives_of in totals)
     return ordered / (2 * pairs) if pairs else None
+
+
+def ordered_pairs(positives: torch.Tensor, negatives: torch.Tensor, lower: int) -> int:
+    """Returns twice the number of pairs in which the positive has the higher score; a tie counts half.
+
+    Exact for any numbers of rows: the number of pairs may exceed int64, as it does from about 4e9 rows.
+
+    Args:
+        positives: Rows with label 1 for each distinct score, ascending, (n,) int64.
+        negatives: The same for label 0.
+        lower: Number of negatives of lower scores on other ranks.
+    """
+    below = 2 * (lower + negatives.cumsum(0)) - negatives
+    # The factor is cut into digits of so few bits that their products with `positives` add up to less than
+    # 2^63.
+    bits = 63 - int(positives.sum()).bit_length()
+    digits = ((shift, below >> shift & (1 << bits) - 1) for shift in range(0, 63, bits))
+    return sum(int((positives * digit).sum()) << shift for shift, digit in digits)
 
 
 def _counted(

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ham_dist.distributed.ranks import process_group
-from ham_dist.training.evaluation import area_under_roc
+from ham_dist.training.evaluation import area_under_roc, ordered_pairs
 from tests.support.ranks import run_on_ranks
 
 
@@ -32,6 +32,22 @@ def test_large_logits_keep_their_order() -> None:
     scores = torch.tensor([40.0, 50.0, 60.0, 70.0])
     assert torch.sigmoid(scores).unique().numel() == 1
     assert area_under_roc(scores, torch.tensor([0.0, 0.0, 1.0, 1.0])) == 1.0
+
+
+COUNTS = st.integers(0, 2**60 // 20)
+
+
+@given(st.lists(st.tuples(COUNTS, COUNTS), max_size=10), COUNTS)
+@example([(3 * 10**9, 2 * 10**9), (2 * 10**9, 3 * 10**9)], 10**9)
+def test_pairs_of_more_rows_than_memory_holds_are_counted_exactly(
+    counts: list[tuple[int, int]], lower: int
+) -> None:
+    expected, below = 0, 2 * lower
+    for positives, negatives in counts:
+        expected += positives * (below + negatives)
+        below += 2 * negatives
+    columns = torch.tensor(counts, dtype=torch.int64).reshape(-1, 2).unbind(dim=1)
+    assert ordered_pairs(*columns, lower) == expected
 
 
 def scored_rows(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
