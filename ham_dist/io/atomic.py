@@ -9,7 +9,6 @@ import errno
 import json
 import os
 import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -68,48 +67,52 @@ def publish_file(temporary: Path, path: Path, *, replace: bool = True) -> None:
     """Syncs the file `temporary` to disk and renames it to `path`.
 
     Raises:
-        FileExistsError: `path` exists and `replace` is false.
+        FileExistsError: `path` exists and `replace` is false. Of several writers of one path, in any
+            processes, one succeeds and the others get this error.
         OSError: Syncing or renaming failed.
     """
     sync(temporary)
-    if not replace:
-        _require_free(path)
-    os.replace(temporary, path)
+    if replace:
+        os.replace(temporary, path)
+    else:
+        _rename_to_free(temporary, path)
     sync(path.parent)
 
 
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder, renamed to `path` when the block ends without an error, deleted otherwise.
+_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
-    Raises:
-        FileExistsError: `path` exists and is not an empty folder; checked before and after the block.
-        OSError: Writing or renaming failed.
-    """
-    _require_free(path)
-    temporary = temporary_path(path)
-    temporary.mkdir(parents=True)
+
+def _rename_to_free(temporary: Path, path: Path) -> None:
+    """Renames a file to a path that nothing has. Unlike a rename, a hard link never replaces a file."""
     try:
-        with _disk_full_names(path):
-            yield temporary
-            publish_folder(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        os.link(temporary, path, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        # An empty file takes the name first: that fails if the path exists.
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        os.replace(temporary, path)
+    else:
+        temporary.unlink()
 
 
 def publish_folder(temporary: Path, path: Path) -> None:
     """Syncs the folder `temporary` with all its files to disk and renames it to `path`.
 
     Raises:
-        FileExistsError: `path` exists and is not an empty folder.
-        OSError: Syncing or renaming failed.
+        FileExistsError: `path` exists and is not an empty folder. A rename never replaces such a path, so of
+            several writers one succeeds.
     """
     for folder, _, files in os.walk(temporary):
         for file in files:
             sync(Path(folder, file))
         sync(Path(folder))
-    _require_free(path)
-    os.replace(temporary, path)
+    try:
+        os.rename(temporary, path)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise _exists(path) from None
+        raise
     sync(path.parent)
 
 
@@ -165,7 +168,9 @@ def sync(path: Path) -> None:
 
 
 def _require_free(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
-        return
     if path.exists() or path.is_symlink():
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        raise _exists(path)
+
+
+def _exists(path: Path) -> FileExistsError:
+    return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))

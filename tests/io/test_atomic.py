@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all."""
 
 import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -49,31 +50,81 @@ def test_an_existing_file_stays_where_it_may_not_be_replaced(tmp_path: Path, at:
     assert left(tmp_path) == ["a.txt"]
 
 
-def test_a_folder_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "bundle"
+def created_by_another(monkeypatch: pytest.MonkeyPatch, path: Path, *, links: bool) -> None:
+    """Another process creates the file `path` right before a file or folder gets that name."""
 
-    def fails_half_way() -> None:
-        with atomic.new_folder(path) as temporary:
-            (temporary / "a").write_text("half")
-            raise RuntimeError("killed")
+    def then(call: Any) -> Any:
+        def changed(*arguments: Any, **options: Any) -> Any:
+            path.write_text("theirs")
+            if call is os_link and not links:
+                raise OSError(errno.EPERM, "Operation not permitted")
+            return call(*arguments, **options)
 
-    with pytest.raises(RuntimeError, match="killed"):
-        fails_half_way()
-    assert left(tmp_path) == []
-    with atomic.new_folder(path) as temporary:
-        (temporary / "a").write_text("whole")
-        assert not path.exists()
-    assert (path / "a").read_text() == "whole"
+        return changed
+
+    os_link = os.link
+    for name in ("link", "rename", "replace"):
+        monkeypatch.setattr(os, name, then(getattr(os, name)))
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["hard links", "no hard links"])
+def test_a_file_that_another_process_creates_at_the_last_moment_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    created_by_another(monkeypatch, tmp_path / "a.txt", links=links)
+    with pytest.raises(FileExistsError):
+        atomic.write_text(tmp_path / "a.txt", "ours", replace=False)
+    assert (tmp_path / "a.txt").read_text() == "theirs"
+    assert left(tmp_path) == ["a.txt"]
+
+
+def test_a_new_file_needs_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    atomic.write_text(tmp_path / "a.txt", "ours", replace=False)
+    assert (tmp_path / "a.txt").read_text() == "ours"
+    assert left(tmp_path) == ["a.txt"]
+
+
+def written_folder(path: Path) -> Path:
+    temporary = atomic.temporary_path(path)
+    temporary.mkdir()
+    (temporary / "a").write_text("whole")
+    return temporary
+
+
+def test_a_folder_gets_its_name_with_all_files(tmp_path: Path) -> None:
+    atomic.publish_folder(written_folder(tmp_path / "bundle"), tmp_path / "bundle")
+    assert (tmp_path / "bundle" / "a").read_text() == "whole"
     assert left(tmp_path) == ["bundle"]
 
 
-def test_a_folder_never_replaces_what_is_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_a_folder_never_replaces_what_is_there(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "bundle"
-    path.mkdir()
-    (path / "mine").touch()
-    with pytest.raises(FileExistsError), atomic.new_folder(path):
-        pass
-    assert left(path) == ["mine"]
+    if kind == "folder":
+        path.mkdir()
+        (path / "mine").touch()
+    elif kind == "file":
+        path.touch()
+    else:
+        path.symlink_to("elsewhere")
+    temporary = written_folder(path)
+    with pytest.raises(FileExistsError):
+        atomic.publish_folder(temporary, path)
+    assert left(tmp_path) == [temporary.name, "bundle"]
+
+
+def test_a_folder_never_replaces_a_file_of_the_last_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = written_folder(tmp_path / "bundle")
+    created_by_another(monkeypatch, tmp_path / "bundle", links=True)
+    with pytest.raises(FileExistsError):
+        atomic.publish_folder(temporary, tmp_path / "bundle")
+    assert (tmp_path / "bundle").read_text() == "theirs"
 
 
 def test_users_own_partial_files_are_not_taken_for_ours(tmp_path: Path) -> None:
@@ -106,11 +157,10 @@ def test_json_that_is_none_is_refused_and_nothing_is_left(tmp_path: Path) -> Non
     assert left(tmp_path) == []
 
 
-@pytest.mark.parametrize("new", [atomic.new_file, atomic.new_folder])
-def test_a_disk_without_room_is_an_error_that_names_the_file(tmp_path: Path, new: Any) -> None:
+def test_a_disk_without_room_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     """A failed write names no file (`[Errno 28] No space left on device`), or only the temporary one."""
     for name in (None, str(atomic.temporary_path(tmp_path / "a"))):
-        with pytest.raises(OSError, match="No space left") as caught, new(tmp_path / "a"):
+        with pytest.raises(OSError, match="No space left") as caught, atomic.new_file(tmp_path / "a"):
             raise OSError(errno.ENOSPC, "No space left on device", name)
         assert caught.value.filename == str(tmp_path / "a")
     assert left(tmp_path) == []
