@@ -118,11 +118,11 @@ class RunFolder(RunPaths):
                 files that are not a run's, is locked by another process, or cannot be written to.
         """
         self._lock_folder()
-        held = self.is_run and (resume or not self._ended_early())
+        # Without a lock, a run without checkpoints may be one that another process has just started.
+        ended_early = self._lock.is_locked and self._ended_early()
+        held = self.is_run and (resume or not ended_early)
         if held and not resume:
-            raise CheckpointError(
-                f"{self.path}: already holds a run. Resume it with --resume, or give another --run-dir"
-            )
+            raise self._already_held()
         if held:
             identity = self._resumed(settings, run_id)
         else:
@@ -132,7 +132,10 @@ class RunFolder(RunPaths):
                 shutil.rmtree(self.tensorboard, ignore_errors=True)
             identity = RunIdentity(run_id or secrets.token_hex(16), flat(settings))
         # Written first, as identity.json makes the folder a run: a run that is killed here can be resumed.
-        write_json(self.identity, identity.to_json())
+        try:
+            write_json(self.identity, identity.to_json(), replace=held or ended_early)
+        except FileExistsError:
+            raise self._already_held() from None
         if not held or self.changes or not self.settings.exists():
             write_text(self.settings, dump_run(settings))
         write_json(self.environment, [*self._starts(), environment(world_size, device)])
@@ -183,8 +186,16 @@ class RunFolder(RunPaths):
         """True if the run ended before its first checkpoint, mostly for a mistake in its settings."""
         return not (self.checkpoints.exists() or self.result.exists())
 
+    def _already_held(self) -> CheckpointError:
+        return CheckpointError(
+            f"{self.path}: already holds a run. Resume it with --resume, or give another --run-dir"
+        )
+
     def _lock_folder(self) -> None:
-        """Create and lock the folder, until `release` or the end of this process."""
+        """Create and lock the folder, until `release` or the end of this process.
+
+        On a file system without locks the folder stays unlocked.
+        """
         lock = Path(self._lock.lock_file)
         if self.path.exists() and not self.is_run:
             if not self.path.is_dir():

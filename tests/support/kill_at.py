@@ -17,8 +17,7 @@ def kill_at_change(number: int, folder: Path, delay: float = 0.0) -> None:
 
     Args:
         number: Counts what Python opens for writing, renames, makes and deletes; files written by a library
-        count
-            when Python renames them.
+            count when Python renames them.
         folder: Changes elsewhere do not count.
         delay: Seconds to wait after that change instead of preventing it: the kill then happens at any later
             point, or not at all if the process has ended.

@@ -3,10 +3,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock
 
-from ham_dist.config.load import load_run
+from ham_dist.config.load import flat, load_run
 from ham_dist.config.schema import RunSettings, Target
 from ham_dist.errors import CheckpointError
 from ham_dist.io.atomic import write_json
@@ -153,6 +155,44 @@ def test_a_run_that_let_go_may_go_on_in_the_same_process(tmp_path: Path) -> None
     _start(first)
     first.release()
     assert _start(RunFolder(tmp_path / "run"), resume=True)
+
+
+@pytest.fixture
+def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system without locks: filelock turns ENOSYS into this error."""
+
+    def refused(self: FileLock, *_: object, **__: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(FileLock, "acquire", refused)
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_without_locks_a_run_that_another_process_has_just_started_stays(tmp_path: Path) -> None:
+    _start(RunFolder(tmp_path), "seed=1")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(CheckpointError, match=r"already holds a run\. Resume it with --resume"):
+        _start(RunFolder(tmp_path), "seed=2")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert _start(RunFolder(tmp_path), "seed=1", resume=True)
+
+
+@pytest.mark.usefixtures("no_locks")
+@pytest.mark.parametrize("resume", [False, True])
+def test_without_locks_one_of_two_starts_at_once_gets_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
+) -> None:
+    second = RunFolder(tmp_path)
+
+    def after_the_first(settings: RunSettings) -> dict[str, Any]:
+        monkeypatch.setattr("ham_dist.training.run_folder.flat", flat)
+        _start(RunFolder(tmp_path), "seed=1")
+        return flat(settings)
+
+    monkeypatch.setattr("ham_dist.training.run_folder.flat", after_the_first)
+    with pytest.raises(CheckpointError, match="already holds a run"):
+        _start(second, "seed=2", resume=resume)
+    assert load_run(str(second.settings)).seed == 1
 
 
 def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path) -> None:
