@@ -90,6 +90,8 @@ class StageCheckpoints:
         self._saved_at = time.monotonic()
         self._unsaved: Snapshot | None = None
         self._warned = False
+        self._undeleted: OSError | None = None
+        self._warned_of_deletion = False
 
     def resume(self, progress: StageProgress) -> None:
         """Load the newest complete checkpoint, if there is one, into the state and `progress`.
@@ -189,19 +191,31 @@ class StageCheckpoints:
             "run": self._saving.identity.mark(),
         }
         snapshot = self._saving.writer.snapshot(self.folder / moment.name, self._tensors(), values)
-        self._saving.writer.start(
-            snapshot, lambda: drop_all_but_newest(self.folder, moment, self._saving.settings.keep)
-        )
+        self._saving.writer.start(snapshot, lambda: self._drop_all_but_newest(moment))
+
+    def _drop_all_but_newest(self, newest: Moment) -> None:
+        """Delete older checkpoints. Called in the writing thread of the first rank, so it only keeps errors."""
+        try:
+            drop_all_but_newest(self.folder, newest, self._saving.settings.keep)
+            self._undeleted = None
+        except OSError as error:
+            self._undeleted = error
 
     def _settle(self) -> None:
         """Wait for the write in progress.
 
         A failure is reported once, until a write succeeds. A failed checkpoint of the end of an epoch is kept
-        in memory, as it may be the best.
+        in memory, as it may be the best. A failure to delete older checkpoints is reported in the same way.
         """
         if not self._saving.writer.is_writing:
             return
         failed = self._saving.writer.settle()
+        if self._undeleted is not None and not self._warned_of_deletion:
+            self._log.say(
+                f"warning: {self.folder}: old checkpoints cannot be deleted ({self._undeleted}).\n"
+                "  Training continues, and the next checkpoint tries again. Check the permissions and the disk."
+            )
+        self._warned_of_deletion = self._undeleted is not None
         if failed is None:
             self._warned = False
             return
@@ -293,15 +307,22 @@ def drop_all_but_newest(folder: Path, newest: Moment, keep: int) -> None:
 
     Those after `newest` are deleted too: they are of an earlier start that was resumed from a checkpoint
     before them.
+
+    Raises:
+        OSError: The folder cannot be read, or a checkpoint cannot be deleted; the others are deleted.
     """
     found = moments(folder)
     kept = [moment for moment in found if moment <= newest][-keep:]
     best = {_best_of(folder / moment.name, moment) for moment in kept}
-    for moment in set(found) - set(kept) - best:
-        shutil.rmtree(folder / moment.name, ignore_errors=True)
-    for path in folder.iterdir():
-        if is_temporary(path):  # left by a killed run
-            shutil.rmtree(path, ignore_errors=True)
+    left_by_a_killed_run = [path for path in folder.iterdir() if is_temporary(path)]
+    failure: OSError | None = None
+    for path in [folder / moment.name for moment in set(found) - set(kept) - best] + left_by_a_killed_run:
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            failure = error
+    if failure is not None:
+        raise failure
 
 
 def _best_of(path: Path, moment: Moment) -> Moment:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import time
@@ -309,6 +310,43 @@ def test_a_disk_that_is_full_for_a_time_costs_a_warning(
     assert log.count("cannot be written") == log.count("Training continues") == 1
     assert metrics(small_disk / "run") == metrics(tmp_path / "unbroken")
     assert_same_bits(small_disk / "run", tmp_path / "unbroken")
+
+
+def refuse_to_delete(monkeypatch: pytest.MonkeyPatch, names: str) -> None:
+    """Folders whose names begin with `names` cannot be deleted."""
+    rmtree = shutil.rmtree
+
+    def refused(path: Path, *arguments: Any, **options: Any) -> None:
+        if path.name.startswith(names):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        rmtree(path, *arguments, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", refused)
+
+
+def test_old_checkpoints_that_cannot_be_deleted_cost_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_to_delete(monkeypatch, "epoch-")
+    run_until(tiny_run(), tmp_path / "run", {20: _stop})
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert log.count("pretrain: old checkpoints cannot be deleted ([Errno 13] Permission denied: ") == 1
+    assert len(moments(tmp_path / "run" / "checkpoints" / "pretrain")) > tiny_run().checkpoint.keep + 1
+    monkeypatch.undo()
+    run_stages(tiny_run(), tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "result.json").exists()
+
+
+def test_one_checkpoint_that_cannot_be_deleted_keeps_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for epochs in (1, 2, 3, 4):
+        (tmp_path / Moment(epochs).name).mkdir()
+        write_values(tmp_path / Moment(epochs).name, {}, {"stopper": {"best_epoch": 4}})
+    refuse_to_delete(monkeypatch, "epoch-0002")
+    with pytest.raises(PermissionError, match="epoch-0002"):
+        drop_all_but_newest(tmp_path, Moment(4), keep=1)
+    assert moments(tmp_path) == [Moment(2), Moment(4)]
 
 
 @pytest.mark.filterwarnings(DYING_THREAD)

@@ -46,8 +46,8 @@ def test_pairs_of_more_rows_than_memory_holds_are_counted_exactly(
     for positives, negatives in counts:
         expected += positives * (below + negatives)
         below += 2 * negatives
-    columns = torch.tensor(counts, dtype=torch.int64).reshape(-1, 2).unbind(dim=1)
-    assert ordered_pairs(*columns, lower) == expected
+    rows = torch.tensor(counts, dtype=torch.int64).reshape(-1, 2)
+    assert ordered_pairs(rows[:, 0], rows[:, 1], lower) == expected
 
 
 def scored_rows(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
