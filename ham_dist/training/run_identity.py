@@ -67,7 +67,13 @@ class RunIdentity:
                 f"{place}: is a checkpoint of another run (id {found or 'missing'}, this run has {self.id}). "
                 "Remove it, or put the checkpoints of this run back"
             )
-        if changed := changed_settings(self.determining, mark.get("settings") or {}):
+        settings = mark.get("settings")
+        if not isinstance(settings, dict) or not self.determining.keys() & settings.keys():
+            raise OtherRunError(
+                f"{place}: has no settings to compare with those of the run. "
+                "Remove it; --resume then uses the checkpoint before it"
+            )
+        if changed := changed_settings(self.determining, settings):
             raise OtherRunError(
                 f"{place}: was written with other settings than those of the run:{listed(changed)}\n"
                 "  Put the old values back, or start another run with another --run-dir"
@@ -90,7 +96,7 @@ class RunIdentity:
                 "id": str(id),
                 "earlier": bool(earlier),
                 "settings": dict(settings),
-            }:
+            } if settings:
                 return RunIdentity(id, settings, earlier)
         raise ValueError("holds no identity of a run")
 
