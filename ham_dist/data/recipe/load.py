@@ -63,7 +63,11 @@ class Recipe(RecipeSection):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "Recipe":
-        mistakes = _column_mistakes(self) + _field_mistakes(self) + _split_mistakes(self)
+        mistakes = [
+            mistake
+            for found in (_column_mistakes, _label_mistakes, _field_mistakes, _split_mistakes)
+            for mistake in found(self)
+        ]
         if mistakes:
             raise PydanticCustomError("columns", "{text}", {"text": "\n".join(mistakes)})
         return self
@@ -167,6 +171,18 @@ def _column_mistakes(recipe: Recipe) -> list[str]:
             )
             mistakes.append(f"column {column} {problem}")
     return mistakes
+
+
+def _label_mistakes(recipe: Recipe) -> list[str]:
+    """Strings of the label that no cell can have."""
+    missing = {"", *recipe.format.null}
+    return [
+        f"label.{key} = {word!r}: means a missing value{' (format.null)' if word else ''}, so no label is equal "
+        f"to it; remove it from label.{key}{' or from format.null' if word else ''}"
+        for key, words in (("positive", recipe.label.positive), ("negative", recipe.label.negative))
+        for word in words or ()
+        if word in missing
+    ]
 
 
 def _field_mistakes(recipe: Recipe) -> list[str]:

@@ -96,6 +96,17 @@ def test_a_label_cannot_be_both(settings: dict[str, Any]) -> None:
     ]
 
 
+def test_a_label_cannot_be_a_missing_value(settings: dict[str, Any]) -> None:
+    settings["format"]["null"] = ["NA", "-"]
+    settings["label"] = {"column": "rating", "positive": ["5", "NA"], "negative": ["", "1"]}
+    assert mistakes(settings) == [
+        "x.toml: label.positive = 'NA': means a missing value (format.null), so no label is equal to it; "
+        "remove it from label.positive or from format.null",
+        "x.toml: label.negative = '': means a missing value, so no label is equal to it; "
+        "remove it from label.negative",
+    ]
+
+
 def test_lookup_by_name_and_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: Recipe) -> None:
     monkeypatch.chdir(tmp_path)
     assert load_recipe("movielens-1m") == recipe
