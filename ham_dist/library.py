@@ -9,7 +9,7 @@ narrow = slice_columns(model, search.finish(), readers={"over.0.weight": 1})
 export(narrow, "bundle")
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from ham_dist.config.schema import Target
+from ham_dist.config.schema import MethodSettings, Target
 from ham_dist.distributed.ranks import process_group
 from ham_dist.embedding.mask import (
     ColumnLayout,
@@ -28,15 +28,15 @@ from ham_dist.embedding.mask import (
 )
 from ham_dist.embedding.slicing import SlicedEmbeddingBagCollection, masked_tables, slice_columns
 from ham_dist.embedding.tables import TableChunk
-from ham_dist.errors import BundleError, SlicingError
+from ham_dist.errors import BundleError, ConfigError, ShardingError, SlicingError
 from ham_dist.export.alone import write_bundle_alone
 from ham_dist.export.bundle import open_bundle
 from ham_dist.export.manifest import FieldEntry
 from ham_dist.export.precisions import precision_of
 from ham_dist.export.writer import Description
 from ham_dist.methods.budget import Budget
-from ham_dist.methods.ham import HamSettings, HardAuxiliaryMask
-from ham_dist.methods.method import SearchSpace
+from ham_dist.methods.method import MaskLoss, SearchSpace
+from ham_dist.methods.registry import METHODS
 
 __all__ = ["MaskedEmbeddingBagCollection", "Search", "export", "mask_columns", "slice_columns"]
 
@@ -63,7 +63,7 @@ def mask_columns(ebc: EmbeddingBagCollection) -> MaskedEmbeddingBagCollection:
 
 
 class Search:
-    """HAM search on any model: learns alpha, one number per column of its tables (HAM paper, Eq. 2 and 3).
+    """A search on any model, by any method; by default HAM, which learns one number alpha per column.
 
     Args:
         model: Model with one MaskedEmbeddingBagCollection. It may be sharded, but slice_columns needs a model
@@ -71,8 +71,10 @@ class Search:
         columns: Number of columns to keep, in all tables together.
         bytes: Number of bytes to keep, instead of `columns`; each number counts with the size of its table's
             data type.
-        settings: alpha_init, alpha_learning_rate and penalty (default: those of the paper).
+        method: Name of the method, or its settings, for example `HamSettings(penalty=1e-4)`.
+        seed: Seed for methods that draw random numbers; the same on every rank.
     Raises:
+        ConfigError: There is no such method.
         SlicingError: The model has no masked tables, or several collections of them.
         TargetError: The tables cannot meet the target.
     """
@@ -83,55 +85,79 @@ class Search:
         *,
         columns: int | None = None,
         bytes: int | None = None,
-        settings: HamSettings | None = None,
+        method: str | MethodSettings = "ham",
+        seed: int = 0,
     ) -> None:
         self.model = model
-        _, masked = masked_tables(model)
-        self.mask = masked.mask
+        _, self._masked = masked_tables(model)
+        self.mask = self._masked.mask
         layout = self.mask.layout
         space = SearchSpace(
             layout=layout,
             budget=Budget(Target(columns=columns, bytes=bytes), layout),
-            column_norms=_no_column_norms,
-            seed=0,
+            column_norms=lambda: _column_norms(self._masked),
+            seed=seed,
             device=next(model.parameters()).device,
         )
-        self.method = HardAuxiliaryMask(space, settings or HamSettings())
+        settings = _settings_of(method)
+        self.method = METHODS[settings.name](space, settings)
 
     def step(self, loss: Callable[[], torch.Tensor]) -> None:
-        """Takes one step on alpha and applies the resulting mask.
+        """Takes one step of the method and applies the resulting mask.
 
         Weights and BatchNorm statistics do not change.
 
         Args:
             loss: Calls the model on a validation batch and returns the mean loss of this rank. The model is
-                in evaluation mode during the call.
+                in evaluation mode during the call. A method may call it several times.
         """
-
-        def gradient_at(mask: torch.Tensor) -> torch.Tensor:
-            values = mask.clone().requires_grad_()
-            with self.mask.differentiable(values), as_evaluated(self.model):
-                value = loss()
-            (gradient,) = torch.autograd.grad(value, values)
-            return process_group.sum_over_ranks(gradient) / process_group.world_size()
-
-        self.method.step(gradient_at)
+        self.method.step(self._loss_of(loss))
         self.mask.set(self.method.mask())
+
+    def score(self, losses: Iterable[Callable[[], torch.Tensor]]) -> None:
+        """Lets a method that does not search read data once, if it `reads_data`.
+
+        Args:
+            losses: As in `step`, one function per batch; all batches have the same number of rows.
+        """
+        self.method.score(self._loss_of(loss) for loss in losses)
 
     @property
     def used(self) -> int:
-        """Number of columns (or bytes) that are open."""
-        return self.method.space.budget.used(self.method.mask())
+        """Number of columns (or bytes) in use."""
+        return self.method.used()
 
     def finish(self) -> Columns:
-        """Ends the search: opens only the columns with the highest alpha that meet the target.
+        """Ends the search: opens only the columns that the method chooses, which meet the target.
+
+        The factors of a soft mask are multiplied into the tables.
 
         Returns:
             The indices of the kept columns, by table.
+        Raises:
+            ShardingError: The mask is soft, and the tables are sharded.
         """
         choice = self.method.choice()
+        if (factors := self.method.fold()) is not None:
+            _scale_columns(self._masked, factors)
         self.mask.set(choice.to(self.method.space.device))
         return self.mask.layout.split(choice)
+
+    def _loss_of(self, loss: Callable[[], torch.Tensor]) -> MaskLoss:
+        def mean(values: torch.Tensor) -> torch.Tensor:
+            with self.mask.differentiable(values), as_evaluated(self.model):
+                return loss()
+
+        def gradient_at(mask: torch.Tensor) -> torch.Tensor:
+            values = mask.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(mean(values), values)
+            return process_group.sum_over_ranks(gradient) / process_group.world_size()
+
+        @torch.no_grad()
+        def at(mask: torch.Tensor) -> float:
+            return float(process_group.sum_over_ranks(mean(mask))) / process_group.world_size()
+
+        return MaskLoss(gradient_at, at, rows=1)
 
 
 def export(
@@ -237,5 +263,34 @@ def _holds(
     )
 
 
-def _no_column_norms() -> torch.Tensor:
-    raise NotImplementedError("HAM does not use column norms")
+def _settings_of(method: str | MethodSettings) -> MethodSettings:
+    if isinstance(method, MethodSettings):
+        return method
+    if method not in METHODS:
+        raise ConfigError(
+            f"Search: method = {method!r} is not a size-search method, expected one of {', '.join(METHODS)}.\n"
+            "  Pass its name, or its settings."
+        )
+    return METHODS[method].Settings.model_validate({})
+
+
+def _tables(masked: MaskedEmbeddingBagCollection) -> dict[str, torch.Tensor]:
+    """The weights of the tables by name, if they are not sharded."""
+    if not isinstance(masked.ebc, EmbeddingBagCollection):
+        raise ShardingError(
+            f"Search: the method reads or changes whole tables, but they are sharded "
+            f"({type(masked.ebc).__name__}).\n"
+            "  Search before DistributedModelParallel shards the model, or use another method, such as ham."
+        )
+    return {name: bag.weight.detach() for name, bag in masked.ebc.embedding_bags.items()}
+
+
+def _column_norms(masked: MaskedEmbeddingBagCollection) -> torch.Tensor:
+    """Norms of the columns, (S,) float32 on CPU."""
+    tables = _tables(masked)
+    return torch.cat([tables[table].float().norm(dim=0).cpu() for table in masked.mask.layout.dims])
+
+
+def _scale_columns(masked: MaskedEmbeddingBagCollection, factors: torch.Tensor) -> None:
+    for table, values in _tables(masked).items():
+        values.mul_(factors[masked.mask.layout.slices[table]].to(values))

@@ -15,7 +15,6 @@ import json
 import subprocess
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 
 RANKS = (1, 2, 3)
@@ -38,7 +37,8 @@ def losses_of_stages(data: Path, starts: Path, precision: str) -> dict[str, list
     from ham_dist.methods.budget import Budget
     from ham_dist.methods.ham import HardAuxiliaryMask
     from ham_dist.methods.method import SearchSpace
-    from ham_dist.training.loop import mask_gradient, weight_step
+    from ham_dist.stages.search import loss_of
+    from ham_dist.training.loop import weight_step
     from ham_dist.training.samples import Samples
     from ham_dist.training.slicing import slice_state
     from ham_dist.training.state import open_supernet
@@ -57,7 +57,10 @@ def losses_of_stages(data: Path, starts: Path, precision: str) -> dict[str, list
             0,
             device,
         )
-        method, validation = HardAuxiliaryMask(space, settings.search.method), samples.validation_forever(0)
+        method, validation = (
+            HardAuxiliaryMask(space, settings.search.method),
+            samples.forever("validation", 0),
+        )
         for stage in losses:
             alone = process_group.world_size() == 1
             if stage == "retrain":
@@ -85,7 +88,7 @@ def losses_of_stages(data: Path, starts: Path, precision: str) -> dict[str, list
                 )["steps"]
             for _, batch in zip(range(STEPS), samples.training(stage, 0), strict=False):
                 if stage == "search":
-                    method.step(partial(mask_gradient, state, next(validation)))
+                    method.step(loss_of(state, next(validation)))
                     state.sharded.mask.set(method.mask())
                 losses[stage].append(float(process_group.sum_over_ranks(weight_step(state, batch).double())))
     return losses

@@ -6,7 +6,7 @@ import torch
 
 from ham_dist.config.base import PositiveFloat, PositiveInt
 from ham_dist.config.schema import MethodSettings
-from ham_dist.methods.method import MaskGradient, Method, SearchSpace
+from ham_dist.methods.method import MaskLoss, Method, SearchSpace
 
 
 class HamSettings(MethodSettings):
@@ -65,12 +65,12 @@ class HardAuxiliaryMask(Method):
         """Returns 1[alpha > 0], (S,) float32."""
         return (self.alpha > 0).float()
 
-    def step(self, gradient_at: MaskGradient) -> None:
+    def step(self, loss: MaskLoss) -> None:
         """alpha <- alpha - eta dL/dm - mu sign(|m|_1 - s): Eq. 3, with dL/dm for dL/dalpha (Eq. 2)."""
         mask = self.mask()
         excess = self.space.budget.used(mask) - self.space.budget.limit
         penalty = self.settings.penalty * ((excess > 0) - (excess < 0))
-        self.alpha -= self.settings.alpha_learning_rate * gradient_at(mask) + penalty
+        self.alpha -= self.settings.alpha_learning_rate * loss.gradient_at(mask) + penalty
 
     def choice(self) -> torch.Tensor:
         """Returns the columns with the highest alpha that fit into the budget.

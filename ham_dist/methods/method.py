@@ -4,9 +4,9 @@ Shape letter: S columns under search.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
@@ -16,10 +16,23 @@ if TYPE_CHECKING:  # These import TorchRec, which is not needed to read settings
     from ham_dist.embedding.mask import ColumnLayout
     from ham_dist.methods.budget import Budget
 
-MaskGradient = Callable[[torch.Tensor], torch.Tensor]
-"""Returns dL/dm (S,) on the next validation batch, at a mask m (S,) of any real numbers.
 
-A method may call it several times in one step; all calls of a step use the same batch."""
+@dataclass(frozen=True)
+class MaskLoss:
+    """The mean loss of one batch as a function of the mask m (S,), of any real numbers, at fixed weights.
+
+    Both functions may be called several times, on all ranks alike; they change nothing. Their results are
+    over the global batch, the same on every rank.
+
+    Attributes:
+        gradient_at: Returns dL/dm (S,) float32 at a mask.
+        at: Returns L at a mask, by a forward pass only.
+        rows: Samples in the global batch.
+    """
+
+    gradient_at: Callable[[torch.Tensor], torch.Tensor]
+    at: Callable[[torch.Tensor], float]
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,9 @@ class SearchSpace:
 class Method(ABC):
     """Chooses the columns to keep.
 
+    A method with `searches` takes steps in between the steps on the weights, for several epochs. One without
+    chooses from the pretrained supernet, after one pass over data if it `reads_data`.
+
     All ranks make the same choice, because a method only reads numbers that are identical on every rank.
 
     Attributes:
@@ -56,6 +72,8 @@ class Method(ABC):
     """Class of the settings in [search.method]; the default of its `name` is the method's name."""
     searches: ClassVar[bool] = True
     """False for a method that chooses from the pretrained supernet directly, without search epochs."""
+    reads_data: ClassVar[bool] = False
+    """True for a method without search epochs that needs one pass over data, in `score`."""
 
     def __init__(self, space: SearchSpace, settings: MethodSettings) -> None:
         self.space = space
@@ -66,20 +84,44 @@ class Method(ABC):
         """Training steps per step of the method."""
         return 1
 
+    @property
+    def batches(self) -> Literal["validation", "training"]:
+        """Split of the batches that `step` and `score` get."""
+        return "validation"
+
     def warning(self, steps: int) -> str | None:
         """Returns a warning to print before a search of `steps` training steps, or None."""
         return None
 
     def mask(self) -> torch.Tensor:
-        """Returns the factors of the columns, (S,), in the next step on the weights and in evaluation.
+        """Returns the factors of the columns, (S,), in the next step on the weights.
 
         They need not be 0 or 1: soft and sampled masks are possible too.
         """
         return self.choice()
 
-    def step(self, gradient_at: MaskGradient) -> None:
-        """Makes one step of the method's own numbers, on one validation batch."""
+    def used(self) -> int:
+        """Returns the cost of the columns in use, in the budget's unit.
+
+        A method whose mask is soft or sampled overrides this, as nearly every column of it is above 0.
+        """
+        return self.space.budget.used(self.mask())
+
+    def near(self) -> bool:
+        """Returns True if the validation AUC of the choice tells when to stop the search.
+
+        A hard mask must be near the budget: the weights are trained under it, and the choice is another mask
+        if it is not. A method whose mask never is near, such as a soft one, overrides this.
+        """
+        return self.space.budget.near(self.mask())
+
+    def step(self, loss: MaskLoss) -> None:
+        """Makes one step of the method's own numbers, on one batch."""
         raise NotImplementedError(f"{type(self).__name__} does not search, and has no steps")
+
+    def score(self, losses: Iterator[MaskLoss]) -> None:
+        """Reads every sample of `batches` once, in batches of data.batch_size; only if `reads_data` is true."""
+        raise NotImplementedError(f"{type(self).__name__} needs no pass over data")
 
     @abstractmethod
     def choice(self) -> torch.Tensor:
@@ -87,6 +129,18 @@ class Method(ABC):
 
         They fit into the budget; where it is in columns, they use all of it.
         """
+
+    def fold(self) -> torch.Tensor | None:
+        """Returns the factors (S,) to multiply into the columns of the tables when they are sliced.
+
+        None if the kept columns stay as they are, as under a hard mask.
+        """
+        return None
+
+    def folded_choice(self) -> torch.Tensor:
+        """Returns the mask (S,) under which the supernet computes what the sliced model will compute."""
+        choice, factors = self.choice(), self.fold()
+        return choice if factors is None else choice * factors.to(choice.device)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Returns the method's own tensors by name, for checkpoints: the tensors themselves, not copies."""

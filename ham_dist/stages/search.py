@@ -8,11 +8,11 @@ import torch
 
 from ham_dist.data.reader.batch import Batch
 from ham_dist.embedding.mask import Columns
-from ham_dist.methods.method import Method
+from ham_dist.methods.method import MaskLoss, Method
 from ham_dist.training.checkpoints import StageCheckpoints
 from ham_dist.training.evaluation import evaluate
 from ham_dist.training.guard import Guard
-from ham_dist.training.loop import LossCheck, mask_gradient, train_epoch, weight_step
+from ham_dist.training.loop import LossCheck, loss_at, mask_gradient, train_epoch, weight_step
 from ham_dist.training.progress import StageProgress
 from ham_dist.training.run_log import RunLog
 from ham_dist.training.samples import Samples
@@ -25,7 +25,8 @@ def search(
 ) -> tuple[Columns, StageProgress]:
     """Algorithm 1, 'Search': alternates a step on alpha with a step on the weights.
 
-    Steps on alpha use validation batches, steps on the weights use training batches. Leaves the searched
+    Steps on alpha use validation batches (or those that the method asks for), steps on the weights use
+    training batches. Leaves the searched
     weights in `state`, with the mask of the returned columns.
 
     Returns:
@@ -37,11 +38,13 @@ def search(
     checkpoints.resume(progress)
     log.truncate_after("search", progress.epochs - 1)
     guard = Guard("search", state.sharded, progress, checkpoints, log)
+    if method.reads_data:
+        method.score(loss_of(state, batch) for batch in state.batches(samples.once(method.batches)))
     while method.searches and progress.epochs < settings.epochs and not progress.stopper.done:
         epoch = progress.epochs
         done = -(-progress.steps // method.every)
-        validation = state.batches(
-            islice(samples.validation_forever(start=epoch * alpha_steps + done), alpha_steps - done)
+        batches = state.batches(
+            islice(samples.forever(method.batches, epoch * alpha_steps + done), alpha_steps - done)
         )
         loss = train_epoch(
             "search",
@@ -50,16 +53,14 @@ def search(
             log,
             progress,
             guard,
-            partial(_alternate, state, method, validation, progress, guard.check),
+            partial(_alternate, state, method, batches, progress, guard.check),
         )
         # Evaluated with the columns that would be kept if the search ended here. The number of open columns
         # moves above and below the target, and AUCs of models of different sizes cannot be compared.
-        state.sharded.mask.set(method.choice().to(state.sharded.device))
+        state.sharded.mask.set(method.folded_choice().to(state.sharded.device))
         quality = evaluate(state, samples.evaluation("validation"))
         counts = progress.counts
-        progress.finish_epoch(
-            quality.defined_auc, counts=counts.reached(budget.limit) or budget.near(method.mask())
-        )
+        progress.finish_epoch(quality.defined_auc, counts=counts.reached(budget.limit) or method.near())
         log.metrics(
             "search", epoch, state.optimizers.steps,
             train_loss=loss, validation_auc=quality.auc, validation_logloss=quality.log_loss,
@@ -80,22 +81,29 @@ def search(
 def _alternate(
     state: TrainingState,
     method: Method,
-    validation: Iterator[Batch],
+    batches: Iterator[Batch],
     progress: StageProgress,
     check: LossCheck,
     train_batch: Batch,
 ) -> torch.Tensor:
     """One step on alpha if one is due, then one step on the weights under the resulting mask."""
     if progress.steps % method.every == 0:
-        method.step(partial(mask_gradient, state, next(validation)))  # Eq. 3
-    mask = method.mask()
-    progress.counts.saw(method.space.budget.used(mask))
-    state.sharded.mask.set(mask)
+        method.step(loss_of(state, next(batches)))  # Eq. 3
+    progress.counts.saw(method.used())
+    state.sharded.mask.set(method.mask())
     return weight_step(state, train_batch, check)
 
 
+def loss_of(state: TrainingState, batch: Batch) -> MaskLoss:
+    """Returns the loss of a batch as a function of the mask."""
+    return MaskLoss(partial(mask_gradient, state, batch), partial(loss_at, state, batch), batch.global_rows)
+
+
 def _close(state: TrainingState, method: Method, progress: StageProgress, log: RunLog) -> Columns:
-    """Sets the mask to the chosen columns, which meet the target, and logs how the choice was made."""
+    """Opens only the chosen columns, which meet the target, and logs how the choice was made.
+
+    The factors of a soft mask are multiplied into the tables.
+    """
     budget, last, choice = method.space.budget, method.mask(), method.choice()
     if method.searches:
         closed = int(((last > 0) & (choice.to(last.device) == 0)).sum())
@@ -108,7 +116,7 @@ def _close(state: TrainingState, method: Method, progress: StageProgress, log: R
                 if best is None
                 else f"search: best after {best} epochs"
             )
-            + f", with {budget.used(last):,} {budget.unit} in use for a target of {budget.limit:,}; "
+            + f", with {method.used():,} {budget.unit} in use for a target of {budget.limit:,}; "
             f"to meet the target, {closed} more columns are closed and {opened} are opened: "
             f"{budget.used(choice):,} {budget.unit} are kept"
         )
@@ -117,5 +125,7 @@ def _close(state: TrainingState, method: Method, progress: StageProgress, log: R
             f"search: {state.settings.search.method.name} keeps {budget.used(choice):,} {budget.unit} "
             "of the pretrained tables"
         )
+    if (factors := method.fold()) is not None:
+        state.sharded.scale_columns(factors)
     state.sharded.mask.set(choice.to(state.sharded.device))
     return method.space.layout.split(choice)

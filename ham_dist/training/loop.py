@@ -73,6 +73,20 @@ def mask_gradient(state: TrainingState, batch: Batch, mask: torch.Tensor) -> tor
     return process_group.sum_over_ranks(gradient).float()
 
 
+@torch.no_grad()
+def loss_at(state: TrainingState, batch: Batch, mask: torch.Tensor) -> float:
+    """Returns the mean log loss of a batch at `mask`, by a forward pass as in `mask_gradient`.
+
+    Args:
+        mask: (S,) float32.
+    Returns:
+        The loss over the global batch, the same on every rank.
+    """
+    with state.sharded.mask.differentiable(mask.to(state.interaction.dtype)), as_evaluated(state.interaction):
+        loss = log_loss(state.logits(batch), batch)
+    return float(process_group.sum_over_ranks(loss))
+
+
 def train_epoch(
     stage: StageName,
     state: TrainingState,

@@ -17,8 +17,13 @@ from ham_dist.training.data_record import digest_of
 
 StageName = Literal["pretrain", "search", "retrain"]
 
-ORDER_OF = {"pretrain": 0, "search": 1, "retrain": 2, "validation": 3}
-"""Numbers that give each stage its own order of samples under the run's single seed."""
+ORDER_OF = {"pretrain": 0, "search": 1, "retrain": 2, "method": 3}
+"""Numbers that give each stage, and the steps of its method, an order of samples under the run's one seed."""
+
+Source = Literal["validation", "training"]
+"""Splits that a size-search method can read."""
+
+_SPLIT_OF = {"validation": "validation", "training": "train"}
 
 
 class Samples:
@@ -55,20 +60,23 @@ class Samples:
         """
         return self._batches("train", order=self._order(stage, epoch), start=start)
 
-    def validation_forever(self, start: int) -> Iterator[Batch]:
-        """Yields validation batches without end, from batch number `start`, for the steps on alpha.
+    def forever(self, split: Source, start: int) -> Iterator[Batch]:
+        """Yields batches of a split without end, from batch number `start`, for the steps of a method.
 
         Each pass over the split has another order.
         """
-        steps = self._splits["validation"].steps(self._validation_batch, keep_last=False)
+        name = _SPLIT_OF[split]
+        steps = self._splits[name].steps(self._method_batch(name), keep_last=False)
         for epoch in itertools.count(start // steps):
             yield from self._batches(
-                "validation",
-                order=self._order("validation", epoch),
-                start=start % steps,
-                size=self._validation_batch,
+                name, order=self._order("method", epoch), start=start % steps, size=self._method_batch(name)
             )
             start = 0
+
+    def once(self, split: Source) -> Iterator[Batch]:
+        """Yields every row of a split once, in file order, in batches of data.batch_size."""
+        name = _SPLIT_OF[split]
+        return self._batches(name, order=None, keep_last=True, size=self._method_batch(name))
 
     def evaluation(self, split: Literal["validation", "test"]) -> Iterator[Batch]:
         """Yields every row of a split once, in file order."""
@@ -86,10 +94,9 @@ class Samples:
         """Returns the same rows as `part`, all of them on this rank."""
         return self._splits[split].take(rows).to(self.device)
 
-    @property
-    def _validation_batch(self) -> int:
-        """Rows of a global batch for alpha: as a training batch, or the whole split if that is smaller."""
-        return min(self._settings.data.batch_size, self._splits["validation"].rows)
+    def _method_batch(self, split: str) -> int:
+        """Rows of a method's global batch: as a training batch, or the whole split if that is smaller."""
+        return min(self._settings.data.batch_size, self._splits[split].rows)
 
     def _batches(
         self,

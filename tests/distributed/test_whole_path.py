@@ -1,6 +1,7 @@
 """Pretrain, search, slice, retrain and bundle with tables of several kinds, against the same steps in plain torch on whole tables."""
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,13 +20,15 @@ from ham_dist.export.writer import Description, write_bundle
 from ham_dist.methods.budget import Budget
 from ham_dist.methods.ham import HamSettings, HardAuxiliaryMask
 from ham_dist.methods.method import SearchSpace
+from ham_dist.stages.search import loss_of
 from ham_dist.training.evaluation import predict
-from ham_dist.training.loop import mask_gradient, weight_step
+from ham_dist.training.loop import weight_step
 from ham_dist.training.optimizers import MOMENTS
 from ham_dist.training.slicing import slice_interaction, slice_state, slice_weight
 from ham_dist.training.state import open_supernet
 from tests.support.plain_model import FIELDS, SINGLE_VALUED, PlainModel
 from tests.support.ranks import run_on_ranks
+from tests.support.search_space import with_gradient
 from tests.support.sharded_model import MODELS, local_batch, plain_batch, settings, whole_tables
 from tests.support.sharding_types import KINDS, WHOLE
 
@@ -78,7 +81,7 @@ def sharded_path(run: RunSettings, bundle: Path) -> Outcome:
         step(seed)
     method = search_method(run, state.sharded.mask.layout)
     for validated, seed in zip(VALIDATED, SEARCHED, strict=True):
-        method.step(lambda mask, validated=validated: mask_gradient(state, local_batch(validated), mask))  # type: ignore[misc]
+        method.step(loss_of(state, local_batch(validated)))
         state.sharded.mask.set(method.mask())
         masks.append(method.mask())
         step(seed)
@@ -192,7 +195,7 @@ def plain_path(run: RunSettings, start: dict[str, torch.Tensor]) -> Outcome:
         plain.step(seed)
     method = search_method(run, ColumnLayout(plain.base_dims, FIELDS))
     for validated, seed in zip(VALIDATED, SEARCHED, strict=True):
-        method.step(lambda mask, validated=validated: plain.mask_gradient(validated, mask))  # type: ignore[misc]
+        method.step(with_gradient(partial(plain.mask_gradient, validated)))
         masks.append(method.mask())
         plain.step(seed, method.mask())
     kept = method.space.layout.split(method.choice())

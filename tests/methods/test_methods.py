@@ -5,7 +5,7 @@ import torch
 
 from ham_dist.config.schema import Target
 from ham_dist.methods.registry import METHODS
-from tests.support.search_space import DIMS, LAYOUT, method
+from tests.support.search_space import DIMS, LAYOUT, method, with_gradient
 
 
 def test_ham_follows_equation_3() -> None:
@@ -23,7 +23,7 @@ def test_ham_follows_equation_3() -> None:
             seen.append(at.clone())
             return gradient
 
-        ham.step(gradient_at)
+        ham.step(with_gradient(gradient_at))
         alpha = alpha - 0.1 * gradient - 0.001 * torch.sign(mask.sum() - 6)
         assert len(seen) == 1
         assert torch.equal(seen[0], mask)
@@ -39,22 +39,22 @@ def test_ham_starts_with_every_column_open_and_is_pushed_to_the_target_by_no_gra
     ham = method("ham", Target(columns=6), alpha_init=0.01, penalty=0.004)
     assert ham.mask().sum() == 10
     for _ in range(3):
-        ham.step(torch.zeros_like)
+        ham.step(with_gradient(torch.zeros_like))
     assert (
         ham.mask().sum() == 0
     )  # all alphas are equal: they cross zero together, and the penalty turns round
-    ham.step(torch.zeros_like)
+    ham.step(with_gradient(torch.zeros_like))
     assert ham.mask().sum() == 10
 
 
 def test_a_useful_column_comes_back() -> None:
     """A closed column that would lower the loss has a negative gradient, and opens again (section 3.4)."""
     ham = method("ham", Target(columns=5), alpha_init=0.01, alpha_learning_rate=1.0, penalty=1e-6)
-    ham.step(lambda mask: torch.full((10,), 0.02))
+    ham.step(with_gradient(lambda mask: torch.full((10,), 0.02)))
     assert ham.mask().sum() == 0
     wanted = torch.zeros(10)
     wanted[3] = -0.02
-    ham.step(lambda mask: wanted)
+    ham.step(with_gradient(lambda mask: wanted))
     assert ham.mask().tolist() == [0, 0, 0, 1, 0, 0, 0, 0, 0, 0]
 
 

@@ -10,7 +10,7 @@ import pytest
 from ham_dist.config.schema import RunSettings
 from ham_dist.errors import Preempted
 from ham_dist.methods.ham import HardAuxiliaryMask
-from ham_dist.methods.method import MaskGradient
+from ham_dist.methods.method import MaskLoss
 from ham_dist.run import run_stages
 from tests.support.ranks import run_on_ranks
 from tests.support.small_run import TINY_STEPS, tiny_run
@@ -32,9 +32,9 @@ def counted_alpha_steps() -> Iterator[list[int]]:
     """Inside, the one number of the list counts the steps on alpha."""
     step, count = HardAuxiliaryMask.step, [0]
 
-    def counted(self: HardAuxiliaryMask, gradient_at: MaskGradient) -> None:
+    def counted(self: HardAuxiliaryMask, loss: MaskLoss) -> None:
         count[0] += 1
-        step(self, gradient_at)
+        step(self, loss)
 
     with patch.object(HardAuxiliaryMask, "step", counted):
         yield count

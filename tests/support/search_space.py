@@ -1,5 +1,6 @@
 """A search space of three tables, for tests of methods."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ import torch
 from ham_dist.config.schema import Target
 from ham_dist.embedding.mask import ColumnLayout
 from ham_dist.methods.budget import Budget
-from ham_dist.methods.method import Method, SearchSpace
+from ham_dist.methods.method import MaskLoss, Method, SearchSpace
 from ham_dist.methods.registry import METHODS
 
 DIMS = {"user": 4, "gender": 2, "movie": 4}
@@ -33,3 +34,12 @@ def method(
     return METHODS[name](
         space(target, norms=norms, seed=seed), METHODS[name].Settings.model_validate(settings)
     )
+
+
+def with_gradient(gradient_at: Callable[[torch.Tensor], torch.Tensor]) -> MaskLoss:
+    """A loss of which only the gradient is known."""
+
+    def unknown(mask: torch.Tensor) -> float:
+        raise AssertionError("the method is not to use the loss itself")
+
+    return MaskLoss(gradient_at, unknown, rows=1)

@@ -224,6 +224,16 @@ class ShardedModel:
             local.values.zero_()
             initialize(local, field, seed, init_std)
 
+    @torch.no_grad()
+    def scale_columns(self, factors: torch.Tensor) -> None:
+        """Multiplies each column of the tables under search by its factor (S,), in the mask's layout.
+
+        The optimizers' state does not change.
+        """
+        for field, local in self.local.items():
+            of_table = factors[self.mask.layout.slices[field]]
+            local.columns.mul_(of_table[local.in_use].to(local.values))
+
     def chunks(self, path: str) -> Iterator[TableChunk]:
         """Yields the tables of one group in chunks of bounded size, on CPU, without padding.
 
