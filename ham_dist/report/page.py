@@ -12,7 +12,8 @@ from ham_dist.io.atomic import write_text
 from ham_dist.io.paths import is_local
 from ham_dist.report import figures, grids
 from ham_dist.report.dataset import Dataset, data_grids, datasets_of, look_at_dataset
-from ham_dist.report.figures import Figure, Point
+from ham_dist.report.drawing import Figure, require_matplotlib
+from ham_dist.report.figures import Point
 from ham_dist.report.grids import Grid
 from ham_dist.report.record import RunRecord, TargetRecord, read_runs
 from ham_dist.report.text import quality_text
@@ -49,7 +50,7 @@ def write_report(runs: Sequence[str], out: str, *, with_data: bool | None, overw
         ReportError: `out` may not be written or is not on this machine, matplotlib is missing, or a folder is
             not a run or is damaged.
     """
-    figures.require_matplotlib()
+    require_matplotlib()
     records = read_runs(runs)
     path = _file(out, overwrite)
     datasets = datasets_of(records)

@@ -23,7 +23,8 @@ from ham_dist.data.synthetic.write import generate
 from ham_dist.errors import ConfigError, ReportError
 from ham_dist.io.atomic import write_json
 from ham_dist.report.dataset import datasets_of
-from ham_dist.report.figures import FIELDS_SHOWN, STYLES, Point, comparison, heads
+from ham_dist.report.drawing import STYLES
+from ham_dist.report.figures import FIELDS_SHOWN, Point, comparison, heads
 from ham_dist.report.page import results, write_report
 from ham_dist.report.record import read_runs
 from ham_dist.run import run_stages
