@@ -13,6 +13,7 @@ ORDER = (
     {"__main__", "train"},
     {"cli"},
     {"run", "library"},
+    {"study"},
     {"stages", "export", "report"},
     {"methods"},
     {"training"},

@@ -15,6 +15,7 @@ HEAVY = {
     "tensorboard",
     "matplotlib",
     "jinja2",
+    "scipy",
 }
 HELP = (
     "import sys; sys.argv = ['ham-dist', {}]\n"
