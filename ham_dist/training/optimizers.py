@@ -1,13 +1,14 @@
 """Optimizers of a run: Adam for dense weights, the table optimizer after or inside the backward pass."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
 from ham_dist.config.schema import OptimizerSettings
 from ham_dist.distributed.ranks.rounding import GRADIENT_BITS, rounded
-from ham_dist.distributed.sharding.model import ShardedModel
+from ham_dist.distributed.sharding.model import TABLES, ShardedModel
 from ham_dist.io.huge_pages import keep_freed_memory
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -39,7 +40,10 @@ class Optimizers:
             assert model.table_optimizer.dense is not None, (
                 "the plan puts no table of such an optimizer outside the fused kernels"
             )
-            self.of_tables = model.table_optimizer.dense(self._tables.values(), settings.tables_learning_rate)
+            tables: Iterable[Any] = self._tables.values()
+            if settings.tables_weight_decay:
+                tables = _groups(self._tables, settings.tables_weight_decay)
+            self.of_tables = model.table_optimizer.dense(tables, settings.tables_learning_rate)
         self._steps = 0
 
     def zero_grad(self) -> None:
@@ -114,3 +118,14 @@ class Optimizers:
     @property
     def _all(self) -> list[torch.optim.Optimizer]:
         return [self.adam] if self.of_tables is None else [self.adam, self.of_tables]
+
+
+def _groups(tables: Mapping[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups of tables by name in which those under search decay.
+
+    First-order tables do not: no orthogonality acts on them either, and the decay can replace it.
+    """
+    groups: dict[float, list[nn.Parameter]] = {weight_decay: [], 0.0: []}
+    for key, parameter in tables.items():
+        groups[weight_decay if key.startswith(f"{TABLES}/") else 0.0].append(parameter)
+    return [{"params": group, "weight_decay": decay} for decay, group in groups.items() if group]

@@ -88,7 +88,9 @@ def three_steps(run: RunSettings) -> dict[str, Any]:
 
 def plain_three_steps(run: RunSettings, start: dict[str, torch.Tensor]) -> dict[str, Any]:
     model = PlainModel(run, start)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(model.interaction.parameters(), lr=1e-3)
+    decay = run.optimizer.tables_weight_decay
+    optimizer.add_param_group({"params": model.tables.parameters(), "weight_decay": decay})
     losses = []
     for seed in range(3):
         optimizer.zero_grad()
