@@ -12,8 +12,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     {"__main__", "train"},
     {"cli"},
-    {"run", "library"},
-    {"study"},
+    {"run", "library", "study"},
     {"stages", "export", "report"},
     {"methods"},
     {"training"},

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import ham_dist
-from ham_dist.cli import data, runs
+from ham_dist.cli import data, runs, study
 from ham_dist.cli.failures import EXIT_INTERRUPTED, EXIT_USERS, Commands
 from ham_dist.io.huge_pages import use_huge_pages
 from ham_dist.io.openmp import limit_spinning
@@ -87,6 +87,7 @@ for command in (
     data.generate,
 ):
     app.command()(command)
+app.add_typer(study.study, name="study")
 
 
 @app.command("doctor")

@@ -36,12 +36,12 @@ def load_run(path: str | None, overrides: Sequence[str] = ()) -> RunSettings:
     Raises:
         ConfigError: Lists all mistakes in the file and in the overrides.
     """
-    return settings_of(_read(path) if path is not None else {}, path, overrides)
+    return settings_of(read_toml(path) if path is not None else {}, path, overrides)
 
 
 def load_saved_run(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
     """Like `load_run`, for run.toml of a run folder, which an earlier version may have written."""
-    return settings_of(migrate_run(_read(str(path))), str(path), overrides)
+    return settings_of(migrate_run(read_toml(str(path))), str(path), overrides)
 
 
 def settings_of(tree: dict[str, Any], path: str | None, overrides: Sequence[str] = ()) -> RunSettings:
@@ -114,7 +114,7 @@ def keys_missing(path: str, wanted: Mapping[str, Any]) -> list[str]:
     Raises:
         ConfigError: The file cannot be read, or is not TOML.
     """
-    tree = _read(path)
+    tree = read_toml(path)
     return [key for key, value in wanted.items() if value is not None and _at(tree, key) is None]
 
 
@@ -141,7 +141,12 @@ def changes(old: RunSettings, new: RunSettings) -> list[tuple[str, str, str]]:
     ]
 
 
-def _read(path: str) -> dict[str, Any]:
+def read_toml(path: str) -> dict[str, Any]:
+    """Returns the content of a TOML file, a local path or a URL supported by `io/paths.py`.
+
+    Raises:
+        ConfigError: The file cannot be read, or is not TOML.
+    """
     try:
         return parse_toml(read_content(path, limit=TOML_BYTES))
     except OSError as error:

@@ -1,1 +1,1 @@
-"""Studies: grids of runs, and what they show."""
+"""Studies: grids of runs over data, models, seeds, methods and targets, with one line of results per run."""

@@ -13,6 +13,7 @@ from ham_dist.config.load import load_run
 from ham_dist.data.recipe.load import Recipe, load_recipe
 from ham_dist.export.bundle import open_bundle
 from ham_dist.export.scorer import score
+from ham_dist.study.grid import open_study
 from tests.support.documents import PAGES, ROOT, blocks, commands, run, run_page
 from tests.support.raw_movielens import write_raw_movielens
 
@@ -103,7 +104,9 @@ def test_toml_blocks_are_valid(name: str, tmp_path: Path) -> None:
         path = tmp_path / f"{number}.toml"
         path.write_text(block.code, encoding="utf-8")
         keys = tomllib.loads(block.code).keys()
-        if keys & {"name", "source"}:
+        if "arms" in keys:
+            open_study(path)
+        elif keys & {"name", "source"}:
             load_recipe(str(path))
         elif not keys <= Recipe.model_fields.keys():
             load_run(str(path))
