@@ -233,9 +233,25 @@ class RetrainSettings(Settings):
     """Stage 3: train the narrow model further, from the searched weights."""
 
     max_epochs: PositiveInt = 30
-    """Maximum number of epochs."""
+    """Maximum number of epochs, after those with column dropout."""
     patience: PositiveInt = 2
     """Epochs without a better validation AUC before the stage stops; the best epoch's weights are kept."""
+    column_dropout_epochs: Annotated[int, Field(ge=0)] = 0
+    """Epochs with column dropout at the start of the stage, all of which are trained. Early stopping starts
+    after them."""
+    column_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability with which each step of these epochs drops each kept column, for the whole global batch.
+    The other columns are multiplied by 1 / (1 - column_dropout). 0: the same epochs without dropout."""
+
+    @model_validator(mode="after")
+    def _dropout_needs_epochs(self) -> "RetrainSettings":
+        if self.column_dropout and not self.column_dropout_epochs:
+            raise ValueError(
+                f"column_dropout = {self.column_dropout} has no effect in column_dropout_epochs = 0; "
+                "set column_dropout_epochs to the number of epochs with dropout, such as 10, or "
+                "column_dropout = 0"
+            )
+        return self
 
 
 class CheckpointSettings(Settings):
