@@ -261,6 +261,7 @@ def _search_space(run: Run, wide: TrainingState, target: Target) -> SearchSpace:
         column_norms=lambda: gram.column_norms(wide.sharded),
         seed=run.settings.seed,
         device=run.device,
+        bands=wide.interaction.bands(),
     )
 
 

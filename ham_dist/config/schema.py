@@ -6,7 +6,7 @@ class.
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, SerializeAsAny, model_validator
+from pydantic import AfterValidator, Field, SerializeAsAny, field_validator, model_validator
 from pydantic_core import PydanticKnownError
 
 from ham_dist.config.base import PositiveFloat, PositiveInt, Settings
@@ -34,16 +34,39 @@ class DataSettings(Settings):
     """Batches that a background thread reads ahead of training."""
 
 
+MAX_DIM = 1024
+"""Largest embedding dim that fbgemm-gpu's kernels support."""
+
+
 class ModelSettings(Settings):
     """The CTR model on top of the field embeddings; each model adds keys of its own (ham_dist/models)."""
 
     name: str
     """Model: `fm`, `deepfm`, `autoint` or `dcnv2`."""
-    base_dim: Annotated[int, Field(gt=0, le=1024)] = 16
+    base_dim: Annotated[int, Field(gt=0, le=MAX_DIM)] = 16
     """Embedding dim of every table of the supernet, at most its number of rows: d_j = min(base_dim, C_j).
     fbgemm-gpu's kernels support up to 1024."""
     init_std: PositiveFloat = 0.01
     """Standard deviation of the embedding initialization."""
+    candidates: Annotated[tuple[PositiveInt, ...], Field(max_length=16)] = ()
+    """Candidate dims of every field, ascending, for `search.method = "autodim"`. If set, each candidate has
+    columns, a linear map and a BatchNorm of its own, and every table of the supernet has as many columns as
+    all candidates together; `base_dim` is not used."""
+
+    @field_validator("candidates")
+    @classmethod
+    def _ascending(cls, candidates: tuple[int, ...]) -> tuple[int, ...]:
+        if list(candidates) != sorted(set(candidates)) or sum(candidates) > MAX_DIM:
+            raise ValueError(f"give ascending dims that add up to at most {MAX_DIM}, for example [2, 4, 8]")
+        return candidates
+
+    def dim_of(self, num_embeddings: int) -> int:
+        """Returns the embedding dim of a table of the supernet.
+
+        Args:
+            num_embeddings: Its number of rows.
+        """
+        return sum(self.candidates) or min(self.base_dim, num_embeddings)
 
 
 MODELS = Choice[ModelSettings]("model.name", "dcnv2", "ham_dist.models.registry")

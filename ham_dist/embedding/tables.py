@@ -1,6 +1,6 @@
 """The embedding tables of a model: their shapes, their precision, and the TorchRec module that holds them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from urllib.parse import quote
 
@@ -82,18 +82,21 @@ def stored_dim(embedding_dim: int, *, fused: bool) -> int:
 
 
 def base_tables(
-    num_embeddings: Mapping[str, int], base_dim: int, precision: TablePrecision, *, fused: bool
+    num_embeddings: Mapping[str, int],
+    dim_of: Callable[[int], int],
+    precision: TablePrecision,
+    *,
+    fused: bool,
 ) -> tuple[Table, ...]:
-    """Returns the supernet's tables: d_j = min(base_dim, C_j), so that no table has more columns than rows.
+    """Returns the supernet's tables.
 
     Args:
         num_embeddings: C_j, by field.
-        base_dim: Largest dim of a table.
+        dim_of: Computes d_j from C_j.
         precision: Data type of the tables.
         fused: True for fused kernels, which need padding.
-    Source: HAM paper, section 3.3.
     """
-    dims = {field: min(base_dim, rows) for field, rows in num_embeddings.items()}
+    dims = {field: dim_of(rows) for field, rows in num_embeddings.items()}
     return tuple(
         Table(field, num_embeddings[field], dim, stored_dim(dim, fused=fused), dim, precision)
         for field, dim in dims.items()

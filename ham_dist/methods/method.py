@@ -4,13 +4,14 @@ Shape letter: S columns under search.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
 from ham_dist.config.schema import MethodSettings
+from ham_dist.errors import ConfigError
 
 if TYPE_CHECKING:  # These import TorchRec, which is not needed to read settings.
     from ham_dist.embedding.mask import ColumnLayout
@@ -46,6 +47,8 @@ class SearchSpace:
             none.
         seed: Seed for methods that draw random numbers.
         device: Device of the masks.
+        bands: Columns of each table that open and close together, of which one group is kept; None if every
+            column is chosen on its own.
     """
 
     layout: "ColumnLayout"
@@ -53,6 +56,7 @@ class SearchSpace:
     column_norms: Callable[[], torch.Tensor]
     seed: int
     device: torch.device
+    bands: Mapping[str, Sequence[slice]] | None = None
 
 
 class Method(ABC):
@@ -75,7 +79,16 @@ class Method(ABC):
     reads_data: ClassVar[bool] = False
     """True for a method without search epochs that needs one pass over data, in `score`."""
 
+    chooses_bands: ClassVar[bool] = False
+    """True for a method that keeps one band of columns of each table, where the model has bands."""
+
     def __init__(self, space: SearchSpace, settings: MethodSettings) -> None:
+        if space.bands is not None and not self.chooses_bands:
+            raise ConfigError(
+                f'search.method = "{settings.name}": chooses columns one by one, and cannot search a model '
+                "with candidate dims.\n"
+                '  Leave out model.candidates, or use search.method = "autodim".'
+            )
         self.space = space
         self.settings = settings
 

@@ -3,6 +3,7 @@
 from typing import TypeVar
 
 from ham_dist.config import schema
+from ham_dist.methods.autodim import AutoDim
 from ham_dist.methods.ham import HardAuxiliaryMask
 from ham_dist.methods.magnitude import Magnitude
 from ham_dist.methods.method import Method
@@ -25,5 +26,5 @@ def register_method(method: MethodClass) -> MethodClass:
     return method
 
 
-for _built_in in (HardAuxiliaryMask, Uniform, Random, Magnitude):
+for _built_in in (HardAuxiliaryMask, Uniform, Random, Magnitude, AutoDim):
     register_method(_built_in)

@@ -23,6 +23,8 @@ class Axis:
         fields: The fields, in their order along the dimension.
         block: Entries per field if the dimension runs over lifted fields; None if it runs over the fields'
             columns.
+        bands: With `block`: the columns of each field that its block reads; the block is kept if one of them
+            is. None: all columns of the field.
         tail: Entries after those of the fields, which slicing keeps. (In a linear over [cross, deep], these
             read the deep units.)
     """
@@ -30,6 +32,7 @@ class Axis:
     fields: tuple[str, ...]
     block: int | None = None
     tail: int = 0
+    bands: tuple[slice, ...] | None = None
 
     def kept(self, dims: Mapping[str, int], columns: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Returns the indices of this dimension that are kept when only `columns` of each field are kept.
@@ -42,12 +45,13 @@ class Axis:
             int64 indices, ascending.
         """
         kept, start = [], 0
-        for field in self.fields:
+        for number, field in enumerate(self.fields):
             if self.block is None:
                 kept.append(columns[field] + start)
                 start += dims[field]
             else:
-                if len(columns[field]):
+                band = slice(0, dims[field]) if self.bands is None else self.bands[number]
+                if bool(((columns[field] >= band.start) & (columns[field] < band.stop)).any()):
                     kept.append(torch.arange(start, start + self.block))
                 start += self.block
         kept.append(torch.arange(start, start + self.tail))
@@ -99,6 +103,13 @@ class Interaction(nn.Module, ABC):
             mask: (D,), multiplied into the columns, or, with the same result and fewer products, into the
                 only weights that read them. None: all ones.
         """
+
+    def bands(self) -> dict[str, list[slice]] | None:
+        """Returns the columns of each field that open and close together, of which slicing keeps one group.
+
+        None if every column is chosen on its own.
+        """
+        return None
 
     @abstractmethod
     def axes(self) -> dict[str, dict[int, Axis]]:

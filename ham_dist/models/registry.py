@@ -6,6 +6,7 @@ from typing import TypeVar
 from ham_dist.config import schema
 from ham_dist.config.schema import ModelSettings
 from ham_dist.models.autoint import AutoInt
+from ham_dist.models.candidates import CandidateLift
 from ham_dist.models.dcnv2 import DCNV2
 from ham_dist.models.deepfm import DeepFM
 from ham_dist.models.fm import FM
@@ -41,4 +42,5 @@ def build_interaction(settings: ModelSettings, dims: Mapping[str, int]) -> Inter
     Raises:
         TargetError: No field has a column.
     """
-    return INTERACTIONS[settings.name](dims, settings)
+    kind = INTERACTIONS[settings.name]
+    return CandidateLift(dims, settings, kind) if settings.candidates else kind(dims, settings)

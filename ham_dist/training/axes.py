@@ -41,14 +41,27 @@ def check_axes(settings: ModelSettings, dims: Mapping[str, int]) -> None:
             _check_cut(wide, settings, torch.randn(CHECKED_ROWS, total, dtype=torch.float64))
 
 
-def _check_cut(wide: Interaction, settings: ModelSettings, batch: torch.Tensor) -> None:
-    """Compare the model under one random mask with the narrow model over the open columns."""
-    mask = (torch.rand(batch.shape[1]) < 0.5).double()
-    parts = mask.split(list(wide.dims.values()))
+def _random_mask(wide: Interaction) -> torch.Tensor:
+    """Return a random mask (D,) under which one field has no column."""
+    bands, parts = wide.bands(), []
+    for field, dim in wide.dims.items():
+        part = (torch.rand(dim) < 0.5).double()
+        if bands is not None:
+            part.zero_()
+            part[bands[field][int(torch.randint(len(bands[field]), ()))]] = 1.0
+        parts.append(part)
     if len(parts) > 1:
-        parts[int(torch.randint(len(parts), ()))].zero_()  # one field loses all its columns
+        parts[int(torch.randint(len(parts), ()))].zero_()
+    mask = torch.cat(parts)
     if not mask.any():
         mask[0] = 1.0
+    return mask
+
+
+def _check_cut(wide: Interaction, settings: ModelSettings, batch: torch.Tensor) -> None:
+    """Compare the model under one random mask with the narrow model over the open columns."""
+    mask = _random_mask(wide)
+    parts = mask.split(list(wide.dims.values()))
     columns = {field: torch.nonzero(part).flatten() for field, part in zip(wide.dims, parts, strict=True)}
     name = f'model.name = "{settings.name}"'
     try:
@@ -61,10 +74,10 @@ def _check_cut(wide: Interaction, settings: ModelSettings, batch: torch.Tensor) 
         ) from error
     masked = wide(batch, mask)
     scale = LARGEST_DIFFERENCE * max(1.0, float(masked.abs().max()))
-    for found, what in (
-        (narrow(batch[:, mask.bool()]), "its narrow model"),
-        (wide(batch * mask), "the model with the mask multiplied into the columns"),
-    ):
+    found_of = {"its narrow model": narrow(batch[:, mask.bool()])}
+    if wide.bands() is None:
+        found_of["the model with the mask multiplied into the columns"] = wide(batch * mask)
+    for what, found in found_of.items():
         difference = float((found - masked).abs().max())
         if not difference <= scale:
             raise SlicingError(

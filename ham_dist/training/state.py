@@ -94,7 +94,7 @@ def table_groups(
     """
     fused = table_optimizer_of(settings.optimizer).fused is not None
     precision = settings.precision.tables
-    tables = base_tables(num_embeddings, settings.model.base_dim, precision, fused=fused)
+    tables = base_tables(num_embeddings, settings.model.dim_of, precision, fused=fused)
     groups = {TABLES: tables if columns is None else sliced_tables(tables, columns, fused=fused)}
     if INTERACTIONS[settings.model.name].has_first_order_tables(settings.model):
         groups[FIRST_ORDER] = tuple(
