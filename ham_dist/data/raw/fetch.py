@@ -110,6 +110,7 @@ def fetch(name: str, source: Source, out: Path, licence_accepted: bool) -> None:
                 source.archive.url,
                 part,
                 hint=f"Or download it by hand from {source.page}, and unpack it to {out}.",
+                version=work.stage / "archive.zip.version",
             )
             _check(part, source.archive)
             publish_file(part, path)

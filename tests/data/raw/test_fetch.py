@@ -123,12 +123,6 @@ def test_an_archive_that_had_come_whole_is_not_asked_for_again(
     _check(tmp_path / "ml-1m")
 
 
-def test_a_beginning_longer_than_the_file_is_thrown_away(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "part").write_bytes(OFFICIAL + b"more")
-    downloading.download(server.url, tmp_path / "part", hint="")
-    assert (tmp_path / "part").read_bytes() == OFFICIAL
-
-
 def test_wrong_checksum_is_refused_and_the_next_call_starts_anew(server: Server, tmp_path: Path) -> None:
     text = _message(server, tmp_path / "ml-1m", md5="0" * 32)
     assert (
