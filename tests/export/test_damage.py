@@ -113,13 +113,17 @@ def move_dense(target: str) -> Callable[[dict[str, Any]], None]:
         "C:/x",
         "tables//x",
         "./dense.safetensors",
+        "a\nb",
+        "x" * 256,
         "",
     ],
 )
 def test_paths_out_of_the_bundle_are_refused(whole: Path, target: str) -> None:
     shutil.copy(whole / "dense.safetensors", whole.parent / "secret")
     rewrite(whole, move_dense(target))
-    with pytest.raises(BundleError, match="does not stay inside the bundle"):
+    with pytest.raises(
+        BundleError, match=r"is not a relative path in this folder|is too long for a file name"
+    ):
         open_bundle(whole)
 
 
