@@ -5,8 +5,8 @@ search = Search(model, columns=24)
 for train_batch, validation_batch in ...:
     search.step(lambda: loss(model, validation_batch))
     ...                                                 # your own step on the weights
-narrow = slice_columns(model, search.finish(), readers={"over.0.weight": 1})
-export(narrow, "bundle")
+sliced = slice_columns(model, search.finish(), readers={"over.0.weight": 1})
+export(sliced, "bundle")
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -185,10 +185,10 @@ def export(
         BundleError: `out` exists (unless another rank wrote the same weights to it), the bundle cannot be
             written, or it does not hold the model's weights.
     """
-    path, narrow = _narrow_tables(model)
+    path, sliced = _sliced_tables(model)
     tables = {
-        config.name: narrow.ebc.embedding_bags[config.name].weight.detach().cpu()
-        for config in narrow.ebc.embedding_bag_configs()
+        config.name: sliced.ebc.embedding_bags[config.name].weight.detach().cpu()
+        for config in sliced.ebc.embedding_bag_configs()
     }
     dense = {
         name: values.detach().cpu()
@@ -215,7 +215,7 @@ def export(
                 fields,
                 model=None,
                 precision=precision,
-                run={**(run or {}), "tables": narrow.description()},
+                run={**(run or {}), "tables": sliced.description()},
             ),
             chunks=[TableChunk(name, 0, table) for name, table in tables.items()],
             dense=dense,
@@ -232,7 +232,7 @@ def export(
             ) from None
 
 
-def _narrow_tables(model: nn.Module) -> tuple[str, SlicedEmbeddingBagCollection]:
+def _sliced_tables(model: nn.Module) -> tuple[str, SlicedEmbeddingBagCollection]:
     found = [
         (name, module)
         for name, module in model.named_modules()

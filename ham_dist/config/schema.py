@@ -243,7 +243,7 @@ class SearchSettings(Settings):
     method: AnyMethodSettings = Field(default_factory=METHODS.start)
     """Size-search method: a section [search.method], or only its name."""
     targets: Annotated[tuple[Target, ...], Field(min_length=1)] = (Target(columns=16),)
-    """Target sizes. Each gets its own search and its own narrow model; all start from the same pretrained
+    """Target sizes. Each gets its own search and its own sliced model; all start from the same pretrained
     supernet."""
     epochs: PositiveInt = 10
     """Maximum number of epochs of alternating steps on alpha and on the weights."""
@@ -253,7 +253,7 @@ class SearchSettings(Settings):
 
 
 class RetrainSettings(Settings):
-    """Stage 3: train the narrow model further, from the searched weights."""
+    """Stage 3: train the sliced model further, from the searched weights."""
 
     max_epochs: PositiveInt = 30
     """Maximum number of epochs, after those with column dropout."""

@@ -55,7 +55,7 @@ def weights(state: TrainingState) -> dict[str, torch.Tensor]:
     own |= {
         key: part.values.detach().clone()
         for key, _ in state.sharded.placements()
-        if (part := state.sharded.part(key)) is not None
+        if (part := state.sharded.local_table(key)) is not None
     }
     state.optimizers.open_state()
     own |= {
