@@ -268,7 +268,8 @@ def _settings_of(method: str | MethodSettings) -> MethodSettings:
         return method
     if method not in METHODS:
         raise ConfigError(
-            f"Search: method = {method!r} is not a size-search method, expected one of {', '.join(METHODS)}.\n"
+            f"Search: method = {method!r} is not a size-search method, "
+            f"expected one of {', '.join(METHODS)}.\n"
             "  Pass its name, or its settings."
         )
     return METHODS[method].Settings.model_validate({})

@@ -67,8 +67,8 @@ def test_imports_point_down() -> None:
 
 # Modules above that a file imports by name, at run time.
 BY_NAME = {
-    # Settings of methods and models are in the files of their classes, which load torch. So that a run.toml can be
-    # checked without registering them first, `Choice` imports the registries at first use.
+    # Settings of methods and models are in the files of their classes, which load torch. So that a run.toml
+    # can be checked without registering them first, `Choice` imports the registries at first use.
     "ham_dist/config/schema.py": {"ham_dist.models.registry", "ham_dist.methods.registry"},
 }
 

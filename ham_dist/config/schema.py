@@ -97,16 +97,16 @@ class OptimizerSettings(Settings):
     learning_rate: PositiveFloat = 1e-3
     """Learning rate of Adam for the dense weights."""
     tables_weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Coupled L2 (lambda) of the tables under search: lambda * V is added to their gradient before Adam, in all
-    three stages. The first-order tables of FM and DeepFM do not decay. It needs `tables = "adam"`."""
+    """Coupled L2 (lambda) of the tables under search: lambda * V is added to their gradient before Adam, in
+    all three stages. The first-order tables of FM and DeepFM do not decay. It needs `tables = "adam"`."""
 
     @model_validator(mode="after")
     def _decay_needs_adam(self) -> "OptimizerSettings":
         if self.tables_weight_decay and self.tables != "adam":
             raise ValueError(
                 f'tables_weight_decay needs tables = "adam": fbgemm-gpu has no kernel of '
-                f'tables = "{self.tables}" that adds it to the gradient on every device (on CPU it is ignored); '
-                'set tables = "adam", or tables_weight_decay = 0'
+                f'tables = "{self.tables}" that adds it to the gradient on every device (on CPU it is '
+                'ignored); set tables = "adam", or tables_weight_decay = 0'
             )
         return self
 

@@ -138,9 +138,10 @@ def _response(answer: http.client.HTTPResponse, first: int | None, if_range: str
 
 
 def _validator(answer: http.client.HTTPResponse) -> str | None:
-    """The strong validator of an answer: its ETag, or without one its date (RFC 9110, sections 8.8.2.2 and 13.1.5).
+    """The strong validator of an answer: its ETag, or without one its date.
 
-    A date is strong if the file was not changed within the second in which it was sent.
+    A date is strong if the file was not changed within the second in which it was sent. Source: RFC 9110,
+    sections 8.8.2.2 and 13.1.5.
     """
     etag, modified = answer.headers.get("ETag"), answer.headers.get("Last-Modified")
     if etag is not None:

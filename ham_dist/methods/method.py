@@ -133,7 +133,7 @@ class Method(ABC):
         raise NotImplementedError(f"{type(self).__name__} does not search, and has no steps")
 
     def score(self, losses: Iterator[MaskLoss]) -> None:
-        """Reads every sample of `batches` once, in batches of data.batch_size; only if `reads_data` is true."""
+        """Reads every sample of `batches` once, by data.batch_size; only if `reads_data` is true."""
         raise NotImplementedError(f"{type(self).__name__} needs no pass over data")
 
     @abstractmethod

@@ -48,7 +48,7 @@ def open_guard(state: TrainingState, folder: Path) -> tuple[Guard, RunLog]:
 
 
 def weights(state: TrainingState) -> dict[str, torch.Tensor]:
-    """This rank's weights and optimizer state, without BatchNorm's statistics, which the forward pass changes."""
+    """This rank's weights and optimizer state, without BatchNorm's statistics, which a forward changes."""
     own: dict[str, torch.Tensor] = {
         name: values.detach().clone() for name, values in state.interaction.named_parameters()
     }
