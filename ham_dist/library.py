@@ -9,7 +9,7 @@ sliced = slice_columns(model, search.finish(), readers={"over.0.weight": 1})
 export(sliced, "bundle")
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,7 @@ class Search:
         )
         settings = _settings_of(method)
         self.method = METHODS[settings.name](space, settings)
+        self._scored = False
 
     def step(self, loss: Callable[[], torch.Tensor]) -> None:
         """Takes one step of the method and applies the resulting mask.
@@ -120,7 +121,13 @@ class Search:
         Args:
             losses: As in `step`, one function per batch; all batches have the same number of rows.
         """
-        self.method.score(self._loss_of(loss) for loss in losses)
+
+        def counted() -> Iterator[MaskLoss]:
+            for loss in losses:
+                self._scored = True
+                yield self._loss_of(loss)
+
+        self.method.score(counted())
 
     @property
     def used(self) -> int:
@@ -135,8 +142,14 @@ class Search:
         Returns:
             The indices of the kept columns, by table.
         Raises:
+            ConfigError: The method reads data once, and `score` was not called, or without any batch.
             ShardingError: The mask is soft, and the tables are sharded.
         """
+        if self.method.reads_data and not self._scored:
+            raise ConfigError(
+                f"Search: method = {self.method.settings.name!r} has seen no data, expected a call of score\n"
+                "  Call search.score(losses) with a loss function per batch before finish()."
+            )
         choice = self.method.choice()
         if (factors := self.method.fold()) is not None:
             _scale_columns(self._masked, factors)

@@ -102,6 +102,11 @@ class Method(ABC):
         """Split of the batches that `step` and `score` get."""
         return "validation"
 
+    @property
+    def passes(self) -> int:
+        """Forward passes per batch in `score`, about; for the log."""
+        return 1
+
     def warning(self, steps: int) -> str | None:
         """Returns a warning to print before a search of `steps` training steps, or None."""
         return None
