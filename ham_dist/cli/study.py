@@ -7,6 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from ham_dist.cli.printing import print_parts
+from ham_dist.cli.study_report import report
 from ham_dist.errors import ConfigError
 
 
@@ -25,6 +26,9 @@ study = typer.Typer(
     no_args_is_help=True,
     help="Run a grid of data, models, seeds, methods and targets, and collect its results.",
 )
+
+
+study.command()(report)
 
 
 @study.command()

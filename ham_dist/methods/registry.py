@@ -5,11 +5,9 @@ from typing import TypeVar
 from ham_dist.config import schema
 from ham_dist.methods.autodim import AutoDim
 from ham_dist.methods.ham import HardAuxiliaryMask
-from ham_dist.methods.loo import LeaveOneOut
 from ham_dist.methods.magnitude import Magnitude
 from ham_dist.methods.method import Method
 from ham_dist.methods.random import Random
-from ham_dist.methods.sseds import SSEDS
 from ham_dist.methods.uniform import Uniform
 
 METHODS: dict[str, type[Method]] = {}
@@ -28,14 +26,5 @@ def register_method(method: MethodClass) -> MethodClass:
     return method
 
 
-_BUILT_IN = (
-    HardAuxiliaryMask,
-    Uniform,
-    Random,
-    Magnitude,
-    AutoDim,
-    SSEDS,
-    LeaveOneOut,
-)
-for _built_in in _BUILT_IN:
+for _built_in in (HardAuxiliaryMask, Uniform, Random, Magnitude, AutoDim):
     register_method(_built_in)

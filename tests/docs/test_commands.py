@@ -1,4 +1,4 @@
-"""The commands and examples of README.md and docs/ are run unchanged, on small data with fewer epochs."""
+"""The commands and examples of README.md and docs/ are run as they stand, on small data and with fewer epochs."""
 
 import ast
 import shutil
@@ -22,7 +22,7 @@ LANGUAGES = {"sh", "python", "toml", "text", "json"}
 
 @pytest.fixture(scope="module")
 def readme(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder like the repository's root, with raw ratings, after the commands of README.md."""
+    """A folder that looks like the repository's root to the commands, with raw ratings, after the commands of README.md."""
     folder = tmp_path_factory.mktemp("readme")
     for name in ("launch", "ham_dist", "datasets", ".torchxconfig"):
         (folder / name).symlink_to(ROOT / name)
@@ -56,8 +56,7 @@ def test_readme_example_needs_ten_added_lines(tmp_path: Path) -> None:
     (example,) = [block.code for block in blocks(PAGES["README"]) if block.language == "python"]
     added = [line for line in example.splitlines() if line.endswith("# +")]
     assert 0 < len(added) <= 10
-    shown = "from ham_dist.export.bundle import open_bundle\nprint(sorted(open_bundle('bundle').tables()))\n"
-    code = f"{example}\n{shown}"
+    code = f"{example}\nfrom ham_dist.export.bundle import open_bundle\nprint(sorted(open_bundle('bundle').tables()))\n"
     counts = ast.literal_eval(run([sys.executable, "-c", code], tmp_path).splitlines()[0])
     assert sum(counts.values()) == 10
     assert counts["hour"] < min(counts["user"], counts["item"]), "the field that is pure noise keeps least"
