@@ -6,7 +6,7 @@ Shape letter: S columns under search.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
@@ -14,8 +14,10 @@ from ham_dist.config.schema import MethodSettings
 from ham_dist.errors import ConfigError
 
 if TYPE_CHECKING:  # These import TorchRec, which is not needed to read settings.
+    from ham_dist.distributed.sharding.model import ShardedModel
     from ham_dist.embedding.mask import ColumnLayout
     from ham_dist.methods.budget import Budget
+    from ham_dist.training.soft_threshold import SoftThresholding
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ class Method(ABC):
     reads_data: ClassVar[bool] = False
     """True for a method without search epochs that needs one pass over data, in `score`."""
 
+    has_budget: ClassVar[bool] = True
+    """False for a method that does not use the target."""
     chooses_bands: ClassVar[bool] = False
     """True for a method that keeps one band of columns of each table, where the model has bands."""
 
@@ -155,6 +159,17 @@ class Method(ABC):
         choice, factors = self.choice(), self.fold()
         return choice if factors is None else choice * factors.to(choice.device)
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Returns the method's own tensors by name, for checkpoints: the tensors themselves, not copies."""
+    def transform(self, model: "ShardedModel") -> "SoftThresholding | None":
+        """Returns a function of the tables that lookups read in place of them during the search, or None."""
+        return None
+
+    def tensors(self) -> dict[str, Any]:
+        """Returns the method's own tensors by name, for checkpoints: the tensors themselves, not copies.
+
+        They are the same on every rank, or sharded as the tables are.
+        """
         return {}
+
+    def logged(self) -> dict[str, torch.Tensor]:
+        """Returns the tensors to log at the end of each epoch of the search, by name."""
+        return self.tensors()

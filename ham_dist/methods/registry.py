@@ -7,6 +7,7 @@ from ham_dist.methods.autodim import AutoDim
 from ham_dist.methods.ham import HardAuxiliaryMask
 from ham_dist.methods.magnitude import Magnitude
 from ham_dist.methods.method import Method
+from ham_dist.methods.pep import Pep
 from ham_dist.methods.random import Random
 from ham_dist.methods.uniform import Uniform
 
@@ -26,5 +27,5 @@ def register_method(method: MethodClass) -> MethodClass:
     return method
 
 
-for _built_in in (HardAuxiliaryMask, Uniform, Random, Magnitude, AutoDim):
+for _built_in in (HardAuxiliaryMask, Uniform, Random, Magnitude, AutoDim, Pep):
     register_method(_built_in)

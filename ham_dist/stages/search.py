@@ -16,6 +16,7 @@ from ham_dist.training.loop import LossCheck, loss_at, mask_gradient, train_epoc
 from ham_dist.training.progress import StageProgress
 from ham_dist.training.run_log import RunLog
 from ham_dist.training.samples import Samples
+from ham_dist.training.soft_threshold import SoftThresholding
 from ham_dist.training.state import TrainingState
 from ham_dist.training.stopping import EarlyStopper
 
@@ -35,6 +36,7 @@ def search(
     settings, budget = state.settings.search, method.space.budget
     alpha_steps = -(-samples.steps // method.every)
     progress = StageProgress(EarlyStopper(settings.patience))
+    state.transform = method.transform(state.sharded)
     checkpoints.resume(progress)
     log.truncate_after("search", progress.epochs - 1)
     guard = Guard("search", state.sharded, progress, checkpoints, log)
@@ -65,7 +67,7 @@ def search(
             "search", epoch, state.optimizers.steps,
             train_loss=loss, validation_auc=quality.auc, validation_logloss=quality.log_loss,
             used=counts.last, used_lowest=counts.lowest, used_highest=counts.highest, target=budget.limit,
-            **{name: values.tolist() for name, values in method.tensors().items()},
+            **{name: values.tolist() for name, values in method.logged().items()},
         )  # fmt: skip
         log.say(
             f"search epoch {epoch}: {budget.unit} in use {counts.last:,} "
@@ -125,6 +127,8 @@ def _close(state: TrainingState, method: Method, progress: StageProgress, log: R
             f"search: {state.settings.search.method.name} keeps {budget.used(choice):,} {budget.unit} "
             "of the pretrained tables"
         )
+    if isinstance(state.transform, SoftThresholding):
+        state.transform = state.transform.finish()
     if (factors := method.fold()) is not None:
         state.sharded.scale_columns(factors)
     state.sharded.mask.set(choice.to(state.sharded.device))

@@ -10,6 +10,7 @@ from ham_dist.training.run_log import RunLog
 from ham_dist.training.samples import Samples
 from ham_dist.training.slicing import slice_state
 from ham_dist.training.state import TrainingState
+from ham_dist.training.transform import ZeroPattern
 
 LARGEST_DIFFERENCE = 1e-5
 """Largest allowed difference of two logits that are the same sums of float32 numbers in a different order. It
@@ -22,7 +23,12 @@ def slice_columns(state: TrainingState, columns: Columns, samples: Samples, log:
     Raises:
         SlicingError: Their logits on a validation batch differ by more than 1e-5.
     """
+    pattern = state.transform if isinstance(state.transform, ZeroPattern) else None
+    if pattern is not None:  # the weights may be others than those that the pattern was found with
+        pattern.apply()
     sliced = slice_state(state, columns)
+    if pattern is not None:
+        sliced.transform = pattern.moved_to(sliced.sharded)
     batch = next(samples.evaluation("validation"))
     masked, after = _logits(state, batch), _logits(sliced, batch)
     difference = float((masked - after).abs().max()) / max(1.0, float(masked.abs().max()))

@@ -4,6 +4,7 @@ No rank needs all rows of the split, and the results do not depend on how the ro
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -81,7 +82,8 @@ def evaluate(state: TrainingState, batches: Iterable[Batch]) -> Quality:
 @torch.no_grad()
 def _scored(state: TrainingState, batches: Iterable[Batch]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Logits and labels of this rank's part of each batch."""
-    with as_evaluated(state.sharded.model):
+    applied = nullcontext() if state.transform is None else state.transform.applied()
+    with as_evaluated(state.sharded.model), applied:
         for batch in state.batches(iter(batches)):
             yield state.logits(batch), batch.labels
 

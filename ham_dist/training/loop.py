@@ -39,15 +39,22 @@ def weight_step(state: TrainingState, batch: Batch, check: LossCheck | None = No
     Returns:
         This rank's share of the loss, a scalar.
     """
+    transform = state.transform
     state.optimizers.zero_grad()
+    if transform is not None:
+        transform.before_forward()
     with summed_gradients():
         loss = log_loss(state.logits(batch, trains=True), batch)
         if check is not None:
             check(loss.detach(), batch)
         loss.backward()
+    if transform is not None:
+        transform.after_backward()
     state.regularizer.before_step(state.sharded)
     state.optimizers.step()
     state.regularizer.after_step(state.sharded, state.optimizers)
+    if transform is not None:
+        transform.after_step()
     return loss.detach()
 
 

@@ -22,6 +22,7 @@ from ham_dist.models.interaction import Interaction
 from ham_dist.models.registry import INTERACTIONS, build_interaction
 from ham_dist.training.optimizers import Optimizers
 from ham_dist.training.regularizer import Regularizer
+from ham_dist.training.transform import TableTransform
 
 
 @dataclass
@@ -35,6 +36,8 @@ class TrainingState:
         optimizers: Optimizers of its dense weights and tables.
         regularizer: Orthogonality regularizer of its tables.
         single_valued: Fields with at most one id per row in all of the data.
+        transform: Function of the tables that forward passes read in place of the tables; None for the tables
+            themselves.
     """
 
     settings: RunSettings
@@ -43,6 +46,7 @@ class TrainingState:
     optimizers: Optimizers
     regularizer: Regularizer
     single_valued: Container[str]
+    transform: TableTransform | None = None
 
     def batches(self, stream: Iterator[Batch]) -> Iterator[Batch]:
         """Returns `stream`; with ranks.prefetch_ids the ids of the next batches are exchanged in advance."""
