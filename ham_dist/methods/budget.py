@@ -3,11 +3,17 @@
 Shape letter: S columns under search.
 """
 
+import math
+
 import torch
 
 from ham_dist.config.schema import Target
 from ham_dist.embedding.mask import ColumnLayout
 from ham_dist.errors import TargetError
+from ham_dist.methods.fill import best_within
+
+FULL = 0.99
+"""Share of a limit in bytes from which it counts as met."""
 
 NEAR = 0.1
 """Share of the limit within which the open columns count as near it."""
@@ -61,20 +67,72 @@ class Budget:
         """Returns True if the open columns of a mask (S,) cost about the limit."""
         return abs(self.used(mask) - self.limit) <= max(1, NEAR * self.limit)
 
-    def best(self, scores: torch.Tensor) -> torch.Tensor:
+    def best(self, scores: torch.Tensor, *, per_cost: bool = False) -> torch.Tensor:
         """Returns the mask, (S,) float32, of the columns with the highest scores that fit into the limit.
 
-        Where the limit is in columns, exactly `limit` columns are kept. Where it is in bytes, a column that
-        does not fit is skipped, and cheaper ones with lower scores may still be kept. Equal scores: the lower
-        column number first.
+        Where the limit is in columns, exactly `limit` columns are kept. Where it is in bytes, columns are
+        taken as in `greedy`. If they take less than 99 % of the limit, columns next to the last one taken are
+        exchanged for others, so that the kept ones take 99 % to 100 % with the smallest loss of score; if no
+        choice of columns does, the greedy one stays.
 
         Args:
             scores: (S,).
+            per_cost: Rank by score per cost, for scores that add up.
         """
-        mask, left = torch.zeros(len(self.costs)), self.limit
+        scores = scores.detach().cpu().double()
+        mask = self.greedy(scores, per_cost=per_cost)
+        if self.unit == "columns" or self.used(mask) >= FULL * self.limit:
+            return mask
+        return self._filled(scores, mask, per_cost=per_cost)
+
+    def greedy(self, scores: torch.Tensor, *, per_cost: bool = False) -> torch.Tensor:
+        """Returns the mask (S,) of columns taken in decreasing order of score while they fit into the limit.
+
+        A column that does not fit is skipped, and cheaper ones with lower scores may still be kept. Equal
+        scores: the lower column number first.
+
+        Args:
+            scores: (S,).
+            per_cost: As in `best`.
+        """
+        return self._added(torch.zeros(len(self.costs)), self._order(scores, per_cost=per_cost))
+
+    def _order(self, scores: torch.Tensor, *, per_cost: bool) -> torch.Tensor:
+        """Column numbers in the order in which they are taken."""
+        ranks = scores.detach().cpu()
+        ranks = ranks.double() / self.costs if per_cost else ranks
+        return torch.sort(ranks, descending=True, stable=True).indices
+
+    def _added(self, mask: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+        """`mask` with the columns of `order` that still fit, in that order."""
+        mask, left = mask.clone(), self.limit - self.used(mask)
         costs = self.costs.tolist()
-        for column in torch.sort(scores.cpu(), descending=True, stable=True).indices.tolist():
-            if costs[column] <= left:
+        for column in order.tolist():
+            if not mask[column] and costs[column] <= left:
                 mask[column] = 1.0
                 left -= costs[column]
         return mask
+
+    def _filled(self, scores: torch.Tensor, mask: torch.Tensor, *, per_cost: bool) -> torch.Tensor:
+        """The mask that costs 99 % to 100 % of the limit with the smallest loss; `mask` if there is none.
+
+        The loss of a column is the difference of its score from the score at which the greedy choice ends:
+        for one that is closed, by how much it was above; for one that is opened, by how much it was below.
+        """
+        order = self._order(scores, per_cost=per_cost)
+        kept, left = order[mask[order] > 0], order[mask[order] == 0]
+        prices = self.costs.double() if per_cost else torch.ones_like(scores)
+        margins = scores - prices * (scores[kept[-1]] / prices[kept[-1]])
+        size = 8
+        while True:
+            window = torch.cat([kept[-size:], left[:size]])
+            fixed = int(self.costs[kept[:-size]].sum())
+            least = math.ceil(FULL * self.limit) - fixed
+            chosen = best_within(margins[window], self.costs[window], least, self.limit - fixed)
+            if chosen is not None:
+                filled = mask.clone()
+                filled[window] = chosen.float()
+                return self._added(filled, order)
+            if size >= max(len(kept), len(left)):
+                return mask
+            size *= 2

@@ -1,14 +1,18 @@
 """What fits into a target, and what is said of one that cannot be met."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ham_dist.config.schema import Target
+from ham_dist.embedding.mask import ColumnLayout
 from ham_dist.errors import TargetError
 from ham_dist.methods.budget import Budget
-from tests.support.search_space import LAYOUT, ROWS
+from ham_dist.methods.fill import best_within
+from tests.support.search_space import DIMS, LAYOUT, ROWS
 
 SCORES = st.lists(st.floats(-1, 1, width=32), min_size=10, max_size=10)
 
@@ -21,14 +25,95 @@ def test_columns_are_met_exactly_by_the_highest_scores(scores: list[float], colu
         assert min(torch.tensor(scores)[mask > 0]) >= max(torch.tensor(scores)[mask == 0])
 
 
-@given(scores=SCORES, limit=st.integers(12, 2424))
-def test_bytes_are_never_passed_and_no_column_left_out_would_fit(scores: list[float], limit: int) -> None:
+@given(scores=SCORES, limit=st.integers(12, 2424), per_cost=st.booleans())
+def test_bytes_are_never_passed_and_no_column_left_out_would_fit(
+    scores: list[float], limit: int, per_cost: bool
+) -> None:
     budget = Budget(Target(bytes=limit), LAYOUT)
-    mask = budget.best(torch.tensor(scores))
+    mask = budget.best(torch.tensor(scores), per_cost=per_cost)
     used = sum(4 * ROWS[table] * len(kept) for table, kept in LAYOUT.split(mask).items())
     assert budget.used(mask) == used <= limit
     left_out = budget.costs[mask == 0]
     assert not len(left_out) or used + int(left_out.min()) > limit
+
+
+SUBSETS = torch.tensor(list(itertools.product([0.0, 1.0], repeat=10)))
+
+
+@given(
+    scores=SCORES,
+    rows=st.lists(st.integers(1, 60), min_size=3, max_size=3),
+    share=st.floats(0, 1),
+    per_cost=st.booleans(),
+)
+def test_bytes_are_met_within_a_hundredth_wherever_a_choice_of_columns_does(
+    scores: list[float], rows: list[int], share: float, per_cost: bool
+) -> None:
+    layout = ColumnLayout(DIMS, dict(zip(DIMS, rows, strict=True)))
+    least, most = (
+        4 * min(rows),
+        4 * sum(DIMS[table] * count for table, count in layout.num_embeddings.items()),
+    )
+    budget = Budget(Target(bytes=round(least + share * (most - least))), layout)
+    mask = budget.best(torch.tensor(scores), per_cost=per_cost)
+    costs = SUBSETS.double() @ budget.costs.double()
+    exists = bool(((costs >= 0.99 * budget.limit) & (costs <= budget.limit)).any())
+    assert (0.99 * budget.limit <= budget.used(mask) <= budget.limit) == exists
+    greedy = budget.greedy(torch.tensor(scores), per_cost=per_cost)
+    if not exists or budget.used(greedy) >= 0.99 * budget.limit:
+        assert torch.equal(mask, greedy), "the greedy choice stays where it is enough, or nothing is"
+
+
+def test_the_columns_nearest_to_the_threshold_are_exchanged() -> None:
+    """User columns take 400 bytes, movie columns 200, gender columns 12; the limit is 612.
+
+    The greedy choice is two movie columns and gender's, 424 bytes. The best user column fills the limit, in
+    place of the lower ones of both.
+    """
+    scores = {"user": [0.1, 0.3, 0.0, 0.2], "gender": [0.5, 0.4], "movie": [0.9, 0.8, -1.0, -2.0]}
+    budget = Budget(Target(bytes=612), LAYOUT)
+    given_scores = torch.tensor([score for table in DIMS for score in scores[table]])
+    assert {table: len(kept) for table, kept in LAYOUT.split(budget.greedy(given_scores)).items()} == {
+        "user": 0, "gender": 2, "movie": 2,
+    }  # fmt: skip
+    kept = {table: columns.tolist() for table, columns in LAYOUT.split(budget.best(given_scores)).items()}
+    assert kept == {"user": [1], "gender": [0], "movie": [0]}
+
+
+@given(
+    items=st.lists(st.tuples(st.floats(-1, 1), st.integers(1, 30)), min_size=1, max_size=8),
+    bounds=st.tuples(st.integers(0, 120), st.integers(0, 120)).map(sorted),
+)
+def test_the_best_subset_within_bounds_is_that_of_all_subsets(
+    items: list[tuple[float, int]], bounds: list[int]
+) -> None:
+    values = torch.tensor([value for value, _ in items], dtype=torch.float64)
+    costs = torch.tensor([cost for _, cost in items])
+    subsets = SUBSETS[: 2 ** len(items), 10 - len(items) :].double()
+    within = [
+        float(subset @ values)
+        for subset in subsets
+        if bounds[0] <= float(subset @ costs.double()) <= bounds[1]
+    ]
+    found = best_within(values, costs, *bounds)
+    if not within:
+        assert found is None
+    else:
+        assert found is not None
+        assert bounds[0] <= int(costs[found].sum()) <= bounds[1]
+        assert float(values[found].sum()) == pytest.approx(max(within), abs=1e-12)
+
+
+def test_more_sums_than_are_remembered_still_give_a_subset_within_a_hundredth() -> None:
+    generator = torch.Generator().manual_seed(0)
+    costs = torch.randint(10**6, 10**9, (60,), generator=generator)
+    values, most = torch.rand(60, generator=generator, dtype=torch.float64), 12 * 10**9
+    found = best_within(values, costs, round(0.99 * most), most)
+    assert found is not None
+    assert 0.99 * most <= int(costs[found].sum()) <= most
+    by_density = torch.sort(values / costs, descending=True).indices
+    greedy = by_density[torch.cumsum(costs[by_density], 0) <= most]
+    assert float(values[found].sum()) >= 0.99 * float(values[greedy].sum())
 
 
 @pytest.mark.parametrize(
