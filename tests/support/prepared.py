@@ -3,7 +3,8 @@
 import hashlib
 from pathlib import Path
 
-from ham_dist.data.encode.expressions import mix, seed_key
+from ham_dist.data.encode.expressions import seed_key
+from ham_dist.data.mixing import mix
 
 
 def folder_bytes(folder: Path) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Any
 import ibis
 
 from ham_dist.data.encode.transforms import number_value, time_value
+from ham_dist.data.mixing import LOW_32, mix
 from ham_dist.data.recipe.fields import AnyField, Categorical, Join, MultiValued, Numeric, Time
 
 # Position of a sample in the files, from 0: the number of lines before it, so it is the same with every
@@ -23,33 +24,13 @@ MISSING = "missing"
 Sides = Sequence[tuple[Join, ibis.Table]]
 """The side files of a recipe: settings and rows of each."""
 
-_LOW_32 = 0xFFFF_FFFF
 # ASCII's unit separator, which does not occur in text.
 _UNIT = "\x1f"
 
 
-def mix(number: Any) -> Any:
-    """Hashes numbers in [0, 2^32) one-to-one to [0, 2^32).
-
-    The hash functions of engines differ between engines and versions; xor, shift, multiply and mask do not.
-    Both factors are below 2^31, so that products fit in a signed 64-bit integer (engines handle overflow
-    differently).
-
-    Args:
-        number: A Python integer, an array of int64, or an Ibis expression.
-
-    Source: The xorshift-multiply form and the constants are from the search "hash-prospector" (two rounds).
-    """
-    number = number ^ (number >> 15)
-    number = (number * 0x2C1B_3C6D) & _LOW_32
-    number = number ^ (number >> 12)
-    number = (number * 0x297A_2D39) & _LOW_32
-    return number ^ (number >> 15)
-
-
 def seed_key(seed: int) -> int:
     """Returns 32 bits that depend on the lower 64 bits of `seed`."""
-    return int(mix(mix(seed & _LOW_32) ^ ((seed >> 32) & _LOW_32)))
+    return int(mix(mix(seed & LOW_32) ^ ((seed >> 32) & LOW_32)))
 
 
 def tenth_of(row: Any, seed: int) -> Any:
@@ -57,7 +38,7 @@ def tenth_of(row: Any, seed: int) -> Any:
 
     Samples that are 2^32 positions apart have the same digit.
     """
-    return mix((row & _LOW_32) ^ seed_key(seed)) % 10
+    return mix((row & LOW_32) ^ seed_key(seed)) % 10
 
 
 def cells_of(samples: ibis.Table, sides: Sides, column: str) -> ibis.Table:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from ham_dist.data.format.manifest import REDO, DataField, Manifest, require_own_file
 from ham_dist.data.format.shards import LABEL, split_schema
+from ham_dist.data.reader.halves import Half, in_half
 from ham_dist.data.reader.order import RowRange
 from ham_dist.data.reader.rows import ID_TYPE, Array, Ragged, RowBlock, offsets_of
 from ham_dist.errors import DataError
@@ -33,12 +34,14 @@ class RowGroups:
         folder: Prepared data.
         manifest: Its manifest.
         split: Name of the split.
+        half: Leave out the rows of the other half; None keeps all rows.
     Raises:
         DataError: A shard is missing or damaged, or its columns or number of rows differ from the manifest.
     """
 
-    def __init__(self, folder: str | Path, manifest: Manifest, split: str) -> None:
+    def __init__(self, folder: str | Path, manifest: Manifest, split: str, half: Half | None = None) -> None:
         self.fields = manifest.fields
+        self._half = half
         self._schema = split_schema({field.name: field.multi_valued for field in manifest.fields})
         self._footers: OrderedDict[str, pq.FileMetaData] = OrderedDict()
         self._lock = Lock()
@@ -62,8 +65,14 @@ class RowGroups:
                     dtype=np.int64,
                 )
             )
-        self.sizes = np.concatenate([np.empty(0, dtype=np.int64), *sizes])
-        """(row groups,) int64: rows of each row group."""
+        whole = np.concatenate([np.empty(0, dtype=np.int64), *sizes])
+        self._edges = np.concatenate([[0], np.cumsum(whole)])  # of the row groups, in rows of the split
+        self.sizes = (
+            whole
+            if half is None
+            else np.array([self._in_half(group).sum() for group in range(len(whole))], dtype=np.int64)
+        )
+        """(row groups,) int64: rows of each row group, of the half only."""
         self._first_groups = np.cumsum([0, *map(len, sizes)])[:-1]  # of each shard
         self._first_rows = np.concatenate(
             [np.empty(0, dtype=np.int64), *(np.cumsum(of_shard) - of_shard for of_shard in sizes)]
@@ -87,21 +96,46 @@ class RowGroups:
         """
         builder = _BlockBuilder(self.fields, sum(part.last - part.first for part in ranges))
         for part in ranges:
-            shard = int(np.searchsorted(self._first_groups, part.group, side="right")) - 1
-            table = self._read_group(self._paths[shard], part.group - int(self._first_groups[shard]))
+            shard = self._shard_of(part.group)
+            table = self._read_group(
+                self._paths[shard], part.group - int(self._first_groups[shard]), self._schema.names
+            )
+            start = int(self._first_rows[part.group])
+            rows: Sequence[int] | Array = range(start, start + len(table))
+            if self._half is not None:
+                mask = self._in_half(part.group)
+                table, rows = table.filter(pa.array(mask)), start + np.flatnonzero(mask)
             builder.add(
                 table.slice(part.first, part.last - part.first),
                 self._paths[shard],
-                int(self._first_rows[part.group]) + part.first,
+                rows[part.first : part.last],
             )
         return builder.block()
 
-    def _read_group(self, path: str, number: int) -> pa.Table:
+    def only_label(self) -> int | None:
+        """Returns the label of all rows if it is the same one, else None. Stops reading at the second label."""
+        seen: set[int] = set()
+        for group in range(len(self.sizes)):
+            shard = self._shard_of(group)
+            labels = self._read_group(self._paths[shard], group - int(self._first_groups[shard]), [LABEL])
+            if self._half is not None:
+                labels = labels.filter(pa.array(self._in_half(group)))
+            seen |= set(labels[LABEL].unique().to_pylist())
+            if len(seen) > 1:
+                return None
+        return next(iter(seen), None)
+
+    def _in_half(self, group: int) -> Array:
+        assert self._half is not None, "whole splits have no halves"
+        return in_half(int(self._edges[group]), int(self._edges[group + 1]), self._half)
+
+    def _shard_of(self, group: int) -> int:
+        return int(np.searchsorted(self._first_groups, group, side="right")) - 1
+
+    def _read_group(self, path: str, number: int, columns: Sequence[str]) -> pa.Table:
         with _as_data_error(path), self._open(path) as file:
             # One thread reads a million rows per second; more threads would take cores from the training.
-            return file.read_row_group(number, columns=self._schema.names, use_threads=False).select(
-                self._schema.names
-            )
+            return file.read_row_group(number, columns=list(columns), use_threads=False).select(columns)
 
     def _open(self, path: str) -> pq.ParquetFile:
         # A local file is opened by name: Arrow then reads it without holding the GIL.
@@ -151,8 +185,8 @@ class _BlockBuilder:
         self._ragged = {field.name: [(nothing, nothing)] for field in fields if field.multi_valued}
         self._filled = 0
 
-    def add(self, table: pa.Table, path: str, first_row: int) -> None:
-        """Check and add the rows of `table`, which starts at row `first_row` of the file `path`."""
+    def add(self, table: pa.Table, path: str, rows: Sequence[int] | Array) -> None:
+        """Check and add the rows of `table`, which are the `rows` of the file `path`."""
         for name, column in zip(table.column_names, table.columns, strict=True):
             if column.null_count:
                 raise DataError(
@@ -163,7 +197,7 @@ class _BlockBuilder:
         wrong = (labels != 0) & (labels != 1)
         if wrong.any():
             raise DataError(
-                f"{path}: label {labels[wrong][0]} in row {first_row + wrong.argmax():,}; expected 0 or 1\n"
+                f"{path}: label {labels[wrong][0]} in row {rows[int(wrong.argmax())]:,}; expected 0 or 1\n"
                 f"  {REDO}"
             )
         self._labels[filled] = labels
@@ -178,9 +212,9 @@ class _BlockBuilder:
                 single += 1
             place = _outside(ids, field.rows)
             if place is not None:
-                row = first_row + (
+                row = rows[
                     place if lengths is None else int(np.searchsorted(np.cumsum(lengths), place, "right"))
-                )
+                ]
                 raise DataError(
                     f"{path}: field {field.name} has id {ids[place]} in row {row:,};"
                     f" expected 0 to {field.rows - 1}\n  {REDO}"

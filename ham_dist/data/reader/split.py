@@ -13,6 +13,7 @@ from pathlib import Path
 from ham_dist.config.schema import DataSettings
 from ham_dist.data.format.manifest import DataField, Manifest, SplitEntry
 from ham_dist.data.reader.batch import Batch
+from ham_dist.data.reader.halves import Half
 from ham_dist.data.reader.order import Order, Window, permutation, rows_of_rank
 from ham_dist.data.reader.prefetch import Prefetched
 from ham_dist.data.reader.row_groups import RowGroups
@@ -45,6 +46,10 @@ class Split:
     def rows(self) -> int:
         """Number of samples of the split."""
         return self._groups.rows
+
+    def only_label(self) -> int | None:
+        """The label of all samples if it is the same one, else None. This reads until it finds both labels."""
+        return self._groups.only_label()
 
     def steps(self, batch_size: int, keep_last: bool) -> int:
         """Number of global batches of one pass; an incomplete last batch counts only with `keep_last`."""
@@ -268,9 +273,13 @@ class _Pass:
 
 
 def open_split(
-    folder: str | Path, manifest: Manifest, split: str, settings: DataSettings | None = None
+    folder: str | Path,
+    manifest: Manifest,
+    split: str,
+    settings: DataSettings | None = None,
+    half: Half | None = None,
 ) -> Split:
-    """Opens `split` of the prepared data in `folder` and checks its files.
+    """Opens `split` of the prepared data in `folder`, or one half of it (halves.py), and checks its files.
 
     A split of at most `settings.shuffle_rows` rows is read into memory.
 
@@ -279,6 +288,7 @@ def open_split(
         manifest: Its manifest.
         split: Name of the split.
         settings: None for the defaults; only `shuffle_rows` and `prefetch` are used.
+        half: The half to open; None for all rows.
     Raises:
         DataError: A shard is missing or damaged, or its columns or rows differ from the manifest. An id
             outside [0, C_j) or a label other than 0 and 1 is raised here if the split is held in memory,
@@ -288,13 +298,14 @@ def open_split(
         raise DataError(f"{folder}: has no split {split!r}; its splits are {', '.join(manifest.splits)}")
     return Split(
         split,
-        RowGroups(folder, manifest, split),
-        _identity(manifest.splits[split]),
+        RowGroups(folder, manifest, split, half),
+        _identity(manifest.splits[split], half),
         settings or DataSettings(),
     )
 
 
-def _identity(entry: SplitEntry) -> int:
-    """The first 63 bits of a hash over the shards' hashes."""
-    digest = hashlib.sha256("\n".join(shard.sha256 for shard in entry.shards).encode()).digest()
+def _identity(entry: SplitEntry, half: Half | None) -> int:
+    """The first 63 bits of a hash over the shards' hashes and the half."""
+    parts = [*(shard.sha256 for shard in entry.shards), *([half] if half else [])]
+    digest = hashlib.sha256("\n".join(parts).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from ham_dist.data.encode.expressions import mix
+from ham_dist.data.mixing import mix
 from ham_dist.data.prepare.workdir import make_folder, work_on
 from ham_dist.data.synthetic.zipf import Zipf
 from ham_dist.errors import DataError

@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ham_dist.data.encode.expressions import mix, tenth_of
+from ham_dist.data.encode.expressions import tenth_of
 from ham_dist.data.engines.base import Machine
 from ham_dist.data.format.manifest import SPLITS, Manifest
 from ham_dist.data.format.shards import ROW_GROUP, write_shard
+from ham_dist.data.mixing import mix
 from ham_dist.data.prepare.pipeline import prepare
 from ham_dist.data.recipe.load import Recipe, load_recipe, parse_recipe
 from ham_dist.errors import DataError
