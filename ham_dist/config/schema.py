@@ -250,6 +250,10 @@ class SearchSettings(Settings):
     patience: PositiveInt = 3
     """Epochs without a better validation AUC before the search stops early. Only epochs in which the number
     of columns (or bytes) in use was near the target count as better."""
+    validation: Literal["shared", "halved"] = "shared"
+    """`shared`: the method's steps and scores, and the validation AUC of all stages, use the whole validation
+    split, as in the paper. `halved`: the method reads one half of the split; early stopping and the choice of
+    the best epoch, in all three stages, use the other half. The halves depend on the data only."""
 
 
 class RetrainSettings(Settings):

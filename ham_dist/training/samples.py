@@ -1,4 +1,8 @@
-"""Batches of the three splits of a data set, for each stage."""
+"""Batches of the three splits of a data set, for each stage.
+
+With search.validation = "halved", the first half of the validation split (V1) is for the method, and the
+second half (V2) for evaluation.
+"""
 
 import itertools
 from collections.abc import Iterator
@@ -10,7 +14,8 @@ import torch
 from ham_dist.config.schema import RunSettings
 from ham_dist.data.format.manifest import Manifest
 from ham_dist.data.reader.batch import Batch
-from ham_dist.data.reader.split import open_split
+from ham_dist.data.reader.halves import Half
+from ham_dist.data.reader.split import Split, open_split
 from ham_dist.distributed.ranks import process_group
 from ham_dist.errors import DataError
 from ham_dist.training.data_record import digest_of
@@ -23,7 +28,7 @@ ORDER_OF = {"pretrain": 0, "search": 1, "retrain": 2, "method": 3}
 Source = Literal["validation", "training"]
 """Splits that a size-search method can read."""
 
-_SPLIT_OF = {"validation": "validation", "training": "train"}
+_SPLIT_OF = {"validation": "method", "training": "train"}
 
 
 class Samples:
@@ -46,9 +51,8 @@ class Samples:
         self.digest = digest_of(manifest)
         require_samples(folder, manifest, settings, process_group.world_size())
         self._splits = {
-            name: open_split(folder, manifest, name, settings.data)
-            for name in ("train", "validation", "test")
-        }
+            name: open_split(folder, manifest, name, settings.data) for name in ("train", "test")
+        } | validation_of(folder, manifest, settings)
         self._settings = settings
         self.device = device
         self.steps = self._splits["train"].steps(settings.data.batch_size, keep_last=False)
@@ -63,7 +67,7 @@ class Samples:
     def forever(self, split: Source, start: int) -> Iterator[Batch]:
         """Yields batches of a split without end, from batch number `start`, for the steps of a method.
 
-        Each pass over the split has another order.
+        Each pass over the split has another order. Of a halved validation split, it yields V1 only.
         """
         name = _SPLIT_OF[split]
         steps = self._splits[name].steps(self._method_batch(name), keep_last=False)
@@ -74,12 +78,12 @@ class Samples:
             start = 0
 
     def once(self, split: Source) -> Iterator[Batch]:
-        """Yields every row of a split once, in file order, in batches of data.batch_size."""
+        """Yields every row of a split (V1 if halved) once, in file order, in batches of data.batch_size."""
         name = _SPLIT_OF[split]
         return self._batches(name, order=None, keep_last=True, size=self._method_batch(name))
 
     def evaluation(self, split: Literal["validation", "test"]) -> Iterator[Batch]:
-        """Yields every row of a split once, in file order."""
+        """Yields every row of a split (V2 if halved) once, in file order."""
         return self._batches(
             split, order=None, keep_last=True, size=self._settings.data.evaluation_batch_size
         )
@@ -124,6 +128,30 @@ class Samples:
         return self._settings.seed, epoch * len(ORDER_OF) + ORDER_OF[stage]
 
 
+def validation_of(folder: str | Path, manifest: Manifest, settings: RunSettings) -> dict[str, Split]:
+    """Opens the validation split for evaluation (`validation`) and for the method (`method`).
+
+    Raises:
+        DataError: A shard is damaged, or a half has one label only.
+    """
+    if settings.search.validation == "shared":
+        whole = open_split(folder, manifest, "validation", settings.data)
+        return {"validation": whole, "method": whole}
+    half_of: dict[str, Half] = {"validation": "second", "method": "first"}
+    halves = {
+        name: open_split(folder, manifest, "validation", settings.data, half)
+        for name, half in half_of.items()
+    }
+    for split in halves.values():
+        if (label := split.only_label()) is not None:
+            raise DataError(
+                f'{folder}: search.validation = "halved", but all {split.rows:,} samples of one half of the '
+                f"validation split have label {label}; expected both labels in each half\n"
+                '  Prepare more validation samples, or set search.validation = "shared".'
+            )
+    return halves
+
+
 def require_samples(folder: str | Path, manifest: Manifest, settings: RunSettings, ranks: int) -> None:
     """Check, before training, for faults of the data that would stop the run after an epoch or at its end.
 
@@ -151,11 +179,12 @@ def require_samples(folder: str | Path, manifest: Manifest, settings: RunSetting
                 f"  Set it to at least {ranks}."
             )
     validation = manifest.splits.get("validation")
-    if validation and validation.rows < ranks:
+    halved = settings.search.validation == "halved"
+    if validation and (rows := validation.rows // (1 + halved)) < ranks:
         raise DataError(
-            f"{folder}: its validation split has {validation.rows} samples, "
+            f"{folder}: {'one half of ' if halved else ''}its validation split has {rows} samples, "
             f"fewer than the {ranks} ranks that share a step on alpha\n"
-            f"  Prepare more validation samples, or start at most {validation.rows} ranks."
+            f"  Prepare more validation samples, or start at most {max(rows, 1)} ranks."
         )
     if validation and validation.positives in (0, validation.rows):
         label = int(validation.positives > 0)

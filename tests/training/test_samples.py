@@ -1,6 +1,10 @@
+import itertools
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -66,3 +70,77 @@ def test_fewer_samples_than_ranks_are_refused_before_training(folder: Path) -> N
         require_samples(folder, manifest, settings, ranks=101)
     with pytest.raises(DataError, match=r"data.batch_size = 200: fewer rows than the 201 ranks"):
         require_samples(folder, manifest, settings, ranks=201)
+
+
+def drawn(samples: Samples, name: str) -> list[tuple[int, ...]]:
+    """The rows of one pass for the method or for evaluation, as tuples of label and ids."""
+    if name == "evaluation":
+        batches = list(samples.evaluation("validation"))
+    elif name == "once":
+        batches = list(samples.once("validation"))
+    else:  # two passes of the method's steps
+        batches = list(itertools.islice(samples.forever("validation", 0), 2 * samples.steps))
+    return [
+        (int(label), *ids)
+        for batch in batches
+        for label, ids in zip(
+            batch.labels.tolist(),
+            batch.sparse_features.values().view(-1, len(batch.labels)).T.tolist(),
+            strict=True,
+        )
+    ]
+
+
+def test_halves_of_the_validation_split_are_disjoint_and_together_the_split(folder: Path) -> None:
+    manifest, device = Manifest.load(folder), torch.device("cpu")
+    settings = ["data.batch_size=25", "data.evaluation_batch_size=30"]
+    shared = Samples(folder, manifest, load_run(None, settings), device)
+    whole = Counter(drawn(shared, "evaluation"))
+    assert Counter(drawn(shared, "once")) == whole
+    assert sum(whole.values()) == manifest.splits["validation"].rows == 100
+    for rows in (10, 10**6):  # streamed, and in memory
+        halved = Samples(
+            folder,
+            manifest,
+            load_run(None, [*settings, "search.validation=halved", f"data.shuffle_rows={rows}"]),
+            device,
+        )
+        first, second = Counter(drawn(halved, "once")), Counter(drawn(halved, "evaluation"))
+        assert first + second == whole
+        assert sum(first.values()) == sum(second.values()) == 50
+        assert set(drawn(halved, "forever")) == set(first)
+        assert Counter(drawn(halved, "forever")[:50]) == first
+
+
+def test_a_half_without_both_labels_is_refused_before_training(tmp_path: Path) -> None:
+    """One positive sample in the validation split can be in one half only."""
+    generate(load_run(None, ["data.synthetic.rows=1000"]).data.synthetic, tmp_path / "data")
+    manifest = Manifest.load(tmp_path / "data")
+    path = tmp_path / "data" / manifest.splits["validation"].shards[0].file
+    table = pq.read_table(path)
+    labels = pa.array([0] * 99 + [1], pa.int8())
+    pq.write_table(table.set_column(table.column_names.index("label"), "label", labels), path)
+    manifest = with_split("validation", positives=1)(manifest)
+    shared, halved = (
+        load_run(None, ["data.batch_size=100", f"search.validation={value}"])
+        for value in ("shared", "halved")
+    )
+    Samples(tmp_path / "data", manifest, shared, torch.device("cpu"))
+    with pytest.raises(
+        DataError,
+        match=r'search.validation = "halved", but all 50 samples of one half of the validation split have '
+        "label 0; expected both labels in each half",
+    ):
+        Samples(tmp_path / "data", manifest, halved, torch.device("cpu"))
+
+
+def test_halves_with_fewer_samples_than_ranks_are_refused(folder: Path) -> None:
+    manifest, settings = (
+        Manifest.load(folder),
+        load_run(None, ["data.batch_size=200", "search.validation=halved"]),
+    )
+    require_samples(folder, manifest, settings, ranks=50)
+    with pytest.raises(
+        DataError, match="one half of its validation split has 50 samples, fewer than the 51 ranks"
+    ):
+        require_samples(folder, manifest, settings, ranks=51)
