@@ -2,7 +2,6 @@
 
 import ast
 import shutil
-import sys
 import tomllib
 from pathlib import Path
 
@@ -56,8 +55,9 @@ def test_readme_example_needs_ten_added_lines(tmp_path: Path) -> None:
     (example,) = [block.code for block in blocks(PAGES["README"]) if block.language == "python"]
     added = [line for line in example.splitlines() if line.endswith("# +")]
     assert 0 < len(added) <= 10
-    code = f"{example}\nfrom ham_dist.export.bundle import open_bundle\nprint(sorted(open_bundle('bundle').tables()))\n"
-    counts = ast.literal_eval(run([sys.executable, "-c", code], tmp_path).splitlines()[0])
+    shown = "from ham_dist.export.bundle import open_bundle\nprint(sorted(open_bundle('bundle').tables()))\n"
+    code = f"{example}\n{shown}"
+    counts = ast.literal_eval(run(["python", "-c", code], tmp_path).splitlines()[0])
     assert sum(counts.values()) == 10
     assert counts["hour"] < min(counts["user"], counts["item"]), "the field that is pure noise keeps least"
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from ham_dist.config.load import DEMO, load_run
 from ham_dist.config.schema import RunSettings
 from ham_dist.distributed.ranks import process_group
 from ham_dist.distributed.sharding.model import TABLES
@@ -65,6 +66,15 @@ def test_in_float64_rows_and_columns_apart_make_the_same_model_bit_for_bit(tmp_p
     assert all(torch.equal(table, tables[1][field]) for field, table in tables[0].items())
     dense = [(tmp_path / run / "bundle" / "dense.safetensors").read_bytes() for run in ("whole", "apart")]
     assert dense[0] == dense[1]
+
+
+def test_eight_ranks_can_make_the_demo_run(tmp_path: Path) -> None:
+    """README.md starts it on 8 ranks; the tests of its commands start 2."""
+    short = ["data.synthetic.rows=4000", "pretrain.max_epochs=1", "search.epochs=1", "retrain.max_epochs=1"]
+    run_on_ranks(8, do_run, load_run(DEMO, short), tmp_path / "run")
+    done = result(tmp_path / "run")
+    assert done["world_size"] == 8
+    assert sum(done["kept_columns"].values()) == done["target"]["columns"]
 
 
 def test_with_copies_and_the_decoupled_regularizer_ranks_pretrain_alike(tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
-"""Runs a function on several gloo ranks, which stay alive between tests since importing torch is slow."""
+"""Runs a function on several gloo ranks, which stay alive between tests."""
 
 import atexit
 import faulthandler
-import multiprocessing
 import os
 import pickle
 import signal
@@ -14,6 +13,8 @@ from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, TypeVar
+
+from tests.support.forked import forking
 
 T = TypeVar("T")
 
@@ -57,10 +58,9 @@ class _Pool:
         self.jobs = 0
         self.processes = []
         self.pipes: list[Connection] = []
-        spawn = multiprocessing.get_context("spawn")
         for rank in range(world_size):
-            ours, theirs = spawn.Pipe()
-            process = spawn.Process(
+            ours, theirs = forking().Pipe()
+            process = forking().Process(
                 target=_rank,
                 args=(rank, world_size, theirs, self.folder.name),
                 name=f"rank-{rank}",
@@ -145,8 +145,7 @@ def _stack_with(function: str, path: Path) -> str:
 
 def _rank(rank: int, world_size: int, pipe: Connection, folder: str) -> None:
     """The loop of one rank: joins a new group, runs a job, sends (end time, failed, result or exception)."""
-    # One thread for each rank; torch reads this when it is imported, which happens later.
-    os.environ |= {"OMP_NUM_THREADS": "1", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world_size)}
+    os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world_size)}
     with open(_stacks(folder, rank), "w") as stacks:
         faulthandler.register(signal.SIGUSR1, stacks)
         while True:

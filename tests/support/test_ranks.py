@@ -1,4 +1,5 @@
 import os
+import sys
 import time
 
 import pytest
@@ -89,3 +90,13 @@ def test_timeout_names_the_busy_ranks_and_where_they_stand() -> None:
 def test_dead_rank_is_named() -> None:
     with pytest.raises(RuntimeError, match="rank 0 of 2 died with exit code 7"):
         run_on_ranks(2, _die_on, 0)
+
+
+def _imported() -> bool:
+    return "torchrec" in sys.modules
+
+
+def test_new_ranks_have_imported_torchrec_already() -> None:
+    with pytest.raises(RuntimeError, match="_Unpicklable: odd"):
+        run_on_ranks(1, _fail_unpicklable)
+    assert run_on_ranks(1, _imported) == [True]
