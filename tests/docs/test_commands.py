@@ -13,7 +13,8 @@ from ham_dist.data.recipe.load import Recipe, load_recipe
 from ham_dist.export.bundle import open_bundle
 from ham_dist.export.scorer import score
 from ham_dist.study.grid import open_study
-from tests.support.documents import PAGES, ROOT, blocks, commands, run, run_page
+from tests.support.documents import PAGES, blocks, commands, run, run_page
+from tests.support.forked import ROOT
 from tests.support.raw_movielens import write_raw_movielens
 
 LANGUAGES = {"sh", "python", "toml", "text", "json"}

@@ -17,7 +17,8 @@ from ham_dist.data.format.manifest import Manifest
 from ham_dist.data.recipe.load import Recipe
 from ham_dist.export.manifest import BundleManifest
 from ham_dist.training.run_folder import RunFolder
-from tests.support.documents import PAGES, ROOT
+from tests.support.documents import PAGES
+from tests.support.forked import ROOT
 
 
 def _build(config: Path, site: Path) -> subprocess.CompletedProcess[str]:
