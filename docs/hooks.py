@@ -1,8 +1,9 @@
-"""MkDocs hooks: README.md as the front page, pages for the files that documents link to, and tables generated from the code.
+"""MkDocs hooks: README.md as the front page, pages for linked files, and tables generated from the code.
 
 A line `{{ NAME ARGUMENT }}` of a page is replaced with generated Markdown:
 
-    {{ schema MODULE:CLASS }}   every key of a pydantic model and of the models inside it, with type, default and meaning
+    {{ schema MODULE:CLASS }}   every key of a pydantic model and of the models inside it, with type, default
+                                and meaning
     {{ commands }}              the `--help` of every command
     {{ file PATH }}             a file of the repository as a code block
 """
@@ -46,7 +47,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Fills in what is generated, and turns links between files of the repository into links between pages."""
+    """Fills in what is generated, and turns links between files into links between pages."""
     source = repository_path(page.file.src_uri)
     return rewrite_links(fill_in(markdown), source)
 
@@ -76,7 +77,10 @@ def repository_path(page: str) -> str:
 
 
 def rewrite_links(markdown: str, source: str) -> str:
-    """Links of the repository's file `source` as links of the page that shows it. Links to nothing stay, and MkDocs reports them."""
+    """Turns the links of the repository's file `source` into links of the page that shows it.
+
+    Links to nothing stay, and MkDocs reports them.
+    """
     page_folder, folder = posixpath.dirname(site_path(source)), _folder_of(source)
 
     def rewritten(match: re.Match[str]) -> str:
@@ -124,7 +128,8 @@ def schema(model: type[BaseModel], path: str = "") -> str:
         key = f"{path}.{name}" if path else name
         found = properties["properties"][name]
         rows.append(
-            f"| `{name}` | {_type_text(found, definitions)} | {_default_text(field)} | {_cell(field.description)} |"
+            f"| `{name}` | {_type_text(found, definitions)} | {_default_text(field)} "
+            f"| {_cell(field.description)} |"
         )
         inner += [(_path_of(key, found, nested), nested) for nested in _models_in(field.annotation)]
     head = "| key | type | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows)

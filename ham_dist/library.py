@@ -5,11 +5,11 @@ search = Search(model, columns=24)
 for train_batch, validation_batch in ...:
     search.step(lambda: loss(model, validation_batch))
     ...                                                 # your own step on the weights
-narrow = slice_columns(model, search.finish(), readers={"over.0.weight": 1})
-export(narrow, "bundle")
+sliced = slice_columns(model, search.finish(), readers={"over.0.weight": 1})
+export(sliced, "bundle")
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,7 @@ class Search:
         )
         settings = _settings_of(method)
         self.method = METHODS[settings.name](space, settings)
+        self._scored = False
 
     def step(self, loss: Callable[[], torch.Tensor]) -> None:
         """Takes one step of the method and applies the resulting mask.
@@ -120,7 +121,13 @@ class Search:
         Args:
             losses: As in `step`, one function per batch; all batches have the same number of rows.
         """
-        self.method.score(self._loss_of(loss) for loss in losses)
+
+        def counted() -> Iterator[MaskLoss]:
+            for loss in losses:
+                self._scored = True
+                yield self._loss_of(loss)
+
+        self.method.score(counted())
 
     @property
     def used(self) -> int:
@@ -135,8 +142,14 @@ class Search:
         Returns:
             The indices of the kept columns, by table.
         Raises:
+            ConfigError: The method reads data once, and `score` was not called, or without any batch.
             ShardingError: The mask is soft, and the tables are sharded.
         """
+        if self.method.reads_data and not self._scored:
+            raise ConfigError(
+                f"Search: method = {self.method.settings.name!r} has seen no data, expected a call of score\n"
+                "  Call search.score(losses) with a loss function per batch before finish()."
+            )
         choice = self.method.choice()
         if (factors := self.method.fold()) is not None:
             _scale_columns(self._masked, factors)
@@ -185,10 +198,10 @@ def export(
         BundleError: `out` exists (unless another rank wrote the same weights to it), the bundle cannot be
             written, or it does not hold the model's weights.
     """
-    path, narrow = _narrow_tables(model)
+    path, sliced = _sliced_tables(model)
     tables = {
-        config.name: narrow.ebc.embedding_bags[config.name].weight.detach().cpu()
-        for config in narrow.ebc.embedding_bag_configs()
+        config.name: sliced.ebc.embedding_bags[config.name].weight.detach().cpu()
+        for config in sliced.ebc.embedding_bag_configs()
     }
     dense = {
         name: values.detach().cpu()
@@ -215,7 +228,7 @@ def export(
                 fields,
                 model=None,
                 precision=precision,
-                run={**(run or {}), "tables": narrow.description()},
+                run={**(run or {}), "tables": sliced.description()},
             ),
             chunks=[TableChunk(name, 0, table) for name, table in tables.items()],
             dense=dense,
@@ -232,7 +245,7 @@ def export(
             ) from None
 
 
-def _narrow_tables(model: nn.Module) -> tuple[str, SlicedEmbeddingBagCollection]:
+def _sliced_tables(model: nn.Module) -> tuple[str, SlicedEmbeddingBagCollection]:
     found = [
         (name, module)
         for name, module in model.named_modules()
@@ -268,7 +281,8 @@ def _settings_of(method: str | MethodSettings) -> MethodSettings:
         return method
     if method not in METHODS:
         raise ConfigError(
-            f"Search: method = {method!r} is not a size-search method, expected one of {', '.join(METHODS)}.\n"
+            f"Search: method = {method!r} is not a size-search method, "
+            f"expected one of {', '.join(METHODS)}.\n"
             "  Pass its name, or its settings."
         )
     return METHODS[method].Settings.model_validate({})

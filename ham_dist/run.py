@@ -194,7 +194,7 @@ def _all_stages(run: Run) -> None:
                 saving = replace(run.saving, identity=_identity(folder))
                 of_target = replace(run, folder=folder, log=log, saving=saving)
                 _one_target(of_target, target, wide, method, pretrained, before)
-            gc.collect()  # Frees the narrow model's tables: sharded modules have reference cycles.
+            gc.collect()  # Frees the sliced model's tables: sharded modules have reference cycles.
         process_group.on_first_rank(partial(_print_result, folder, run.manifest.truth))
 
 
@@ -224,7 +224,7 @@ def _one_target(
     retrained = retrain(sliced, run.samples, run.checkpoints("retrain", sliced), run.log)
     after = model_result(sliced, run.samples)
     sizes = table_sizes(wide.sharded.tables, sliced.sharded.tables, columns)
-    plan = {"supernet": wide.sharded.plan.describe(), "narrow": sliced.sharded.plan.describe()}
+    plan = {"supernet": wide.sharded.plan.describe(), "sliced": sliced.sharded.plan.describe()}
     process_group.on_first_rank(lambda: write_json(folder.plan, plan))
     process_group.on_first_rank(lambda: write_json(folder.sizes, [asdict(size) for size in sizes]))
     if not process_group.on_first_rank(folder.bundle.exists):

@@ -123,7 +123,8 @@ def generate_and_look(rows: int, folder: str) -> None:
 
 def sizes(counts: list[int]) -> None:
     print(
-        "| rows | generate: peak GB, processor seconds | compute_statistics: peak GB, processor seconds |\n|---|---|---|"
+        "| rows | generate: peak GB, processor seconds | compute_statistics: peak GB, processor seconds |\n"
+        "|---|---|---|"
     )
     for rows in counts:
         with tempfile.TemporaryDirectory() as temporary:

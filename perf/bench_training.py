@@ -141,7 +141,7 @@ def print_table(model: str, found: dict[str, list[dict[str, float]]], sides: lis
 
 
 def installed_sides(model: str) -> list[Side]:
-    """All sides, except programs that `make peers` has not installed; those without a lift only for DeepFM."""
+    """All sides, except programs that `make peers` has not installed; without a lift only for DeepFM."""
     sides = [side for side in SIDES if side.has_lift or model == "deepfm"]
     if PEERS.exists():
         return sides

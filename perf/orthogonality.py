@@ -1,4 +1,4 @@
-"""Test AUC of HAM's narrow models (DCN-V2) over seeds, by form of orthogonality.
+"""Test AUC of HAM's sliced models (DCN-V2) over seeds, by form of orthogonality.
 
     python perf/orthogonality.py data/movielens-1m --targets 14 28 --seeds 3 --runs runs/orthogonality
 

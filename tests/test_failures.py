@@ -32,7 +32,10 @@ def wait_for_checkpoint(folder: Path, process: subprocess.Popen[str]) -> None:
 
 
 def children_of(process: int) -> list[int]:
-    """Numbers of the processes that `process` started, by /proc: the fourth field of `stat`, after a name in brackets, is the parent."""
+    """Numbers of the processes that `process` started.
+
+    In /proc, the fourth field of `stat`, after a name in brackets, is the parent.
+    """
     children = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):  # It has ended.
@@ -42,7 +45,10 @@ def children_of(process: int) -> list[int]:
 
 
 def interrupt(process: subprocess.Popen[str]) -> str:
-    """Press Ctrl-C as a person does, again if nothing happens: Python drops an interrupt that falls into a destructor. Gives standard error."""
+    """Presses Ctrl-C as a person does, and returns standard error.
+
+    It is pressed again if nothing happens: Python drops an interrupt during a destructor.
+    """
     try:
         for _ in range(8):
             process.send_signal(signal.SIGINT)
@@ -58,7 +64,10 @@ def interrupt(process: subprocess.Popen[str]) -> str:
 
 @contextmanager
 def sigint_not_ignored() -> Iterator[None]:
-    """A shell starts background jobs with SIGINT ignored, which processes inherit; those started inside get Ctrl-C all the same."""
+    """Processes started in the block get Ctrl-C.
+
+    A shell starts background jobs with SIGINT ignored, which processes inherit.
+    """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
@@ -166,8 +175,10 @@ def test_a_hung_rank_is_named_by_those_that_waited_for_it(tmp_path: Path) -> Non
         port = listener.getsockname()[1]
     ranks = [
         start(
-            *("tests.support.faulty_rank", "hung", "1", "8", str(tmp_path / "settings.toml"), "--run-dir", str(tmp_path / "run")),
-            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="3", LOCAL_WORLD_SIZE="3", MASTER_ADDR="localhost", MASTER_PORT=str(port),
+            *("tests.support.faulty_rank", "hung", "1", "8"),
+            *(str(tmp_path / "settings.toml"), "--run-dir", str(tmp_path / "run")),
+            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="3", LOCAL_WORLD_SIZE="3",
+            MASTER_ADDR="localhost", MASTER_PORT=str(port),
         )
         for rank in range(3)
     ]  # fmt: skip

@@ -11,7 +11,7 @@ from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, Emb
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from ham_dist.errors import BundleError, SlicingError, TargetError
+from ham_dist.errors import BundleError, ConfigError, SlicingError, TargetError
 from ham_dist.export.bundle import open_bundle
 from ham_dist.library import Search, export, mask_columns, slice_columns
 from tests.support.ranks import run_on_ranks
@@ -58,6 +58,18 @@ def test_a_step_changes_only_alpha() -> None:
     assert all(torch.equal(values, before[name]) for name, values in model.state_dict().items())
     assert [module.training for module in model.modules()] == modes
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_one_shot_method_needs_a_pass_over_data() -> None:
+    model, _ = opened()
+    search = Search(model, columns=3, method="sseds")
+    with pytest.raises(ConfigError, match=r"sseds.* has seen no data"):
+        search.finish()
+    search.score([lambda: model(features()).square().mean()] * 2)
+    kept = search.mask.layout.join(search.finish()).bool()
+    scores = search.method.tensors()["scores"]
+    assert kept.sum() == 3
+    assert scores[kept].min() > scores[~kept].max()
 
 
 def test_a_model_can_be_built_again_from_an_export(tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ def generate(
 
 def inspect(
     path: Annotated[Path, typer.Argument(help="Folder of prepared data, of a run, or of a bundle.")],
-    width: Annotated[
+    dim: Annotated[
         int | None,
         typer.Option(
             min=1,
@@ -217,15 +217,15 @@ def inspect(
     \b
     Example:
       ham-dist inspect runs/first
-      ham-dist inspect data/movielens-1m --width 8 --json
+      ham-dist inspect data/movielens-1m --dim 8 --json
     """
     from ham_dist.cli.describe import describe_statistics, holds_data
     from ham_dist.config.schema import ModelSettings
 
     if not holds_data(path):
-        if as_json or width is not None:
+        if as_json or dim is not None:
             raise ConfigError(
-                f"inspect {path}: --width and --json work for prepared data only, "
+                f"inspect {path}: --dim and --json work for prepared data only, "
                 "and this is not prepared data. Remove them"
             )
         describe_folder(path)
@@ -234,7 +234,7 @@ def inspect(
     from ham_dist.data.statistics import compute_statistics
 
     statistics = compute_statistics(
-        path, Manifest.load(path), width or ModelSettings.model_fields["base_dim"].default
+        path, Manifest.load(path), dim or ModelSettings.model_fields["base_dim"].default
     )
     if as_json:
         typer.echo(statistics.model_dump_json(indent=1))

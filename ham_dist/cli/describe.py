@@ -100,7 +100,8 @@ def describe_statistics(statistics: DatasetStatistics) -> Iterator[RenderableTyp
             ("reason", "rejected lines"),
             ((reason, f"{count:,}") for reason, count in statistics.rejected.items()),
         )
-    yield f"tables of width {statistics.width} as {statistics.precision}: {statistics.bytes / 1e6:,.2f} MB."
+    megabytes = f"{statistics.bytes / 1e6:,.2f} MB"
+    yield f"tables of embedding dim {statistics.dim} as {statistics.precision}: {megabytes}."
     yield "Ids in the training split, and the share of its values that are one of the most frequent ids:"
     yield make_table(
         ("field", "table rows", "MB", "ids seen", "seen once", *(f"top {share}" for share in HEADS)),

@@ -35,7 +35,7 @@ MOST_RANKS = 16
 
 
 def describe_plan(settings: RunSettings, topology_name: str | None) -> Iterator[RenderableType]:
-    """Yields the plan of a run, as lines and tables: tables, ranks, and the size of the narrow models.
+    """Yields the plan of a run, as lines and tables: tables, ranks, and the size of the sliced models.
 
     Args:
         topology_name: Ranks to plan for, in the format of topology.parse; None for the ranks of this job.
@@ -95,7 +95,7 @@ def _parts(
     if plan.uses_host_memory:
         yield _hosts(costs)
     yield _sharding_types(plan, table_optimizer, ranks, settings.data.batch_size, ids)
-    yield _narrow(settings, groups, table_optimizer, plan, ranks, costs)
+    yield _sliced(settings, groups, table_optimizer, plan, ranks, costs)
     if warning := warning_of_caches(settings, plan):
         yield warning
     yield (
@@ -200,7 +200,7 @@ def _sharding_types(
     return make_table(heads, lines)
 
 
-def _narrow(
+def _sliced(
     settings: RunSettings,
     groups: Mapping[str, Sequence[Table]],
     table_optimizer: TableOptimizer,
@@ -208,12 +208,12 @@ def _narrow(
     ranks: topology.Topology,
     costs: Sequence[RankCost],
 ) -> Grid:
-    """Upper bounds of the size of the narrow model's tables and their state, for any choice of columns."""
+    """Upper bounds of the size of the sliced model's tables and their state, for any choice of columns."""
     request = PlanRequest(settings.sharding, table_optimizer, ranks, groups, settings.data.batch_size)
     fused = table_optimizer.fused is not None and not any(
         placement.replicated for placement in plan.placements
     )
-    held = {target: narrow_held(request, target, fused=fused) for target in settings.search.targets}
+    held = {target: sliced_held(request, target, fused=fused) for target in settings.search.targets}
     device, host = max(cost.tables + cost.training_state for cost in costs), max(cost.host for cost in costs)
     hosted = host or any(of_target.host for of_target in held.values())
     names = ("tables at most", "with gradients and state", "on one rank at most, with the supernet")
@@ -236,8 +236,8 @@ def _narrow(
     return make_table(heads, lines)
 
 
-def narrow_held(request: PlanRequest, target: Target, *, fused: bool) -> BytesHeld:
-    """Upper bound of the bytes of a narrow model within `target`, on the device and the host of one rank.
+def sliced_held(request: PlanRequest, target: Target, *, fused: bool) -> BytesHeld:
+    """Upper bound of the bytes of a sliced model within `target`, on the device and the host of one rank.
 
     Args:
         request: Request of the supernet's plan. Tables that `auto` may put on the device or in a cache are

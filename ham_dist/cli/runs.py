@@ -96,7 +96,7 @@ def export(
     out: Annotated[Path, typer.Option(help="New folder for the bundle.")],
     precision: Annotated[str, typer.Option(help="Data type of the tables: fp32 or fp16.")] = "fp32",
 ) -> None:
-    """Write the narrow model of a run as a bundle for serving.
+    """Write the sliced model of a run as a bundle for serving.
 
     The bundle's probabilities are compared with the model's before the bundle is moved to OUT.
 

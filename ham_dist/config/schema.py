@@ -97,16 +97,16 @@ class OptimizerSettings(Settings):
     learning_rate: PositiveFloat = 1e-3
     """Learning rate of Adam for the dense weights."""
     tables_weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Coupled L2 (lambda) of the tables under search: lambda * V is added to their gradient before Adam, in all
-    three stages. The first-order tables of FM and DeepFM do not decay. It needs `tables = "adam"`."""
+    """Coupled L2 (lambda) of the tables under search: lambda * V is added to their gradient before Adam, in
+    all three stages. The first-order tables of FM and DeepFM do not decay. It needs `tables = "adam"`."""
 
     @model_validator(mode="after")
     def _decay_needs_adam(self) -> "OptimizerSettings":
         if self.tables_weight_decay and self.tables != "adam":
             raise ValueError(
                 f'tables_weight_decay needs tables = "adam": fbgemm-gpu has no kernel of '
-                f'tables = "{self.tables}" that adds it to the gradient on every device (on CPU it is ignored); '
-                'set tables = "adam", or tables_weight_decay = 0'
+                f'tables = "{self.tables}" that adds it to the gradient on every device (on CPU it is '
+                'ignored); set tables = "adam", or tables_weight_decay = 0'
             )
         return self
 
@@ -243,7 +243,7 @@ class SearchSettings(Settings):
     method: AnyMethodSettings = Field(default_factory=METHODS.start)
     """Size-search method: a section [search.method], or only its name."""
     targets: Annotated[tuple[Target, ...], Field(min_length=1)] = (Target(columns=16),)
-    """Target sizes. Each gets its own search and its own narrow model; all start from the same pretrained
+    """Target sizes. Each gets its own search and its own sliced model; all start from the same pretrained
     supernet."""
     epochs: PositiveInt = 10
     """Maximum number of epochs of alternating steps on alpha and on the weights."""
@@ -257,7 +257,7 @@ class SearchSettings(Settings):
 
 
 class RetrainSettings(Settings):
-    """Stage 3: train the narrow model further, from the searched weights."""
+    """Stage 3: train the sliced model further, from the searched weights."""
 
     max_epochs: PositiveInt = 30
     """Maximum number of epochs, after those with column dropout."""

@@ -51,7 +51,7 @@ class FieldStatistics(_Statistics):
     """C_j, the rows of its table."""
     multi_valued: bool
     bytes: int
-    """Bytes of its table with min(width, C_j) columns, in `DatasetStatistics.precision`."""
+    """Bytes of its table with min(dim, C_j) columns, in `DatasetStatistics.precision`."""
     zero: dict[str, float]
     """Share of id 0 (missing and unknown values) in each split."""
     unseen: dict[str, float]
@@ -75,7 +75,7 @@ class DatasetStatistics(_Statistics):
 
     name: str
     seed: int
-    width: int
+    dim: int
     """Embedding dim that `bytes` is computed for."""
     precision: TablePrecision
     """Data type that `bytes` is computed for."""
@@ -97,7 +97,7 @@ class DatasetStatistics(_Statistics):
 
 
 def compute_statistics(
-    folder: Path, manifest: Manifest, width: int, precision: TablePrecision = "float32"
+    folder: Path, manifest: Manifest, dim: int, precision: TablePrecision = "float32"
 ) -> DatasetStatistics:
     """Computes the statistics of prepared data.
 
@@ -107,7 +107,7 @@ def compute_statistics(
     Args:
         folder: The data folder.
         manifest: Its manifest.
-        width: Embedding dim of the tables whose bytes are computed.
+        dim: Embedding dim of the tables whose bytes are computed.
         precision: Data type of these tables.
     Raises:
         DataError: A file is missing, cannot be read, or does not have the SHA-256 in the manifest.
@@ -126,7 +126,7 @@ def compute_statistics(
             connection.raw_sql("SET enable_progress_bar = false")
             splits = _open(connection, folder, manifest)
             fields = [
-                _field_statistics(field, splits, width, NUMBER_BYTES[precision]).model_copy(
+                _field_statistics(field, splits, dim, NUMBER_BYTES[precision]).model_copy(
                     update={"ids_from_training": manifest.recipe is not None and field.vocabulary.rows > 0}
                 )
                 for field in manifest.fields
@@ -138,7 +138,7 @@ def compute_statistics(
     return DatasetStatistics(
         name=manifest.name,
         seed=manifest.seed,
-        width=width,
+        dim=dim,
         precision=precision,
         splits={
             name: SplitStatistics(
@@ -191,7 +191,7 @@ def _check_columns(where: str, found: ibis.Schema, manifest: Manifest) -> None:
 
 
 def _field_statistics(
-    field: DataField, splits: dict[str, ibis.Table], width: int, number_bytes: int
+    field: DataField, splits: dict[str, ibis.Table], dim: int, number_bytes: int
 ) -> FieldStatistics:
     found = _summary(field, splits).to_pyarrow().to_pylist()[0]
     found = {name: value or 0 for name, value in found.items()}  # a sum over no rows is null
@@ -200,7 +200,7 @@ def _field_statistics(
         name=field.name,
         rows=field.rows,
         multi_valued=field.multi_valued,
-        bytes=field.rows * min(width, field.rows) * number_bytes,
+        bytes=field.rows * min(dim, field.rows) * number_bytes,
         zero={split: found[f"{split}_zero"] / shares[split] for split in SPLITS},
         unseen={split: found[f"{split}_unseen"] / shares[split] for split in SPLITS[1:]},
         head={name: found[name] / shares["train"] for name in HEADS},

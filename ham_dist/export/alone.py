@@ -1,6 +1,5 @@
 """Writing a bundle from one process, independently of other ranks."""
 
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,10 +37,6 @@ def write_bundle_alone(
     Raises:
         BundleError: As for `write_bundle`.
     """
-    partial = open_folder(out)
-    try:
+    with open_folder(out) as partial:
         written = list(write_tables(partial, description, chunks, (), PIECE_NUMBERS))
         return finish(partial, out, description, written, dense, VocabularySource(None, None), verify)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise

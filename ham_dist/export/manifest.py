@@ -1,7 +1,6 @@
 """manifest.json of a bundle: its fields, reading and writing."""
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +13,7 @@ from ham_dist.config.schema import MODELS, AnyModelSettings
 from ham_dist.errors import BundleError
 from ham_dist.export.precisions import precision_of, precision_of_type
 from ham_dist.io.hashing import sha256_of_json
-from ham_dist.io.untrusted import read_json
+from ham_dist.io.untrusted import read_json, relative_name
 
 FORMAT = "ham_dist bundle"
 FORMAT_VERSION = 2
@@ -27,18 +26,7 @@ Precision = Annotated[str, AfterValidator(lambda name: precision_of(name).name)]
 """The name of an entry of `PRECISIONS`."""
 
 
-def inside(path: str) -> str:
-    """Returns `path` if it is a relative path with forward slashes that stays inside its folder.
-
-    Raises:
-        ValueError: It is not.
-    """
-    if not re.fullmatch(r"[^/\\:\0]+(/[^/\\:\0]+)*", path) or {".", ".."} & set(path.split("/")):
-        raise ValueError(f"{path!r} does not stay inside the bundle")
-    return path
-
-
-InsidePath = Annotated[str, AfterValidator(inside)]
+RelativeName = Annotated[str, AfterValidator(relative_name)]
 Count = Annotated[int, Field(ge=0, strict=True)]
 PositiveCount = Annotated[int, Field(gt=0, strict=True)]
 Rows = Annotated[int, Field(gt=0, le=2**40, strict=True)]
@@ -82,7 +70,7 @@ class FileEntry(_Entry):
 class TableFile(_Entry):
     """A file with some rows of a table."""
 
-    file: InsidePath
+    file: RelativeName
     first_row: Count
     rows: PositiveCount
 
@@ -138,9 +126,9 @@ class BundleManifest(_Entry):
     """One for each field with columns."""
     first_order: tuple[TableEntry, ...] = ()
     """First-order tables (width 1), whose rows are added to the logit; empty for most models."""
-    vocabulary: dict[Name, InsidePath] = {}
+    vocabulary: dict[Name, RelativeName] = {}
     """Files that map raw values to ids, by field; empty if the data contains ids."""
-    files: dict[InsidePath, FileEntry]
+    files: dict[RelativeName, FileEntry]
     """Every file of the bundle except manifest.json."""
     recipe: dict[str, JsonValue] | None = None
     """Recipe for reading raw records; null if the data contains ids."""

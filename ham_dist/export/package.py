@@ -71,7 +71,7 @@ def own_precision(settings: RunSettings) -> Precision:
 
 
 def export_run(run_dir: Path, out: Path, precision: Precision) -> dict[str, Any]:
-    """Write the narrow model of a finished run as a bundle, from its best retraining checkpoint.
+    """Write the sliced model of a finished run as a bundle, from its best retraining checkpoint.
 
     Runs on one rank or on each of several.
 
@@ -92,7 +92,7 @@ def export_run(run_dir: Path, out: Path, precision: Precision) -> dict[str, Any]
             if within
             else f"`ham-dist train --resume --run-dir {(folder.whole() or folder).path}` finishes it"
         )
-        raise CheckpointError(f"{run_dir}: has no narrow model yet. {advice}")
+        raise CheckpointError(f"{run_dir}: has no sliced model yet. {advice}")
     precision_of(precision)
     if out.exists():
         raise BundleError(

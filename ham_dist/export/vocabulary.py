@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 from ham_dist.errors import BundleError
 from ham_dist.export.files import writing
-from ham_dist.export.manifest import FileEntry, inside
+from ham_dist.export.manifest import FileEntry
 from ham_dist.io.hashing import copy_and_hash
 from ham_dist.io.paths import exists, open_file
+from ham_dist.io.untrusted import relative_name
 
 
 class VocabularySource(NamedTuple):
@@ -39,7 +40,7 @@ def copy_vocabulary(
     if vocabulary.folder is None:
         return copies
     for field in fields:
-        source, path = f"{vocabulary.folder}/{field}.parquet", inside(f"vocabulary/{field}.parquet")
+        source, path = f"{vocabulary.folder}/{field}.parquet", relative_name(f"vocabulary/{field}.parquet")
         if not exists(source):
             raise BundleError(
                 f"{source}: missing: the vocabulary of {field!r}. "

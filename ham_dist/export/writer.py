@@ -7,8 +7,8 @@ C_j rows of table j, d_j columns
 """
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,7 +36,7 @@ from ham_dist.export.manifest import (
 )
 from ham_dist.export.precisions import precision_of
 from ham_dist.export.vocabulary import VocabularySource, copy_vocabulary
-from ham_dist.io.atomic import publish_folder, temporary_path
+from ham_dist.io.atomic import publish_folder, temporary_folder
 from ham_dist.io.hashing import sha256_of_bytes
 
 if TYPE_CHECKING:  # imports TorchRec, which writing does not need
@@ -116,8 +116,9 @@ def write_bundle(
             value does not fit `precision` or is not finite, or the ranks' rows are not the whole tables.
             Nothing is left on the disk.
     """
-    partial = on_first_rank(lambda: open_folder(out))
-    try:
+    # At its end all ranks are together, so no rank still writes into the folder that rank 0 deletes.
+    with ExitStack() as opened:
+        partial = on_first_rank(lambda: opened.enter_context(open_folder(out)))
         together(lambda: _require_seen(partial))
         written = together(
             lambda: list(write_tables(partial, description, chunks, first_order_chunks, piece_numbers))
@@ -134,23 +135,23 @@ def write_bundle(
                 verify,
             )
         )
-    except BaseException:
-        # All ranks get here together, so no rank still writes into the folder.
-        if rank() == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
-def open_folder(out: Path) -> Path:
-    """Create the temporary folder of the bundle `out`."""
+@contextmanager
+def open_folder(out: Path) -> Iterator[Path]:
+    """Yields the temporary folder of the bundle `out`; see `temporary_folder`.
+
+    Raises:
+        BundleError: `out` exists, or the folder cannot be created.
+    """
     if out.exists() or out.is_symlink():
         raise BundleError(
             f"{out}: already exists; bundles are never overwritten. Delete it, or give another folder."
         )
-    partial = temporary_path(out)
-    with writing(partial):
-        partial.mkdir(parents=True)
-    return partial
+    with ExitStack() as opened:
+        with writing(out):
+            partial = opened.enter_context(temporary_folder(out))
+        yield partial
 
 
 def _require_seen(partial: Path) -> None:

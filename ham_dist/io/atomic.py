@@ -6,11 +6,13 @@ file of a user looks like it.
 """
 
 import errno
+import fcntl
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,46 @@ def publish_folder(temporary: Path, path: Path) -> None:
             raise _exists(path) from None
         raise
     sync(path.parent)
+
+
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder for the output `path`, which is deleted at the end unless it was published.
+
+    It is locked while the block lasts. Unlocked ones for the same `path`, which killed processes left, are
+    deleted first; on a file system without locks they stay.
+
+    Raises:
+        OSError: It cannot be created.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.iterdir():
+        if is_temporary(left, of=path) and left.is_dir() and not left.is_symlink():
+            with suppress(OSError), _locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                shutil.rmtree(left, ignore_errors=True)
+    with ExitStack() as lock:
+        while True:
+            temporary = temporary_path(path)
+            temporary.mkdir()
+            with suppress(OSError):
+                lock.enter_context(_locked(temporary, fcntl.LOCK_EX))
+            if temporary.exists():  # else another process took it for a leftover before it was locked
+                break
+        try:
+            yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path, operation: int) -> Iterator[None]:
+    """Locks the folder itself, which filelock cannot: no lock file ends up in the output."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, operation)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

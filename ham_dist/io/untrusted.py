@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 import tomllib
 from pathlib import Path
@@ -53,14 +54,14 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def relative_name(name: str) -> str:
-    """Validates the name of a file that a manifest or a recipe lists, and returns it.
+    """Validates the name of a file that a manifest, a recipe or an archive lists, and returns it.
 
     Raises:
-        ValueError: The name is absolute, has an empty part, a part `.` or `..`, a control character or a
-            backslash, or is too long for a file system.
+        ValueError: The name is absolute, begins with a drive letter, has an empty part, a part `.` or `..`, a
+            control character or a backslash, or is too long for a file system.
     """
     parts = name.split("/")
-    if {"", ".", ".."} & set(parts) or not name.isprintable() or "\\" in name:
+    if {"", ".", ".."} & set(parts) or not name.isprintable() or "\\" in name or re.match("[A-Za-z]:", name):
         raise ValueError(f"{name[:80]!r} is not a relative path in this folder")
     if any(len(part.encode("utf-8", "surrogatepass")) > NAME_BYTES for part in parts) or len(name) > 4000:
         raise ValueError(f"{name[:80]!r}... is too long for a file name")

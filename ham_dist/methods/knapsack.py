@@ -1,4 +1,4 @@
-"""One option of each group, with the highest total score that fits into a budget (multiple-choice knapsack)."""
+"""One option of each group, with the highest total score within a budget (multiple-choice knapsack)."""
 
 import math
 from collections.abc import Sequence

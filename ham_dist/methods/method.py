@@ -106,6 +106,11 @@ class Method(ABC):
         """Split of the batches that `step` and `score` get."""
         return "validation"
 
+    @property
+    def passes(self) -> int:
+        """Forward passes per batch in `score`, about; for the log."""
+        return 1
+
     def warning(self, steps: int) -> str | None:
         """Returns a warning to print before a search of `steps` training steps, or None."""
         return None
@@ -137,7 +142,7 @@ class Method(ABC):
         raise NotImplementedError(f"{type(self).__name__} does not search, and has no steps")
 
     def score(self, losses: Iterator[MaskLoss]) -> None:
-        """Reads every sample of `batches` once, in batches of data.batch_size; only if `reads_data` is true."""
+        """Reads every sample of `batches` once, by data.batch_size; only if `reads_data` is true."""
         raise NotImplementedError(f"{type(self).__name__} needs no pass over data")
 
     @abstractmethod

@@ -5,10 +5,12 @@ from typing import TypeVar
 from ham_dist.config import schema
 from ham_dist.methods.autodim import AutoDim
 from ham_dist.methods.ham import HardAuxiliaryMask
+from ham_dist.methods.loo import LeaveOneOut
 from ham_dist.methods.magnitude import Magnitude
 from ham_dist.methods.method import Method
 from ham_dist.methods.pep import Pep
 from ham_dist.methods.random import Random
+from ham_dist.methods.sseds import SSEDS
 from ham_dist.methods.uniform import Uniform
 
 METHODS: dict[str, type[Method]] = {}
@@ -27,5 +29,15 @@ def register_method(method: MethodClass) -> MethodClass:
     return method
 
 
-for _built_in in (HardAuxiliaryMask, Uniform, Random, Magnitude, AutoDim, Pep):
+_BUILT_IN = (
+    HardAuxiliaryMask,
+    Uniform,
+    Random,
+    Magnitude,
+    AutoDim,
+    SSEDS,
+    LeaveOneOut,
+    Pep,
+)
+for _built_in in _BUILT_IN:
     register_method(_built_in)

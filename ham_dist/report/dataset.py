@@ -67,21 +67,21 @@ def look_at_dataset(dataset: Dataset, most_rows: int | None) -> DatasetStatistic
     Returns:
         The statistics, or the reason why there are none.
     """
-    width = max(run.settings.model.base_dim for run in dataset.runs)
+    dim = max(run.settings.model.base_dim for run in dataset.runs)
     precision = max((run.settings.precision.tables for run in dataset.runs), key=NUMBER_BYTES.__getitem__)
     problems = {}
     for run in dataset.runs:
         if run.data_folder in problems:
             continue
         try:
-            return _look(run, width, precision, most_rows)
+            return _look(run, dim, precision, most_rows)
         except (DataError, CheckpointError) as error:
             problems[run.data_folder] = str(error)
     return "\n".join(problems.values())
 
 
 def _look(
-    run: RunRecord, width: int, precision: TablePrecision, most_rows: int | None
+    run: RunRecord, dim: int, precision: TablePrecision, most_rows: int | None
 ) -> DatasetStatistics | str:
     """Statistics of one run's data.
 
@@ -103,7 +103,7 @@ def _look(
         log.info("no statistics of the data: %s", skipped)
         return skipped
     log.info("reading all of %s (--no-data skips this)", folder)
-    return compute_statistics(folder, manifest, width, precision)
+    return compute_statistics(folder, manifest, dim, precision)
 
 
 def data_grids(look: DatasetStatistics) -> list[Grid]:
@@ -145,7 +145,7 @@ def data_grids(look: DatasetStatistics) -> list[Grid]:
         Grid("Splits", ("split", "rows", "positive", "label rate"), splits),
         Grid("Raw lines", ("", "lines"), lines),
         Grid(
-            f"Tables {look.width} columns wide in {look.precision}, "
+            f"Tables {look.dim} columns wide in {look.precision}, "
             "and the share of the training values in the most frequent ids",
             ("field", "rows", "bytes", "ids seen", "seen once", *(f"top {share}" for share in HEADS)),
             fields,

@@ -80,7 +80,7 @@ def _result_row(result: Result) -> tuple[Cell | str, ...]:
 
 
 def quality(result: Result) -> Grid:
-    """Returns quality and size of the narrow model and the supernet."""
+    """Returns quality and size of the sliced model and the supernet."""
     before = result.supernet.model_dump() if result.supernet else {}
     rows: list[Sequence[Cell | str]] = []
     for title, name, new in (
@@ -107,7 +107,7 @@ def quality(result: Result) -> Grid:
             _change(size, result.embedding_bytes),
         )
     )
-    return Grid("Quality and size", ("", "supernet", "narrow", "change"), rows)
+    return Grid("Quality and size", ("", "supernet", "sliced", "change"), rows)
 
 
 def cost(result: Result) -> Grid:

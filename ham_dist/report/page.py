@@ -125,7 +125,7 @@ def _comparison(key: str, title: str, dataset: Dataset) -> Section:
 
 
 def _points(runs: Iterable[RunRecord]) -> Iterator[Point]:
-    """The narrow models with a test AUC, then the supernets; the targets of a run share one supernet."""
+    """The sliced models with a test AUC, then the supernets; the targets of a run share one supernet."""
     supernets = {}
     for run in runs:
         for record in run.targets:

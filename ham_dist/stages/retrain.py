@@ -1,4 +1,4 @@
-"""Stage 3: train the narrow model further (HAM paper, section 3.3)."""
+"""Stage 3: train the sliced model further (HAM paper, section 3.3)."""
 
 from ham_dist.stages.fit import fit
 from ham_dist.training.checkpoints import StageCheckpoints

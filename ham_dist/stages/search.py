@@ -20,6 +20,9 @@ from ham_dist.training.soft_threshold import SoftThresholding
 from ham_dist.training.state import TrainingState
 from ham_dist.training.stopping import EarlyStopper
 
+LONG_PASS = 10**9
+"""Samples that a one-shot method may read in all passes before it logs a warning."""
+
 
 def search(
     state: TrainingState, method: Method, samples: Samples, checkpoints: StageCheckpoints, log: RunLog
@@ -41,7 +44,7 @@ def search(
     log.truncate_after("search", progress.epochs - 1)
     guard = Guard("search", state.sharded, progress, checkpoints, log)
     if method.reads_data:
-        method.score(loss_of(state, batch) for batch in state.batches(samples.once(method.batches)))
+        _score(state, method, samples, log)
     while method.searches and progress.epochs < settings.epochs and not progress.stopper.done:
         epoch = progress.epochs
         done = -(-progress.steps // method.every)
@@ -78,6 +81,21 @@ def search(
     if method.searches:
         checkpoints.restore_best(progress)
     return _close(state, method, progress, log), progress
+
+
+def _score(state: TrainingState, method: Method, samples: Samples, log: RunLog) -> None:
+    """Lets a method that does not search read its split once."""
+    name, rows = state.settings.search.method.name, samples.rows(method.batches)
+    log.say(
+        f"search: {name} reads {rows:,} {method.batches} samples"
+        + (f", {method.passes:,} forward passes over each" if method.passes > 1 else "")
+    )
+    if method.passes * rows > LONG_PASS:
+        log.say(
+            f"warning: these are {method.passes * rows:.1e} samples in all, which may take hours. "
+            "search.method.name = sseds estimates the same effects by one pass"
+        )
+    method.score(loss_of(state, batch) for batch in state.batches(samples.once(method.batches)))
 
 
 def _alternate(

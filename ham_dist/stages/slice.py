@@ -18,7 +18,7 @@ is relative to the largest logit if that is above 1."""
 
 
 def slice_columns(state: TrainingState, columns: Columns, samples: Samples, log: RunLog) -> TrainingState:
-    """Returns the narrow model with `columns`, sliced from `state`, whose mask has the same columns.
+    """Returns the sliced model with `columns`, sliced from `state`, whose mask has the same columns.
 
     Raises:
         SlicingError: Their logits on a validation batch differ by more than 1e-5.
@@ -34,12 +34,12 @@ def slice_columns(state: TrainingState, columns: Columns, samples: Samples, log:
     difference = float((masked - after).abs().max()) / max(1.0, float(masked.abs().max()))
     kept = sum(map(len, columns.values()))
     log.say(
-        f"slice: {kept} columns are kept; the narrow model's logits differ from the masked model's "
+        f"slice: {kept} columns are kept; the sliced model's logits differ from the masked model's "
         f"by at most {difference:.1e}"
     )
     if not difference <= LARGEST_DIFFERENCE:
         raise SlicingError(
-            f"slice: the narrow model's logits differ from the masked model's by {difference:.1e}, "
+            f"slice: the sliced model's logits differ from the masked model's by {difference:.1e}, "
             f"expected at most {LARGEST_DIFFERENCE}. "
             "This is a bug of ham_dist: please report it with the run folder"
         )

@@ -152,7 +152,8 @@ def _describe(path: Path, problem: Mapping[str, Any]) -> str:
     key, kind = dotted(place), problem["type"]
     section, field = _section(place)
     if kind == "extra_forbidden":
-        return f"{path}: {key}: no such key. {dotted(place[:-1]) or 'A study'} has: {', '.join(section.model_fields)}"
+        known = ", ".join(section.model_fields)
+        return f"{path}: {key}: no such key. {dotted(place[:-1]) or 'A study'} has: {known}"
     if kind == "missing":
         advice = f"\n  {section.model_fields[field].description}" if field in section.model_fields else ""
         return f"{path}: {key}: is missing; set it.{advice}"

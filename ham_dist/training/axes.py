@@ -26,7 +26,7 @@ def check_axes(settings: ModelSettings, dims: Mapping[str, int]) -> None:
         settings: Settings of the model.
         dims: d_j of every field in the supernet.
     Raises:
-        SlicingError: The narrow model cannot be built, or its logits are not those of the masked model.
+        SlicingError: The sliced model cannot be built, or its logits are not those of the masked model.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
@@ -59,13 +59,13 @@ def _random_mask(wide: Interaction) -> torch.Tensor:
 
 
 def _check_cut(wide: Interaction, settings: ModelSettings, batch: torch.Tensor) -> None:
-    """Compare the model under one random mask with the narrow model over the open columns."""
+    """Compare the model under one random mask with the sliced model over the open columns."""
     mask = _random_mask(wide)
     parts = mask.split(list(wide.dims.values()))
     columns = {field: torch.nonzero(part).flatten() for field, part in zip(wide.dims, parts, strict=True)}
     name = f'model.name = "{settings.name}"'
     try:
-        narrow = slice_interaction(wide, settings, columns).eval()
+        sliced = slice_interaction(wide, settings, columns).eval()
     except (RuntimeError, IndexError, KeyError) as error:
         raise SlicingError(
             f"{name}: {type(wide).__name__} cannot be sliced by its axes(): {error}\n"
@@ -74,7 +74,7 @@ def _check_cut(wide: Interaction, settings: ModelSettings, batch: torch.Tensor) 
         ) from error
     masked = wide(batch, mask)
     scale = LARGEST_DIFFERENCE * max(1.0, float(masked.abs().max()))
-    found_of = {"its narrow model": narrow(batch[:, mask.bool()])}
+    found_of = {"its sliced model": sliced(batch[:, mask.bool()])}
     if wide.bands() is None:
         found_of["the model with the mask multiplied into the columns"] = wide(batch * mask)
     for what, found in found_of.items():

@@ -194,7 +194,7 @@ class StageCheckpoints:
         self._saving.writer.start(snapshot, lambda: self._drop_all_but_newest(moment))
 
     def _drop_all_but_newest(self, newest: Moment) -> None:
-        """Delete older checkpoints. Called in the writing thread of the first rank, so it only keeps errors."""
+        """Delete older checkpoints. Called in the writing thread of the first rank: it only keeps errors."""
         try:
             drop_all_but_newest(self.folder, newest, self._saving.settings.keep)
             self._undeleted = None
@@ -213,7 +213,7 @@ class StageCheckpoints:
         if self._undeleted is not None and not self._warned_of_deletion:
             self._log.say(
                 f"warning: {self.folder}: old checkpoints cannot be deleted ({self._undeleted}).\n"
-                "  Training continues, and the next checkpoint tries again. Check the permissions and the disk."
+                "  Training continues, and the next checkpoint tries again. Check permissions and disk."
             )
         self._warned_of_deletion = self._undeleted is not None
         if failed is None:

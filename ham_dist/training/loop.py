@@ -90,7 +90,8 @@ def loss_at(state: TrainingState, batch: Batch, mask: torch.Tensor) -> float:
         The loss over the global batch, the same on every rank.
     """
     with state.sharded.mask.differentiable(mask.to(state.interaction.dtype)), as_evaluated(state.interaction):
-        loss = log_loss(state.logits(batch), batch)
+        # In float64 from the logits on: the loss of two masks may differ by less than a float32 sum's error.
+        loss = log_loss(state.logits(batch).double(), batch)
     return float(process_group.sum_over_ranks(loss))
 
 

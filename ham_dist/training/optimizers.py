@@ -32,7 +32,7 @@ class Optimizers:
         self._tables = {
             key: local.parameter
             for key, _ in model.placements()
-            if (local := model.part(key)) and local.parameter is not None
+            if (local := model.local_table(key)) and local.parameter is not None
         }
         self.adam = torch.optim.Adam(self._dense, lr=settings.learning_rate, fused=True)
         self.of_tables: torch.optim.Optimizer | None = None

@@ -82,6 +82,10 @@ class Samples:
         name = _SPLIT_OF[split]
         return self._batches(name, order=None, keep_last=True, size=self._method_batch(name))
 
+    def rows(self, split: Source) -> int:
+        """Returns the number of rows of a split."""
+        return self._splits[_SPLIT_OF[split]].rows
+
     def evaluation(self, split: Literal["validation", "test"]) -> Iterator[Batch]:
         """Yields every row of a split (V2 if halved) once, in file order."""
         return self._batches(

@@ -86,7 +86,7 @@ def slice_interaction(
 @torch.no_grad()
 def _slice_tables(wide: TrainingState, state: TrainingState, columns: Columns) -> None:
     for key, placement in state.sharded.placements():
-        local, before = state.sharded.part(key), wide.sharded.part(key)
+        local, before = state.sharded.local_table(key), wide.sharded.local_table(key)
         if local is not None:
             local.values.zero_()
         _slice(

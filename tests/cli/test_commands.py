@@ -220,11 +220,11 @@ def test_generated_data_can_be_prepared_and_inspected(tmp_path: Path) -> None:
     prepared = runner.invoke(app, arguments)
     assert prepared.exit_code == 0, prepared.stderr
     assert "prepared data, synthetic" in prepared.stdout
-    inspected = runner.invoke(app, ["inspect", str(tmp_path / "data"), "--width", "4"]).stdout
+    inspected = runner.invoke(app, ["inspect", str(tmp_path / "data"), "--dim", "4"]).stdout
     assert inspected.startswith(prepared.stdout)
-    assert "tables of width 4 as float32: 0.04 MB" in inspected
+    assert "tables of embedding dim 4 as float32: 0.04 MB" in inspected
     figures = json.loads(runner.invoke(app, ["inspect", str(tmp_path / "data"), "--json"]).stdout)
-    assert figures["width"] == RunSettings().model.base_dim
+    assert figures["dim"] == RunSettings().model.base_dim
     assert [field["rows"] for field in figures["fields"]] == list(SyntheticSettings().num_embeddings)
 
 
@@ -261,10 +261,10 @@ def test_a_seed_that_nothing_depends_on_is_refused(tmp_path: Path) -> None:
 def test_only_data_has_statistics(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     run.start(load_run(None), resume=False, world_size=1, device="cpu")
-    for option in (["--json"], ["--width", "4"]):
+    for option in (["--json"], ["--dim", "4"]):
         refused = runner.invoke(app, ["inspect", str(run.path), *option])
         assert refused.exit_code == 2
-        assert "--width and --json work for prepared data only" in refused.stderr
+        assert "--dim and --json work for prepared data only" in refused.stderr
 
 
 def test_criteo_text_is_one_file_or_a_folder_of_days(tmp_path: Path) -> None:

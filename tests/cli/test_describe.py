@@ -96,7 +96,7 @@ def test_statistics_list_rejected_lines_by_reason_and_warn() -> None:
         unseen={"validation": 0.2, "test": 0.04},
     )
     look = DatasetStatistics(
-        name="x", seed=0, width=16, precision="float32", splits={}, rows_in=1_005, rows_dropped=2,
+        name="x", seed=0, dim=16, precision="float32", splits={}, rows_in=1_005, rows_dropped=2,
         rejected={"too few columns": 3, "not a number": 1}, fields=[field], alarms=["field city: much"],
     )  # fmt: skip
     stream = io.StringIO()

@@ -1,4 +1,4 @@
-"""The output of --plan-only on the narrow model, which does not exist yet, and on host memory of GPUs."""
+"""The output of --plan-only on the sliced model, which does not exist yet, and on host memory of GPUs."""
 
 import io
 import itertools
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from ham_dist.cli.plan import describe_plan, narrow_held
+from ham_dist.cli.plan import describe_plan, sliced_held
 from ham_dist.config.load import load_run
 from ham_dist.config.schema import OptimizerSettings, ShardingSettings, Target
 from ham_dist.config.synthetic import SyntheticSettings
@@ -39,7 +39,7 @@ def printed(*sets: str, topology: str = "1xV100-16GB+256GB") -> str:
     return stream.getvalue()
 
 
-def test_a_narrow_model_on_the_host_uses_no_device_memory() -> None:
+def test_a_sliced_model_on_the_host_uses_no_device_memory() -> None:
     text = printed(*ON_HOST)
     (tables,) = re.findall(r"^ +table_wise +\d+ +([\d.]+ kB)", text, re.MULTILINE)
     assert re.search(rf"^ +0 +{re.escape(tables)} +[\d.]+ [kM]B +[\d.]+ [kM]B *$", text, re.MULTILINE), (
@@ -124,7 +124,7 @@ def test_no_choice_of_columns_exceeds_the_printed_bounds(
         groups,
         batch_size=2048,
     )
-    most = narrow_held(request, Target(columns=columns), fused=True)
+    most = sliced_held(request, Target(columns=columns), fused=True)
     movable = request.movable()
     places = [
         [request.memory_of(table), *([Memory("fused_uvm_caching", 1.0)] if table.field in movable else [])]

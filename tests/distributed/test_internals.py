@@ -1,4 +1,4 @@
-"""Each private name of torch, TorchRec and FBGEMM that `ham_dist.distributed.internals` relies on still does what it is used for."""
+"""Each private name of torch, TorchRec and FBGEMM in `distributed/internals.py` does what it is used for."""
 
 import inspect
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Pretrain, search, slice, retrain and bundle with tables of several kinds, against the same steps in plain torch on whole tables."""
+"""Pretraining, search, slicing, retraining and bundle with tables of several kinds, against plain torch."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -220,8 +220,11 @@ def plain_path(run: RunSettings, start: dict[str, torch.Tensor]) -> Outcome:
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_every_stage_equals_plain_torch_however_tables_lie(ranks: int, model: str, tmp_path: Path) -> None:
-    """To 3e-5 in the weights, 1e-5 a stage as in the tests of one: sums run in another order, and Adam divides small gradients by their own size.
-    Columns and masks are the same; the bundle has the tables' bits."""
+    """To 3e-5 in the weights, 1e-5 a stage as in the tests of one stage.
+
+    Sums run in another order, and Adam divides small gradients by their own size. Columns and masks are the
+    same; the bundle has the tables' bits.
+    """
     kinds = (
         PATHS
         if ranks < 4

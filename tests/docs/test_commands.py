@@ -1,4 +1,4 @@
-"""The commands and examples of README.md and docs/ are run as they stand, on small data and with fewer epochs."""
+"""The commands and examples of README.md and docs/ are run unchanged, on small data with fewer epochs."""
 
 import ast
 import shutil
@@ -22,7 +22,7 @@ LANGUAGES = {"sh", "python", "toml", "text", "json"}
 
 @pytest.fixture(scope="module")
 def readme(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that looks like the repository's root to the commands, with raw ratings, after the commands of README.md."""
+    """A folder like the repository's root, with raw ratings, after the commands of README.md."""
     folder = tmp_path_factory.mktemp("readme")
     for name in ("launch", "ham_dist", "datasets", ".torchxconfig"):
         (folder / name).symlink_to(ROOT / name)

@@ -1,4 +1,4 @@
-"""The site of `make docs` builds without a broken link, loads nothing from other hosts, and its generated parts are complete."""
+"""The site of `make docs` has no broken link and complete generated parts, and needs no other host."""
 
 import importlib.util
 import os
@@ -22,7 +22,7 @@ from tests.support.forked import ROOT
 
 
 def _build(config: Path, site: Path) -> subprocess.CompletedProcess[str]:
-    """Build as `make docs` does. With --quiet, MkDocs would not count warnings, and broken links would pass."""
+    """Builds as `make docs` does. With --quiet, MkDocs would not count warnings: broken links would pass."""
     return subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--config-file", str(config), "--site-dir", str(site)],
         cwd=ROOT,
@@ -147,9 +147,10 @@ def test_pages_and_files_map_one_to_one(hooks: ModuleType, source: str) -> None:
 
 
 def test_links_are_rewritten_outside_code_only(hooks: ModuleType) -> None:
-    text = "[a](../perf/README.md) [b](https://host/x) [c](nothing.md) [d](../README.md#demo)\n\n```text\n[e](../perf/README.md)\n```"
-    assert hooks.rewrite_links(text, "docs/data.md") == (
-        "[a](repository/perf/README.md) [b](https://host/x) [c](nothing.md) [d](index.md#demo)\n\n```text\n[e](../perf/README.md)\n```"
+    code = "\n\n```text\n[e](../perf/README.md)\n```"
+    text = "[a](../perf/README.md) [b](https://host/x) [c](nothing.md) [d](../README.md#demo)"
+    assert hooks.rewrite_links(text + code, "docs/data.md") == (
+        f"[a](repository/perf/README.md) [b](https://host/x) [c](nothing.md) [d](index.md#demo){code}"
     )
 
 
@@ -163,7 +164,7 @@ def test_run_folder_page_names_every_file() -> None:
 
 @pytest.mark.parametrize("name", sorted(PAGES.keys() - {"library", "api"}))
 def test_settings_that_a_page_names_exist(name: str) -> None:
-    """`search.epochs` in a text or a command: a key of the schema, so that a renamed key is renamed in the documents too.
+    """`search.epochs` in a text or a command is a key of the schema, under today's name.
 
     The pages about the library are left out: there `search.step` is Python.
     """

@@ -113,13 +113,17 @@ def move_dense(target: str) -> Callable[[dict[str, Any]], None]:
         "C:/x",
         "tables//x",
         "./dense.safetensors",
+        "a\nb",
+        "x" * 256,
         "",
     ],
 )
 def test_paths_out_of_the_bundle_are_refused(whole: Path, target: str) -> None:
     shutil.copy(whole / "dense.safetensors", whole.parent / "secret")
     rewrite(whole, move_dense(target))
-    with pytest.raises(BundleError, match="does not stay inside the bundle"):
+    with pytest.raises(
+        BundleError, match=r"is not a relative path in this folder|is too long for a file name"
+    ):
         open_bundle(whole)
 
 
@@ -234,7 +238,7 @@ def test_folder_that_is_no_bundle(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
 def test_weights_that_are_not_finite_are_refused(whole: Path, number: float) -> None:
-    """One such number in a table's last row or in a dense weight makes the probabilities of some records nan."""
+    """One such number in a table's last row or in a dense weight makes some probabilities nan."""
     whole_manifest = read_manifest(whole)
     table, first_order = whole_manifest.tables[0], whole_manifest.first_order[0]
     for file in (table.files[-1].file, first_order.files[-1].file, "dense.safetensors"):

@@ -18,6 +18,7 @@ from ham_dist.export.manifest import FieldEntry, Precision
 from ham_dist.export.precisions import precision_of
 from ham_dist.export.verify import probabilities, verify_bundle
 from ham_dist.export.writer import Description, write_bundle
+from ham_dist.io.atomic import temporary_path
 from ham_dist.models.registry import INTERACTIONS
 from tests.support.live_models import chunks, export, live_model, some_ids
 from tests.support.ranks import run_on_ranks
@@ -217,6 +218,14 @@ def test_a_users_file_of_a_similar_name_stays(tmp_path: Path) -> None:
     export(live_model(), tmp_path / "bundle")
     assert (mine / "junk").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "bundle.partial"]
+
+
+def test_what_a_killed_export_left_is_deleted_by_the_next(tmp_path: Path) -> None:
+    killed, other = temporary_path(tmp_path / "bundle"), temporary_path(tmp_path / "other")
+    for folder in (killed, other):
+        (folder / "tables").mkdir(parents=True)
+    export(live_model(), tmp_path / "bundle")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([other.name, "bundle"])
 
 
 def test_says_what_the_disk_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,7 @@ def test_float32_survives_text(tmp_path: Path, bundle: Path) -> None:
 def write_data_manifest(
     data: Path, bundle: Path, changed: str | None = None, recipe: dict[str, Any] | None = None
 ) -> None:
-    """The manifest of prepared data with the vocabularies of `bundle`, but for that of the field `changed`."""
+    """The manifest of prepared data with the vocabularies of `bundle`, except that of the field `changed`."""
     manifest = open_bundle(bundle).manifest
     fields = []
     for field in manifest.fields:
@@ -105,8 +105,8 @@ def write_data_manifest(
             DataField(name=field.name, rows=field.rows, multi_valued=field.multi_valued, vocabulary=stored)
         )
     DataManifest(
-        format_version=FORMAT_VERSION, name="test", recipe=recipe, settings=None, seed=0, rows_per_shard=1, fields=tuple(fields), splits={},
-        rows_in=0, rows_dropped=0, raw=(), engine={}, truth=None,
+        format_version=FORMAT_VERSION, name="test", recipe=recipe, settings=None, seed=0, rows_per_shard=1,
+        fields=tuple(fields), splits={}, rows_in=0, rows_dropped=0, raw=(), engine={}, truth=None,
     ).save(data)  # fmt: skip
 
 
@@ -203,7 +203,10 @@ def test_prepared_folder_in_the_order_of_its_parts(tmp_path: Path, raw_bundle: P
 
 
 def flip_a_bit_of_an_id(path: Path, table: pa.Table, field: str) -> None:
-    """Write `table` as plain numbers with a checksum of each page, and change the last id of `field` to another valid one."""
+    """Writes `table` as plain numbers with page checksums, and changes the last id of `field`.
+
+    The new id is valid too.
+    """
     ids = table[field].combine_chunks().to_numpy().tobytes()
     pq.write_table(table, path, compression="none", use_dictionary=False, write_page_checksum=True)
     content = bytearray(path.read_bytes())
@@ -364,7 +367,8 @@ from ham_dist.export.records import read_records
 from ham_dist.export.scorer import score
 for source in sys.argv[2:]:
     print(score(sys.argv[1], source, sys.argv[1] + ".txt").rows)
-print(sorted(name for name in sys.modules if name.startswith(("ham_dist.distributed", "ham_dist.embedding", "ham_dist.training"))))
+above = ("ham_dist.distributed", "ham_dist.embedding", "ham_dist.training")
+print(sorted(name for name in sys.modules if name.startswith(above)))
 """
 
 

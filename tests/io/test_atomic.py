@@ -2,6 +2,9 @@
 
 import errno
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +128,56 @@ def test_a_folder_never_replaces_a_file_of_the_last_moment(
     with pytest.raises(FileExistsError):
         atomic.publish_folder(temporary, tmp_path / "bundle")
     assert (tmp_path / "bundle").read_text() == "theirs"
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from ham_dist.io.atomic import temporary_folder
+with temporary_folder(Path(sys.argv[1])) as temporary:
+    (temporary / "a").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_folder_of_a_killed_process_is_deleted_by_the_next(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "bundle"], check=False)
+    assert done.returncode == -signal.SIGKILL
+    (killed,) = tmp_path.iterdir()
+    for theirs in (".bundle.ham-partial", "bundle.partial", ".bundle"):
+        (tmp_path / theirs).mkdir()
+    other_output = written_folder(tmp_path / "other")
+    link = atomic.temporary_path(tmp_path / "bundle")
+    link.symlink_to(tmp_path / "bundle.partial", target_is_directory=True)
+    before = left(tmp_path)
+    with atomic.temporary_folder(tmp_path / "bundle") as temporary:
+        assert not killed.exists()
+        assert set(left(tmp_path)) == {*before, temporary.name} - {killed.name}
+    assert other_output.exists()
+    assert set(left(tmp_path)) == {*before} - {killed.name}
+
+
+def test_a_folder_that_a_process_works_in_stays(tmp_path: Path) -> None:
+    with atomic.temporary_folder(tmp_path / "bundle") as first:
+        (first / "a").write_text("first")
+        with atomic.temporary_folder(tmp_path / "bundle") as second:
+            assert first != second
+            assert (first / "a").exists()
+        assert left(tmp_path) == [first.name]
+        atomic.publish_folder(first, tmp_path / "bundle")
+    assert (tmp_path / "bundle" / "a").read_text() == "first"
+    assert left(tmp_path) == ["bundle"]
+
+
+def test_without_locks_nothing_of_others_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    theirs = written_folder(tmp_path / "bundle")
+    with atomic.temporary_folder(tmp_path / "bundle") as temporary:
+        assert temporary.is_dir()
+    assert left(tmp_path) == [theirs.name]
 
 
 def test_users_own_partial_files_are_not_taken_for_ours(tmp_path: Path) -> None:

@@ -42,7 +42,8 @@ def test_models_side_by_side() -> None:
         dense_parameters=40_241,
     )
     after = Result(
-        model="dcnv2", method="ham", dataset="x", seed=0, kept_columns={"user": 3}, test_auc=0.8930, test_logloss=0.3502, validation_auc=0.89,
+        model="dcnv2", method="ham", dataset="x", seed=0, kept_columns={"user": 3},
+        test_auc=0.8930, test_logloss=0.3502, validation_auc=0.89,
         embedding_parameters=18_123, embedding_bytes=96_656, dense_parameters=3_281, supernet=before,
         seconds={}, samples_per_second={}, peak_memory_bytes=0, world_size=1, device="cpu",
     )  # fmt: skip

@@ -190,7 +190,7 @@ def test_epochs_of_a_stage_that_has_ended_stay(finished: Path, run: Path) -> Non
         ):
             run_stages(raised, finished, resume=True)
     assert {path: path.read_bytes() for path in finished.glob("*.*")} == before
-    # Killed between the bundle and the result: another epoch would give weights that the bundle does not hold.
+    # Killed between the bundle and the result: another epoch would give weights that the bundle lacks.
     shutil.copytree(finished, run.parent / "exported")
     (run.parent / "exported" / "result.json").unlink()
     with pytest.raises(

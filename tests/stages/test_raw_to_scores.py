@@ -51,7 +51,7 @@ def short_run(data: Path, model: str, columns: int, batch_size: int, method: str
 
 
 def train_and_score(runs: dict[Path, RunSettings]) -> dict[Path, dict[str, list[float]]]:
-    """Runs each run in its folder, and scores every prepared row with the live narrow model.
+    """Runs each run in its folder, and scores every prepared row with the live sliced model.
 
     Returns:
         The probabilities by run and split, in the order of the shards.

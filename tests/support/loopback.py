@@ -15,6 +15,10 @@ class Server:
     content: bytes
     ranges: bool = True
     """True if it supports Range requests."""
+    heeds_if_range: bool = True
+    """True if it sends the whole content if that of If-Range is another one."""
+    headers: dict[str, str] = field(default_factory=lambda: {"ETag": '"1"'})
+    """Sent with each answer, for example the ETag or the date of the content."""
     cut_after: list[int] = field(default_factory=list)
     """Bytes that each of the first answers sends before the connection breaks."""
     statuses: list[int] = field(default_factory=list)
@@ -35,11 +39,11 @@ def serving(server: Server) -> Iterator[Server]:
             if server.statuses:
                 self.send_error(server.statuses.pop(0))
                 return
-            start = (
-                int(found[1])
-                if server.ranges and (found := re.fullmatch(r"bytes=(\d+)-", asked or ""))
-                else 0
-            )
+            ranges = server.ranges
+            if server.heeds_if_range and (version := self.headers.get("If-Range")):
+                ranges = ranges and version in server.headers.values()
+            found = re.fullmatch(r"bytes=(\d+)-", asked or "")
+            start = int(found[1]) if ranges and found else 0
             size = len(server.content)
             if start >= size:
                 self.send_response(416)
@@ -51,6 +55,8 @@ def serving(server: Server) -> Iterator[Server]:
             if start:
                 self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
             self.send_header("Content-Length", str(size - start))
+            for name, value in server.headers.items():
+                self.send_header(name, value)
             self.end_headers()
             end = start + server.cut_after.pop(0) if server.cut_after else size
             self.wfile.write(server.content[start:end])

@@ -133,7 +133,7 @@ def whole(state: TrainingState) -> dict[str, torch.Tensor]:
     states = state.optimizers.table_states()
     found: dict[str, torch.Tensor] = {}
     for key, placement in state.sharded.placements():
-        local = state.sharded.part(key)
+        local = state.sharded.local_table(key)
         here = (
             {}
             if local is None

@@ -48,14 +48,14 @@ def open_guard(state: TrainingState, folder: Path) -> tuple[Guard, RunLog]:
 
 
 def weights(state: TrainingState) -> dict[str, torch.Tensor]:
-    """This rank's weights and optimizer state, without BatchNorm's statistics, which the forward pass changes."""
+    """This rank's weights and optimizer state, without BatchNorm's statistics, which a forward changes."""
     own: dict[str, torch.Tensor] = {
         name: values.detach().clone() for name, values in state.interaction.named_parameters()
     }
     own |= {
         key: part.values.detach().clone()
         for key, _ in state.sharded.placements()
-        if (part := state.sharded.part(key)) is not None
+        if (part := state.sharded.local_table(key)) is not None
     }
     state.optimizers.open_state()
     own |= {

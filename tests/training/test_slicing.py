@@ -51,10 +51,11 @@ def masked_and_narrow(run: RunSettings) -> tuple[TrainingState, TrainingState, C
         ("deepfm", {"sharding": {"sharding_types": MIXED}}),
     ],
 )
-def test_a_step_of_the_narrow_model_is_the_masked_models_step(model: str, options: dict[str, Any]) -> None:
+def test_a_step_of_the_sliced_model_is_the_masked_models_step(model: str, options: dict[str, Any]) -> None:
     """To 1e-6: shorter sums round otherwise. Without the regularizer, which looks at closed columns too.
 
-    The row-wise rule divides by the mean over the stored width, which the cut changes: there the state itself is compared, before the step.
+    Row-wise Adagrad divides by the mean over the stored dim, which slicing changes: there the state itself is
+    compared, before the step.
     """
     base = settings(model).model_dump()
     base["orthogonality"]["form"] = "none"

@@ -34,19 +34,6 @@ from ham_dist.io.paths import exists, local_path
 _CSV = Format(separator=",", header=True, quote='"')
 
 
-def encode_raw(
-    recipe: Recipe | None,
-    vocabulary: str | Path | Mapping[str, Path],
-    raw: str | Path,
-    *,
-    fields: Sequence[str] | None = None,
-    machine: Machine | None = None,
-) -> pa.Table:
-    """Encodes raw records as one table of ids; see `encode_blocks`."""
-    blocks = list(encode_blocks(recipe, vocabulary, raw, fields=fields, machine=machine))
-    return pa.concat_tables(blocks).combine_chunks()
-
-
 def encode_blocks(
     recipe: Recipe | None,
     vocabulary: str | Path | Mapping[str, Path],

@@ -15,6 +15,7 @@ from ham_dist.errors import DataError
 from ham_dist.io.atomic import publish_file
 from ham_dist.io.download import download
 from ham_dist.io.hashing import md5_of
+from ham_dist.io.untrusted import relative_name
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +111,7 @@ def fetch(name: str, source: Source, out: Path, licence_accepted: bool) -> None:
                 source.archive.url,
                 part,
                 hint=f"Or download it by hand from {source.page}, and unpack it to {out}.",
+                version=work.stage / "archive.zip.version",
             )
             _check(part, source.archive)
             publish_file(part, path)
@@ -160,17 +162,15 @@ def _place(member: zipfile.ZipInfo, archive: Archive) -> PurePosixPath | None:
     """Path of a file of the archive relative to the output folder; None if it is not in `archive.folder`.
 
     Raises:
-        DataError: The name points outside of the output folder, or the file is a symbolic link.
+        DataError: The name is not a relative path in the folder, or the file is a symbolic link.
     """
-    path = PurePosixPath(member.filename.replace("\\", "/"))
-    if (
-        path.is_absolute()
-        or ".." in path.parts
-        or ":" in path.parts[0]
-        or stat.S_ISLNK(member.external_attr >> 16)
-    ):
+    try:
+        path = PurePosixPath(relative_name(member.filename.replace("\\", "/")))
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise ValueError("is a symbolic link")
+    except ValueError as error:
         raise DataError(
-            f"{archive.url}: contains {member.filename!r}, which would be written outside of the folder; "
-            "nothing was unpacked"
-        )
+            f"{archive.url}: contains {member.filename!r}, which cannot be unpacked safely: {error}\n"
+            "  Nothing was unpacked: the archive is not the official one."
+        ) from None
     return path.relative_to(archive.folder) if path.is_relative_to(archive.folder) else None

@@ -177,8 +177,8 @@ def _label_mistakes(recipe: Recipe) -> list[str]:
     """Strings of the label that no cell can have."""
     missing = {"", *recipe.format.null}
     return [
-        f"label.{key} = {word!r}: means a missing value{' (format.null)' if word else ''}, so no label is equal "
-        f"to it; remove it from label.{key}{' or from format.null' if word else ''}"
+        f"label.{key} = {word!r}: means a missing value{' (format.null)' if word else ''}, so no label is "
+        f"equal to it; remove it from label.{key}{' or from format.null' if word else ''}"
         for key, words in (("positive", recipe.label.positive), ("negative", recipe.label.negative))
         for word in words or ()
         if word in missing

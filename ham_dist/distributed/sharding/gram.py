@@ -41,7 +41,7 @@ def grams(model: ShardedModel) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     sums = zero_sums(model)
     for field, placement in model.plan.groups[TABLES].items():
-        local = model.part(f"{TABLES}/{field}")
+        local = model.local_table(f"{TABLES}/{field}")
         if field in sums:
             sums[field] += partial_gram(model, placement, local)
         elif local is not None:
@@ -62,7 +62,7 @@ def add_to_gradients(model: ShardedModel, matrix_of: MatrixOf, scale: float) -> 
     """
     matrices = _matrices(model, matrix_of, grams(model))
     for field, placement in model.plan.groups[TABLES].items():
-        local = model.part(f"{TABLES}/{field}")
+        local = model.local_table(f"{TABLES}/{field}")
         if placement.splits_columns:
             for rows, product in products_across_columns(model, placement, local, matrices[field]):
                 _gradient(local)[rows].add_(product, alpha=scale)

@@ -80,7 +80,7 @@ class ShardedModel:
             for path, group in plan.groups.items()
             for field, placement in group.items()
         }
-        self._parts = {key: local for key, local in parts.items() if local is not None}
+        self._local_tables = {key: local for key, local in parts.items() if local is not None}
         self._caches = Caches(self.parallel) if plan.caches else None
 
     def prepare(self, batch: Batch) -> PreparedBatch:
@@ -124,23 +124,23 @@ class ShardedModel:
             for field, placement in group.items():
                 yield f"{path}/{field}", placement
 
-    def part(self, key: str) -> LocalTable | None:
+    def local_table(self, key: str) -> LocalTable | None:
         """Returns this rank's shard of a table, by its name in `placements`; None if it has none.
 
         The shard is valid for reads and writes until the next lookup.
         """
         if self._caches is not None:
             self._caches.empty()
-        return self._parts.get(key)
+        return self._local_tables.get(key)
 
     @property
     def local(self) -> dict[str, LocalTable]:
-        """This rank's shards of the tables under search, by table name, as returned by `part`."""
+        """This rank's shards of the tables under search, by table name, as returned by `local_table`."""
         return self._of_group(TABLES)
 
     @property
     def first_order(self) -> dict[str, LocalTable]:
-        """This rank's shards of the first-order tables, by table name, as returned by `part`."""
+        """This rank's shards of the first-order tables, by table name, as returned by `local_table`."""
         return self._of_group(FIRST_ORDER)
 
     def table_tensors(self) -> dict[str, Any]:
@@ -151,7 +151,7 @@ class ShardedModel:
         """
         return {
             key: self.tensor_like(
-                key, local.values if (local := self.part(key)) else None, placement.table.dtype
+                key, local.values if (local := self.local_table(key)) else None, placement.table.dtype
             )
             for key, placement in self.placements()
         }
@@ -242,7 +242,7 @@ class ShardedModel:
         over the ranks. A table with a copy on every rank is yielded on one rank.
         """
         for number, (field, placement) in enumerate(self.plan.groups.get(path, {}).items()):
-            local = self.part(f"{path}/{field}")
+            local = self.local_table(f"{path}/{field}")
             if placement.splits_columns:
                 yield from self._joined_chunks(placement, local)
             elif local is not None and (
@@ -261,5 +261,5 @@ class ShardedModel:
         return {
             field: local
             for field in self.plan.groups.get(path, {})
-            if (local := self.part(f"{path}/{field}")) is not None
+            if (local := self.local_table(f"{path}/{field}")) is not None
         }

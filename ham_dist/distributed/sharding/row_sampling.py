@@ -122,7 +122,7 @@ def products(model: ShardedModel, matrix_of: MatrixOf, sample: RowSample) -> Ite
         yield Product(stack.at, stack.values, stack.values @ matrix, matrix)
     for field, placement, local in split_tables:
         key = f"{TABLES}/{field}"
-        whole = model.part(key)
+        whole = model.local_table(key)
         matrix = matrix_of(found[field], placement.table.base_dim)
         for rows, product in products_across_columns(model, placement, local, matrix):
             assert whole is not None
@@ -158,7 +158,7 @@ def _stacks(model: ShardedModel, sample: RowSample) -> list[_Stack]:
     """Returns the tables with whole rows on this rank, stacked by equal dim and similar number of rows."""
     groups: dict[tuple[int, bool, bool, int], list[tuple[str, LocalTable, range]]] = {}
     for field, placement in model.plan.groups[TABLES].items():
-        local = model.part(f"{TABLES}/{field}")
+        local = model.local_table(f"{TABLES}/{field}")
         if local is not None and not placement.splits_columns:
             rows = range(
                 _first_row(local, sample),
@@ -195,7 +195,7 @@ def _split_by_columns(model: ShardedModel, sample: RowSample) -> list[TableOnRan
             placement = replace(
                 placement, shards=tuple(shard.strided(first, stride) for shard in placement.shards)
             )
-            local = model.part(f"{TABLES}/{field}")
+            local = model.local_table(f"{TABLES}/{field}")
             if local is not None:
                 values = local.values[_first_row(local, sample) :: stride].float().contiguous()
                 local = replace(local, shard=local.shard.strided(first, stride), values=values)

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ham_dist.data.encode.records import encode_raw
 from ham_dist.data.engines.base import Machine
 from ham_dist.data.format.manifest import SPLITS, Manifest
 from ham_dist.data.prepare.pipeline import prepare
 from ham_dist.data.raw import blocks
 from ham_dist.errors import DataError
+from tests.support.encoded import encode_raw
 from tests.support.prepared import folder_bytes, tenth
 from tests.support.raw_everything import (
     COLUMNS,

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ham_dist.data.encode.record_files import CARRIED
-from ham_dist.data.encode.records import encode_blocks, encode_raw
+from ham_dist.data.encode.records import encode_blocks
 from ham_dist.data.format.shards import VOCABULARY_SCHEMA, write_shard
 from ham_dist.data.recipe.fields import Format
 from ham_dist.data.recipe.load import Recipe, parse_recipe
 from ham_dist.errors import DataError
+from tests.support.encoded import encode_raw
 
 FIELDS: dict[str, Any] = {
     "site": {"kind": "categorical"},

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ham_dist.data.encode.records import encode_raw
 from ham_dist.data.engines.base import Machine
 from ham_dist.data.format.manifest import Manifest
 from ham_dist.data.format.shards import VOCABULARY_SCHEMA, write_shard
 from ham_dist.data.recipe.fields import Format
 from ham_dist.data.recipe.load import Recipe
 from ham_dist.errors import DataError
+from tests.support.encoded import encode_raw
 from tests.support.prepared import tenth
 from tests.support.raw_movielens import read_lines, write_lines, write_raw_movielens
 

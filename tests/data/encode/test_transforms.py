@@ -12,7 +12,6 @@ import pytest
 from pydantic import ValidationError
 
 from ham_dist.data.encode.expressions import CELL, counts_of, valued
-from ham_dist.data.encode.records import encode_raw
 from ham_dist.data.encode.transforms import quantiles
 from ham_dist.data.engines.base import Engine, Machine
 from ham_dist.data.engines.open import open_engine
@@ -21,6 +20,7 @@ from ham_dist.data.prepare.pipeline import prepare
 from ham_dist.data.recipe.fields import Numeric, Time
 from ham_dist.data.recipe.load import Recipe, parse_recipe
 from ham_dist.errors import DataError
+from tests.support.encoded import encode_raw
 from tests.support.tiny_logs import tiny_recipe, write_tiny
 
 # pyspark leaves the socket of each result it has read to the garbage collector.

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ham_dist.data.encode.records import encode_raw
 from ham_dist.data.prepare.pipeline import prepare
 from ham_dist.data.raw.files import header_names
 from ham_dist.data.recipe.fields import Format
 from ham_dist.errors import DataError
+from tests.support.encoded import encode_raw
 from tests.support.tiny_logs import tiny_recipe, write_tiny
 
 COLUMNS = ["user id", "城市", "101", 'a "quoted", comma', ""]

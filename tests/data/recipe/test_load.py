@@ -150,7 +150,7 @@ def test_a_long_field_name_is_a_mistake(settings: dict[str, Any]) -> None:
     assert any("at most 150" in line for line in mistakes(settings))
 
 
-@pytest.mark.parametrize("file", ["../ratings.dat", "/etc/passwd", "a/../../b", "a\0b"])
+@pytest.mark.parametrize("file", ["../ratings.dat", "/etc/passwd", "a/../../b", "a\0b", "C:/ratings.dat"])
 def test_a_raw_file_lies_in_the_raw_folder(settings: dict[str, Any], file: str) -> None:
     settings["samples"]["file"] = file
     assert any("samples.file" in line for line in mistakes(settings))

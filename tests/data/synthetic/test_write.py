@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from ham_dist.config.synthetic import SyntheticSettings
-from ham_dist.data.encode.records import encode_raw
 from ham_dist.data.format.manifest import Manifest
 from ham_dist.data.reader.split import open_split
 from ham_dist.data.synthetic import write as synthetic
 from ham_dist.data.synthetic.planted import Planted
 from ham_dist.data.synthetic.write import ROWS_PER_SHARD, generate, generate_shard, split_sizes
 from ham_dist.errors import DataError
+from tests.support.encoded import encode_raw
 from tests.support.kill_at import killed_at_change
 
 SMALL = SyntheticSettings(rows=20_000)

@@ -117,13 +117,15 @@ def one_step(cases: dict[str, RunSettings]) -> dict[str, tuple[RankCost, Sent, i
             {"genres": 2.0},
         )
         held = sum(
-            local.values.nbytes for key, _ in state.sharded.placements() if (local := state.sharded.part(key))
+            local.values.nbytes
+            for key, _ in state.sharded.placements()
+            if (local := state.sharded.local_table(key))
         )
         held += sum(
             values.nbytes for states in state.optimizers.table_states().values() for values in states.values()
         )
         for key, _ in state.sharded.placements():
-            local = state.sharded.part(key)
+            local = state.sharded.local_table(key)
             held += (
                 local.parameter.grad.nbytes
                 if local and local.parameter is not None and local.parameter.grad is not None
