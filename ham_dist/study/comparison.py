@@ -132,7 +132,7 @@ class Comparison:
     def over_supernet(self, place: Place) -> list[tuple[Cell, str, Paired]]:
         """The cells with a target against all columns: cell, the arm with all columns, difference.
 
-        Pretrained models are compared with the arms that began with them, further trained ones with every arm.
+        Pretrained models are compared with the arms that began with them, further trained ones with all.
         """
         cells = self.cells(place)
         whole = [cell for cell in cells if not cell.size.is_budget]

@@ -77,8 +77,8 @@ def main_table(comparison: Comparison) -> Table:
         columns,
         rows,
         f"Mean and standard deviation (sd) over n seeds. 'over {reference}' is the mean difference to "
-        f"{reference} over the seeds that both have, with its 95 % interval (paired t). Arms without a budget "
-        f"of columns are compared with {reference} at equal bytes. The primary endpoint is the row "
+        f"{reference} over the seeds that both have, with its 95 % interval (paired t). Arms without a "
+        f"budget of columns are compared with {reference} at equal bytes. The primary endpoint is the row "
         f"'{ALL_SIZES}': per seed, the mean over the sizes of {reference}; only there p is corrected (Holm, "
         "over all rivals of the model). The best of n is chosen by the AUC itself and is no estimate of "
         "quality.",
@@ -170,9 +170,9 @@ def equal_bytes_table(comparison: Comparison) -> Table | None:
         "At equal bytes",
         columns,
         rows,
-        f"Per seed, {reference} at the same bytes is read from the line through its sizes, over the logarithm "
-        "of bytes. The line is not extended: above it, the largest size counts, which has fewer bytes; below "
-        "it there is no pair.",
+        f"Per seed, {reference} at the same bytes is read from the line through its sizes, over the "
+        "logarithm of bytes. The line is not extended: above it, the largest size counts, which has fewer "
+        "bytes; below it there is no pair.",
     )
 
 

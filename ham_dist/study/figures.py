@@ -136,8 +136,8 @@ def against(name: str, comparison: Comparison, data: str, arms: Sequence[str]) -
 
     return Figure(
         svg_of(name, draw, WIDTH, 3.4),
-        f"{' and '.join(drawn)} on {data}: mean {comparison.measure} AUC by the parameters of the tables, with "
-        "95 % intervals over seeds.",
+        f"{' and '.join(drawn)} on {data}: mean {comparison.measure} AUC by the parameters of the tables, "
+        "with 95 % intervals over seeds.",
     )
 
 
@@ -194,14 +194,22 @@ def cosine_maps(name: str, arms: Mapping[str, Mapping[str, Cosines]], where: str
 
 
 def _bars(
-    axes: "Axes", number: int, x: Sequence[float], cells: Sequence[Cell], *, line: str, mark: int | None = None,
+    axes: "Axes",
+    number: int,
+    x: Sequence[float],
+    cells: Sequence[Cell],
+    *,
+    line: str,
+    mark: int | None = None,
     **style: Any,
-) -> None:  # fmt: skip
+) -> None:
     """Means with their intervals, in the color of `number`; without an interval only the mean."""
     means = [_mean(cell) for cell in cells]
     y = [mean.mean for mean in means]
-    errors = [[mean.mean - (mean.low if mean.low is not None else mean.mean) for mean in means],
-              [(mean.high if mean.high is not None else mean.mean) - mean.mean for mean in means]]  # fmt: skip
+    errors = [
+        [0.0 if mean.low is None else mean.mean - mean.low for mean in means],
+        [0.0 if mean.high is None else mean.high - mean.mean for mean in means],
+    ]
     color = COLORS[number % len(COLORS)]
     marker = MARKERS[(number if mark is None else mark) % len(MARKERS)]
     axes.errorbar(x, y, yerr=errors, fmt="none", ecolor=color, elinewidth=1, capsize=2)

@@ -20,9 +20,9 @@ AUTODIM = "autodim"
 OF_A_PLACE = ("main", "equal_bytes", "supernet", "sizes")
 """Tables with rows for each model, in the order of the page."""
 PROTOCOL = (
-    "Arms are compared within a seed, which sets the split of the data and the run. Primary endpoint: per seed, "
-    "the mean AUC over the sizes of a model; one two-sided paired t-test per rival; Holm's correction over the "
-    "rivals of a model; significant at 0.05. All rules: docs/protocol.md."
+    "Arms are compared within a seed, which sets the split of the data and the run. Primary endpoint: per "
+    "seed, the mean AUC over the sizes of a model; one two-sided paired t-test per rival; Holm's correction "
+    "over the rivals of a model; significant at 0.05. All rules: docs/protocol.md."
 )
 
 

@@ -19,7 +19,7 @@ from tests.support.whole_runs import FLOAT64, assert_same_bits, do_part, do_run,
 
 
 def with_flipped_labels(folder: Path, half: Half, out: Path) -> Path:
-    """A copy of the data in `folder`, with the other label in each row of one half of its validation split."""
+    """A copy of the data in `folder`, with the labels of one half of its validation split flipped."""
     shutil.copytree(folder, out)
     manifest = Manifest.load(out)
     entry = manifest.splits["validation"]

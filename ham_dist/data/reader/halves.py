@@ -1,4 +1,4 @@
-"""The two halves of a split: of rows 2k and 2k + 1 in file order, one is in each half, as a hash of k decides.
+"""The two halves of a split: of rows 2k and 2k + 1 in file order, each half has one, by a hash of k.
 
 The halves depend on the positions of the rows only, not on a seed or on the number of ranks. They are alike
 even if neighbouring rows are more alike than others, as in files sorted by user or by time.

@@ -113,7 +113,7 @@ class RowGroups:
         return builder.block()
 
     def only_label(self) -> int | None:
-        """Returns the label of all rows if it is the same one, else None. Stops reading at the second label."""
+        """Returns the label of all rows if it is the same one, else None. Stops at the second label."""
         seen: set[int] = set()
         for group in range(len(self.sizes)):
             shard = self._shard_of(group)

@@ -48,7 +48,7 @@ class Split:
         return self._groups.rows
 
     def only_label(self) -> int | None:
-        """The label of all samples if it is the same one, else None. This reads until it finds both labels."""
+        """The label of all samples if it is the same one, else None. It reads until it finds both labels."""
         return self._groups.only_label()
 
     def steps(self, batch_size: int, keep_last: bool) -> int:
