@@ -89,7 +89,7 @@ class ZeroPattern(TableTransform):
         moved: dict[str, torch.Tensor] = {}
         before, after = self.model.plan.groups[TABLES], model.plan.groups[TABLES]
         for field, placement in after.items():
-            local = model.part(f"{TABLES}/{field}")
+            local = model.local_table(f"{TABLES}/{field}")
             into = None if local is None else torch.ones_like(local.values)
             move(
                 before[field].shards,
