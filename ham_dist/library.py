@@ -19,6 +19,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from ham_dist.config.schema import MethodSettings, Target
 from ham_dist.distributed.ranks import process_group
+from ham_dist.distributed.ranks.closed_columns import closed_columns
 from ham_dist.embedding.mask import (
     ColumnLayout,
     ColumnMask,
@@ -157,8 +158,10 @@ class Search:
         return self.mask.layout.split(choice)
 
     def _loss_of(self, loss: Callable[[], torch.Tensor]) -> MaskLoss:
+        closed = closed_columns(self.method.closed, self.method.space.seed)
+
         def mean(values: torch.Tensor) -> torch.Tensor:
-            with self.mask.differentiable(values), as_evaluated(self.model):
+            with self.mask.differentiable(values, closed), as_evaluated(self.model):
                 return loss()
 
         def gradient_at(mask: torch.Tensor) -> torch.Tensor:

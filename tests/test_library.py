@@ -11,9 +11,12 @@ from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, Emb
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from ham_dist.config.schema import MethodSettings
 from ham_dist.errors import BundleError, ConfigError, SlicingError, TargetError
 from ham_dist.export.bundle import open_bundle
 from ham_dist.library import Search, export, mask_columns, slice_columns
+from ham_dist.methods.loo import LeaveOneOutSettings
+from ham_dist.methods.sseds import SSEDSSettings
 from tests.support.ranks import run_on_ranks
 
 
@@ -70,6 +73,18 @@ def test_a_one_shot_method_needs_a_pass_over_data() -> None:
     scores = search.method.tensors()["scores"]
     assert kept.sum() == 3
     assert scores[kept].min() > scores[~kept].max()
+
+
+@pytest.mark.parametrize("method", [LeaveOneOutSettings, SSEDSSettings])
+def test_the_value_of_a_closed_column_is_a_setting(method: type[MethodSettings]) -> None:
+    """If all rows have the same ids, a column's mean, and its value in another row, are its own values."""
+    model, _ = opened()
+    same = KeyedJaggedTensor(["user", "item"], torch.tensor([1, 1, 4, 4]), lengths=torch.ones(4).long())
+    for closed in ("zero", "mean", "shuffled"):
+        search = Search(model, columns=3, method=method.model_validate({"closed": closed}))
+        search.score([lambda: model(same).square().mean()])
+        scores = search.method.tensors()["scores"]
+        assert (scores.abs() > 1e-6).all() if closed == "zero" else (scores.abs() < 1e-8).all()
 
 
 def test_a_model_can_be_built_again_from_an_export(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The base class of all settings, and types of numbers that several sections use."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -9,6 +9,8 @@ LayerCount = Annotated[int, Field(gt=0, le=64)]
 LayerWidths = Annotated[tuple[Annotated[int, Field(gt=0, le=65_536)], ...], Field(max_length=64)]
 """Limits far above what a model needs, so that a damaged file cannot make a process allocate all memory."""
 PositiveFloat = Annotated[float, Field(gt=0)]
+ClosedValue = Literal["zero", "mean", "shuffled"]
+"""Value of a closed column while a method computes scores."""
 
 
 class Settings(BaseModel):

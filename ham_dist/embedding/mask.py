@@ -3,7 +3,7 @@
 Shape letters: B rows of a batch, D columns of all keys, S columns under search.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -16,6 +16,9 @@ from ham_dist.embedding.tables import BYTES_PER_NUMBER
 
 Columns = Mapping[str, torch.Tensor]
 """Kept column numbers by table name, ascending, int64; an empty tensor for a table that is removed."""
+
+ClosedColumns = Callable[[torch.Tensor], torch.Tensor]
+"""Computes the values that columns have where the mask is 0, (B, D) or (D,), from the columns (B, D)."""
 
 
 class ColumnLayout:
@@ -96,18 +99,21 @@ class ColumnMask:
       the model needs no change.
     - A model calls `MaskedEmbeddingBagCollection.look_up`, which does not multiply, and passes `values` to a
       module that multiplies them into the only weights that read the columns: D products per output in place
-      of B x D. `ham_dist.models.ctr.CTRModel` and its interactions do so.
+      of B x D. `ham_dist.models.ctr.CTRModel` and its interactions do so. It calls `applied` in between,
+      because a closed column may have another value than 0 while a method computes scores.
 
     Attributes:
         layout: Position of each table's columns in `values`.
         values: (S,) float32 in the layout's order; None while every column is open (nothing is multiplied).
         detached: True while lookups have no gradient.
+        closed: Computes the values c of closed columns: x becomes m x + (1 - m) c. None: zeros.
     """
 
     def __init__(self, layout: ColumnLayout) -> None:
         self.layout = layout
         self.values: torch.Tensor | None = None
         self.detached = False
+        self.closed: ClosedColumns | None = None
         self._places: dict[tuple[tuple[str, ...], tuple[int, ...]], torch.Tensor | None] = {}
 
     def set(self, values: torch.Tensor | None) -> None:
@@ -115,21 +121,25 @@ class ColumnMask:
         self.values = values
 
     @contextmanager
-    def differentiable(self, values: torch.Tensor) -> Iterator[None]:
+    def differentiable(self, values: torch.Tensor, closed: ClosedColumns | None = None) -> Iterator[None]:
         """Context in which lookups are multiplied by `values`, with a gradient to `values` only.
 
         The looked-up vectors are detached from the graph: fused kernels update their tables inside
         backward(), so any gradient that reached them would train the tables on validation data.
+
+        Args:
+            values: (S,).
+            closed: As in the attribute; its result must have no gradient.
         """
         before = self.values
-        self.values, self.detached = values, True
+        self.values, self.detached, self.closed = values, True, closed
         try:
             yield
         finally:
-            self.values, self.detached = before, False
+            self.values, self.detached, self.closed = before, False, None
 
     def __call__(self, looked_up: KeyedTensor) -> KeyedTensor:
-        """Returns `looked_up` with closed columns set to 0.
+        """Returns `looked_up` with closed columns set to 0, or to the values that `closed` computes.
 
         Columns are matched by key, because the order of the keys depends on how the tables are sharded.
         """
@@ -139,7 +149,23 @@ class ColumnMask:
         if self.detached:
             values = values.detach()
         keys, lengths = looked_up.keys(), looked_up.length_per_key()
-        return KeyedTensor(keys, lengths, values * self._in_order_of(keys, lengths))
+        return KeyedTensor(keys, lengths, self._masked(values, self._in_order_of(keys, lengths)))
+
+    def applied(self, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Returns the columns (B, S), and the mask that a model has to multiply them by, or None.
+
+        If closed columns have other values than 0, the mask is applied here, and there is none left.
+
+        Args:
+            columns: In the layout's order.
+        """
+        if self.values is None or self.closed is None:
+            return columns, self.values
+        return self._masked(columns, self.values), None
+
+    def _masked(self, columns: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        masked = columns * mask
+        return masked if self.closed is None else masked + (1.0 - mask) * self.closed(columns)
 
     def _in_order_of(self, keys: Sequence[str], lengths: Sequence[int]) -> torch.Tensor:
         assert self.values is not None

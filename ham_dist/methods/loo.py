@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 
+from ham_dist.config.base import ClosedValue
 from ham_dist.config.schema import MethodSettings
 from ham_dist.methods.method import MaskLoss, Method, SearchSpace
 
@@ -25,6 +26,10 @@ class LeaveOneOutSettings(MethodSettings):
     """Leave-one-out: the exact rise of the validation loss when a column is closed; for small tables."""
 
     name: Literal["loo"] = "loo"
+    closed: ClosedValue = "zero"
+    """Value of a closed column. `zero`: 0, as after slicing; `mean`: the mean of the column over the batch,
+    so that a column without variance has no effect; `shuffled`: its value in another row of the batch, drawn
+    at random, as for permutation importance."""
 
 
 class LeaveOneOut(Method):
@@ -48,6 +53,11 @@ class LeaveOneOut(Method):
     def passes(self) -> int:
         """One with all columns open, and one for each column."""
         return self.space.layout.size + 1
+
+    @property
+    def closed(self) -> ClosedValue:
+        """The setting `closed`."""
+        return self.settings.closed
 
     def score(self, losses: Iterator[MaskLoss]) -> None:
         """Computes the loss of every batch with all columns open, and with each column closed."""

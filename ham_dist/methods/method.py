@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
+from ham_dist.config.base import ClosedValue
 from ham_dist.config.schema import MethodSettings
 from ham_dist.errors import ConfigError
 
@@ -105,6 +106,14 @@ class Method(ABC):
     def batches(self) -> Literal["validation", "training"]:
         """Split of the batches that `step` and `score` get."""
         return "validation"
+
+    @property
+    def closed(self) -> ClosedValue:
+        """Value of a closed column in the losses that `step` and `score` get.
+
+        Steps on the weights and evaluation always take 0, the value of a column that is sliced away.
+        """
+        return "zero"
 
     @property
     def passes(self) -> int:

@@ -16,6 +16,7 @@ from typing import Literal
 
 import torch
 
+from ham_dist.config.base import ClosedValue
 from ham_dist.config.schema import MethodSettings
 from ham_dist.methods.method import MaskLoss, Method, SearchSpace
 
@@ -30,6 +31,10 @@ class SSEDSSettings(MethodSettings):
     """Score of a column, from its gradients g on all batches, weighted by their rows: `abs_mean` is |mean of
     g|, `mean_abs` the mean of |g|, `mean_square` the mean of g squared, `signed` minus the mean of g, the
     first-order change of the loss when the column is closed."""
+    closed: ClosedValue = "zero"
+    """Value of a closed column x, which the gradient at the full mask compares with: its score is that of
+    dL/dx (x - value). `zero`: 0; `mean`: the mean of the column over the batch; `shuffled`: its value in
+    another row of the batch, drawn at random."""
 
 
 class SSEDS(Method):
@@ -52,6 +57,11 @@ class SSEDS(Method):
     def batches(self) -> Literal["validation", "training"]:
         """The setting `batches`."""
         return self.settings.batches
+
+    @property
+    def closed(self) -> ClosedValue:
+        """The setting `closed`."""
+        return self.settings.closed
 
     def score(self, losses: Iterator[MaskLoss]) -> None:
         """Takes the statistic of dL/dm, at m = 1, over all batches; each row has the same weight."""

@@ -81,7 +81,7 @@ class CTRModel(nn.Module):
         with torch.autocast(
             columns.device.type, torch.bfloat16, enabled=self.autocasts and torch.is_grad_enabled()
         ):
-            logits = self.interaction(columns.to(self.interaction.dtype), self.mask.values)
+            logits = self.interaction(*self.mask.applied(columns.to(self.interaction.dtype)))
         if self.first_order_tables is not None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.mask.detached):
                 # The term is the first column of each table; the others are padding and must get no gradient.

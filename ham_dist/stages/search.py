@@ -6,7 +6,9 @@ from itertools import islice
 
 import torch
 
+from ham_dist.config.base import ClosedValue
 from ham_dist.data.reader.batch import Batch
+from ham_dist.distributed.ranks.closed_columns import closed_columns
 from ham_dist.embedding.mask import Columns
 from ham_dist.methods.method import MaskLoss, Method
 from ham_dist.training.checkpoints import StageCheckpoints
@@ -95,7 +97,9 @@ def _score(state: TrainingState, method: Method, samples: Samples, log: RunLog) 
             f"warning: these are {method.passes * rows:.1e} samples in all, which may take hours. "
             "search.method.name = sseds estimates the same effects by one pass"
         )
-    method.score(loss_of(state, batch) for batch in state.batches(samples.once(method.batches)))
+    method.score(
+        loss_of(state, batch, method.closed) for batch in state.batches(samples.once(method.batches))
+    )
 
 
 def _alternate(
@@ -108,15 +112,20 @@ def _alternate(
 ) -> torch.Tensor:
     """One step on alpha if one is due, then one step on the weights under the resulting mask."""
     if progress.steps % method.every == 0:
-        method.step(loss_of(state, next(batches)))  # Eq. 3
+        method.step(loss_of(state, next(batches), method.closed))  # Eq. 3
     progress.counts.saw(method.used())
     state.sharded.mask.set(method.mask())
     return weight_step(state, train_batch, check)
 
 
-def loss_of(state: TrainingState, batch: Batch) -> MaskLoss:
-    """Returns the loss of a batch as a function of the mask."""
-    return MaskLoss(partial(mask_gradient, state, batch), partial(loss_at, state, batch), batch.global_rows)
+def loss_of(state: TrainingState, batch: Batch, closed: ClosedValue = "zero") -> MaskLoss:
+    """Returns the loss of a batch as a function of the mask, with this value for closed columns."""
+    values = closed_columns(closed, state.settings.seed)
+    return MaskLoss(
+        partial(mask_gradient, state, batch, closed=values),
+        partial(loss_at, state, batch, closed=values),
+        batch.global_rows,
+    )
 
 
 def _close(state: TrainingState, method: Method, progress: StageProgress, log: RunLog) -> Columns:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from ham_dist.data.reader.batch import Batch
 from ham_dist.distributed.ranks import process_group
 from ham_dist.distributed.sharding.lookups import summed_gradients
-from ham_dist.embedding.mask import as_evaluated
+from ham_dist.embedding.mask import ClosedColumns, as_evaluated
 from ham_dist.training.guard import Guard
 from ham_dist.training.progress import StageProgress
 from ham_dist.training.run_log import RunLog
@@ -58,7 +58,9 @@ def weight_step(state: TrainingState, batch: Batch, check: LossCheck | None = No
     return loss.detach()
 
 
-def mask_gradient(state: TrainingState, batch: Batch, mask: torch.Tensor) -> torch.Tensor:
+def mask_gradient(
+    state: TrainingState, batch: Batch, mask: torch.Tensor, closed: ClosedColumns | None = None
+) -> torch.Tensor:
     """Returns dL/dm on a validation batch, at `mask`; the gradient of alpha in Eq. 2 of the HAM paper.
 
     Tables, dense weights, their optimizers and BatchNorm's running statistics stay bit for bit the same: only
@@ -70,26 +72,31 @@ def mask_gradient(state: TrainingState, batch: Batch, mask: torch.Tensor) -> tor
 
     Args:
         mask: (S,) float32.
+        closed: Computes the values of closed columns; None: zeros.
     Returns:
         (S,) float32, over the global batch, the same on every rank.
     """
     values = mask.detach().to(state.interaction.dtype, copy=True).requires_grad_()
-    with state.sharded.mask.differentiable(values), as_evaluated(state.interaction):
+    with state.sharded.mask.differentiable(values, closed), as_evaluated(state.interaction):
         loss = log_loss(state.logits(batch), batch)
     (gradient,) = torch.autograd.grad(loss, values)
     return process_group.sum_over_ranks(gradient).float()
 
 
 @torch.no_grad()
-def loss_at(state: TrainingState, batch: Batch, mask: torch.Tensor) -> float:
+def loss_at(
+    state: TrainingState, batch: Batch, mask: torch.Tensor, closed: ClosedColumns | None = None
+) -> float:
     """Returns the mean log loss of a batch at `mask`, by a forward pass as in `mask_gradient`.
 
     Args:
         mask: (S,) float32.
+        closed: As in `mask_gradient`.
     Returns:
         The loss over the global batch, the same on every rank.
     """
-    with state.sharded.mask.differentiable(mask.to(state.interaction.dtype)), as_evaluated(state.interaction):
+    values = mask.to(state.interaction.dtype)
+    with state.sharded.mask.differentiable(values, closed), as_evaluated(state.interaction):
         # In float64 from the logits on: the loss of two masks may differ by less than a float32 sum's error.
         loss = log_loss(state.logits(batch).double(), batch)
     return float(process_group.sum_over_ranks(loss))

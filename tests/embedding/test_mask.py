@@ -112,6 +112,23 @@ def test_gradient_reaches_the_mask_alone() -> None:
     assert module.mask.values is None
 
 
+def test_a_closed_column_takes_another_value_through_either_way_of_masking() -> None:
+    """m x + (1 - m) c: by the collection, under padding and in another order, or by `applied` for a model."""
+    mask = ColumnMask(LAYOUT)
+    values = torch.tensor([1.0, 0, 0.5, 1, 0, 0])
+    stored = {"item": 4, "hour": 4, "user": 4}
+    found = looked_up(list(stored), stored)
+    columns = ordered_columns(found, DIMS)
+    with mask.differentiable(values, closed=lambda columns: 3.0 * columns + 1.0):
+        by_collection = ordered_columns(mask(found), DIMS)
+        by_model, left = mask.applied(columns)
+    assert left is None
+    wanted = [0.0, 3 * 1 + 1, 0.5 * 2 + 0.5 * (3 * 2 + 1), 100, 3 * 101 + 1, 3 * 200 + 1]
+    assert by_collection[0].tolist() == by_model[0].tolist() == wanted
+    with mask.differentiable(values):
+        assert mask.applied(columns) == (columns, values)
+
+
 def test_a_mask_is_no_state() -> None:
     module = MaskedEmbeddingBagCollection(ebc(), ColumnMask(LAYOUT))
     module.mask.set(torch.ones(6))

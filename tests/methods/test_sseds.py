@@ -5,7 +5,7 @@ import torch
 
 from ham_dist.config.schema import Target
 from ham_dist.methods.method import MaskLoss
-from tests.support.one_shot import float64_run, plain_losses, scores_of
+from tests.support.one_shot import PlainLosses, float64_run, plain_losses, scores_of
 from tests.support.ranks import run_on_ranks
 from tests.support.search_space import method, with_gradient
 
@@ -16,25 +16,34 @@ STATISTICS = ["abs_mean", "mean_abs", "mean_square", "signed"]
 def test_scores_are_those_of_autograd_on_any_ranks(model: str) -> None:
     """The scores of 1 and 3 ranks have the same bits; lookups are in float32, hence the tolerance."""
     run = float64_run(model)
-    cases = {statistic: {"name": "sseds", "statistic": statistic} for statistic in STATISTICS}
+    cases: dict[str, dict[str, str]] = {statistic: {"statistic": statistic} for statistic in STATISTICS}
+    cases |= {closed: {"closed": closed, "statistic": "signed"} for closed in ("mean", "shuffled")}
+    cases = {label: {"name": "sseds", **keys} for label, keys in cases.items()}
     tables, found = run_on_ranks(1, scores_of, run, cases)[0]
     for _, on_three in run_on_ranks(3, scores_of, run, cases):
         assert all(torch.equal(on_three[name], scores) for name, scores in found.items())
-    rows, gradients = [], []
-    for count, loss in plain_losses(run, tables):
-        mask = torch.ones(27, dtype=torch.float64, requires_grad=True)
-        rows.append(float(count))
-        gradients.append(torch.autograd.grad(loss(mask), mask)[0])
-    weights = torch.tensor(rows, dtype=torch.float64)[:, None] / sum(rows)
-    of_batch = torch.stack(gradients)
+    weights, of_batch = plain_gradients(plain_losses(run, tables))
     wanted = {
         "abs_mean": (weights * of_batch).sum(0).abs(),
         "mean_abs": (weights * of_batch.abs()).sum(0),
         "mean_square": (weights * of_batch.square()).sum(0),
         "signed": -(weights * of_batch).sum(0),
     }
+    for closed in ("mean", "shuffled"):
+        weights, of_batch = plain_gradients(plain_losses(run, tables, closed))
+        wanted[closed] = -(weights * of_batch).sum(0)
     for statistic, scores in wanted.items():
         torch.testing.assert_close(found[statistic], scores.float(), rtol=1e-5, atol=1e-7, msg=statistic)
+
+
+def plain_gradients(losses: PlainLosses) -> tuple[torch.Tensor, torch.Tensor]:
+    """Share of each batch in the rows, (n, 1), and its gradient of the mask at ones, (n, 27)."""
+    gradients = []
+    for _, loss in losses:
+        mask = torch.ones(27, dtype=torch.float64, requires_grad=True)
+        gradients.append(torch.autograd.grad(loss(mask), mask)[0])
+    rows = torch.tensor([[float(count)] for count, _ in losses], dtype=torch.float64)
+    return rows / rows.sum(), torch.stack(gradients)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from ham_dist.config.schema import RunSettings, Target
 from ham_dist.distributed.ranks import process_group
@@ -18,6 +19,7 @@ from tests.support.sharded_model import part_of_batch, settings, whole_tables
 
 BATCHES = {11: 31, 12: 31, 13: 5}
 """Rows of each batch, by its seed; the last is short."""
+PlainLosses = list[tuple[int, Callable[[torch.Tensor], torch.Tensor]]]
 KEPT = 12
 """Of the 27 columns."""
 
@@ -53,20 +55,25 @@ def scores_of(
             part_of_batch(seed, rows, rows * rank // ranks, rows * (rank + 1) // ranks)
             for seed, rows in BATCHES.items()
         ]
-        method.score(loss_of(state, batch) for batch in batches)
+        method.score(loss_of(state, batch, method.closed) for batch in batches)
         found[label] = method.tensors()["scores"]
     return whole_tables(state), found
 
 
-def plain_losses(
-    run: RunSettings, tables: Mapping[str, torch.Tensor]
-) -> list[tuple[int, Callable[[torch.Tensor], torch.Tensor]]]:
+def plain_losses(run: RunSettings, tables: Mapping[str, torch.Tensor], closed: str = "zero") -> PlainLosses:
     """Rows of each batch, and its loss as a function of the mask, in plain torch."""
     model = PlainModel(run, tables).double().eval()
 
     def loss_of_batch(seed: int, rows: int) -> Callable[[torch.Tensor], torch.Tensor]:
         ids, labels = global_batch(rows, seed)
         starts = [(values, lengths.cumsum(0) - lengths) for values, lengths in ids]
-        return lambda mask: model.loss(starts, labels.double(), mask)
+        columns = model.columns(starts).detach()
+        order = torch.randperm(rows, generator=torch.Generator().manual_seed(run.seed))
+        value = {"zero": torch.zeros(1), "mean": columns.mean(0, keepdim=True), "shuffled": columns[order]}[
+            closed
+        ]
+        return lambda mask: functional.binary_cross_entropy_with_logits(
+            model.interaction(columns * mask + value * (1 - mask)), labels.double()
+        )
 
     return [(rows, loss_of_batch(seed, rows)) for seed, rows in BATCHES.items()]
