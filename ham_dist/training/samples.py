@@ -83,7 +83,7 @@ class Samples:
         return self._batches(name, order=None, keep_last=True, size=self._method_batch(name))
 
     def rows(self, split: Source) -> int:
-        """Returns the number of rows of a split."""
+        """Returns the number of rows that `once` yields in all batches together."""
         return self._splits[_SPLIT_OF[split]].rows
 
     def evaluation(self, split: Literal["validation", "test"]) -> Iterator[Batch]:
