@@ -7,6 +7,7 @@ from ham_dist.methods.autodim import AutoDim
 from ham_dist.methods.ham import HardAuxiliaryMask
 from ham_dist.methods.loo import LeaveOneOut
 from ham_dist.methods.magnitude import Magnitude
+from ham_dist.methods.mde import MDE
 from ham_dist.methods.method import Method
 from ham_dist.methods.pep import Pep
 from ham_dist.methods.random import Random
@@ -37,6 +38,7 @@ _BUILT_IN = (
     AutoDim,
     SSEDS,
     LeaveOneOut,
+    MDE,
     Pep,
 )
 for _built_in in _BUILT_IN:
