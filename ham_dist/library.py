@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
+from ham_dist.config.base import RowWeights
 from ham_dist.config.schema import MethodSettings, Target
 from ham_dist.distributed.ranks import process_group
 from ham_dist.distributed.ranks.closed_columns import closed_columns
@@ -38,6 +39,7 @@ from ham_dist.export.writer import Description
 from ham_dist.methods.budget import Budget
 from ham_dist.methods.method import MaskLoss, SearchSpace
 from ham_dist.methods.registry import METHODS
+from ham_dist.training.covariance import covariances_of, moment
 
 __all__ = ["MaskedEmbeddingBagCollection", "Search", "export", "mask_columns", "slice_columns"]
 
@@ -97,6 +99,7 @@ class Search:
             layout=layout,
             budget=Budget(Target(columns=columns, bytes=bytes), layout),
             column_norms=lambda: _column_norms(self._masked),
+            covariances=lambda weights: _covariances(self._masked, weights),
             seed=seed,
             device=next(model.parameters()).device,
         )
@@ -306,6 +309,15 @@ def _column_norms(masked: MaskedEmbeddingBagCollection) -> torch.Tensor:
     """Norms of the columns, (S,) float32 on CPU."""
     tables = _tables(masked)
     return torch.cat([tables[table].float().norm(dim=0).cpu() for table in masked.mask.layout.dims])
+
+
+def _covariances(masked: MaskedEmbeddingBagCollection, weights: RowWeights) -> dict[str, torch.Tensor]:
+    if weights != "rows":
+        raise ConfigError(
+            f"Search: weights = {weights!r} needs the training samples, expected 'rows'.\n"
+            "  Use weights = 'rows', or `ham-dist train`, which reads the samples."
+        )
+    return covariances_of({table: moment(values).cpu() for table, values in _tables(masked).items()})
 
 
 def _scale_columns(masked: MaskedEmbeddingBagCollection, factors: torch.Tensor) -> None:

@@ -36,6 +36,7 @@ from ham_dist.stages.search import search
 from ham_dist.stages.slice import slice_columns
 from ham_dist.training.axes import check_axes
 from ham_dist.training.checkpoints import Saving, StageCheckpoints
+from ham_dist.training.covariance import covariances
 from ham_dist.training.evaluation import undefined_auc
 from ham_dist.training.preemption import Preemption
 from ham_dist.training.progress import StageProgress
@@ -259,6 +260,7 @@ def _search_space(run: Run, wide: TrainingState, target: Target) -> SearchSpace:
         layout=layout,
         budget=Budget(target, layout),
         column_norms=lambda: gram.column_norms(wide.sharded),
+        covariances=partial(covariances, wide, partial(run.samples.once, "training")),
         seed=run.settings.seed,
         device=run.device,
         bands=wide.interaction.bands(),

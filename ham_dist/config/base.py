@@ -11,6 +11,8 @@ LayerWidths = Annotated[tuple[Annotated[int, Field(gt=0, le=65_536)], ...], Fiel
 PositiveFloat = Annotated[float, Field(gt=0)]
 ClosedValue = Literal["zero", "mean", "shuffled"]
 """Value of a closed column while a method computes scores."""
+RowWeights = Literal["rows", "lookups"]
+"""Weights of a table's rows in a covariance: all alike, or as often as the training samples look them up."""
 
 
 class Settings(BaseModel):

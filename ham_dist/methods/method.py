@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
-from ham_dist.config.base import ClosedValue
+from ham_dist.config.base import ClosedValue, RowWeights
 from ham_dist.config.schema import MethodSettings
 from ham_dist.errors import ConfigError
 
@@ -52,6 +52,8 @@ class SearchSpace:
         device: Device of the masks.
         bands: Columns of each table that open and close together, of which one group is kept; None if every
             column is chosen on its own.
+        covariances: Returns the covariance of the columns of each table, (d, d) float64 on CPU, with these
+            weights of its rows. A collective. None if nothing of the kind is known.
     """
 
     layout: "ColumnLayout"
@@ -60,6 +62,7 @@ class SearchSpace:
     seed: int
     device: torch.device
     bands: Mapping[str, Sequence[slice]] | None = None
+    covariances: Callable[[RowWeights], Mapping[str, torch.Tensor]] | None = None
 
 
 class Method(ABC):

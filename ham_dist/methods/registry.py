@@ -9,6 +9,7 @@ from ham_dist.methods.loo import LeaveOneOut
 from ham_dist.methods.magnitude import Magnitude
 from ham_dist.methods.mde import MDE
 from ham_dist.methods.method import Method
+from ham_dist.methods.pca import PCA
 from ham_dist.methods.pep import Pep
 from ham_dist.methods.random import Random
 from ham_dist.methods.sseds import SSEDS
@@ -39,6 +40,7 @@ _BUILT_IN = (
     SSEDS,
     LeaveOneOut,
     MDE,
+    PCA,
     Pep,
 )
 for _built_in in _BUILT_IN:

@@ -72,12 +72,8 @@ class CTRModel(nn.Module):
             sent: The exchange of the ids between ranks if it has been started; sharded tables take it as
                 second argument.
         """
-        counts = {
-            field: sparse_features[field].lengths().clamp(min=1).unsqueeze(1) for field in self._averaged
-        }
-        columns = first_rows(
-            ordered_columns(self.tables.look_up(sparse_features, sent), self._dims, counts), rows
-        )
+        counts = self._counts(sparse_features)
+        columns = self._columns(sparse_features, rows, sent, counts)
         with torch.autocast(
             columns.device.type, torch.bfloat16, enabled=self.autocasts and torch.is_grad_enabled()
         ):
@@ -93,6 +89,30 @@ class CTRModel(nn.Module):
                 )
             logits = logits + terms.sum(dim=1)
         return logits
+
+    def columns(
+        self, sparse_features: KeyedJaggedTensor, rows: int | None = None, sent: object = None
+    ) -> torch.Tensor:
+        """Returns the columns of all fields without the mask, (B, D), in the order of the interaction.
+
+        Args:
+            sparse_features: As in `forward`, like the others.
+        """
+        return self._columns(sparse_features, rows, sent, self._counts(sparse_features))
+
+    def _columns(
+        self,
+        sparse_features: KeyedJaggedTensor,
+        rows: int | None,
+        sent: object,
+        counts: dict[str, torch.Tensor],
+    ) -> torch.Tensor:
+        looked_up = self.tables.look_up(sparse_features, sent)
+        return first_rows(ordered_columns(looked_up, self._dims, counts), rows)
+
+    def _counts(self, sparse_features: KeyedJaggedTensor) -> dict[str, torch.Tensor]:
+        """Number of ids in each bag, (B, 1), of the fields whose mean is taken."""
+        return {field: sparse_features[field].lengths().clamp(min=1).unsqueeze(1) for field in self._averaged}
 
     @property
     def mask(self) -> ColumnMask:

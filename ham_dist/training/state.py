@@ -17,7 +17,7 @@ from ham_dist.distributed.ranks import process_group
 from ham_dist.distributed.sharding.model import FIRST_ORDER, TABLES, ShardedModel
 from ham_dist.embedding.mask import Columns
 from ham_dist.embedding.tables import Table, base_tables, sliced_tables, stored_dim
-from ham_dist.models.ctr import ctr_model
+from ham_dist.models.ctr import CTRModel, ctr_model
 from ham_dist.models.interaction import Interaction
 from ham_dist.models.registry import INTERACTIONS, build_interaction
 from ham_dist.training.optimizers import Optimizers
@@ -59,6 +59,13 @@ class TrainingState:
             trains: True for a step on the weights, whose gradients DDP sums over the ranks.
         """
         return self.sharded.logits(batch, trains=trains)
+
+    @torch.no_grad()
+    def columns(self, batch: Batch) -> torch.Tensor:
+        """Returns the columns (B, D) that this rank's part of a batch looks up, without the mask."""
+        model = self.sharded.model
+        assert isinstance(model, CTRModel)
+        return model.columns(*self.sharded.inputs(batch))
 
     def weights(self) -> dict[str, Any]:
         """Returns the model's tensors by names that do not depend on the ranks.

@@ -33,6 +33,7 @@ def space(
         seed,
         torch.device("cpu"),
         BANDS if bands else None,
+        lambda weights: {table: torch.eye(dim, dtype=torch.float64) for table, dim in DIMS.items()},
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ham_dist.data.reader.batch import Batch
 from ham_dist.data.reader.order import rows_of_rank
@@ -113,10 +114,14 @@ class ShardedModel:
                 exchanged here.
             trains: True for a step on the weights, whose gradients DDP sums over the ranks.
         """
-        prepared = batch if isinstance(batch, PreparedBatch) else self.prepare(batch)
         model = self.parallel if trains else self.model
-        logits: torch.Tensor = model(prepared.features, prepared.rows, prepared.sent)
+        logits: torch.Tensor = model(*self.inputs(batch))
         return logits
+
+    def inputs(self, batch: Batch) -> tuple[KeyedJaggedTensor, int | None, object]:
+        """Returns the inputs for a batch: ids, number of rows, and the ids' exchange if it has begun."""
+        prepared = batch if isinstance(batch, PreparedBatch) else self.prepare(batch)
+        return prepared.features, prepared.rows, prepared.sent
 
     def placements(self) -> Iterator[tuple[str, Placement]]:
         """Yields the name of every table in `table_tensors` with its placement; identical on every rank."""
