@@ -5,6 +5,8 @@ from typing import TypeVar
 from ham_dist.config import schema
 from ham_dist.methods.autodim import AutoDim
 from ham_dist.methods.ham import HardAuxiliaryMask
+from ham_dist.methods.ham_p import BernoulliMask
+from ham_dist.methods.irazor import IRazor
 from ham_dist.methods.loo import LeaveOneOut
 from ham_dist.methods.magnitude import Magnitude
 from ham_dist.methods.mde import MDE
@@ -12,6 +14,8 @@ from ham_dist.methods.method import Method
 from ham_dist.methods.pca import PCA
 from ham_dist.methods.pep import Pep
 from ham_dist.methods.random import Random
+from ham_dist.methods.sam import SoftAuxiliaryMask
+from ham_dist.methods.sam_gs import GumbelSigmoidMask
 from ham_dist.methods.sseds import SSEDS
 from ham_dist.methods.uniform import Uniform
 
@@ -42,6 +46,10 @@ _BUILT_IN = (
     MDE,
     PCA,
     Pep,
+    SoftAuxiliaryMask,
+    GumbelSigmoidMask,
+    BernoulliMask,
+    IRazor,
 )
 for _built_in in _BUILT_IN:
     register_method(_built_in)

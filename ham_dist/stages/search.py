@@ -11,6 +11,7 @@ from ham_dist.data.reader.batch import Batch
 from ham_dist.distributed.ranks.closed_columns import closed_columns
 from ham_dist.embedding.mask import Columns
 from ham_dist.methods.method import MaskLoss, Method
+from ham_dist.stages.slice import fold_mask
 from ham_dist.training.checkpoints import StageCheckpoints
 from ham_dist.training.evaluation import evaluate
 from ham_dist.training.guard import Guard
@@ -82,7 +83,7 @@ def search(
         checkpoints.save(progress)
     if method.searches:
         checkpoints.restore_best(progress)
-    return _close(state, method, progress, log), progress
+    return _close(state, method, samples, progress, log), progress
 
 
 def _score(state: TrainingState, method: Method, samples: Samples, log: RunLog) -> None:
@@ -128,7 +129,9 @@ def loss_of(state: TrainingState, batch: Batch, closed: ClosedValue = "zero") ->
     )
 
 
-def _close(state: TrainingState, method: Method, progress: StageProgress, log: RunLog) -> Columns:
+def _close(
+    state: TrainingState, method: Method, samples: Samples, progress: StageProgress, log: RunLog
+) -> Columns:
     """Opens only the chosen columns, which meet the target, and logs how the choice was made.
 
     The factors of a soft mask are multiplied into the tables.
@@ -157,6 +160,6 @@ def _close(state: TrainingState, method: Method, progress: StageProgress, log: R
     if isinstance(state.transform, SoftThresholding):
         state.transform = state.transform.finish()
     if (factors := method.fold()) is not None:
-        state.sharded.scale_columns(factors)
+        fold_mask(state, choice, factors, samples, log)
     state.sharded.mask.set(choice.to(state.sharded.device))
     return method.space.layout.split(choice)

@@ -17,6 +17,35 @@ LARGEST_DIFFERENCE = 1e-5
 is relative to the largest logit if that is above 1."""
 
 
+def fold_mask(
+    state: TrainingState, choice: torch.Tensor, factors: torch.Tensor, samples: Samples, log: RunLog
+) -> None:
+    """Multiplies the factors of a soft mask into the tables; leaves the mask at 0 and 1.
+
+    Args:
+        choice: Kept columns, as a mask (S,) of 0 and 1.
+        factors: (S,).
+    Raises:
+        SlicingError: The logits on a validation batch changed by more than rounding.
+    """
+    choice, factors = choice.to(state.sharded.device), factors.to(state.sharded.device)
+    batch = next(samples.evaluation("validation"))
+    state.sharded.mask.set(choice * factors)
+    soft = _logits(state, batch)
+    state.sharded.scale_columns(factors)
+    state.sharded.mask.set(choice)
+    # Every number in the tables is rounded once, to the precision of the tables.
+    rounding = 4 * torch.finfo(getattr(torch, state.settings.precision.tables)).eps
+    difference = _require_equal(
+        "the model with the mask folded into its tables",
+        "the softly masked model",
+        _logits(state, batch),
+        soft,
+        max(LARGEST_DIFFERENCE, rounding),
+    )
+    log.say(f"search: the mask is folded into the tables; logits changed by at most {difference:.1e}")
+
+
 def slice_columns(state: TrainingState, columns: Columns, samples: Samples, log: RunLog) -> TrainingState:
     """Returns the sliced model with `columns`, sliced from `state`, whose mask has the same columns.
 
@@ -31,19 +60,27 @@ def slice_columns(state: TrainingState, columns: Columns, samples: Samples, log:
         sliced.transform = pattern.moved_to(sliced.sharded)
     batch = next(samples.evaluation("validation"))
     masked, after = _logits(state, batch), _logits(sliced, batch)
-    difference = float((masked - after).abs().max()) / max(1.0, float(masked.abs().max()))
+    difference = _require_equal("the sliced model", "the masked model", after, masked, LARGEST_DIFFERENCE)
     kept = sum(map(len, columns.values()))
     log.say(
         f"slice: {kept} columns are kept; the sliced model's logits differ from the masked model's "
         f"by at most {difference:.1e}"
     )
-    if not difference <= LARGEST_DIFFERENCE:
+    return sliced
+
+
+def _require_equal(
+    model: str, other: str, logits: torch.Tensor, expected: torch.Tensor, largest: float
+) -> float:
+    """Returns the largest difference of the logits of two models, relative to the largest logit above 1."""
+    difference = float((expected - logits).abs().max()) / max(1.0, float(expected.abs().max()))
+    if not difference <= largest:
         raise SlicingError(
-            f"slice: the sliced model's logits differ from the masked model's by {difference:.1e}, "
-            f"expected at most {LARGEST_DIFFERENCE}. "
+            f"slice: the logits of {model} differ from those of {other} by {difference:.1e}, "
+            f"expected at most {largest:.1e}. "
             "This is a bug of ham_dist: please report it with the run folder"
         )
-    return sliced
+    return difference
 
 
 @torch.no_grad()
