@@ -228,8 +228,7 @@ class MethodSettings(Settings):
     """The size-search method; each method adds keys of its own (ham_dist/methods)."""
 
     name: str
-    """Method: `ham`, or a baseline that chooses columns without a search: `uniform`, `random` or
-    `magnitude`."""
+    """Name of the method. docs/compare.md describes all of them."""
 
 
 METHODS = Choice[MethodSettings]("search.method", "ham", "ham_dist.methods.registry")

@@ -63,9 +63,9 @@ class BernoulliMask(SampledAlpha):
         self.steps += 1
 
     def _excess(self) -> torch.Tensor:
-        """Returns v costs (S,), with the least v >= 0 for which clamp(alpha - v costs, 0, 1) meets the budget.
+        """Returns v costs (S,), with the least v >= 0 for which clamp(alpha - v costs, 0, 1) fits the budget.
 
-        That is the point nearest to alpha whose expected cost is within the budget.
+        The clamped numbers are the point nearest to alpha whose expected cost is within the budget.
         """
         limit, costs = self.space.budget.limit, self.space.budget.costs.double()
         alpha = self.alpha.double().cpu()

@@ -64,7 +64,8 @@ class IRazor(SoftMethod):
     Search in DNN-Based Recommender Systems, arXiv 2204.00281 (code: YaoYao1995/i-Razor, irazor_models.py).
 
     Attributes:
-        alpha: Logits of the bands, (F, K) float32 on CPU: F tables, at most K bands each; unused places are 0.
+        alpha: Logits of the bands, (F, K) float32 on CPU: F tables, at most K bands each; unused places
+            are 0.
     """
 
     Settings = IRazorSettings
@@ -145,9 +146,9 @@ class IRazor(SoftMethod):
         self.alpha -= self.settings.alpha_learning_rate * mean / (square.sqrt() + EPSILON)
 
     def _within_budget(self) -> torch.Tensor:
-        """Bands with the largest sum of probabilities that use the whole limit (bytes: 99 % of it), (F, K) bool.
+        """Bands with the largest sum of probabilities that use the whole limit (of bytes, 99 %), (F, K) bool.
 
-        Where no bands do, any that fit into it.
+        Where no bands do, those with the largest sum that fit into it.
         """
         budget, probabilities = self.space.budget, self.probabilities()
         costs = torch.zeros(self.alpha.numel(), dtype=torch.int64).index_add_(
