@@ -1,69 +1,53 @@
-"""A whole run: pretrain once, then for each target search, slice, retrain and export."""
+"""A whole run: pretrain once, then for each branch (a target) search, slice, retrain and export."""
 
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
-
-import torch
 
 from ham_dist.config.schema import RunSettings, Target
 from ham_dist.data.format.manifest import Manifest, Truth
 from ham_dist.data.synthetic.write import generate
 from ham_dist.distributed.checkpoint.writer import CheckpointWriter
 from ham_dist.distributed.ranks import process_group
-from ham_dist.distributed.sharding import gram
 from ham_dist.distributed.sharding.model import TABLES
-from ham_dist.embedding.sizes import table_sizes
 from ham_dist.embedding.table_size import read_sizes
-from ham_dist.errors import CheckpointError
-from ham_dist.export.package import export_state, origin, own_precision
-from ham_dist.io.atomic import write_json
+from ham_dist.errors import CheckpointError, Preempted
 from ham_dist.io.paths import absolute
-from ham_dist.methods.budget import Budget
-from ham_dist.methods.method import Method, SearchSpace
-from ham_dist.methods.registry import METHODS
+from ham_dist.methods.method import SearchSpace
 from ham_dist.report import grids
 from ham_dist.report.record import read_result
 from ham_dist.report.terminal import print_grids
+from ham_dist.stages.branch import Branch, Run, Supernet, do_branch, do_supernet, search_space
 from ham_dist.stages.pretrain import pretrain
-from ham_dist.stages.result import ModelResult, device_name, model_result, result_of
-from ham_dist.stages.retrain import retrain
-from ham_dist.stages.search import search
-from ham_dist.stages.slice import slice_columns
+from ham_dist.stages.result import device_name, model_result
 from ham_dist.training.axes import check_axes
-from ham_dist.training.checkpoints import Saving, StageCheckpoints
-from ham_dist.training.covariance import covariances
+from ham_dist.training.checkpoints import Saving
 from ham_dist.training.evaluation import undefined_auc
 from ham_dist.training.preemption import Preemption
-from ham_dist.training.progress import StageProgress
 from ham_dist.training.run_folder import RunFolder, default_run_dir
 from ham_dist.training.run_identity import RunIdentity
 from ham_dist.training.run_log import RunLog
-from ham_dist.training.samples import Samples, StageName
-from ham_dist.training.state import TrainingState, open_supernet, table_groups, warning_of_caches
+from ham_dist.training.samples import Samples
+from ham_dist.training.state import open_supernet, table_groups, warning_of_caches
 
 
-@dataclass(frozen=True)
-class Run:
-    """Objects that all stages of a run use."""
+class Watch:
+    """Receives the end of each branch of a run. This class raises the error of a branch, which ends the run."""
 
-    settings: RunSettings
-    folder: RunFolder
-    manifest: Manifest
-    samples: Samples
-    device: torch.device
-    log: RunLog
-    saving: Saving
+    def done(self, branch: Branch, folder: RunFolder, manifest: Manifest) -> None:
+        """Called on every rank when `branch` is finished, also if an earlier start had finished it."""
 
-    def checkpoints(
-        self, stage: StageName, state: TrainingState, extra: Callable[[], Mapping[str, torch.Tensor]] = dict
-    ) -> StageCheckpoints:
-        """Checkpoints of one stage; see StageCheckpoints for the parameters."""
-        return StageCheckpoints(self.folder.checkpoints / stage, state, self.saving, self.log, extra)
+    def failed(self, branch: Branch, error: Exception) -> None:
+        """Called in the handler of an error of `branch`; the run continues if it returns."""
+        raise error
+
+
+class _PrintsResults(Watch):
+    def done(self, branch: Branch, folder: RunFolder, manifest: Manifest) -> None:
+        process_group.on_first_rank(lambda: _print_result(folder, manifest.truth))
 
 
 def run_stages(settings: RunSettings, run_dir: Path | None, *, resume: bool) -> None:
@@ -76,7 +60,36 @@ def run_stages(settings: RunSettings, run_dir: Path | None, *, resume: bool) -> 
     Raises:
         HamError: An error the user can fix.
     """
-    settings = _with_absolute_path(settings)
+    settings = with_absolute_path(settings)
+    targets = settings.search.targets
+    branches = [
+        Branch("." if len(targets) == 1 else target.label, with_target(settings, target))
+        for target in targets
+    ]
+    run_branches(settings, run_dir, branches, resume=resume, watch=_PrintsResults())
+
+
+def run_branches(
+    settings: RunSettings,
+    run_dir: Path | None,
+    branches: Sequence[Branch],
+    *,
+    resume: bool,
+    test: bool = True,
+    watch: Watch | None = None,
+) -> None:
+    """Pretrains one supernet, or resumes it, and runs the branches that are not finished.
+
+    Args:
+        settings: Settings of the run, with an absolute data.path.
+        run_dir: Folder of the run; None for a new folder in runs/.
+        branches: Branches of the run; their settings differ from `settings` in [search] and [retrain] only.
+        resume: Continue from the newest checkpoint in `run_dir`.
+        test: Evaluate the models on the test split. If false, it is not read.
+        watch: Receives the end of each branch.
+    Raises:
+        HamError: An error the user can fix.
+    """
     # Preemption starts after the rendezvous: before it, there is nothing to save, and SIGTERM ends the
     # process.
     with process_group.process_group(settings.ranks) as device, Preemption() as preemption:
@@ -88,23 +101,30 @@ def run_stages(settings: RunSettings, run_dir: Path | None, *, resume: bool) -> 
             manifest = process_group.together(lambda: Manifest.load(data))
             process_group.on_first_rank(lambda: folder.tie(manifest))
             process_group.on_first_rank(lambda: manifest.check(data, deep=False))
-            if undefined := undefined_auc(manifest, "test"):
+            if test and (undefined := undefined_auc(manifest, "test")):
                 log.say(f"warning: {undefined}: the test AUC is not defined, and is null in result.json")
-            samples = process_group.together(lambda: Samples(data, manifest, settings, device))
+            samples = process_group.together(
+                lambda: Samples(data, manifest, settings, device, reads_test=test)
+            )
             with CheckpointWriter(
                 settings.checkpoint.copy_bytes, timedelta(minutes=settings.ranks.timeout_minutes)
             ) as writer:
-                _all_stages(
-                    Run(
-                        settings,
-                        folder,
-                        manifest,
-                        samples,
-                        device,
-                        log,
-                        Saving(settings.checkpoint, writer, preemption, _identity(folder)),
-                    )
-                )
+                saving = Saving(settings.checkpoint, writer, preemption, _identity(folder))
+                run = Run(settings, folder, manifest, samples, device, log, saving)
+                _all_stages(run, branches, watch or Watch())
+
+
+def with_absolute_path(settings: RunSettings) -> RunSettings:
+    """The settings with an absolute data.path, so that the run can be resumed from another folder."""
+    if settings.data.path is None:
+        return settings
+    data = settings.data.model_copy(update={"path": absolute(settings.data.path)})
+    return settings.model_copy(update={"data": data})
+
+
+def with_target(settings: RunSettings, target: Target) -> RunSettings:
+    """The settings with `target` as the only target."""
+    return settings.model_copy(update={"search": settings.search.model_copy(update={"targets": (target,)})})
 
 
 @contextmanager
@@ -123,14 +143,6 @@ def _started(folder: RunFolder, settings: RunSettings, device: str, *, resume: b
 def _open_log(folder: RunFolder) -> RunLog:
     """The log of a run or of one target; only rank 0 writes."""
     return process_group.together(lambda: RunLog(folder, is_first=process_group.rank() == 0))
-
-
-def _with_absolute_path(settings: RunSettings) -> RunSettings:
-    """The settings with an absolute data.path, so that the run can be resumed from another folder."""
-    if settings.data.path is None:
-        return settings
-    data = settings.data.model_copy(update={"path": absolute(settings.data.path)})
-    return settings.model_copy(update={"data": data})
 
 
 def _identity(folder: RunFolder) -> RunIdentity:
@@ -172,31 +184,40 @@ def _data_folder(settings: RunSettings, folder: RunFolder, log: RunLog) -> str |
     return folder.data
 
 
-def _all_stages(run: Run) -> None:
-    """Algorithm 1, once for each target, from one pretrained supernet."""
+def _all_stages(run: Run, branches: Sequence[Branch], watch: Watch) -> None:
+    """Algorithm 1, with one search, slicing and retraining per branch, from one pretrained supernet."""
     process_group.on_first_rank(lambda: _check_axes(run))
     wide = open_supernet(
         run.settings, run.manifest.num_embeddings(), run.device, run.manifest.single_valued()
     )
     if warning := warning_of_caches(run.settings, wide.sharded.plan):
         run.log.say(warning)
-    # Made for all targets before training, so that a target that cannot be met is an error at once.
-    spaces = {target: _search_space(run, wide, target) for target in run.settings.search.targets}
+    # Made for all branches before training, so that a target that cannot be met is an error at once.
+    spaces = dict[str, SearchSpace]()
+    for branch in branches:
+        with _reported(branch, watch):
+            spaces[branch.place] = search_space(run, wide, branch.settings)
     checkpoints = run.checkpoints("pretrain", wide)
     pretrained = pretrain(wide, run.samples, checkpoints, run.log)
-    before = model_result(wide, run.samples)
-    for target, space in spaces.items():
-        folder = _target_folder(run, target)
-        if not process_group.on_first_rank(folder.result.exists):
-            checkpoints.restore_best(pretrained)
-            wide.sharded.mask.set(None)
-            method = METHODS[run.settings.search.method.name](space, run.settings.search.method)
-            with _open_log(folder) if folder is not run.folder else nullcontext(run.log) as log:
-                saving = replace(run.saving, identity=_identity(folder))
-                of_target = replace(run, folder=folder, log=log, saving=saving)
-                _one_target(of_target, target, wide, method, pretrained, before)
-            gc.collect()  # Frees the sliced model's tables: sharded modules have reference cycles.
-        process_group.on_first_rank(partial(_print_result, folder, run.manifest.truth))
+    supernet = Supernet(wide, checkpoints, pretrained, model_result(wide, run.samples))
+    for branch in branches:
+        if branch.place in spaces:
+            with _reported(branch, watch):
+                folder = _branch_folder(run, branch)
+                if not process_group.on_first_rank(folder.result.exists):
+                    _one_branch(run, folder, branch, supernet, spaces[branch.place])
+                watch.done(branch, folder, run.manifest)
+
+
+@contextmanager
+def _reported(branch: Branch, watch: Watch) -> Iterator[None]:
+    """Report an error of a branch. An error of the machine, or a stop, ends the run."""
+    try:
+        yield
+    except (OSError, MemoryError, Preempted):
+        raise
+    except Exception as error:
+        watch.failed(branch, error)
 
 
 def _check_axes(run: Run) -> None:
@@ -204,79 +225,25 @@ def _check_axes(run: Run) -> None:
     check_axes(run.settings.model, {table.field: table.embedding_dim for table in tables})
 
 
-def _one_target(
-    run: Run,
-    target: Target,
-    wide: TrainingState,
-    method: Method,
-    pretrained: StageProgress,
-    before: ModelResult,
-) -> None:
-    """Search, slice, retrain and export for one target. `result.json` is written last: it marks the end."""
-    folder = run.folder
-    run.log.say(f"target {target.label}: search by {run.settings.search.method.name}")
-    if warning := method.warning(run.settings.search.epochs * run.samples.steps):
-        run.log.say(warning)
-    columns, searched = search(
-        wide, method, run.samples, run.checkpoints("search", wide, method.tensors), run.log
-    )
-    wide.optimizers.zero_grad()  # frees gradients as large as the tables before retraining
-    sliced = slice_columns(wide, columns, run.samples, run.log)
-    retrained = retrain(sliced, run.samples, run.checkpoints("retrain", sliced), run.log)
-    after = model_result(sliced, run.samples)
-    sizes = table_sizes(wide.sharded.tables, sliced.sharded.tables, columns)
-    plan = {"supernet": wide.sharded.plan.describe(), "sliced": sliced.sharded.plan.describe()}
-    process_group.on_first_rank(lambda: write_json(folder.plan, plan))
-    process_group.on_first_rank(lambda: write_json(folder.sizes, [asdict(size) for size in sizes]))
-    if not process_group.on_first_rank(folder.bundle.exists):
-        verified = export_state(
-            sliced,
-            run.samples,
-            folder.bundle,
-            precision=own_precision(run.settings),
-            run=origin(run.settings, run.manifest),
-        )
-        run.log.say(
-            f"bundle: {folder.bundle}: probabilities of {verified['rows']:,} records differ "
-            f"from the live model's by at most {verified['max_difference']:.1e}"
-        )
-    stages = {"pretrain": pretrained, "search": searched, "retrain": retrained}
-    result = result_of(run.settings, run.manifest, target, before, after, columns, stages, run.device)
-    run.log.truncate_after("result", -1)
-    run.log.metrics(
-        "result",
-        0,
-        sliced.optimizers.steps,
-        test_auc=after.auc,
-        test_logloss=after.logloss,
-        kept_columns=result["kept_columns"],
-    )
-    process_group.on_first_rank(lambda: write_json(folder.result, result))
+def _one_branch(run: Run, folder: RunFolder, branch: Branch, supernet: Supernet, space: SearchSpace) -> None:
+    with _open_log(folder) if folder is not run.folder else nullcontext(run.log) as log:
+        saving = replace(run.saving, identity=_identity(folder))
+        of_branch = replace(run, settings=branch.settings, folder=folder, log=log, saving=saving)
+        if branch.is_supernet:
+            do_supernet(of_branch, supernet)
+        else:
+            do_branch(of_branch, supernet, space)
+    gc.collect()  # Frees the sliced model's tables: sharded modules have reference cycles.
 
 
-def _search_space(run: Run, wide: TrainingState, target: Target) -> SearchSpace:
-    layout = wide.sharded.mask.layout
-    return SearchSpace(
-        layout=layout,
-        budget=Budget(target, layout),
-        column_norms=lambda: gram.column_norms(wide.sharded),
-        covariances=partial(covariances, wide, partial(run.samples.once, "training")),
-        seed=run.settings.seed,
-        device=run.device,
-        bands=wide.interaction.bands(),
-    )
-
-
-def _target_folder(run: Run, target: Target) -> RunFolder:
-    """The run folder of one target, started if it is not the whole run's folder."""
-    folder = run.folder.of_target(target, run.settings.search.targets)
-    if folder is run.folder:
-        return folder
-    search_settings = run.settings.search.model_copy(update={"targets": (target,)})
-    settings = run.settings.model_copy(update={"search": search_settings})
+def _branch_folder(run: Run, branch: Branch) -> RunFolder:
+    """The run folder of one branch, started if it is not the whole run's folder."""
+    if branch.place == ".":
+        return run.folder
+    folder = RunFolder(run.folder.path / branch.place)
     process_group.on_first_rank(
         lambda: folder.start(
-            settings,
+            branch.settings,
             resume=True,
             world_size=process_group.world_size(),
             device=device_name(run.device),

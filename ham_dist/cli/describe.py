@@ -170,7 +170,7 @@ def _result(folder: RunFolder) -> tuple[str, ...]:
         return ("not done", "", "", "", "")
     numbers = (
         "not defined" if result.test_auc is None else f"{result.test_auc:.4f}",
-        f"{result.test_logloss:.4f}",
+        "not defined" if result.test_logloss is None else f"{result.test_logloss:.4f}",
         f"{result.embedding_bytes:,}",
         f"{result.dense_parameters:,}",
     )

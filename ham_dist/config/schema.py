@@ -256,8 +256,12 @@ class SearchSettings(Settings):
 
 
 class RetrainSettings(Settings):
-    """Stage 3: train the sliced model further, from the searched weights."""
+    """Stage 3: train the sliced model further."""
 
+    start: Literal["searched", "pretrained", "scratch"] = "searched"
+    """Weights from which retraining starts. `searched`: those at the end of the search, as in the paper.
+    `pretrained`: those of the pretrained supernet, with its optimizer state; the search only gives the
+    columns. `scratch`: initial weights by the run's seed."""
     max_epochs: PositiveInt = 30
     """Maximum number of epochs, after those with column dropout."""
     patience: PositiveInt = 2

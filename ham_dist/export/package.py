@@ -26,7 +26,7 @@ from ham_dist.training.samples import Samples
 from ham_dist.training.state import TrainingState, open_sliced
 
 HELD_ROWS = 4096
-"""Records of the test split on which a bundle is compared with the live model."""
+"""Records of the held-out split (`Samples.held_out`) on which a bundle is compared with the live model."""
 
 
 def export_state(
@@ -43,9 +43,9 @@ def export_state(
         BundleError: The bundle cannot be written or differs from the live model; nothing is left on the disk.
     """
     manifest = samples.manifest
-    logits, _ = predict(state, [samples.part("test", HELD_ROWS)])
+    logits, _ = predict(state, [samples.part(samples.held_out, HELD_ROWS)])
     live = torch.sigmoid(logits)
-    held = _ids(samples.whole("test", HELD_ROWS))
+    held = _ids(samples.whole(samples.held_out, HELD_ROWS))
     fields = _fields(state, manifest)
     unknown = process_group.on_first_rank(lambda: shares_of(str(samples.folder), manifest, fields))
     return write_bundle(

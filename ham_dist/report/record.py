@@ -28,7 +28,7 @@ class Supernet(_Recorded):
     """The pretrained model with all its columns."""
 
     auc: float | None
-    logloss: float
+    logloss: float | None
     validation_auc: float | None = None
     embedding_parameters: int
     embedding_bytes: int
@@ -46,7 +46,7 @@ class Result(_Recorded):
     test_auc: float | None
     test_auc_undefined: str | None = None
     """Why there is no test AUC; None if there is one."""
-    test_logloss: float
+    test_logloss: float | None
     validation_auc: float | None
     embedding_parameters: int
     embedding_bytes: int

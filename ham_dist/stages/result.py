@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from ham_dist.config.schema import RunSettings, Target
-from ham_dist.data.format.manifest import Manifest
 from ham_dist.distributed.ranks import process_group
 from ham_dist.embedding.mask import Columns
 from ham_dist.training.evaluation import evaluate, undefined_auc
@@ -16,14 +15,17 @@ from ham_dist.training.progress import StageProgress
 from ham_dist.training.samples import Samples
 from ham_dist.training.state import TrainingState
 
+SUPERNET = "supernet"
+"""Method in the result of the supernet itself."""
+
 
 @dataclass(frozen=True)
 class ModelResult:
     """Quality and cost of one model.
 
     Attributes:
-        auc: AUC on the test split; None if all of its labels are equal.
-        logloss: Mean log loss on the test split.
+        auc: AUC on the held-out split (`Samples.held_out`); None if all of its labels are equal.
+        logloss: Mean log loss on that split.
         embedding_parameters: Parameters in its tables, at searched dims.
         embedding_bytes: Bytes of those parameters.
         dense_parameters: Parameters outside the tables.
@@ -37,8 +39,8 @@ class ModelResult:
 
 
 def model_result(state: TrainingState, samples: Samples) -> ModelResult:
-    """Evaluates a model on the test split and counts its parameters. A collective."""
-    quality = evaluate(state, samples.evaluation("test"))
+    """Evaluates a model on the held-out split and counts its parameters. A collective."""
+    quality = evaluate(state, samples.evaluation(samples.held_out))
     numbers = {
         table: table.num_embeddings * table.embedding_dim
         for table in (*state.sharded.tables, *state.sharded.first_order_tables)
@@ -54,7 +56,7 @@ def model_result(state: TrainingState, samples: Samples) -> ModelResult:
 
 def result_of(
     settings: RunSettings,
-    manifest: Manifest,
+    samples: Samples,
     target: Target,
     before: ModelResult,
     after: ModelResult,
@@ -64,28 +66,41 @@ def result_of(
 ) -> dict[str, Any]:
     """Returns the content of result.json for one target. A collective: every rank must call it.
 
+    Without the test split (`Samples.reads_test`), test figures are null, and the log loss is that of the
+    validation split.
+
     Args:
         before: Result of the supernet.
         after: Result of the sliced and retrained model.
         columns: Kept columns of every table.
-        stages: Progress by stage: pretrain, search, retrain.
+        stages: Progress by stage: pretrain, search, retrain; only pretrain for the supernet itself.
     """
+    manifest, tested = samples.manifest, samples.reads_test
+    *_, last = stages.values()
     return {
         "model": settings.model.name,
-        "method": settings.search.method.name,
+        "method": settings.search.method.name if "search" in stages else SUPERNET,
         "dataset": manifest.name,
         "seed": settings.seed,
         "target": target.model_dump(exclude_none=True),
         "kept_columns": {table: len(kept) for table, kept in columns.items()},
-        "test_auc": after.auc,
-        "test_auc_undefined": undefined_auc(manifest, "test"),
-        "test_logloss": after.logloss,
-        "validation_auc": stages["retrain"].stopper.best,
+        "test_auc": after.auc if tested else None,
+        "test_auc_undefined": undefined_auc(manifest, "test") if tested else "the test split was not read",
+        "test_logloss": after.logloss if tested else None,
+        "validation_auc": last.stopper.best,
+        **({} if tested else {"validation_logloss": after.logloss}),
         "embedding_parameters": after.embedding_parameters,
         "embedding_bytes": after.embedding_bytes,
         "dense_parameters": after.dense_parameters,
-        "supernet": {**asdict(before), "validation_auc": stages["pretrain"].stopper.best},
+        "supernet": {
+            **asdict(before),
+            **({} if tested else {"auc": None, "logloss": None}),
+            "validation_auc": stages["pretrain"].stopper.best,
+        },
         "epochs": {stage: progress.epochs for stage, progress in stages.items()},
+        "weight_steps": {
+            stage: progress.samples // settings.data.batch_size for stage, progress in stages.items()
+        },
         "seconds": {stage: progress.seconds for stage, progress in stages.items()},
         "samples_per_second": {
             stage: progress.samples / progress.training_seconds if progress.samples else None

@@ -284,7 +284,7 @@ class RunFolder(RunPaths):
         return next(
             (
                 path
-                for folder in (self.of_target(target, targets) for target in targets)
+                for folder in (*(self.of_target(target, targets) for target in targets), *self.branches())
                 for path in (*(folder.checkpoints / name for name in later), folder.result, folder.bundle)
                 if path.exists()
             ),

@@ -10,6 +10,9 @@ from ham_dist.config.schema import Target
 _TARGET_NAME = re.compile(r"(columns|bytes)-\d+")
 """Names of the folders of targets (`Target.label`)."""
 
+BRANCHES = "branches"
+"""Folder of a run with the folders of its branches, if they differ in more than their targets."""
+
 
 class RunPaths:
     """The paths of the files of one run. The properties are names: they create and read nothing."""
@@ -101,8 +104,17 @@ class RunPaths:
         """Returns the folder of a target: this folder if the run has only one, else a folder inside it."""
         return self if len(targets) == 1 else type(self)(self.path / target.label)
 
+    def branches(self) -> list[Self]:
+        """Returns the folders of the run's branches, by name."""
+        return [type(self)(path) for path in sorted(self.path.glob(f"{BRANCHES}/*"))]
+
     def whole(self) -> Self | None:
-        """Returns the run of several targets of which this folder holds one; None for a run by itself."""
+        """Returns the run of which this folder holds one target or branch; None for a run by itself."""
         path = self.path.resolve()
-        above = type(self)(path.parent)
-        return above if _TARGET_NAME.fullmatch(path.name) and above.is_run else None
+        if _TARGET_NAME.fullmatch(path.name):
+            above = type(self)(path.parent)
+        elif path.parent.name == BRANCHES:
+            above = type(self)(path.parent.parent)
+        else:
+            return None
+        return above if above.is_run else None

@@ -39,23 +39,37 @@ class Samples:
         manifest: The manifest in the folder.
         digest: sha256 of the manifest; identifies the data independently of the folder's name.
         steps: Training batches per epoch.
+        reads_test: False if the test split must not be read; `test` is then no split of this object.
     Raises:
         DataError: The data does not fit the batch sizes of the settings, or its validation AUC is undefined.
     """
 
     def __init__(
-        self, folder: str | Path, manifest: Manifest, settings: RunSettings, device: torch.device
+        self,
+        folder: str | Path,
+        manifest: Manifest,
+        settings: RunSettings,
+        device: torch.device,
+        *,
+        reads_test: bool = True,
     ) -> None:
         self.folder = folder
         self.manifest = manifest
         self.digest = digest_of(manifest)
         require_samples(folder, manifest, settings, process_group.world_size())
         self._splits = {
-            name: open_split(folder, manifest, name, settings.data) for name in ("train", "test")
+            name: open_split(folder, manifest, name, settings.data)
+            for name in ("train", *(["test"] if reads_test else []))
         } | validation_of(folder, manifest, settings)
+        self.reads_test = reads_test
         self._settings = settings
         self.device = device
         self.steps = self._splits["train"].steps(settings.data.batch_size, keep_last=False)
+
+    @property
+    def held_out(self) -> Literal["validation", "test"]:
+        """Split on which final models are evaluated: test, or validation if test must not be read."""
+        return "test" if self.reads_test else "validation"
 
     def training(self, stage: StageName, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yields the training batches of one epoch, in the epoch's own order, from batch number `start`.

@@ -29,8 +29,34 @@ def slice_state(wide: TrainingState, columns: Columns) -> TrainingState:
         wide: The model before; it does not change.
         columns: Kept columns of every table; a table without any is removed from the model.
     """
+    state = _place_narrow(wide, columns, slice_interaction(wide.interaction, wide.settings.model, columns))
+    _slice_tables(wide, state, columns)
+    _slice_optimizers(wide, state, columns)
+    return state
+
+
+def initial_narrow(wide: TrainingState, columns: Columns) -> TrainingState:
+    """Returns the model over `columns` with the initial weights of the run's seed. A collective.
+
+    One seed gives the same weights on any number of ranks and under any plan, as for the supernet.
+
+    Args:
+        wide: The supernet, for the settings and the plan of the tables; it does not change.
+        columns: Kept columns of every table.
+    """
+    settings = wide.settings
+    torch.manual_seed(settings.seed)
+    interaction = build_interaction(
+        settings.model, {field: len(columns[field]) for field in wide.interaction.dims}
+    )
+    state = _place_narrow(wide, columns, interaction)
+    state.sharded.init_tables(settings.seed, settings.model.init_std)
+    return state
+
+
+def _place_narrow(wide: TrainingState, columns: Columns, interaction: Interaction) -> TrainingState:
+    """The model over `columns`, with a plan of its own and uninitialized tables."""
     settings, sharded = wide.settings, wide.sharded
-    interaction = slice_interaction(wide.interaction, settings.model, columns)
     fused = sharded.table_optimizer.fused is not None
     groups = {TABLES: sliced_tables(sharded.tables, columns, fused=fused)}
     if sharded.first_order_tables:
@@ -41,10 +67,7 @@ def slice_state(wide: TrainingState, columns: Columns) -> TrainingState:
         sharded.device,
         taken=bytes_held(sharded.plan, sharded.table_optimizer, process_group.world_size()),
     )
-    state = place_model(settings, plan, interaction, sharded.device, wide.single_valued)
-    _slice_tables(wide, state, columns)
-    _slice_optimizers(wide, state, columns)
-    return state
+    return place_model(settings, plan, interaction, sharded.device, wide.single_valued)
 
 
 def slice_weight(
