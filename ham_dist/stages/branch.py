@@ -20,14 +20,13 @@ from ham_dist.methods.registry import METHODS
 from ham_dist.stages.result import ModelResult, model_result, result_of
 from ham_dist.stages.retrain import retrain
 from ham_dist.stages.search import search
-from ham_dist.stages.slice import slice_columns
+from ham_dist.stages.slice import initial_columns, slice_columns
 from ham_dist.training.checkpoints import Saving, StageCheckpoints
 from ham_dist.training.covariance import covariances
 from ham_dist.training.progress import StageProgress
 from ham_dist.training.run_folder import RunFolder
 from ham_dist.training.run_log import RunLog
 from ham_dist.training.samples import Samples, StageName
-from ham_dist.training.slicing import initial_narrow
 from ham_dist.training.state import TrainingState
 
 
@@ -155,10 +154,7 @@ def _start_of_retraining(
     """The sliced model over `columns`, with the weights from which retraining starts."""
     start = run.settings.retrain.start
     if start == "scratch":
-        run.log.say(
-            f"slice: {sum(map(len, columns.values()))} columns are kept; new weights by the run's seed"
-        )
-        return initial_narrow(wide, columns)
+        return initial_columns(wide, columns, run.log)
     if start == "pretrained":
         supernet.restore()
         run.log.say("slice: the pretrained weights are restored")
