@@ -8,7 +8,7 @@ from ham_dist.embedding.mask import Columns, as_evaluated
 from ham_dist.errors import SlicingError
 from ham_dist.training.run_log import RunLog
 from ham_dist.training.samples import Samples
-from ham_dist.training.slicing import initial_narrow, slice_state
+from ham_dist.training.slicing import initial_sliced, slice_state
 from ham_dist.training.state import TrainingState
 from ham_dist.training.transform import ZeroPattern
 
@@ -84,11 +84,11 @@ def _require_equal(
 
 
 def initial_columns(state: TrainingState, columns: Columns, log: RunLog) -> TrainingState:
-    """Returns the narrow model with `columns` and the initial weights of the run's seed.
+    """Returns the sliced model with `columns` and the initial weights of the run's seed.
 
     A pattern of zeros that the method found holds in these weights too.
     """
-    initial = initial_narrow(state, columns)
+    initial = initial_sliced(state, columns)
     if isinstance(state.transform, ZeroPattern):
         initial.transform = state.transform.moved_to(initial.sharded)
         initial.transform.apply()

@@ -29,13 +29,13 @@ def slice_state(wide: TrainingState, columns: Columns) -> TrainingState:
         wide: The model before; it does not change.
         columns: Kept columns of every table; a table without any is removed from the model.
     """
-    state = _place_narrow(wide, columns, slice_interaction(wide.interaction, wide.settings.model, columns))
+    state = _place_sliced(wide, columns, slice_interaction(wide.interaction, wide.settings.model, columns))
     _slice_tables(wide, state, columns)
     _slice_optimizers(wide, state, columns)
     return state
 
 
-def initial_narrow(wide: TrainingState, columns: Columns) -> TrainingState:
+def initial_sliced(wide: TrainingState, columns: Columns) -> TrainingState:
     """Returns the model over `columns` with the initial weights of the run's seed. A collective.
 
     One seed gives the same weights on any number of ranks and under any plan, as for the supernet.
@@ -49,12 +49,12 @@ def initial_narrow(wide: TrainingState, columns: Columns) -> TrainingState:
     interaction = build_interaction(
         settings.model, {field: len(columns[field]) for field in wide.interaction.dims}
     )
-    state = _place_narrow(wide, columns, interaction)
+    state = _place_sliced(wide, columns, interaction)
     state.sharded.init_tables(settings.seed, settings.model.init_std)
     return state
 
 
-def _place_narrow(wide: TrainingState, columns: Columns, interaction: Interaction) -> TrainingState:
+def _place_sliced(wide: TrainingState, columns: Columns, interaction: Interaction) -> TrainingState:
     """The model over `columns`, with a plan of its own and uninitialized tables."""
     settings, sharded = wide.settings, wide.sharded
     fused = sharded.table_optimizer.fused is not None
