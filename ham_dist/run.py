@@ -35,7 +35,7 @@ from ham_dist.training.state import open_supernet, table_groups, warning_of_cach
 
 
 class Watch:
-    """Receives the end of each branch of a run. This class raises the error of a branch, which ends the run."""
+    """Receives the end of each branch of a run. This class ends the run with the error of a branch."""
 
     def done(self, branch: Branch, folder: RunFolder, manifest: Manifest) -> None:
         """Called on every rank when `branch` is finished, also if an earlier start had finished it."""
