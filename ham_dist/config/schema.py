@@ -97,18 +97,10 @@ class OptimizerSettings(Settings):
     learning_rate: PositiveFloat = 1e-3
     """Learning rate of Adam for the dense weights."""
     tables_weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Coupled L2 (lambda) of the tables under search: lambda * V is added to their gradient before Adam, in
-    all three stages. The first-order tables of FM and DeepFM do not decay. It needs `tables = "adam"`."""
-
-    @model_validator(mode="after")
-    def _decay_needs_adam(self) -> "OptimizerSettings":
-        if self.tables_weight_decay and self.tables != "adam":
-            raise ValueError(
-                f'tables_weight_decay needs tables = "adam": fbgemm-gpu has no kernel of '
-                f'tables = "{self.tables}" that adds it to the gradient on every device (on CPU it is '
-                'ignored); set tables = "adam", or tables_weight_decay = 0'
-            )
-        return self
+    """L2 (lambda) of the tables under search, in all three stages. With `tables = "adam"`, lambda * V is
+    added to the gradient of every row before Adam (coupled L2). With the others, rows are updated as by
+    `orthogonality.application = "decoupled"`, every `orthogonality.every` steps. The first-order tables of FM
+    and DeepFM do not decay."""
 
 
 ShardingType = Literal["table_wise", "row_wise", "column_wise", "table_row_wise", "grid", "data_parallel"]
@@ -184,12 +176,12 @@ class OrthogonalitySettings(Settings):
     paper. `decoupled`: an update separate from the table optimizer's, of the size that the table optimizer
     would give it, on a sample of the rows, so that the cost does not grow with the number of rows."""
     every: PositiveInt = 20
-    """`decoupled` only: steps between two applications. Each application makes up for all steps since the
-    last one."""
+    """`decoupled`, and L2 with a table optimizer other than `adam`: steps between two applications. Each
+    application makes up for all steps since the last one."""
     rows: PositiveInt = 2048
-    """`decoupled` only: number of rows of each table, approximately, that one application updates. They are
-    evenly spaced, and successive applications take different rows until all were updated. An update of a row
-    makes up for all steps since its last one."""
+    """Number of rows of each table, approximately, that one such application updates. They are evenly
+    spaced, and successive applications take different rows until all were updated. An update of a row makes
+    up for all steps since its last one."""
 
 
 class PretrainSettings(Settings):

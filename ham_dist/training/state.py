@@ -21,7 +21,7 @@ from ham_dist.models.ctr import CTRModel, ctr_model
 from ham_dist.models.interaction import Interaction
 from ham_dist.models.registry import INTERACTIONS, build_interaction
 from ham_dist.training.optimizers import Optimizers
-from ham_dist.training.regularizer import Regularizer
+from ham_dist.training.regularizer import Regularizer, samples_rows
 from ham_dist.training.transform import TableTransform
 
 
@@ -146,7 +146,7 @@ def plan_for(
 def warning_of_caches(settings: RunSettings, plan: Plan) -> str | None:
     """Returns a warning if the plan caches tables and the decoupled regularizer flushes them; else None."""
     how = settings.orthogonality
-    if not plan.caches or how.form == "none" or how.application != "decoupled":
+    if not plan.caches or not samples_rows(how, settings.optimizer):
         return None
     return (
         f"warning: tables are cached on the GPU, and every orthogonality.every = {how.every} steps "

@@ -1,4 +1,4 @@
-"""Decoupled orthogonality with row sampling, per sharding type, against its formula on whole tables."""
+"""Decoupled orthogonality and L2 with row sampling, per sharding type, against formulas on whole tables."""
 
 import pytest
 import torch
@@ -42,8 +42,10 @@ def _after_steps(cases: dict[str, RunSettings]) -> dict[str, dict[str, torch.Ten
     return results
 
 
-def moved(table: torch.Tensor, states: dict[str, torch.Tensor]) -> torch.Tensor:
+def moved(table: torch.Tensor, states: dict[str, torch.Tensor], weight: float, decay: float) -> torch.Tensor:
     """Returns the expected table: R's gradient by autograd, with the table estimated from the sampled rows.
+
+    The gradient of L2 is decay * V.
 
     Padding is unchanged.
     """
@@ -54,7 +56,7 @@ def moved(table: torch.Tensor, states: dict[str, torch.Tensor]) -> torch.Tensor:
     share = len(table) / len(rows)
     gram_matrix = rows.T @ rows * share
     penalty = (gram_matrix - torch.eye(dim)).square().sum() / dim**2
-    (gradient,) = torch.autograd.grad(WEIGHT / share * penalty, rows)
+    (gradient,) = torch.autograd.grad(weight / share * penalty + decay / 2 * rows.square().sum(), rows)
     square = gradient.square()
     if "exp_avg_sq" in states:
         divisor = (states["exp_avg_sq"][chosen, :dim] / (1 - 0.999**STEPS) + square).sqrt()
@@ -65,17 +67,20 @@ def moved(table: torch.Tensor, states: dict[str, torch.Tensor]) -> torch.Tensor:
     else:
         divisor = torch.ones(())
     rate = RATE * EVERY * stride / (divisor + (1e-8 if states else 0.0))
-    matrix = WEIGHT * gradient_matrix(gram_matrix.detach(), "gram", dim)
+    matrix = weight * gradient_matrix(gram_matrix.detach(), "gram", dim) + decay * torch.eye(dim)
     result = table.clone()
     result[chosen, :dim] -= gradient * rate / (1 + rate * matrix.abs().sum(dim=0))
     return result
 
 
 CASES = (
-    [("adam", kind) for kind in KINDS]
-    + [("adagrad", kind) for kind in ("grid", "mixed")]
-    + [("sgd", "mixed"), ("rowwise_adagrad", "row_wise")]
+    [("adam", kind, WEIGHT, 0.0) for kind in KINDS]
+    + [("adagrad", kind, WEIGHT, 0.0) for kind in ("grid", "mixed")]
+    + [("sgd", "mixed", WEIGHT, 0.0), ("rowwise_adagrad", "row_wise", WEIGHT, 0.0)]
+    + [("adagrad", "grid", WEIGHT, 0.3), ("rowwise_adagrad", "row_wise", WEIGHT, 0.3)]
+    + [("sgd", "mixed", 0.0, 0.3), ("adagrad", "mixed", 0.0, 0.3), ("rowwise_adagrad", "row_wise", 0.0, 0.3)]
 )
+"""Table optimizer, sharding types, and the weights of orthogonality and of L2."""
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -97,15 +102,19 @@ def test_tables_that_do_not_fit_into_one_stack_move_alike(ranks: int) -> None:
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_sampled_rows_move_as_the_table_optimizer_would_move_them(ranks: int) -> None:
-    cases = {
-        f"{table_optimizer} {kind}": settings(
+    weights, cases = {}, {}
+    for table_optimizer, kind, weight, decay in CASES:
+        name = f"{table_optimizer} {kind} {weight} {decay}"
+        weights[name] = {"weight": weight, "decay": decay}
+        orthogonality = {"application": "decoupled", "every": EVERY, "rows": ROWS, "weight": WEIGHT}
+        cases[name] = settings(
             "dcnv2",
-            optimizer={"tables": table_optimizer, "tables_learning_rate": RATE},
-            orthogonality={"application": "decoupled", "every": EVERY, "rows": ROWS, "weight": WEIGHT},
+            optimizer={
+                "tables": table_optimizer, "tables_learning_rate": RATE, "tables_weight_decay": decay,
+            },
+            orthogonality={**orthogonality, "form": "gram" if weight else "none"},
             sharding=KINDS[kind],
-        )
-        for table_optimizer, kind in CASES
-    }
+        )  # fmt: skip
     results = run_on_ranks(ranks, after_steps, cases)[0]
     for name in cases:
         before, after = results[f"{name} before"], results[f"{name} after"]
@@ -116,7 +125,7 @@ def test_sampled_rows_move_as_the_table_optimizer_would_move_them(ranks: int) ->
                 for state, values in before.items()
                 if state.endswith(key) and not state.startswith(TABLES)
             }
-            expected = moved(before[key], states)
+            expected = moved(before[key], states, **weights[name])
             torch.testing.assert_close(after[key], expected, rtol=1e-5, atol=1e-6, msg=f"{name}: {field}")
             still = torch.ones(count, dtype=torch.bool)
             stride = -(-count // ROWS)

@@ -12,9 +12,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     WeightDecayMode,
 )
 
-from ham_dist.config.load import load_run
 from ham_dist.config.schema import RunSettings
-from ham_dist.errors import ConfigError
 from ham_dist.training.loop import weight_step
 from ham_dist.training.state import open_supernet
 from tests.support.plain_model import FIELDS
@@ -103,18 +101,11 @@ def test_in_float64_it_is_the_same_on_any_number_of_ranks() -> None:
         assert torch.equal(three[field], table)
 
 
-@pytest.mark.parametrize("tables", ["sgd", "adagrad", "rowwise_adagrad"])
-def test_fused_table_optimizers_refuse_it(tables: str) -> None:
-    overrides = ["optimizer.tables_weight_decay=1e-4", f"optimizer.tables={tables}"]
-    with pytest.raises(ConfigError, match='tables_weight_decay needs tables = "adam"'):
-        load_run(None, [*overrides, "orthogonality.form=none"])
-
-
 @pytest.mark.parametrize(
     "kind", [EmbOptimType.EXACT_SGD, EmbOptimType.EXACT_ADAGRAD, EmbOptimType.EXACT_ROWWISE_ADAGRAD]
 )
 def test_fbgemms_cpu_kernels_ignore_weight_decay(kind: EmbOptimType) -> None:
-    """The reason of the refusal. If this fails, FBGEMM has learned it, and the refusal can go."""
+    """The reason to update samples of rows in their place."""
     found = []
     for decay, mode in ((0.0, WeightDecayMode.NONE), (0.5, WeightDecayMode.L2)):
         kernel = SplitTableBatchedEmbeddingBagsCodegen(
