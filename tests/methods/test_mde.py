@@ -1,5 +1,7 @@
 """MDE against its rule written out, and on cases by hand."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +11,7 @@ from ham_dist.config.schema import Target
 from tests.support.search_space import DIMS, LAYOUT, ROWS, method
 
 
-def dims(target: Target, **settings: object) -> list[int]:
+def dims(target: Target, **settings: Any) -> list[int]:
     kept = LAYOUT.split(method("mde", target, **settings).choice())
     assert all(columns.tolist() == list(range(len(columns))) for columns in kept.values()), "first columns"
     return [len(columns) for columns in kept.values()]

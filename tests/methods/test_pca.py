@@ -40,8 +40,8 @@ def test_covariances_are_those_of_rows_and_of_lookups_on_any_ranks() -> None:
     tables, found = run_on_ranks(1, covariances_on_ranks, run)[0]
     for _, on_three in run_on_ranks(3, covariances_on_ranks, run):
         for weights, of_tables in found.items():
-            for table, wanted in of_tables.items():
-                torch.testing.assert_close(on_three[weights][table], wanted, rtol=0, atol=1e-12)
+            for field, wanted in of_tables.items():
+                torch.testing.assert_close(on_three[weights][field], wanted, rtol=0, atol=1e-12)
     model = PlainModel(run, tables).double()
     looked_up = torch.cat([model.columns(plain_batch(seed)[0]).detach() for seed in (1, 2)])
     of_lookups = looked_up.split([table.shape[1] for table in tables.values()], dim=1)
@@ -98,8 +98,9 @@ def test_dims_are_those_of_numpys_singular_values() -> None:
     """The library's tables: as many components as numpy needs for the share at which the target is met."""
     torch.manual_seed(3)
     model = torch.nn.Module()
-    model.ebc = mask_columns(ebc())
-    tables = {name: bag.weight.detach().double() for name, bag in model.ebc.ebc.embedding_bags.items()}
+    collection = ebc()
+    model.ebc = mask_columns(collection)
+    tables = {name: bag.weight.detach().double() for name, bag in collection.embedding_bags.items()}
     for columns in range(2, 8):
         kept = Search(model, columns=columns, method="pca").finish()
         assert sum(map(len, kept.values())) == columns
