@@ -1,12 +1,13 @@
 """Commands for studies: `ham-dist study FILE.toml` and its subcommands."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from ham_dist.cli.printing import print_parts
+from ham_dist.cli.printing import print_parts, say
 from ham_dist.cli.study_report import report
 from ham_dist.errors import ConfigError
 
@@ -31,32 +32,113 @@ study = typer.Typer(
 study.command()(report)
 
 
+_Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        metavar="NAME=DIR",
+        help="Folder of prepared data of the study, instead of the one in its file; may be repeated. "
+        "{seed} in it stands for the seed.",
+    ),
+]
+
+
 @study.command()
 def run(
     file: Annotated[Path, typer.Argument(metavar="STUDY.toml", help="Settings of the study.")],
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--data",
-            metavar="NAME=DIR",
-            help="Folder of prepared data of the study, instead of the one in its file; may be repeated. "
-            "{seed} in it stands for the seed.",
-        ),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the study; a study that it holds is resumed.")
     ] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Worker processes; each has an equal part of the cores.")
+    ] = 1,
+    data: _Data = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print the grid, and run nothing.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Run failed branches again.")] = False,
+    is_worker: Annotated[bool, typer.Option("--worker", hidden=True)] = False,
 ) -> None:
     """Run the branches of a study that are not finished yet.
+
+    The same command resumes a study that was stopped or killed, on this machine or on several that share the
+    folder. docs/study.md describes the file and the results.
 
     \b
     Example:
       ham-dist study launch/studies/smoke.toml --plan
+      ham-dist study launch/studies/smoke.toml --out studies/smoke --workers 2
     """
-    from ham_dist.cli.study_plan import describe_grid
+    from ham_dist.backend import require_backend
     from ham_dist.study.grid import open_study
 
     opened = open_study(file, _folders(data or []))
+    if out is None and not plan:
+        raise ConfigError("study: the folder of the study is missing. Give --out DIR, or --plan")
+    if out is not None:
+        require_backend()
     if plan:
-        print_parts(describe_grid(opened), width=150)
+        from ham_dist.cli.study_plan import describe_grid
+
+        print_parts(describe_grid(opened, out), width=150)
+        return
+    from ham_dist.study.folder import StudyFolder
+
+    assert out is not None
+    folder = StudyFolder(out, opened)
+    if is_worker:
+        from ham_dist.study.pool import end_with_parent
+        from ham_dist.study.worker import work
+
+        end_with_parent()
+        work(folder)
+    else:
+        _run(folder, file, workers, data or [], retry=retry)
+
+
+def _run(folder: Any, file: Path, workers: int, data: list[str], *, retry: bool) -> None:
+    """Runs the workers of a study, and lists the branches that failed."""
+    from ham_dist.study.pool import run_workers
+
+    folder.write_grid()
+    folder.collect()
+    if retry:
+        folder.forget_failures()
+    command = [
+        sys.executable,
+        "-m",
+        "ham_dist",
+        "study",
+        "run",
+        str(file),
+        f"--out={folder.path}",
+        "--worker",
+    ]
+    run_workers(folder, [*command, *(f"--data={option}" for option in data)], workers, say)
+    for line in (failed := folder.failed()).values():
+        say(f"failed: {line['arm']} of {line['group']}: {line['error'].strip().splitlines()[-1]}")
+    if failed:
+        say(f"{len(failed):,} branches failed; {folder.results.path} has the errors. --retry runs them again")
+
+
+@study.command("test")
+def score_on_test_split(
+    path: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a study.")],
+    data: _Data = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Score what is finished, although branches are missing.")
+    ] = False,
+) -> None:
+    """Score the models of a finished study on the test split, once, and write tests.jsonl.
+
+    \b
+    Example:
+      ham-dist study test studies/smoke
+    """
+    from ham_dist.backend import require_backend
+
+    require_backend()
+    from ham_dist.study.scoring import score_on_test
+
+    score_on_test(path, _folders(data or []), say, partial=partial)
 
 
 def _folders(options: list[str]) -> dict[str, str]:

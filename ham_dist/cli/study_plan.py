@@ -1,6 +1,7 @@
 """The grid of a study, as tables to print."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from rich.console import RenderableType
 
@@ -8,22 +9,36 @@ from ham_dist.io.console import make_table
 from ham_dist.study.grid import Study
 
 
-def describe_grid(study: Study) -> Iterator[RenderableType]:
-    """The number of groups and branches, and one line per group."""
+def describe_grid(study: Study, path: Path | None) -> Iterator[RenderableType]:
+    """The number of groups and branches, one line per group, and one per arm.
+
+    Args:
+        path: Folder of the study, whose finished branches are counted; None: not counted, no data is read.
+    """
+    done: dict[tuple[str, str], bool] = {}
+    if path is not None:
+        from ham_dist.study.folder import StudyFolder
+
+        folder = StudyFolder(path, study)
+        lines = folder.results.read()
+        done = {(keyed.group.label, keyed.branch.label): keyed.key in lines for keyed in folder.branches()}
     yield (
         f"Study {study.settings.name}: {len(study.groups):,} supernets (groups) "
-        f"with {study.branches:,} branches."
+        f"with {study.branches:,} branches" + (f", {sum(done.values()):,} finished." if done else ".")
     )
-    yield make_table(
-        ("group", "data", "model", "seed", "branches"),
-        (
-            (group.label, group.data, group.model, str(group.seed), str(len(group.branches)))
-            for group in study.groups
-        ),
-        texts=3,
-    )
-    arms: dict[str, int] = {}
+    counts: dict[str, dict[str, list[int]]] = {"group": {}, "arm": {}}
     for group in study.groups:
         for branch in group.branches:
-            arms[branch.arm] = arms.get(branch.arm, 0) + 1
-    yield make_table(("arm", "branches"), ((arm, f"{count:,}") for arm, count in arms.items()))
+            finished = done.get((group.label, branch.label), False)
+            for axis, label in (("group", group.label), ("arm", branch.arm)):
+                found = counts[axis].setdefault(label, [0, 0])
+                found[0] += 1
+                found[1] += finished
+    for axis, of_axis in counts.items():
+        yield make_table(
+            (axis, "branches", *(["finished"] if done else [])),
+            (
+                (label, f"{total:,}", *([f"{finished:,}"] if done else []))
+                for label, (total, finished) in of_axis.items()
+            ),
+        )

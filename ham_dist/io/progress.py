@@ -88,7 +88,8 @@ class _Pace:
         return max(self._clock() - self._start, 1e-9)
 
     def rate(self) -> str:
-        return f"{self._rows / self.seconds():,.0f} {self._name}/s"
+        rate = self._rows / self.seconds()
+        return f"{3600 * rate:,.0f} {self._name}/h" if 0 < rate < 1 else f"{rate:,.0f} {self._name}/s"
 
     def seconds_left(self) -> float:
         return self.seconds() / max(self._units_here, 1) * max(self.total - self.units, 0)
