@@ -3,11 +3,12 @@
 import itertools
 import os
 import signal
-import subprocess
 import sys
 import threading
 from pathlib import Path
 from typing import Any
+
+from tests.support.forked import run_python
 
 CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 
@@ -50,8 +51,6 @@ def killed_at_change(program: str, number: int, folder: Path, delay: float = 0.0
         "from pathlib import Path\nfrom tests.support.kill_at import kill_at_change\n"
         f"kill_at_change({number}, Path({str(folder)!r}), {delay})\n{program}"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", watched], capture_output=True, text=True, timeout=600, check=False
-    )
+    done = run_python(["-c", watched])
     assert done.returncode in (0, -signal.SIGKILL), done.stderr
     return done.returncode != 0
