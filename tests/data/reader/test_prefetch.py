@@ -10,9 +10,19 @@ import pytest
 from ham_dist.data.reader.prefetch import NAME, Prefetched
 from ham_dist.errors import DataError
 
+EARLIER: set[threading.Thread] = set()
+"""Threads of tests before this one: those of a run that was stopped end when it is garbage collected."""
+
+
+@pytest.fixture(autouse=True)
+def _remember_earlier_threads() -> None:
+    EARLIER.clear()
+    EARLIER.update(threading.enumerate())
+
 
 def ours() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == NAME]
+    """The prefetching threads of this test."""
+    return [thread for thread in threading.enumerate() if thread.name == NAME and thread not in EARLIER]
 
 
 def until(condition: Callable[[], bool]) -> None:
