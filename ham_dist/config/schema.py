@@ -264,6 +264,9 @@ class RetrainSettings(Settings):
     column_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability with which each step of these epochs drops each kept column, for the whole global batch.
     The other columns are multiplied by 1 / (1 - column_dropout). 0: the same epochs without dropout."""
+    distillation: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Weight w of the pretrained supernet's probabilities in the loss: (1 - w) * log loss of the labels + w *
+    cross entropy with them. Each step then takes a forward pass of the supernet, too."""
 
     @model_validator(mode="after")
     def _dropout_needs_epochs(self) -> "RetrainSettings":

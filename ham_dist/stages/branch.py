@@ -23,6 +23,7 @@ from ham_dist.stages.search import search
 from ham_dist.stages.slice import initial_columns, slice_columns
 from ham_dist.training.checkpoints import Saving, StageCheckpoints
 from ham_dist.training.covariance import covariances
+from ham_dist.training.distillation import Teacher
 from ham_dist.training.progress import StageProgress
 from ham_dist.training.run_folder import RunFolder
 from ham_dist.training.run_log import RunLog
@@ -127,9 +128,19 @@ def do_branch(run: Run, supernet: Supernet, space: SearchSpace) -> None:
     )
     wide.optimizers.zero_grad()  # frees gradients as large as the tables before retraining
     sliced = _start_of_retraining(run, supernet, wide, columns)
-    retrained = retrain(sliced, run.samples, run.checkpoints("retrain", sliced), run.log)
+    checkpoints = run.checkpoints("retrain", sliced)
+    retrained = retrain(sliced, run.samples, checkpoints, run.log, _teacher(settings, supernet))
     stages = {"pretrain": supernet.progress, "search": searched, "retrain": retrained}
     _finish(run, supernet, sliced, columns, stages, target)
+
+
+def _teacher(settings: RunSettings, supernet: Supernet) -> Teacher | None:
+    """The pretrained supernet with all columns; None without `retrain.distillation`."""
+    if not settings.retrain.distillation:
+        return None
+    supernet.restore()
+    supernet.state.sharded.mask.set(None)
+    return Teacher(supernet.state, settings.retrain.distillation)
 
 
 def do_supernet(run: Run, supernet: Supernet) -> None:

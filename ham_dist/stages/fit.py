@@ -6,6 +6,7 @@ from ham_dist.config.schema import PretrainSettings, RetrainSettings
 from ham_dist.data.reader.batch import Batch
 from ham_dist.training.checkpoints import StageCheckpoints
 from ham_dist.training.column_dropout import ColumnDropout
+from ham_dist.training.distillation import Teacher
 from ham_dist.training.evaluation import evaluate
 from ham_dist.training.guard import Guard
 from ham_dist.training.loop import train_epoch, weight_step
@@ -26,6 +27,7 @@ def fit(
     *,
     start_counts: bool,
     dropout: ColumnDropout | None = None,
+    teacher: Teacher | None = None,
 ) -> StageProgress:
     """Trains the weights with early stopping; leaves those with the best validation AUC in `state`.
 
@@ -34,6 +36,7 @@ def fit(
             for a trained model.
         dropout: Column dropout in the first epochs, which come before the `max_epochs` of the settings. Early
             stopping starts at their end, with the weights there as the initial ones.
+        teacher: Model whose probabilities take part in the labels of all steps.
     Returns:
         Epochs, steps and seconds of the stage, and its best epoch.
     """
@@ -51,7 +54,7 @@ def fit(
         if dropout is not None and dropout.is_on(progress.epochs):
             mask = dropout.mask(state.sharded.mask.layout.size, progress.epochs, progress.steps)
             state.sharded.mask.set(mask.to(state.sharded.device))
-        return weight_step(state, batch, guard.check)
+        return weight_step(state, batch if teacher is None else teacher.softened(batch), guard.check)
 
     while progress.epochs < first + settings.max_epochs and not progress.stopper.done:
         epoch = progress.epochs
