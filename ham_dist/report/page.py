@@ -11,6 +11,7 @@ from ham_dist.errors import ReportError
 from ham_dist.io.atomic import write_text
 from ham_dist.io.paths import is_local
 from ham_dist.report import figures, grids
+from ham_dist.report.course import search_course
 from ham_dist.report.dataset import Dataset, data_grids, datasets_of, look_at_dataset
 from ham_dist.report.drawing import Figure, require_matplotlib
 from ham_dist.report.figures import Point
@@ -180,6 +181,9 @@ def _target(key: str, record: TargetRecord, truth: Truth | None) -> Section:
                 f"{key}-search", searched, "columns" if record.target.columns is not None else "bytes"
             )
         )
+    if record.trace:
+        unit = "columns" if record.target.columns is not None else "bytes"
+        drawn.append(search_course(f"{key}-course", record.trace, unit))
     return Section(key, record.target.label, lines, record.notes, shown, drawn)
 
 

@@ -82,6 +82,23 @@ class Metrics(_Recorded):
     """Target of the search, in columns (or bytes)."""
 
 
+class TracePoint(_Recorded):
+    """One line of search.jsonl: the search after one of its steps."""
+
+    step: int
+    """Step of the search, from 0, over all its epochs."""
+    used: int
+    """Columns (or bytes) in use."""
+    target: int
+    """Target of the search, in columns (or bytes)."""
+    open: str
+    """One digit for each column under search: 1 if its factor is above 0."""
+    name: str
+    """Name of the method's numbers, such as `alpha`."""
+    values: list[float | None]
+    """The method's number of each column."""
+
+
 class Start(_Recorded):
     """One entry of environment.json: a start of the run, the first or a resumed one."""
 
@@ -119,6 +136,7 @@ class TargetRecord:
         sizes: Sizes of its tables; empty if it is not finished.
         rows: Lines of metrics.jsonl; first those of pretraining, which all targets share.
         notes: Notes on missing parts.
+        trace: Lines of search.jsonl; empty without a search, and for runs of earlier versions.
     """
 
     target: Target
@@ -126,6 +144,7 @@ class TargetRecord:
     sizes: list[TableSize]
     rows: list[Metrics]
     notes: list[str]
+    trace: list[TracePoint] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -230,12 +249,14 @@ def _read_target(target: Target, folder: RunFolder, run: RunFolder) -> TargetRec
     notes: list[str] = []
     result = read_result(folder)
     sizes = _read_sizes(folder.sizes)
-    rows = _read_metrics(folder.metrics, notes)
+    rows: list[Metrics] = _read_lines(folder.metrics, Metrics, notes)
+    trace: list[TracePoint] = _read_lines(folder.search_trace, TracePoint, notes)
     # A run of several targets has its pretraining in its own folder; `run` may be one of its targets, given
     # alone.
     whole = folder.whole() if folder is run else run
     if whole is not None:
-        rows = [row for row in _read_metrics(whole.metrics, notes) if row.stage == "pretrain"] + rows
+        shared: list[Metrics] = _read_lines(whole.metrics, Metrics, notes)
+        rows = [row for row in shared if row.stage == "pretrain"] + rows
     if result is None:
         reached = (
             f"the last line of its metrics is for {rows[-1].stage}, epoch {rows[-1].epoch}"
@@ -249,7 +270,7 @@ def _read_target(target: Target, folder: RunFolder, run: RunFolder) -> TargetRec
         notes.append(f"The test AUC is not defined: {result.test_auc_undefined or 'no reason is recorded'}.")
     if result is not None and not sizes:
         notes.append(f"{folder.sizes.name} is missing: only the number of columns of each field is known.")
-    return TargetRecord(target, result, sizes, rows, notes)
+    return TargetRecord(target, result, sizes, rows, notes, trace)
 
 
 def read_result(folder: RunFolder) -> Result | None:
@@ -270,14 +291,14 @@ def _read_sizes(path: Path) -> list[TableSize]:
         raise ReportError(str(error)) from None
 
 
-def _read_metrics(path: Path, notes: list[str]) -> list[Metrics]:
-    """The lines of metrics.jsonl, without an incomplete last one, for which a note is added to `notes`."""
+def _read_lines(path: Path, kind: type[_Recorded], notes: list[str]) -> list[Any]:
+    """The lines of a .jsonl file, without an incomplete last one, for which a note is added to `notes`."""
     if not path.exists():
         return []
     *lines, rest = _content(path).split(b"\n")
     if rest:
         notes.append(f"The last line of {path.name} is incomplete and left out.")
-    return [_parse(f"{path}, line {number}", line, Metrics) for number, line in enumerate(lines, start=1)]
+    return [_parse(f"{path}, line {number}", line, kind) for number, line in enumerate(lines, start=1)]
 
 
 def _read(path: Path, kind: Any) -> Any:

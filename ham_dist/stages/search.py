@@ -8,6 +8,7 @@ import torch
 
 from ham_dist.config.base import ClosedValue
 from ham_dist.data.reader.batch import Batch
+from ham_dist.distributed.ranks import process_group
 from ham_dist.distributed.ranks.closed_columns import closed_columns
 from ham_dist.embedding.mask import Columns
 from ham_dist.methods.method import MaskLoss, Method
@@ -19,6 +20,7 @@ from ham_dist.training.loop import LossCheck, loss_at, mask_gradient, train_epoc
 from ham_dist.training.progress import StageProgress
 from ham_dist.training.run_log import RunLog
 from ham_dist.training.samples import Samples
+from ham_dist.training.search_trace import SearchTrace
 from ham_dist.training.soft_threshold import SoftThresholding
 from ham_dist.training.state import TrainingState
 from ham_dist.training.stopping import EarlyStopper
@@ -33,8 +35,7 @@ def search(
     """Algorithm 1, 'Search': alternates a step on alpha with a step on the weights.
 
     Steps on alpha use validation batches (or those that the method asks for), steps on the weights use
-    training batches. Leaves the searched
-    weights in `state`, with the mask of the returned columns.
+    training batches. Leaves the searched weights in `state`, with the mask of the returned columns.
 
     Returns:
         The kept columns by table, and the progress of the stage.
@@ -45,6 +46,13 @@ def search(
     state.transform = method.transform(state.sharded)
     checkpoints.resume(progress)
     log.truncate_after("search", progress.epochs - 1)
+    trace = SearchTrace(
+        log.folder.search_trace,
+        steps=settings.epochs * samples.steps,
+        columns=method.space.layout.size,
+        done=progress.epochs * samples.steps + progress.steps,
+        writes=method.searches and process_group.rank() == 0,
+    )
     guard = Guard("search", state.sharded, progress, checkpoints, log)
     if method.reads_data:
         _score(state, method, samples, log)
@@ -61,7 +69,7 @@ def search(
             log,
             progress,
             guard,
-            partial(_alternate, state, method, batches, progress, guard.check),
+            partial(_alternate, state, method, batches, progress, trace, guard.check, epoch * samples.steps),
         )
         # Evaluated with the columns that would be kept if the search ended here. The number of open columns
         # moves above and below the target, and AUCs of models of different sizes cannot be compared.
@@ -108,14 +116,19 @@ def _alternate(
     method: Method,
     batches: Iterator[Batch],
     progress: StageProgress,
+    trace: SearchTrace,
     check: LossCheck,
+    steps_before: int,
     train_batch: Batch,
 ) -> torch.Tensor:
     """One step on alpha if one is due, then one step on the weights under the resulting mask."""
     if progress.steps % method.every == 0:
         method.step(loss_of(state, next(batches), method.closed))  # Eq. 3
-    progress.counts.saw(method.used())
-    state.sharded.mask.set(method.mask())
+    used, mask = method.used(), method.mask()
+    progress.counts.saw(used)
+    state.sharded.mask.set(mask)
+    if trace.due(step := steps_before + progress.steps):
+        trace.add(step, used=used, target=method.space.budget.limit, mask=mask, logged=method.logged())
     return weight_step(state, train_batch, check)
 
 

@@ -49,6 +49,11 @@ class RunPaths:
         return self.path / "metrics.jsonl"
 
     @property
+    def search_trace(self) -> Path:
+        """search.jsonl: columns in use and the method's numbers at up to 500 steps of the search."""
+        return self.path / "search.jsonl"
+
+    @property
     def tensorboard(self) -> Path:
         """tensorboard/: the values of metrics.jsonl as TensorBoard events."""
         return self.path / "tensorboard"

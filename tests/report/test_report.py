@@ -120,6 +120,7 @@ def test_figures_have_a_point_for_each_row_of_the_metrics(run: Path, page: Page)
             for line in ("auc", "train-loss", "validation-loss"):
                 assert page.markers[f"{name}-training-{stage}-{line}"] == epochs
         assert page.markers[f"{name}-search-used"] == sum("used" in row for row in rows)
+        assert f"{name}-course-used" in page.ids()
     assert page.markers["results-figure-kind-0"] == len(LABELS)
     assert page.markers["results-figure-kind-1"] == 1, "targets of one run share their supernet"
 

@@ -1,5 +1,6 @@
 """Runs that are stopped within an epoch resume to the results of the uninterrupted run, bit for bit."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -65,7 +66,15 @@ def test_a_run_stopped_within_epochs_of_all_stages_resumes_to_the_same_bits(
     do_run(tiny_run(), folder, resume=True)
     assert result(folder) == result(unbroken)
     assert metrics(folder) == metrics(unbroken)
+    assert trace(folder) == trace(unbroken)
     assert_same_bits(folder, unbroken)
+
+
+def trace(folder: Path) -> list[str]:
+    """The lines of search.jsonl: one for each of the 24 steps of the search."""
+    lines = (folder / "search.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(24))
+    return lines
 
 
 def test_alpha_steps_that_are_due_every_few_steps_resume_within_an_epoch(tmp_path: Path) -> None:
