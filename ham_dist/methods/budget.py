@@ -15,6 +15,12 @@ from ham_dist.methods.fill import best_within
 FULL = 0.99
 """Share of a limit in bytes from which it counts as met."""
 
+WORTH = 0.95
+"""Share of the greedy choice's score that a choice must keep to be worth meeting the limit."""
+
+LARGEST_SCORE = 1e30
+"""Scores above it count as equal, so that their sums stay finite."""
+
 NEAR = 0.1
 """Share of the limit within which the open columns count as near it."""
 
@@ -71,9 +77,10 @@ class Budget:
         """Returns the mask, (S,) float32, of the columns with the highest scores that fit into the limit.
 
         Where the limit is in columns, exactly `limit` columns are kept. Where it is in bytes, columns are
-        taken as in `greedy`. If they take less than 99 % of the limit, columns next to the last one taken are
-        exchanged for others, so that the kept ones take 99 % to 100 % with the smallest loss of score; if no
-        choice of columns does, the greedy one stays.
+        taken as in `greedy`. If they take less than 99 % of the limit, some are exchanged for others, so that
+        the kept ones take 99 % to 100 % with as much score as possible. The greedy choice stays if that would
+        give up more than 5 % of its score: where one column takes a large share of the limit, it could
+        replace many cheap ones.
 
         Args:
             scores: (S,).
@@ -114,25 +121,25 @@ class Budget:
         return mask
 
     def _filled(self, scores: torch.Tensor, mask: torch.Tensor, *, per_cost: bool) -> torch.Tensor:
-        """The mask that costs 99 % to 100 % of the limit with the smallest loss; `mask` if there is none.
+        """The mask that costs 99 % to 100 % of the limit with most score; `mask` if none is worth it.
 
-        The loss of a column is the difference of its score from the score at which the greedy choice ends:
-        for one that is closed, by how much it was above; for one that is opened, by how much it was below.
+        Columns next to the last one taken are exchanged if that is enough, otherwise any. Scores count from
+        the lowest one, so that they are not negative.
         """
         order = self._order(scores, per_cost=per_cost)
         kept, left = order[mask[order] > 0], order[mask[order] == 0]
-        prices = self.costs.double() if per_cost else torch.ones_like(scores)
-        margins = scores - prices * (scores[kept[-1]] / prices[kept[-1]])
-        size = 8
+        values = (scores - scores[scores.isfinite()].min()).clamp(0.0, LARGEST_SCORE)
+        enough, size = WORTH * float(values[kept].sum()), 8
         while True:
             window = torch.cat([kept[-size:], left[:size]])
             fixed = int(self.costs[kept[:-size]].sum())
             least = math.ceil(FULL * self.limit) - fixed
-            chosen = best_within(margins[window], self.costs[window], least, self.limit - fixed)
+            chosen = best_within(values[window], self.costs[window], least, self.limit - fixed)
             if chosen is not None:
                 filled = mask.clone()
                 filled[window] = chosen.float()
-                return self._added(filled, order)
+                if float(values[filled > 0].sum()) >= enough:
+                    return self._added(filled, order)
             if size >= max(len(kept), len(left)):
                 return mask
             size *= 2

@@ -6,8 +6,6 @@ STATES = 4096
 """Sums of costs that are remembered. With more, of those that differ by less than 1 / 4096 of the upper bound
 only the one with the highest value is."""
 
-LARGEST_VALUE = 1e30
-
 
 def best_within(values: torch.Tensor, costs: torch.Tensor, least: int, most: int) -> torch.Tensor | None:
     """Returns the subset of n items with the highest total value whose cost is from `least` to `most`.
@@ -26,7 +24,7 @@ def best_within(values: torch.Tensor, costs: torch.Tensor, least: int, most: int
     """
     sums, totals = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.float64)
     steps = []
-    for cost, value in zip(costs.tolist(), values.clamp(-LARGEST_VALUE, LARGEST_VALUE).tolist(), strict=True):
+    for cost, value in zip(costs.tolist(), values.tolist(), strict=True):
         before = len(sums)
         sums, totals = torch.cat([sums, sums + cost]), torch.cat([totals, totals + value])
         kept = _distinct(sums, totals, most)
