@@ -15,7 +15,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from ham_dist.config.schema import MethodSettings, Target
+from ham_dist.config.schema import MethodSettings
 from ham_dist.data.reader.batch import Batch
 from ham_dist.data.reader.order import rows_of_rank
 from ham_dist.distributed.checkpoint import storage
@@ -28,8 +28,8 @@ from ham_dist.methods.method import Method
 from ham_dist.methods.registry import METHODS
 from ham_dist.models.ctr import CTRModel
 from ham_dist.models.interaction import Interaction
-from ham_dist.run import Run, _search_space
 from ham_dist.stages import slice as slice_stage
+from ham_dist.stages.branch import search_space
 from ham_dist.stages.search import _close, loss_of
 from ham_dist.training.evaluation import predict
 from ham_dist.training.loop import weight_step
@@ -46,7 +46,12 @@ KEPT = 12
 """Of the 27 columns of the supernet."""
 STEPS = 4
 ROWS = 64
-RUN = settings("dcnv2", precision={"dense": "float64"}, orthogonality={"form": "none"})
+RUN = settings(
+    "dcnv2",
+    precision={"dense": "float64"},
+    orthogonality={"form": "none"},
+    search={"targets": [{"columns": KEPT}]},
+)
 """Comes out the same on any number of ranks. The regularizer would not: its products are in float32, and the
 math library's last digit depends on where in memory a table begins."""
 FAST = {"alpha_learning_rate": 0.5, "alpha_init": 0.5, "penalty": 1e-3}
@@ -103,8 +108,8 @@ def opened(name: str) -> tuple[TrainingState, Method]:
     if METHODS[name].chooses_bands:
         run = RUN.model_copy(update={"model": RUN.model.model_copy(update={"candidates": (2, 4)})})
     state = open_supernet(run, FIELDS, torch.device("cpu"))
-    of_run = cast(Run, SimpleNamespace(settings=run, samples=SAMPLES, device=torch.device("cpu")))
-    method = METHODS[name](_search_space(of_run, state, Target(columns=KEPT)), fast(name))
+    run_of_test: Any = SimpleNamespace(samples=SAMPLES, device=torch.device("cpu"))
+    method = METHODS[name](search_space(run_of_test, state, run), fast(name))
     state.transform = method.transform(state.sharded)
     return state, method
 
