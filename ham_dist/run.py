@@ -1,6 +1,7 @@
 """A whole run: pretrain once, then for each branch (a target) search, slice, retrain and export."""
 
 import gc
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -8,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from ham_dist.config.schema import RunSettings, Target
+from ham_dist.config.targets import epochs_of_falling_search, resolved
 from ham_dist.data.format.manifest import Manifest, Truth
 from ham_dist.data.synthetic.write import generate
 from ham_dist.distributed.checkpoint.writer import CheckpointWriter
@@ -15,17 +17,20 @@ from ham_dist.distributed.ranks import process_group
 from ham_dist.distributed.sharding.model import TABLES
 from ham_dist.embedding.table_size import read_sizes
 from ham_dist.errors import CheckpointError, Preempted
+from ham_dist.io.atomic import write_json
 from ham_dist.io.paths import absolute
 from ham_dist.methods.method import SearchSpace
 from ham_dist.report import grids
 from ham_dist.report.record import read_result
 from ham_dist.report.terminal import print_grids
 from ham_dist.stages.branch import Branch, Run, Supernet, do_branch, do_supernet, search_space
+from ham_dist.stages.frontier import frontier, save_logits, validation_logits
 from ham_dist.stages.pretrain import pretrain
 from ham_dist.stages.result import device_name, model_result
 from ham_dist.training.axes import check_axes
 from ham_dist.training.checkpoints import Saving
 from ham_dist.training.evaluation import undefined_auc
+from ham_dist.training.frontier import to_json
 from ham_dist.training.preemption import Preemption
 from ham_dist.training.run_folder import RunFolder, default_run_dir
 from ham_dist.training.run_identity import RunIdentity
@@ -40,6 +45,9 @@ class Watch:
     def done(self, branch: Branch, folder: RunFolder, manifest: Manifest) -> None:
         """Called on every rank when `branch` is finished, also if an earlier start had finished it."""
 
+    def ended(self, run: Run, branches: Sequence[Branch]) -> None:
+        """Called on every rank when all branches are finished."""
+
     def failed(self, branch: Branch, error: Exception) -> None:
         """Called in the handler of an error of `branch`; the run continues if it returns."""
         raise error
@@ -48,6 +56,10 @@ class Watch:
 class _PrintsResults(Watch):
     def done(self, branch: Branch, folder: RunFolder, manifest: Manifest) -> None:
         process_group.on_first_rank(lambda: _print_result(folder, manifest.truth))
+
+    def ended(self, run: Run, branches: Sequence[Branch]) -> None:
+        if len(branches) > 1:
+            process_group.on_first_rank(lambda: _write_frontier(run, branches))
 
 
 def run_stages(settings: RunSettings, run_dir: Path | None, *, resume: bool) -> None:
@@ -60,13 +72,38 @@ def run_stages(settings: RunSettings, run_dir: Path | None, *, resume: bool) -> 
     Raises:
         HamError: An error the user can fix.
     """
-    settings = with_absolute_path(settings)
+    settings = resolved_targets(with_absolute_path(settings))
+    run_branches(settings, run_dir, branches_of(settings), resume=resume, watch=_PrintsResults())
+
+
+def resolved_targets(settings: RunSettings) -> RunSettings:
+    """Returns the settings with explicit targets. Reads the manifest of the data if there are ladders."""
+    if settings.search.schedule == "separate" and not any(t.ladder for t in settings.search.targets):
+        return settings
+    if settings.data.path is None:
+        counts = settings.data.synthetic.num_embeddings
+        return resolved(settings, {f"field_{number}": count for number, count in enumerate(counts)})
+    return resolved(settings, Manifest.load(settings.data.path).num_embeddings())
+
+
+def branches_of(settings: RunSettings) -> list[Branch]:
+    """Returns the branches of a run: one for each target, each in a folder of its own if there are several.
+
+    In a falling search, each starts where the search before it ended, and they share the epochs.
+    """
     targets = settings.search.targets
-    branches = [
-        Branch("." if len(targets) == 1 else target.label, with_target(settings, target))
-        for target in targets
-    ]
-    run_branches(settings, run_dir, branches, resume=resume, watch=_PrintsResults())
+    branches: list[Branch] = []
+    epochs = epochs_of_falling_search(settings.search.epochs, len(targets))
+    for target, share in zip(targets, epochs, strict=True):
+        place = "." if len(targets) == 1 else target.label
+        of_target = with_target(settings, target)
+        if settings.search.schedule == "separate":
+            branches.append(Branch(place, of_target))
+            continue
+        search = of_target.search.model_copy(update={"epochs": share})
+        follows = branches[-1].place if branches else None
+        branches.append(Branch(place, of_target.model_copy(update={"search": search}), follows=follows))
+    return branches
 
 
 def run_branches(
@@ -200,13 +237,18 @@ def _all_stages(run: Run, branches: Sequence[Branch], watch: Watch) -> None:
     checkpoints = run.checkpoints("pretrain", wide)
     pretrained = pretrain(wide, run.samples, checkpoints, run.log)
     supernet = Supernet(wide, checkpoints, pretrained, model_result(wide, run.samples))
+    by_place = {branch.place: branch for branch in branches}
+    if len(branches) > 1:
+        save_logits(run.folder, validation_logits(wide, run.samples))
     for branch in branches:
         if branch.place in spaces:
             with _reported(branch, watch):
                 folder = _branch_folder(run, branch)
                 if not process_group.on_first_rank(folder.result.exists):
-                    _one_branch(run, folder, branch, supernet, spaces[branch.place])
+                    before = None if branch.follows is None else _of_branch(run, by_place[branch.follows])
+                    _one_branch(run, folder, branch, supernet, spaces[branch.place], before)
                 watch.done(branch, folder, run.manifest)
+    watch.ended(run, branches)
 
 
 @contextmanager
@@ -225,15 +267,28 @@ def _check_axes(run: Run) -> None:
     check_axes(run.settings.model, {table.field: table.embedding_dim for table in tables})
 
 
-def _one_branch(run: Run, folder: RunFolder, branch: Branch, supernet: Supernet, space: SearchSpace) -> None:
+def _one_branch(
+    run: Run,
+    folder: RunFolder,
+    branch: Branch,
+    supernet: Supernet,
+    space: SearchSpace,
+    before: Run | None,
+) -> None:
     with _open_log(folder) if folder is not run.folder else nullcontext(run.log) as log:
-        saving = replace(run.saving, identity=_identity(folder))
-        of_branch = replace(run, settings=branch.settings, folder=folder, log=log, saving=saving)
+        of_branch = replace(_of_branch(run, branch), folder=folder, log=log)
         if branch.is_supernet:
             do_supernet(of_branch, supernet)
         else:
-            do_branch(of_branch, supernet, space)
+            do_branch(of_branch, supernet, space, before)
     gc.collect()  # Frees the sliced model's tables: sharded modules have reference cycles.
+
+
+def _of_branch(run: Run, branch: Branch) -> Run:
+    """The run with the settings, folder and identity of a branch that has started, and the log of the run."""
+    folder = run.folder if branch.place == "." else RunFolder(run.folder.path / branch.place)
+    saving = replace(run.saving, identity=_identity(folder))
+    return replace(run, settings=branch.settings, folder=folder, saving=saving)
 
 
 def _branch_folder(run: Run, branch: Branch) -> RunFolder:
@@ -252,6 +307,21 @@ def _branch_folder(run: Run, branch: Branch) -> RunFolder:
     )
     process_group.on_first_rank(lambda: folder.tie(run.manifest))
     return folder
+
+
+def _write_frontier(run: Run, branches: Sequence[Branch]) -> None:
+    tolerance = run.settings.search.tolerance
+    models = []
+    for branch in branches:
+        folder = RunFolder(run.folder.path / branch.place)
+        if not folder.validation.exists():
+            run.log.say(f"{folder.path}: was finished by an earlier version, so models are not compared")
+            return
+        result = json.loads(folder.result.read_text(encoding="utf-8"))
+        models.append((folder, branch.target.label, result))
+    points = frontier(run.folder, models, tolerance)
+    write_json(run.folder.frontier, to_json(points, tolerance))
+    print_grids([grids.frontier(points, tolerance)])
 
 
 def _print_result(folder: RunFolder, truth: Truth | None) -> None:

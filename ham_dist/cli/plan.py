@@ -7,6 +7,7 @@ from rich.console import RenderableType
 from rich.table import Table as Grid
 
 from ham_dist.config.schema import RunSettings, Target
+from ham_dist.config.targets import resolved
 from ham_dist.config.units import size_text
 from ham_dist.data.format.manifest import Manifest
 from ham_dist.data.reader.pooling_factor import ids_per_row
@@ -78,6 +79,7 @@ def _parts(
     num_embeddings: Mapping[str, int],
     ids: Mapping[str, float],
 ) -> Iterator[RenderableType]:
+    settings = resolved(settings, num_embeddings)
     groups, table_optimizer = table_groups(settings, num_embeddings), table_optimizer_of(settings.optimizer)
     for target in settings.search.targets:
         Budget(target, column_layout(groups[TABLES]))  # raises for a target that the run would reject

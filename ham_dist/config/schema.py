@@ -6,7 +6,14 @@ class.
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticKnownError
 
 from ham_dist.config.base import PositiveFloat, PositiveInt, Settings
@@ -203,11 +210,13 @@ class Target(Settings):
     `precision.tables` is `float16` or `bfloat16`). First-order tables (dim 1) are not counted. The run's own
     bundle has tables of the same size, except that it stores `bfloat16` tables as float32, in twice the
     bytes."""
+    ladder: Annotated[int | None, Field(ge=2, le=64)] = None
+    """Number of targets in columns, in a geometric sequence from 1/2 to 1/16 of the supernet's columns."""
 
     @model_validator(mode="after")
     def _columns_or_bytes(self) -> "Target":
-        if (self.columns is None) == (self.bytes is None):
-            raise ValueError("give a target either `columns` or `bytes`")
+        if sum(size is not None for size in (self.columns, self.bytes, self.ladder)) != 1:
+            raise ValueError("give a target either `columns`, `bytes` or `ladder`")
         return self
 
     @property
@@ -228,14 +237,24 @@ AnyMethodSettings = Annotated[SerializeAsAny[MethodSettings], METHODS.validator(
 """Settings of the method chosen by `name`."""
 
 
+def _named_ladder(value: object) -> object:
+    return ({"ladder": 5},) if value == "auto" else value
+
+
 class SearchSettings(Settings):
     """Stage 2: find the columns to keep."""
 
     method: AnyMethodSettings = Field(default_factory=METHODS.start)
     """Size-search method: a section [search.method], or only its name."""
-    targets: Annotated[tuple[Target, ...], Field(min_length=1)] = (Target(columns=16),)
-    """Target sizes. Each gets its own search and its own sliced model; all start from the same pretrained
-    supernet."""
+    targets: Annotated[
+        tuple[Target, ...], Field(min_length=1), BeforeValidator(_named_ladder)
+    ] = (Target(columns=16),)
+    """Target sizes. Each gets its own sliced model; all start from the same pretrained supernet. `"auto"` is
+    short for `[{ ladder = 5 }]`."""
+    schedule: Literal["separate", "falling"] = "separate"
+    """`separate`: a search of `epochs` for each target, from the pretrained supernet. `falling`: one search
+    of `epochs` for all of them, whose target falls from the largest to the smallest; each search starts from
+    the weights and the mask at the end of the one before it."""
     epochs: PositiveInt = 10
     """Maximum number of epochs of alternating steps on alpha and on the weights."""
     patience: PositiveInt = 3
@@ -245,6 +264,9 @@ class SearchSettings(Settings):
     """`shared`: the method's steps and scores, and the validation AUC of all stages, use the whole validation
     split, as in the paper. `halved`: the method reads one half of the split; early stopping and the choice of
     the best epoch, in all three stages, use the other half. The halves depend on the data only."""
+    tolerance: Annotated[float, Field(ge=0, le=1)] = 0.0005
+    """Loss of validation AUC against the supernet up to which a smaller model is as good. A run with several
+    targets marks the smallest model within it. It may be changed when a run is resumed."""
 
 
 class RetrainSettings(Settings):

@@ -20,6 +20,7 @@ from ham_dist.report.drawing import (
     tick_format,
 )
 from ham_dist.report.record import Metrics
+from ham_dist.training.frontier import SizedModel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -181,6 +182,36 @@ def heads(name: str, look: DatasetStatistics) -> Figure:
     return Figure(
         svg_of(name, draw, WIDTH, height),
         "From head to tail: the higher a line begins, the fewer ids make up most values of the field.",
+    )
+
+
+def frontier(name: str, models: Sequence[SizedModel]) -> Figure:
+    """Returns a figure of validation AUC over that of the supernet by bytes, with standard errors."""
+
+    def draw(canvas: "Canvas") -> None:
+        axes = canvas.subplots()
+        costs = [model.bytes for model in models]
+        if min(costs) > 0 and max(costs) > 4 * min(costs):
+            axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(tick_format(lambda count: ""))
+        line(axes, 0, costs, [model.difference for model in models], gid=f"{name}-models")
+        axes.errorbar(
+            costs,
+            [model.difference for model in models],
+            yerr=[model.standard_error for model in models],
+            fmt="none",
+            ecolor=COLORS[0],
+            capsize=3,
+        )
+        axes.axhline(0, color=COLORS[1], linestyle="--", label="supernet")
+        axes.xaxis.set_major_formatter(tick_format(size_text))
+        axes.set_xlabel("embedding bytes")
+        axes.set_ylabel("validation AUC over supernet")
+        axes.legend()
+
+    return Figure(
+        svg_of(name, draw, WIDTH, 2.8),
+        "Validation AUC of each size less that of the supernet on the same rows; bars are standard errors.",
     )
 
 

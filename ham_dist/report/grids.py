@@ -10,6 +10,7 @@ from ham_dist.data.format.manifest import Truth
 from ham_dist.embedding.table_size import TableSize
 from ham_dist.report.record import Result, RunRecord, Start
 from ham_dist.report.text import NOTHING, count_text, quality_text
+from ham_dist.training.frontier import SizedModel, smallest_within
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,25 @@ def quality(result: Result) -> Grid:
         )
     )
     return Grid("Quality and size", ("", "supernet", "sliced", "change"), rows)
+
+
+def frontier(points: Sequence[SizedModel], tolerance: float) -> Grid:
+    """Returns the models of a run with their validation AUCs; the smallest within the tolerance is marked."""
+    best = smallest_within(points, tolerance)
+    rows = [
+        (
+            point.target,
+            count_text(point.columns),
+            size_cell(point.bytes),
+            quality_text(point.validation_auc),
+            f"{point.difference:+.5f}",
+            f"{point.standard_error:.5f}",
+            f"smallest within {tolerance:g}" if point is best else "within" if point.within else "",
+        )
+        for point in points
+    ]
+    names = ("target", "columns", "bytes", "validation AUC", "over supernet", "standard error", "tolerance")
+    return Grid("Sizes and validation AUC", names, rows)
 
 
 def cost(result: Result) -> Grid:

@@ -151,6 +151,10 @@ def _run(key: str, run: RunRecord) -> Section:
             f"{quality_text(run.truth.bayes_auc)}."
         )
     parts = [_target(f"{key}-{record.target.label}", record, run.truth) for record in run.targets]
+    if run.frontier:
+        drawn = [figures.frontier(f"{key}-frontier-figure", run.frontier)]
+        of_sizes = [grids.frontier(run.frontier, settings.search.tolerance)]
+        parts.insert(0, Section(f"{key}-frontier", "Sizes", grids=of_sizes, figures=drawn))
     parts.append(
         Section(
             f"{key}-settings",

@@ -15,6 +15,7 @@ from ham_dist.embedding.table_size import TableSize, read_sizes
 from ham_dist.errors import CheckpointError, ReportError
 from ham_dist.io.paths import is_local
 from ham_dist.io.untrusted import parse_json, read_bytes
+from ham_dist.training.frontier import SizedModel, read_frontier
 from ham_dist.training.run_folder import RunFolder
 
 _DAMAGED = "Copy it again from where the run was made, or leave this run out."
@@ -160,6 +161,7 @@ class RunRecord:
         data: The record of its data; None if the run has none.
         targets: Its targets.
         notes: Notes on missing parts.
+        frontier: Its models by size, if it has several targets and has ended.
     """
 
     name: str
@@ -170,6 +172,7 @@ class RunRecord:
     data: DataRecord | None
     targets: list[TargetRecord]
     notes: list[str] = field(default_factory=list)
+    frontier: list[SizedModel] = field(default_factory=list)
 
     @property
     def data_folder(self) -> str:
@@ -226,7 +229,15 @@ def _read_run(name: str, label: str) -> RunRecord:
         notes.append(f"{folder.data_record.name} is missing: the data that the run began with is unknown.")
     targets = settings.search.targets
     records = [_read_target(target, folder.of_target(target, targets), folder) for target in targets]
-    return RunRecord(name, label, folder, settings, starts, data, records, notes)
+    return RunRecord(name, label, folder, settings, starts, data, records, notes, _frontier(folder, notes))
+
+
+def _frontier(folder: RunFolder, notes: list[str]) -> list[SizedModel]:
+    try:
+        return read_frontier(folder)
+    except CheckpointError as error:
+        notes.append(str(error))
+        return []
 
 
 def _no_run(path: Path) -> str:

@@ -12,11 +12,13 @@ from ham_dist.distributed.ranks import process_group
 from ham_dist.distributed.sharding import gram
 from ham_dist.embedding.mask import Columns
 from ham_dist.embedding.sizes import table_sizes
+from ham_dist.errors import CheckpointError
 from ham_dist.export.package import export_state, origin, own_precision
 from ham_dist.io.atomic import write_json
 from ham_dist.methods.budget import Budget
-from ham_dist.methods.method import SearchSpace
+from ham_dist.methods.method import Method, SearchSpace
 from ham_dist.methods.registry import METHODS
+from ham_dist.stages.frontier import save_logits, validation_logits
 from ham_dist.stages.result import ModelResult, model_result, result_of
 from ham_dist.stages.retrain import retrain
 from ham_dist.stages.search import search
@@ -29,6 +31,7 @@ from ham_dist.training.run_folder import RunFolder
 from ham_dist.training.run_log import RunLog
 from ham_dist.training.samples import Samples, StageName
 from ham_dist.training.state import TrainingState
+from ham_dist.training.stopping import EarlyStopper
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,14 @@ class Branch:
         place: Its folder, relative to that of the run; `.` is the run's own folder.
         settings: Settings of the run, with the branch's own [search] (one target) and [retrain].
         is_supernet: True for the supernet itself, as pretrained: nothing is searched or retrained.
+        follows: Place of the branch at the end of whose search this search starts; None for the pretrained
+            supernet.
     """
 
     place: str
     settings: RunSettings
     is_supernet: bool = False
+    follows: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,8 +88,9 @@ class Supernet:
     result: ModelResult
 
     def restore(self) -> None:
-        """Load its pretrained weights and optimizer state. The mask does not change."""
+        """Load its pretrained weights and optimizer state, and open every column."""
         self.checkpoints.restore_best(self.progress)
+        self.state.sharded.mask.set(None)
 
 
 def search_space(run: Run, wide: TrainingState, settings: RunSettings) -> SearchSpace:
@@ -107,22 +114,25 @@ def search_space(run: Run, wide: TrainingState, settings: RunSettings) -> Search
     )
 
 
-def do_branch(run: Run, supernet: Supernet, space: SearchSpace) -> None:
+def do_branch(run: Run, supernet: Supernet, space: SearchSpace, before: Run | None = None) -> None:
     """Search, slice, retrain and export. `result.json` is written last: it marks the end.
 
     Args:
         run: The run with the settings, folder, log and identity of the branch.
         space: Its search space.
+        before: The same of the finished branch at the end of whose search this one starts; None for the
+            pretrained supernet.
     """
     settings = run.settings
     (target,) = settings.search.targets
     supernet.restore()
-    supernet.state.sharded.mask.set(None)
     wide = replace(supernet.state, settings=settings)
     method = METHODS[settings.search.method.name](space, settings.search.method)
     run.log.say(f"target {target.label}: search by {settings.search.method.name}")
     if warning := method.warning(settings.search.epochs * run.samples.steps):
         run.log.say(warning)
+    if before is not None:
+        _restore_search(before, wide, method)
     columns, searched = search(
         wide, method, run.samples, run.checkpoints("search", wide, method.tensors), run.log
     )
@@ -146,7 +156,6 @@ def _teacher(settings: RunSettings, supernet: Supernet) -> Teacher | None:
 def do_supernet(run: Run, supernet: Supernet) -> None:
     """Export the supernet as pretrained, and write its `result.json`."""
     supernet.restore()
-    supernet.state.sharded.mask.set(None)
     layout = supernet.state.sharded.mask.layout
     run.log.say("the supernet as pretrained")
     _finish(
@@ -157,6 +166,20 @@ def do_supernet(run: Run, supernet: Supernet) -> None:
         {"pretrain": supernet.progress},
         Target(columns=layout.size),
     )
+
+
+def _restore_search(before: Run, wide: TrainingState, method: Method) -> None:
+    """Load the weights, and the method's own tensors, from the end of the search of an earlier branch."""
+    wide.transform = method.transform(wide.sharded)
+    progress = StageProgress(EarlyStopper(before.settings.search.patience))
+    checkpoints = before.checkpoints("search", wide, method.tensors)
+    checkpoints.resume(progress)
+    if progress.epochs == 0:
+        raise CheckpointError(
+            f"{checkpoints.folder}: holds no checkpoint, but the search of the next target starts from it.\n"
+            "  Start the run anew with another --run-dir."
+        )
+    checkpoints.restore_best(progress)
 
 
 def _start_of_retraining(
@@ -182,6 +205,7 @@ def _finish(
 ) -> None:
     """Measure and export the branch's final model, and write the files about it."""
     folder, wide = run.folder, supernet.state
+    save_logits(folder, validation_logits(state, run.samples))
     after = model_result(state, run.samples)
     sizes = table_sizes(wide.sharded.tables, state.sharded.tables, columns)
     plan = {"supernet": wide.sharded.plan.describe(), "sliced": state.sharded.plan.describe()}

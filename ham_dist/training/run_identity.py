@@ -9,7 +9,7 @@ from ham_dist.errors import OtherRunError
 
 FORMAT = "ham_dist run"
 
-FREE = ("checkpoint.", "ranks.", "data.path")
+FREE = ("checkpoint.", "ranks.", "data.path", "search.tolerance")
 """Settings that do not change a run's results. The data is compared with data.json, wherever it is stored."""
 
 RAISABLE = {

@@ -89,6 +89,16 @@ class RunPaths:
         return self.path / "result.json"
 
     @property
+    def validation(self) -> Path:
+        """validation.safetensors: logits and labels of validation rows, to compare models with."""
+        return self.path / "validation.safetensors"
+
+    @property
+    def frontier(self) -> Path:
+        """frontier.json: size and validation AUC of each target of a run; see `ham_dist.stages.frontier`."""
+        return self.path / "frontier.json"
+
+    @property
     def data_record(self) -> Path:
         """data.json: the manifest of the data that the run began with, and its digest."""
         return self.path / "data.json"

@@ -129,7 +129,7 @@ def test_missing_scipy_is_named() -> None:
     script = (
         "import sys; sys.modules['scipy'] = None\n"
         "from ham_dist.errors import ReportError\n"
-        "import ham_dist.study.bootstrap\n"
+        "import ham_dist.training.auc_bootstrap\n"
         "from ham_dist.study.statistics import mean_of, require_scipy\n"
         "try: require_scipy()\n"
         "except ReportError as error: print(error)\n"

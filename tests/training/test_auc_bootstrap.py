@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ham_dist.study.bootstrap import auc_difference, aucs, bootstrap_aucs
+from ham_dist.training.auc_bootstrap import auc_difference, aucs, bootstrap_aucs
 
 Floats = NDArray[np.float64]
 
