@@ -318,7 +318,8 @@ def _write_frontier(run: Run, branches: Sequence[Branch]) -> None:
             run.log.say(f"{folder.path}: was finished by an earlier version, so models are not compared")
             return
         result = json.loads(folder.result.read_text(encoding="utf-8"))
-        models.append((folder, branch.target.label, result))
+        (target,) = branch.settings.search.targets
+        models.append((folder, target.label, result))
     points = frontier(run.folder, models, tolerance)
     write_json(run.folder.frontier, to_json(points, tolerance))
     print_grids([grids.frontier(points, tolerance)])
