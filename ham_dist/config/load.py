@@ -56,6 +56,9 @@ def settings_of(tree: dict[str, Any], path: str | None, overrides: Sequence[str]
             mistakes.append(str(error))
         else:
             overridden.add(key)
+    search = tree.get("search")
+    if isinstance(search, dict) and search.get("targets") == "auto":
+        search["targets"] = [{"ladder": 5}]
     try:
         # Validated as JSON, because pydantic's strict mode (no "3" for 3) accepts a list for a tuple only
         # there.

@@ -4,14 +4,15 @@ Every default is defined here, except those of a method's or a model's own keys,
 class.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BeforeValidator,
     Field,
     SerializeAsAny,
+    SerializerFunctionWrapHandler,
     field_validator,
+    model_serializer,
     model_validator,
 )
 from pydantic_core import PydanticKnownError
@@ -219,6 +220,14 @@ class Target(Settings):
             raise ValueError("give a target either `columns`, `bytes` or `ladder`")
         return self
 
+    @model_serializer(mode="wrap")
+    def _without_ladder(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The keys of versions without ladders, whose settings are compared with today's."""
+        values: dict[str, Any] = serialize(self)
+        if self.ladder is None:
+            values.pop("ladder", None)
+        return values
+
     @property
     def label(self) -> str:
         """The target's name in folders and logs: `columns-28` or `bytes-1000000`."""
@@ -237,18 +246,12 @@ AnyMethodSettings = Annotated[SerializeAsAny[MethodSettings], METHODS.validator(
 """Settings of the method chosen by `name`."""
 
 
-def _named_ladder(value: object) -> object:
-    return ({"ladder": 5},) if value == "auto" else value
-
-
 class SearchSettings(Settings):
     """Stage 2: find the columns to keep."""
 
     method: AnyMethodSettings = Field(default_factory=METHODS.start)
     """Size-search method: a section [search.method], or only its name."""
-    targets: Annotated[
-        tuple[Target, ...], Field(min_length=1), BeforeValidator(_named_ladder)
-    ] = (Target(columns=16),)
+    targets: Annotated[tuple[Target, ...], Field(min_length=1)] = (Target(columns=16),)
     """Target sizes. Each gets its own sliced model; all start from the same pretrained supernet. `"auto"` is
     short for `[{ ladder = 5 }]`."""
     schedule: Literal["separate", "falling"] = "separate"

@@ -157,7 +157,7 @@ def test_every_mistake_is_reported_at_once(tmp_path: Path) -> None:
         f"{path}: model.name = \"dcn2\": must be 'fm', 'deepfm', 'autoint' or 'dcnv2'. Did you mean dcnv2?",
         "  Model: `fm`, `deepfm`, `autoint` or `dcnv2`.",
         f"{path}: model.learning_rate: no such key. Did you mean optimizer.learning_rate?",
-        f"{path}: search.targets[1]: give a target either `columns` or `bytes`",
+        f"{path}: search.targets[1]: give a target either `columns`, `bytes` or `ladder`",
         f"{path}: search.epochs = 0: must be greater than 0",
         "  Maximum number of epochs of alternating steps on alpha and on the weights.",
         f"{path}: sed: no such key. Did you mean seed?",

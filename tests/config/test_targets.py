@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ham_dist.config.load import load_run
 from ham_dist.config.schema import RunSettings, Target
 from ham_dist.config.targets import epochs_of_falling_search, resolved
 from ham_dist.errors import TargetError
@@ -22,8 +23,9 @@ def columns(run: RunSettings) -> list[int | None]:
 
 
 def test_auto_is_a_ladder_of_five_from_a_half_to_a_sixteenth() -> None:
-    assert settings(targets="auto").search.targets == (Target(ladder=5),)
-    assert columns(settings(targets="auto")) == [18, 11, 6, 4, 2]
+    run = load_run(None, ["search.targets=auto"])
+    assert run.search.targets == (Target(ladder=5),)
+    assert columns(run) == [18, 11, 6, 4, 2]
 
 
 def test_steps_of_a_small_supernet_that_round_to_one_size_are_one_target() -> None:
