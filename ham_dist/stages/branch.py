@@ -88,9 +88,8 @@ class Supernet:
     result: ModelResult
 
     def restore(self) -> None:
-        """Load its pretrained weights and optimizer state, and open every column."""
+        """Load its pretrained weights and optimizer state. The mask does not change."""
         self.checkpoints.restore_best(self.progress)
-        self.state.sharded.mask.set(None)
 
 
 def search_space(run: Run, wide: TrainingState, settings: RunSettings) -> SearchSpace:
@@ -126,6 +125,7 @@ def do_branch(run: Run, supernet: Supernet, space: SearchSpace, before: Run | No
     settings = run.settings
     (target,) = settings.search.targets
     supernet.restore()
+    supernet.state.sharded.mask.set(None)
     wide = replace(supernet.state, settings=settings)
     method = METHODS[settings.search.method.name](space, settings.search.method)
     run.log.say(f"target {target.label}: search by {settings.search.method.name}")
@@ -156,6 +156,7 @@ def _teacher(settings: RunSettings, supernet: Supernet) -> Teacher | None:
 def do_supernet(run: Run, supernet: Supernet) -> None:
     """Export the supernet as pretrained, and write its `result.json`."""
     supernet.restore()
+    supernet.state.sharded.mask.set(None)
     layout = supernet.state.sharded.mask.layout
     run.log.say("the supernet as pretrained")
     _finish(

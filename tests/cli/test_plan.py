@@ -13,7 +13,8 @@ from rich.console import Console
 
 from ham_dist.cli.plan import describe_plan, sliced_held
 from ham_dist.config.load import load_run
-from ham_dist.config.schema import OptimizerSettings, ShardingSettings, Target
+from ham_dist.config.schema import OptimizerSettings, Target
+from ham_dist.config.sharding import ShardingSettings
 from ham_dist.config.synthetic import SyntheticSettings
 from ham_dist.data.synthetic.write import generate
 from ham_dist.distributed.planning.request import PlanRequest

@@ -14,9 +14,9 @@ from ham_dist.config.schema import (
     OrthogonalitySettings,
     RunSettings,
     SearchSettings,
-    ShardingSettings,
     Target,
 )
+from ham_dist.config.sharding import ShardingSettings
 from ham_dist.config.synthetic import SyntheticSettings
 from ham_dist.errors import ConfigError
 from ham_dist.methods.ham import HamSettings

@@ -6,7 +6,7 @@ C rows, d stored columns of one table, W ranks
 from collections.abc import Iterable
 from itertools import pairwise
 
-from ham_dist.config.schema import ShardingType
+from ham_dist.config.sharding import ShardingType
 from ham_dist.distributed.planning.errors import has_rows_for, require_rows
 from ham_dist.distributed.planning.placement import Placement, Plan, TableShard
 from ham_dist.distributed.planning.request import PlanRequest

@@ -16,7 +16,7 @@ from torchrec.distributed.planner.storage_reservations import FixedPercentageSto
 from torchrec.distributed.planner.types import ParameterConstraints, PlannerError
 from torchrec.distributed.types import ParameterSharding
 
-from ham_dist.config.schema import ShardingType
+from ham_dist.config.sharding import ShardingType
 from ham_dist.config.units import size_text
 from ham_dist.distributed.internals import plan_with_optimizer
 from ham_dist.distributed.planning.errors import ShortMemory, ways_out

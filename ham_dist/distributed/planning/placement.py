@@ -18,7 +18,7 @@ from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.types import CacheParams, ParameterSharding
 from torchrec.distributed.types import ShardingType as TorchRecShardingType
 
-from ham_dist.config.schema import ShardingType
+from ham_dist.config.sharding import ShardingType
 from ham_dist.distributed.internals import EnumerableShardingSpec, ShardMetadata
 from ham_dist.distributed.planning.table_optimizers import DEVICE, Memory
 from ham_dist.embedding.tables import BYTES_PER_NUMBER, Table

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 
-from ham_dist.config.schema import ShardingSettings
+from ham_dist.config.sharding import ShardingSettings
 from ham_dist.distributed.planning.by_size import plan_by_size
 from ham_dist.distributed.planning.by_torchrec import plan_by_torchrec
 from ham_dist.distributed.planning.errors import require_possible, too_much_for_device, too_much_for_host

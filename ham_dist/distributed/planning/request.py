@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from ham_dist.config.schema import ShardingSettings, ShardingType
+from ham_dist.config.sharding import ShardingSettings, ShardingType
 from ham_dist.distributed.planning.placement import Plan, TableShard
 from ham_dist.distributed.planning.table_optimizers import DEVICE, BytesHeld, Memory, TableOptimizer
 from ham_dist.distributed.planning.topology import Topology

@@ -10,7 +10,8 @@ from torch import nn
 from torchrec.optim.optimizers import LAMB, PartialRowWiseAdam
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-from ham_dist.config.schema import TABLE_OPTIMIZERS, ComputeKernel, OptimizerSettings, TablePrecision
+from ham_dist.config.schema import TABLE_OPTIMIZERS, OptimizerSettings, TablePrecision
+from ham_dist.config.sharding import ComputeKernel
 from ham_dist.embedding.tables import BYTES_PER_NUMBER
 from ham_dist.errors import BackendError, ConfigError
 

@@ -9,7 +9,8 @@ from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.types import ParameterSharding
 
-from ham_dist.config.schema import OptimizerSettings, RunSettings, ShardingSettings, TablePrecision
+from ham_dist.config.schema import OptimizerSettings, RunSettings, TablePrecision
+from ham_dist.config.sharding import ShardingSettings
 from ham_dist.distributed.planning.placement import Plan
 from ham_dist.distributed.planning.planner import make_plan
 from ham_dist.distributed.planning.request import PlanRequest

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ham_dist.config.schema import OptimizerSettings, ShardingSettings, TablePrecision
+from ham_dist.config.schema import OptimizerSettings, TablePrecision
+from ham_dist.config.sharding import ShardingSettings
 from ham_dist.distributed.planning.by_size import LARGE_BYTES
 from ham_dist.distributed.planning.placement import Plan
 from ham_dist.distributed.planning.planner import bytes_held, make_plan, require_known_fields
