@@ -8,6 +8,8 @@ PYTHON ?= python3
 TORCH ?= 2.13.0
 TORCHREC ?= 1.8.0
 FBGEMM_VERSION ?= 1.8.0
+# Processes that run the tests.
+WORKERS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
@@ -22,7 +24,7 @@ demo: $(INSTALLED)
 	$(BIN)/ham-dist train --run-dir runs/demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

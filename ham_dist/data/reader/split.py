@@ -186,7 +186,9 @@ class Batches(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         if self._running is None:
-            self._running = Prefetched(self._made(self._pass, self._step), self._split.settings.prefetch)
+            self._running = Prefetched(
+                _batches(self._split, self._pass, self._step), self._split.settings.prefetch
+            )
         batch = next(self._running)
         self._step += 1
         return batch
@@ -253,13 +255,6 @@ class Batches(Iterator[Batch]):
             }
         return identity
 
-    def _made(self, settings: "_Pass", start: int) -> Iterator[Batch]:
-        steps = range(start, self._split.steps(settings.batch_size, settings.keep_last))
-        parts = self._split.parts(settings.batch_size, settings.place, settings.order, steps)
-        for step, rows in zip(steps, parts, strict=True):
-            batch = rows.batch(self._split.fields, self._split.batch_rows(settings.batch_size, step))
-            yield batch.pin_memory() if settings.pin_memory else batch
-
 
 @dataclass(frozen=True)
 class _Pass:
@@ -270,6 +265,18 @@ class _Pass:
     order: tuple[int, int] | None
     keep_last: bool
     pin_memory: bool
+
+
+def _batches(split: Split, settings: _Pass, start: int) -> Iterator[Batch]:
+    """Yields the batches of a pass, on its thread.
+
+    A function, not a method of `Batches`: otherwise the thread would keep that object alive.
+    """
+    steps = range(start, split.steps(settings.batch_size, settings.keep_last))
+    parts = split.parts(settings.batch_size, settings.place, settings.order, steps)
+    for step, rows in zip(steps, parts, strict=True):
+        batch = rows.batch(split.fields, split.batch_rows(settings.batch_size, step))
+        yield batch.pin_memory() if settings.pin_memory else batch
 
 
 def open_split(

@@ -1,6 +1,7 @@
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 
 from ham_dist.data.format.manifest import REDO, Manifest
 from ham_dist.data.reader.batch import Batch
+from ham_dist.data.reader.prefetch import NAME
 from ham_dist.data.reader.split import Split, open_split
 from ham_dist.errors import DataError
 
@@ -63,6 +65,7 @@ def test_reading_does_not_load_pandas(prepared: Path) -> None:
     """Arrow's to_numpy does, which takes each rank of a run a quarter of a second."""
     program = f"""
 import sys
+import threading
 from pathlib import Path
 from ham_dist.data.format.manifest import REDO, Manifest
 from ham_dist.data.reader.split import open_split
@@ -74,6 +77,17 @@ assert sum(len(batch.labels) for batch in batches) > 0
 assert "pandas" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_pass_that_is_dropped_leaves_no_thread(train: Split) -> None:
+    before = set(threading.enumerate())
+    batches = train.batches(1, rank=0, world_size=1, order=None, keep_last=True)
+    next(batches)
+    (thread,) = set(threading.enumerate()) - before
+    assert thread.name == NAME
+    del batches
+    thread.join(600)
+    assert not thread.is_alive()
 
 
 def test_batch_is_what_torchrec_takes(train: Split, manifest: Manifest) -> None:
