@@ -88,6 +88,22 @@ def test_alpha_steps_that_are_due_every_few_steps_resume_within_an_epoch(tmp_pat
     assert_same_bits(tmp_path / "run", tmp_path / "unbroken")
 
 
+def test_the_exact_mask_and_the_average_of_alpha_resume_on_another_number_of_ranks(tmp_path: Path) -> None:
+    method = {"name": "ham", "mask": "top", "average_steps": 6, "cost_aware": True}
+    settings = tiny_run(
+        precision=FLOAT64,
+        pretrain={"max_epochs": 1},
+        search={"method": method, "targets": [{"bytes": 400}]},
+        retrain={"max_epochs": 1},
+    )
+    do_run(settings, tmp_path / "unbroken")
+    run_on_ranks(2, do_part, settings, tmp_path / "run", 12 + 7)
+    run_on_ranks(3, do_run, settings, tmp_path / "run", True)
+    assert_same_bits(tmp_path / "run", tmp_path / "unbroken")
+    (first, *_) = [row for row in metrics(tmp_path / "run") if row["stage"] == "search"]
+    assert first["average"] != first["alpha"]
+
+
 def test_the_same_ranks_resume_within_an_epoch_to_the_same_bits_in_float32(tmp_path: Path) -> None:
     run_on_ranks(2, do_run, tiny_run(), tmp_path / "unbroken")
     run_on_ranks(2, do_part, tiny_run(), tmp_path / "run", 32)
