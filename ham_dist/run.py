@@ -27,7 +27,7 @@ from ham_dist.stages.branch import Branch, Run, Supernet, do_branch, do_supernet
 from ham_dist.stages.frontier import frontier, save_logits, validation_logits
 from ham_dist.stages.pretrain import pretrain
 from ham_dist.stages.result import device_name, model_result
-from ham_dist.training.axes import check_axes
+from ham_dist.training.axes import check_axes, check_rotation
 from ham_dist.training.checkpoints import Saving
 from ham_dist.training.evaluation import undefined_auc
 from ham_dist.training.frontier import to_json
@@ -223,7 +223,7 @@ def _data_folder(settings: RunSettings, folder: RunFolder, log: RunLog) -> str |
 
 def _all_stages(run: Run, branches: Sequence[Branch], watch: Watch) -> None:
     """Algorithm 1, with one search, slicing and retraining per branch, from one pretrained supernet."""
-    process_group.on_first_rank(lambda: _check_axes(run))
+    process_group.on_first_rank(lambda: _check_axes(run, branches))
     wide = open_supernet(
         run.settings, run.manifest.num_embeddings(), run.device, run.manifest.single_valued()
     )
@@ -262,9 +262,12 @@ def _reported(branch: Branch, watch: Watch) -> Iterator[None]:
         watch.failed(branch, error)
 
 
-def _check_axes(run: Run) -> None:
+def _check_axes(run: Run, branches: Sequence[Branch]) -> None:
     tables = table_groups(run.settings, run.manifest.num_embeddings())[TABLES]
-    check_axes(run.settings.model, {table.field: table.embedding_dim for table in tables})
+    dims = {table.field: table.embedding_dim for table in tables}
+    check_axes(run.settings.model, dims)
+    if any(branch.settings.search.rotate for branch in branches if not branch.is_supernet):
+        check_rotation(run.settings.model, dims)
 
 
 def _one_branch(

@@ -225,6 +225,10 @@ class SearchSettings(Settings):
     patience: PositiveInt = 3
     """Epochs without a better validation AUC before the search stops early. Only epochs in which the number
     of columns (or bytes) in use was near the target count as better."""
+    rotate: bool = False
+    """If true, each table is rotated to its principal axes before the search (over the lookups of the
+    training samples), and so are the weights that read it: the logits stay the same. For models that read
+    columns by linear maps: `fm`, `deepfm` and `autoint`."""
     validation: Literal["shared", "halved"] = "shared"
     """`shared`: the method's steps and scores, and the validation AUC of all stages, use the whole validation
     split, as in the paper. `halved`: the method reads one half of the split; early stopping and the choice of

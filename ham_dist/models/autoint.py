@@ -79,6 +79,7 @@ class AutoInt(Interaction):
     """
 
     Settings = AutoIntSettings
+    is_linear_in_columns = True
     keeps_slots = True
 
     def __init__(self, dims: Mapping[str, int], settings: AutoIntSettings) -> None:

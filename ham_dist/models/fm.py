@@ -70,6 +70,7 @@ class FM(Interaction):
     """
 
     Settings: ClassVar[type[ModelSettings]] = FMSettings
+    is_linear_in_columns = True
 
     @classmethod
     def has_first_order_tables(cls, settings: ModelSettings) -> bool:

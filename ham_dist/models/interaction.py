@@ -72,6 +72,10 @@ class Interaction(nn.Module, ABC):
     Settings: ClassVar[type[ModelSettings]]
     """Class of the settings in [model]; the default of its `name` is the model's name."""
 
+    is_linear_in_columns: ClassVar[bool] = False
+    """True if only linear maps read the columns: the weights in `axes` with dimensions without a block. Then
+    a rotation of a table's columns can be multiplied into them, as `search.rotate` does."""
+
     keeps_slots: ClassVar[bool] = False
     """True if a field without columns remains as a vector of zeros; False if it is dropped from `dims`."""
 

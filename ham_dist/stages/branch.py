@@ -21,6 +21,7 @@ from ham_dist.methods.registry import METHODS
 from ham_dist.stages.frontier import save_logits, validation_logits
 from ham_dist.stages.result import ModelResult, model_result, result_of
 from ham_dist.stages.retrain import retrain
+from ham_dist.stages.rotate import rotate
 from ham_dist.stages.search import search
 from ham_dist.stages.slice import initial_columns, slice_columns
 from ham_dist.training.checkpoints import Saving, StageCheckpoints
@@ -124,9 +125,9 @@ def do_branch(run: Run, supernet: Supernet, space: SearchSpace, before: Run | No
     """
     settings = run.settings
     (target,) = settings.search.targets
-    supernet.restore()
     supernet.state.sharded.mask.set(None)
     wide = replace(supernet.state, settings=settings)
+    _restore(run, supernet, wide)
     method = METHODS[settings.search.method.name](space, settings.search.method)
     run.log.say(f"target {target.label}: search by {settings.search.method.name}")
     if warning := method.warning(settings.search.epochs * run.samples.steps):
@@ -151,6 +152,13 @@ def _teacher(settings: RunSettings, supernet: Supernet) -> Teacher | None:
     supernet.restore()
     supernet.state.sharded.mask.set(None)
     return Teacher(supernet.state, settings.retrain.distillation)
+
+
+def _restore(run: Run, supernet: Supernet, wide: TrainingState) -> None:
+    """Load the pretrained weights; with `search.rotate`, rotate them."""
+    supernet.restore()
+    if run.settings.search.rotate:
+        rotate(wide, run.samples, run.log)
 
 
 def do_supernet(run: Run, supernet: Supernet) -> None:
@@ -191,7 +199,10 @@ def _start_of_retraining(
     if start == "scratch":
         return initial_columns(wide, columns, run.log)
     if start == "pretrained":
-        supernet.restore()
+        mask = wide.sharded.mask.values
+        wide.sharded.mask.set(None)
+        _restore(run, supernet, wide)
+        wide.sharded.mask.set(mask)
         run.log.say("slice: the pretrained weights are restored")
     return slice_columns(wide, columns, run.samples, run.log)
 

@@ -31,15 +31,15 @@ def fold_mask(
     choice, factors = choice.to(state.sharded.device), factors.to(state.sharded.device)
     batch = next(samples.evaluation("validation"))
     state.sharded.mask.set(choice * factors)
-    soft = _logits(state, batch)
+    soft = logits_of(state, batch)
     state.sharded.scale_columns(factors)
     state.sharded.mask.set(choice)
     # Every number in the tables is rounded once, to the precision of the tables.
     rounding = 4 * torch.finfo(getattr(torch, state.settings.precision.tables)).eps
-    difference = _require_equal(
+    difference = require_equal(
         "the model with the mask folded into its tables",
         "the softly masked model",
-        _logits(state, batch),
+        logits_of(state, batch),
         soft,
         max(LARGEST_DIFFERENCE, rounding),
     )
@@ -59,8 +59,8 @@ def slice_columns(state: TrainingState, columns: Columns, samples: Samples, log:
     if pattern is not None:
         sliced.transform = pattern.moved_to(sliced.sharded)
     batch = next(samples.evaluation("validation"))
-    masked, after = _logits(state, batch), _logits(sliced, batch)
-    difference = _require_equal("the sliced model", "the masked model", after, masked, LARGEST_DIFFERENCE)
+    masked, after = logits_of(state, batch), logits_of(sliced, batch)
+    difference = require_equal("the sliced model", "the masked model", after, masked, LARGEST_DIFFERENCE)
     kept = sum(map(len, columns.values()))
     log.say(
         f"slice: {kept} columns are kept; the sliced model's logits differ from the masked model's "
@@ -69,10 +69,18 @@ def slice_columns(state: TrainingState, columns: Columns, samples: Samples, log:
     return sliced
 
 
-def _require_equal(
+def require_equal(
     model: str, other: str, logits: torch.Tensor, expected: torch.Tensor, largest: float
 ) -> float:
-    """Returns the largest difference of the logits of two models, relative to the largest logit above 1."""
+    """Returns the largest difference of the logits of two models, relative to the largest logit above 1.
+
+    Args:
+        model: The model with `logits`, for the message.
+        other: The model with the `expected` ones.
+        largest: Largest difference allowed.
+    Raises:
+        SlicingError: The difference is larger.
+    """
     difference = float((expected - logits).abs().max()) / max(1.0, float(expected.abs().max()))
     if not difference <= largest:
         raise SlicingError(
@@ -97,6 +105,7 @@ def initial_columns(state: TrainingState, columns: Columns, log: RunLog) -> Trai
 
 
 @torch.no_grad()
-def _logits(state: TrainingState, batch: Batch) -> torch.Tensor:
+def logits_of(state: TrainingState, batch: Batch) -> torch.Tensor:
+    """Returns the logits of a global batch under the current mask, in evaluation mode. A collective."""
     with as_evaluated(state.sharded.model):
         return gather_rows(state.logits(batch))

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 import torch
 
 from ham_dist.config.schema import ModelSettings
-from ham_dist.errors import SlicingError
+from ham_dist.errors import ConfigError, SlicingError
 from ham_dist.models.interaction import Interaction
 from ham_dist.models.registry import build_interaction
+from ham_dist.training.rotation import rotate_interaction
 from ham_dist.training.slicing import slice_interaction
 
 CHECKED_ROWS, CHECKED_MASKS = 8, 3
@@ -56,6 +57,43 @@ def _random_mask(wide: Interaction) -> torch.Tensor:
     if not mask.any():
         mask[0] = 1.0
     return mask
+
+
+def check_rotation(settings: ModelSettings, dims: Mapping[str, int]) -> None:
+    """Check, before training, that the model's logits do not change if its tables are rotated.
+
+    Rotates random weights by random rotations. The state of the caller's random generator does not change.
+
+    Args:
+        settings: As in `check_axes`.
+        dims: As in `check_axes`.
+    Raises:
+        ConfigError: The model multiplies columns by each other, or does not tell that it does not.
+        SlicingError: The logits change.
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = build_interaction(settings, dims).double().eval()
+        if not model.is_linear_in_columns:
+            raise ConfigError(
+                f'search.rotate = true: model.name = "{settings.name}" does not read its columns by linear '
+                "maps only, so its logits would change; expected a model such as fm, deepfm or autoint.\n"
+                "  Set search.rotate = false."
+            )
+        axes = {
+            field: torch.linalg.qr(torch.randn(dim, dim, dtype=torch.float64))[0]
+            for field, dim in model.dims.items()
+        }
+        batch = torch.randn(CHECKED_ROWS, sum(dims.values()), dtype=torch.float64)
+        before = model(batch)
+        rotate_interaction(model, axes)
+        difference = float((model(batch @ torch.block_diag(*axes.values())) - before).abs().max())
+        if not difference <= LARGEST_DIFFERENCE * max(1.0, float(before.abs().max())):
+            raise SlicingError(
+                f'model.name = "{settings.name}": logits of {type(model).__name__} change by '
+                f"{difference:.1e} when its columns and the weights in its axes() are rotated.\n"
+                "  Set its is_linear_in_columns to False, or correct its axes()."
+            )
 
 
 def _check_cut(wide: Interaction, settings: ModelSettings, batch: torch.Tensor) -> None:

@@ -10,6 +10,7 @@ import torch
 from ham_dist.config.base import RowWeights
 from ham_dist.data.reader.batch import Batch
 from ham_dist.distributed.ranks import process_group
+from ham_dist.distributed.ranks.rounding import FLOAT32_BITS, rounded
 from ham_dist.distributed.sharding.model import TABLES
 from ham_dist.training.state import TrainingState
 
@@ -57,9 +58,13 @@ def moment(rows: torch.Tensor) -> torch.Tensor:
 
 
 def summed(moments: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """Returns the sums of the moments over all ranks. A collective."""
+    """Returns the sums of the moments over all ranks. A collective.
+
+    They are rounded to float32, so that they do not depend on the number of ranks.
+    """
     flat = torch.cat([values.flatten() for values in moments.values()]).to(device)
-    parts = process_group.sum_over_ranks(flat).cpu().split([values.numel() for values in moments.values()])
+    total = rounded(process_group.sum_over_ranks(flat).cpu(), FLOAT32_BITS)
+    parts = total.split([values.numel() for values in moments.values()])
     return {table: part.view_as(moments[table]) for table, part in zip(moments, parts, strict=True)}
 
 

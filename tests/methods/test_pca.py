@@ -35,19 +35,18 @@ def covariances_on_ranks(run: RunSettings) -> tuple[Tables, dict[str, Tables]]:
 
 
 def test_covariances_are_those_of_rows_and_of_lookups_on_any_ranks() -> None:
-    """In float64, from float32 tables: 1e-9 is far above the rounding of sums in another order."""
+    """The sums of 1 and 3 ranks have the same bits; they are rounded to float32, hence the tolerance."""
     run = float64_run("fm")
     tables, found = run_on_ranks(1, covariances_on_ranks, run)[0]
     for _, on_three in run_on_ranks(3, covariances_on_ranks, run):
         for weights, of_tables in found.items():
-            for field, wanted in of_tables.items():
-                torch.testing.assert_close(on_three[weights][field], wanted, rtol=0, atol=1e-12)
+            assert all(torch.equal(on_three[weights][field], wanted) for field, wanted in of_tables.items())
     model = PlainModel(run, tables).double()
     looked_up = torch.cat([model.columns(plain_batch(seed)[0]).detach() for seed in (1, 2)])
     of_lookups = looked_up.split([table.shape[1] for table in tables.values()], dim=1)
     for (name, table), lookups in zip(tables.items(), of_lookups, strict=True):
         of_rows = np.cov(table.double().numpy(), rowvar=False, bias=True)
-        np.testing.assert_allclose(found["rows"][name], of_rows, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(found["rows"][name], of_rows, rtol=0, atol=1e-7)
         of_columns = np.cov(lookups.numpy(), rowvar=False, bias=True)
         np.testing.assert_allclose(found["lookups"][name], of_columns, rtol=0, atol=1e-7)
 

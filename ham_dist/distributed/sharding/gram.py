@@ -184,12 +184,36 @@ def products_across_columns(
             if local is None
             else rows.new_empty(local.shard.within(start, stop).rows, local.shard.columns)
         )
-        move(blocks, rows @ matrix, receivers, back, kept, replicated=False, device=model.device)
+        product = (rows.to(matrix.dtype) @ matrix).to(rows.dtype)
+        move(blocks, product, receivers, back, kept, replicated=False, device=model.device)
         if local is not None:
             assert back is not None
             mine = local.shard.within(start, stop)
             first = mine.first_row - local.shard.first_row
             yield slice(first, first + mine.rows), back[:, : local.columns.shape[1]]
+
+
+@torch.no_grad()
+def multiply_columns(
+    model: ShardedModel, placement: Placement, local: LocalTable | None, matrix: torch.Tensor
+) -> None:
+    """Replaces a table, or a state of its optimizer, by its product with a matrix. A collective.
+
+    Args:
+        local: This rank's shard; None if it has none.
+        matrix: (d, d) float64. Products are rounded to float32, so they do not depend on the sharding.
+    """
+    if placement.splits_columns:
+        for rows, product in products_across_columns(model, placement, local, matrix):
+            _columns(local)[rows] = product
+    elif local is not None:
+        for block in local.columns.split(max(1, BLOCK_NUMBERS // max(1, local.columns.shape[1]))):
+            block.copy_((block.double() @ matrix).float())
+
+
+def _columns(local: LocalTable | None) -> torch.Tensor:
+    assert local is not None
+    return local.columns
 
 
 def _gradient(local: LocalTable | None) -> torch.Tensor:
