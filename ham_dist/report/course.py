@@ -88,12 +88,13 @@ def search_course(name: str, trace: Sequence[TracePoint], unit: str) -> Figure:
             middle.yaxis.set_major_formatter(tick_format(size_text))
         middle.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
         below.plot(steps, openings, color=COLORS[2], gid=f"{name}-again")
-        below.set_ylim(bottom=0)
+        below.set_ylim(0, max(1, openings[-1]) * 1.05)
         below.set_ylabel("opened again")
         below.set_xlabel("step of the search")
 
+    often = "every step" if every == 1 else f"every {every:,} steps"
     caption = (
-        f"The course of the search, every {every:,} steps: {trace[0].name} of each column; {unit} in use and "
+        f"The course of the search, {often}: {trace[0].name} of each column; {unit} in use and "
         f"their target; and how often a column had opened again by then. {again:,} of {columns:,} columns "
         "closed and opened again at least once between these points."
     )

@@ -260,13 +260,13 @@ def _read_target(target: Target, folder: RunFolder, run: RunFolder) -> TargetRec
     notes: list[str] = []
     result = read_result(folder)
     sizes = _read_sizes(folder.sizes)
-    rows: list[Metrics] = _read_lines(folder.metrics, Metrics, notes)
-    trace: list[TracePoint] = _read_lines(folder.search_trace, TracePoint, notes)
+    rows: list[Metrics] = read_lines(folder.metrics, Metrics, notes)
+    trace: list[TracePoint] = read_lines(folder.search_trace, TracePoint, notes)
     # A run of several targets has its pretraining in its own folder; `run` may be one of its targets, given
     # alone.
     whole = folder.whole() if folder is run else run
     if whole is not None:
-        shared: list[Metrics] = _read_lines(whole.metrics, Metrics, notes)
+        shared: list[Metrics] = read_lines(whole.metrics, Metrics, notes)
         rows = [row for row in shared if row.stage == "pretrain"] + rows
     if result is None:
         reached = (
@@ -302,8 +302,12 @@ def _read_sizes(path: Path) -> list[TableSize]:
         raise ReportError(str(error)) from None
 
 
-def _read_lines(path: Path, kind: type[_Recorded], notes: list[str]) -> list[Any]:
-    """The lines of a .jsonl file, without an incomplete last one, for which a note is added to `notes`."""
+def read_lines(path: Path, kind: type[_Recorded], notes: list[str]) -> list[Any]:
+    """Returns the lines of a .jsonl file, without an incomplete last one, for which `notes` gets a note.
+
+    Raises:
+        ReportError: The file is damaged.
+    """
     if not path.exists():
         return []
     *lines, rest = _content(path).split(b"\n")

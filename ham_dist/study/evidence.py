@@ -233,6 +233,8 @@ def settings_table(outcomes: Sequence[Outcome]) -> Table:
     together: dict[tuple[Any, ...], dict[str, dict[str, str]]] = {}
     values: dict[tuple[str, str], set[str]] = {}
     for outcome in outcomes:
+        if outcome.size.unit == "supernet":  # its settings of search and retraining have no effect
+            continue
         found = {key: json.dumps(value, ensure_ascii=False) for key, value in _flat(outcome.settings)}
         found = {key: text for key, text in found.items() if not key.startswith(NOT_OF_AN_ARM)}
         together.setdefault((outcome.place, outcome.repetition), {})[outcome.arm] = found
@@ -284,17 +286,17 @@ def failure_table(outcomes: Sequence[Outcome]) -> Table:
 def unequal_steps(comparison: Comparison, place: Place) -> list[str]:
     """Returns the arms whose number of weight steps differs from that of the reference, as sentences.
 
-    Steps are compared within a seed: pretraining stops early, and is shared by the arms of a seed.
+    Steps are compared among the arms of one supernet, as its pretraining may stop early.
     """
     own: dict[Any, int] = {}
     for cell in (cells := comparison.cells(place)):
         for outcome in cell.outcomes:
             if cell.arm == comparison.reference and cell.size.is_budget and outcome.weight_steps:
-                own[outcome.repetition] = own[outcome.repetition, cell.size] = outcome.weight_steps
+                own[outcome.group] = own[outcome.group, cell.size] = outcome.weight_steps
     ratios: dict[str, list[float]] = {}
     for cell in cells:
         for outcome in cell.outcomes:
-            steps = own.get((outcome.repetition, cell.size), own.get(outcome.repetition))
+            steps = own.get((outcome.group, cell.size), own.get(outcome.group))
             if cell.size.is_budget and outcome.weight_steps is not None and steps is not None:
                 ratios.setdefault(cell.arm, []).append(outcome.weight_steps / steps)
     return [

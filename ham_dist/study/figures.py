@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 MATRICES = 6
 """Largest number of tables whose cosines are drawn."""
+LEVELS = 41
+"""Colors of cosines. From 50 on matplotlib draws the color bar as an image, which a page may not hold."""
 
 
 def by_size(name: str, comparison: Comparison, place: Place) -> Figure | None:
@@ -159,12 +161,15 @@ def cosine_maps(name: str, arms: Mapping[str, Mapping[str, Cosines]], where: str
     shown = [field for field in fields if field in shown[:MATRICES]]
 
     def draw(canvas: "Canvas") -> None:
+        from matplotlib import colormaps
+
+        colors = colormaps["RdBu_r"].resampled(LEVELS)
         panels: Any = canvas.subplots(len(arms), len(shown), squeeze=False)
         for row, (arm, tables) in zip(panels, arms.items(), strict=True):
             for axes, field in zip(row, shown, strict=True):
                 matrix = tables[field].matrix
                 mesh = axes.pcolormesh(
-                    matrix, cmap="RdBu_r", vmin=-1, vmax=1, edgecolors="face", linewidth=0.2,
+                    matrix, cmap=colors, vmin=-1, vmax=1, edgecolors="face", linewidth=0.2,
                     gid=f"{name}-{list(arms).index(arm)}-{shown.index(field)}",
                 )  # fmt: skip
                 axes.set_aspect("equal")

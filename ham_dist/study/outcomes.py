@@ -10,11 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from ham_dist.config.units import size_text
 from ham_dist.errors import ReportError
-from ham_dist.io.untrusted import parse_json, read_bytes
-
-RESULTS, TESTS = "results.jsonl", "tests.jsonl"
-MOST_BYTES = 1 << 28
-"""Maximum size of results.jsonl; a line has about 10 kB."""
+from ham_dist.io.untrusted import read_json
+from ham_dist.study.folder import GRID
+from ham_dist.study.results import RESULTS, TESTS, Line, Lines
 
 Measure = Literal["test", "validation"]
 Repetition = tuple[int | None, int]
@@ -173,12 +171,14 @@ class Results:
         outcomes: In the order of results.jsonl; failed branches have an error.
         measure: `test` as soon as a branch was tested, else `validation`.
         notes: What is incomplete or cannot be compared.
+        folders: Run folders of the branches by key; those that were not moved elsewhere exist.
     """
 
     study: str
     outcomes: list[Outcome]
     measure: Measure
     notes: list[str] = field(default_factory=list)
+    folders: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def places(self) -> list[Place]:
@@ -193,50 +193,61 @@ class Results:
 def read_results(folder: Path) -> Results:
     """Returns the results in the folder of a study, which may still be running.
 
-    If a key has several lines, as after a repeated branch, the last one without an error counts.
-
     Raises:
         ReportError: There are no results, or a line is damaged.
     """
-    lines, notes = _lines(folder / RESULTS)
-    if lines is None:
+    path = folder / RESULTS
+    if not path.exists():
         raise ReportError(
             f"{folder}: has no {RESULTS}. Give the folder of a study, in which a branch has finished"
         )
-    tests, test_notes = _lines(folder / TESTS)
-    by_key = {str(line.get("key")): line for line in tests or []}
-    found: dict[str, Outcome] = {}
-    study = folder.name
-    for number, line in enumerate(lines, 1):
-        study = line.get("study") or study
-        outcome = _outcome(f"{folder / RESULTS}, line {number}", line, by_key)
-        if outcome.error is None or found.get(outcome.key, outcome).error is not None:
-            found[outcome.key] = outcome
-    outcomes = list(found.values())
+    lines, tests = Lines(path).read(), Lines(folder / TESTS).read()
+    outcomes = [_outcome(path, line, tests.get(key)) for key, line in lines.items()]
     if not outcomes:
-        raise ReportError(f"{folder / RESULTS}: is empty: no branch has finished yet. Wait for the first")
-    measure: Measure = "test" if any(outcome.tested for outcome in outcomes) else "validation"
+        raise ReportError(f"{path}: is empty: no branch has finished yet. Wait for the first")
+    study = next((str(line["study"]) for line in lines.values() if line.get("study")), folder.name)
+    measure: Measure = "test" if tests else "validation"
     _require_distinct(folder, outcomes)
-    notes += test_notes + _incomparable(outcomes, measure)
-    return Results(study, outcomes, measure, notes)
+    folders, unfinished = _grid(folder / GRID, lines)
+    notes = unfinished + _incomparable(outcomes, measure)
+    return Results(study, outcomes, measure, notes, folders)
 
 
-def _lines(path: Path) -> tuple[list[dict[str, Any]] | None, list[str]]:
-    """The JSON objects in a file, without an incomplete last one; None if there is no file."""
+class _GridBranch(_Recorded):
+    key: str
+    arm: str
+    folder: str
+
+
+class _GridFile(_Recorded):
+    branches: list[_GridBranch]
+
+
+def _grid(path: Path, done: Mapping[str, Line]) -> tuple[dict[str, Path], list[str]]:
+    """The run folders of all branches in grid.json, and a note on those that are not finished."""
     if not path.exists():
-        return None, []
+        return {}, []
     try:
-        *lines, rest = read_bytes(path, limit=MOST_BYTES).split(b"\n")
-        found = [parse_json(line, finite=False) for line in lines if line.strip()]
+        branches = _GridFile.model_validate(read_json(path)).branches
     except (OSError, ValueError) as error:
-        raise ReportError(f"{path}: cannot be read: {error}. Restore it from a copy") from None
-    if wrong := [line for line in found if not isinstance(line, dict)]:
-        raise ReportError(f"{path}: holds {str(wrong[0])[:40]}, expected an object per line. Restore it")
-    return found, [f"The last line of {path.name} is incomplete and left out."] if rest else []
+        raise ReportError(
+            f"{path}: cannot be read: {str(error).splitlines()[0]}. `ham-dist study STUDY.toml` writes it"
+        ) from None
+    counts: dict[str, int] = {}
+    for branch in branches:
+        if branch.key not in done:
+            counts[branch.arm] = counts.get(branch.arm, 0) + 1
+    folders = {branch.key: path.parent / branch.folder for branch in branches}
+    if not counts:
+        return folders, []
+    arms = ", ".join(f"{arm} {count:,}" for arm, count in counts.items())
+    return folders, [
+        f"{sum(counts.values()):,} of {len(branches):,} branches are not finished: {arms}. What follows is "
+        "preliminary, and a difference that looks significant may not stay so."
+    ]
 
 
-def _outcome(where: str, line: Mapping[str, Any], tests: Mapping[str, Mapping[str, Any]]) -> Outcome:
-    test = tests.get(str(line.get("key")))
+def _outcome(path: Path, line: Line, test: Line | None) -> Outcome:
     values = {**line, "tested": test is not None}
     if test is not None:
         values |= {name: test.get(name) for name in ("test_auc", "test_logloss")}
@@ -248,7 +259,8 @@ def _outcome(where: str, line: Mapping[str, Any], tests: Mapping[str, Mapping[st
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         raise ReportError(
-            f"{where}: is damaged: {f'{place}: ' if place else ''}{first['msg']}. Restore it from a copy"
+            f"{path}: the line with key {line['key']} is damaged: {f'{place}: ' if place else ''}"
+            f"{first['msg']}. Remove it, and run the study again"
         ) from None
 
 

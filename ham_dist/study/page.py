@@ -5,18 +5,22 @@ from pathlib import Path
 
 from ham_dist.errors import ReportError
 from ham_dist.io.atomic import write_text
+from ham_dist.report.course import search_course
 from ham_dist.report.drawing import Figure, require_matplotlib
 from ham_dist.report.page import Section, render
+from ham_dist.report.record import TracePoint, read_lines
 from ham_dist.study import evidence, figures
 from ham_dist.study.comparison import Comparison, Endpoint
+from ham_dist.study.cosines import PretrainedCosines, cosine_table, pretrained_cosines
 from ham_dist.study.evidence import SIGNIFICANT, difference_text, p_text
 from ham_dist.study.outcomes import Place, Results, read_results
 from ham_dist.study.statistics import require_scipy
 from ham_dist.study.tables import Table
+from ham_dist.training.run_folder import RunFolder
 
 PAGE = "report.html"
 AUTODIM = "autodim"
-"""Arm that the paper's Fig. 4 compares with HAM."""
+"""Beginning of the arms that the paper's Fig. 4 compares with HAM."""
 OF_A_PLACE = ("main", "equal_bytes", "supernet", "sizes")
 """Tables with rows for each model, in the order of the page."""
 PROTOCOL = (
@@ -43,8 +47,11 @@ def write_study_report(folder: Path, out: Path, *, reference: str | None = None)
     require_scipy()
     _require_own(out)
     comparison = Comparison(read_results(folder), reference)
+    cosines = pretrained_cosines(comparison.results)
     tables = tables_of(comparison)
-    drawn = figures_of(comparison)
+    if (of_columns := cosine_table(cosines)) is not None:
+        tables.append(of_columns)
+    drawn = figures_of(comparison) | courses(comparison) | cosine_figures(cosines)
     for table in tables:
         for suffix, text in ((".md", table.markdown()), (".csv", table.csv()), (".tex", table.latex())):
             _write(out / "tables" / f"{table.name}{suffix}", text)
@@ -79,10 +86,40 @@ def figures_of(comparison: Comparison) -> dict[str, Figure]:
     for number, data in enumerate(dict.fromkeys(name for name, _ in places), 1):
         rivals = dict.fromkeys(arm for place in places for arm in comparison.rivals(place))
         for arm in rivals:
-            if arm.partition(",")[0] == AUTODIM:
-                name = f"{AUTODIM}-{number}"
+            if arm.startswith(AUTODIM):
+                name = f"{arm}-{number}"
                 found[name] = figures.against(name, comparison, data, [comparison.reference, arm])
     return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def courses(comparison: Comparison) -> dict[str, Figure]:
+    """Returns the course of one search of the reference for each model, whose run folder is here."""
+    found = {}
+    for number, place in enumerate(comparison.results.places, 1):
+        own = [o for o in comparison.results.of(place) if o.arm == comparison.reference and o.size.is_budget]
+        for outcome in sorted(own, key=lambda outcome: (outcome.seed, outcome.size.order)):
+            folder = comparison.results.folders.get(outcome.key)
+            path = RunFolder(folder).search_trace if folder is not None else None
+            if path is not None and (trace := read_lines(path, TracePoint, [])):
+                figure = search_course(f"course-{number}", trace, outcome.size.unit)
+                which = (
+                    f"{outcome.arm}, {place[1]} on {place[0]}, size {outcome.size.label}, seed {outcome.seed}"
+                )
+                found[f"course-{number}"] = Figure(figure.svg, f"{which}. {figure.caption}")
+                break
+    return found
+
+
+def cosine_figures(found: Sequence[PretrainedCosines]) -> dict[str, Figure]:
+    """Returns the heat maps of the first seed that all arms of a model have."""
+    drawn = {}
+    for number, entry in enumerate(found, 1):
+        if (common := entry.first_common()) is not None:
+            (_, seed), arms = common
+            where = f"pretrained {entry.place[1]} on {entry.place[0]}, seed {seed}"
+            if (figure := figures.cosine_maps(f"cosines-{number}", arms, where)) is not None:
+                drawn[f"cosines-{number}"] = figure
+    return drawn
 
 
 def sections(comparison: Comparison, tables: Sequence[Table], drawn: Mapping[str, Figure]) -> list[Section]:
@@ -109,6 +146,7 @@ def sections(comparison: Comparison, tables: Sequence[Table], drawn: Mapping[str
                 figures=[figure] if figure else [],
             )
         )
+    columns = [by_name["cosines"].grid()] if "cosines" in by_name else []
     others = [figure for name, figure in drawn.items() if not name.startswith("sizes-")]
     return [
         summary,
@@ -118,7 +156,7 @@ def sections(comparison: Comparison, tables: Sequence[Table], drawn: Mapping[str
             [f"{by_name[name].title}: {text}" for name, text in notes.items()],
         ),
         *places,
-        *([Section("figures", "Further figures", figures=others)] if others else []),
+        *([Section("figures", "Further figures", grids=columns, figures=others)] if others else []),
         Section(
             "settings",
             "Settings and versions",
@@ -180,7 +218,7 @@ def _warnings(comparison: Comparison) -> list[str]:
     warnings = []
     for place in comparison.results.places:
         where = f"{place[1]} on {place[0]}"
-        if missing := comparison.missing(place):
+        if not comparison.results.folders and (missing := comparison.missing(place)):
             warnings.append("\n".join([f"Missing, {where}:", *missing]))
         if unequal := evidence.unequal_steps(comparison, place):
             warnings.append("\n".join([f"Unequal training, {where}:", *unequal]))

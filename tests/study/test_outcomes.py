@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from ham_dist.errors import ReportError
-from ham_dist.study.outcomes import RESULTS, TESTS, read_results
+from ham_dist.study.folder import GRID
+from ham_dist.study.outcomes import Outcome, read_results
+from ham_dist.study.results import RESULTS, TESTS
 from tests.support.study_results import outcome, write_study
 
 
@@ -39,13 +41,13 @@ def test_a_branch_that_is_not_tested_has_no_value_and_is_counted(tmp_path: Path)
 
 
 def test_failures_and_values_that_are_not_finite(tmp_path: Path) -> None:
-    bad = outcome("ham", 1, validation_auc=float("nan"))
+    bad = outcome("ham", 1, validation_auc=None)
     folder = write_study(
         tmp_path,
         [
             outcome("ham", 0, auc=None, error="DivergedError: the loss is not finite"),
             bad,
-            outcome("ham", 2, auc=float("nan"), validation_auc=0.8),
+            outcome("ham", 2, auc=None, validation_auc=0.8),
             outcome("ham", 3),
         ],
     )
@@ -55,22 +57,25 @@ def test_failures_and_values_that_are_not_finite(tmp_path: Path) -> None:
     assert found.outcomes[1].auc("validation") is None
 
 
-def test_a_repeated_branch_counts_once(tmp_path: Path) -> None:
-    """The last line without an error counts; an error that comes later does not remove a result."""
-    failed = outcome("ham", 0, error="killed")
-    folder = write_study(tmp_path, [failed, outcome("ham", 0), {**failed, "test_auc": 0.1}])
-    (found,) = read_results(folder).outcomes
-    assert found.error is None
-    assert found.auc("test") is not None
-
-
 def test_an_incomplete_last_line_is_left_out(tmp_path: Path) -> None:
     folder = write_study(tmp_path, [outcome("ham", 0)])
     with (folder / RESULTS).open("a") as file:
         file.write('{"key": "x", "ar')
+    assert len(read_results(folder).outcomes) == 1
+
+
+def test_branches_of_the_grid_that_are_not_finished_are_counted(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, [outcome("ham", 0)])
+    keys = {"ml-dcnv2-ham-14-0": "ham", "a": "sam", "b": "ham", "c": "sam"}
+    branches = [{"key": key, "arm": arm, "folder": f"groups/{key}"} for key, arm in keys.items()]
+    (folder / GRID).write_text(json.dumps({"study": "x", "test": True, "branches": branches}))
     found = read_results(folder)
-    assert len(found.outcomes) == 1
-    assert found.notes == ["The last line of results.jsonl is incomplete and left out."]
+    assert found.folders["a"] == folder / "groups" / "a"
+    assert len(found.notes) == 1
+    assert found.notes[0].startswith("3 of 4 branches are not finished: sam 2, ham 1. ")
+    (folder / GRID).write_text("{}")
+    with pytest.raises(ReportError, match=r"grid\.json: cannot be read"):
+        read_results(folder)
 
 
 def test_two_results_for_one_cell_are_an_error(tmp_path: Path) -> None:
@@ -92,9 +97,8 @@ def test_other_data_and_commits_are_noted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[1]\n", r"expected an object per line"),
-        ("{]\n", r"results.jsonl: cannot be read"),
-        (json.dumps({"key": "x", "arm": 3}) + "\n", r"line 1: is damaged: \w+"),
+        ("[1]\n", r"results\.jsonl:1: is damaged"),
+        (json.dumps({"key": "x", "arm": 3}) + "\n", r"the line with key x is damaged: \w+"),
         ("", r"no branch has finished yet"),
     ],
 )
@@ -110,8 +114,6 @@ def test_a_folder_without_results(tmp_path: Path) -> None:
 
 
 def test_sizes() -> None:
-    from ham_dist.study.outcomes import Outcome
-
     labels = {
         str(target): Outcome.model_validate({**outcome("ham", 0), "target": target}).size
         for target in ({"columns": 1_400}, {"bytes": 56_000}, "all", None)
@@ -121,8 +123,6 @@ def test_sizes() -> None:
 
 
 def test_the_smallest_form_counts() -> None:
-    from ham_dist.study.outcomes import Outcome
-
     counted = [
         Outcome.model_validate({**outcome("pep", 0), "stored_bytes": stored}).counted_bytes
         for stored in (None, 7, {"bitmap": 9, "csr": 5})

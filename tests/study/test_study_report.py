@@ -7,17 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tomlkit
 import torch
 from typer.testing import CliRunner
 
 from ham_dist.cli import app
 from ham_dist.errors import ReportError
+from ham_dist.export.bundle import open_bundle
 from ham_dist.study.comparison import Comparison
 from ham_dist.study.cosines import Cosines, column_cosines, cosines_of
 from ham_dist.study.figures import against, by_size, cosine_maps
+from ham_dist.study.folder import StudyFolder
+from ham_dist.study.grid import open_study
 from ham_dist.study.outcomes import read_results
 from ham_dist.study.page import PAGE, write_study_report
+from ham_dist.study.worker import work
 from tests.support.html_page import Page
+from tests.support.small_run import tiny_run
 from tests.support.study_results import grid, outcome, write_study
 
 PLACE = ("ml", "dcnv2")
@@ -174,4 +180,40 @@ def test_heat_maps_have_a_cell_for_each_pair_of_columns() -> None:
     for number in range(2):
         (mesh,) = re.findall(rf'<g id="x-{number}-0">(.*?)</g>', figure.svg, flags=re.DOTALL)
         assert mesh.count("<path") == 16
+    assert "<image" not in figure.svg, "a page may not hold images"
     assert cosine_maps("x", {"with": arms["with"], "other": {}}, "") is None
+
+
+@pytest.fixture(scope="module")
+def whole_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of two pretrained supernets, one of them without orthogonality, and one search from each."""
+    folder = tmp_path_factory.mktemp("whole")
+    sections = {"data", "model", "pretrain", "search", "retrain"}
+    base = tiny_run().model_dump(mode="json", exclude_none=True, include=sections)
+    base["data"] = {key: base["data"][key] for key in ("batch_size", "synthetic")}
+    del base["search"]["targets"]
+    arms = [{"label": "ham"}, {"label": "none", "set": {"orthogonality": {"form": "none"}}}]
+    study = {"name": "tiny", "base": base, "test": True, "targets": [{"columns": 4}], "arms": arms}
+    (folder / "tiny.toml").write_text(tomlkit.dumps(study), encoding="utf-8")
+    opened = StudyFolder(folder / "study", open_study(folder / "tiny.toml"))
+    opened.write_grid()
+    work(opened)
+    return opened.path
+
+
+def test_the_report_of_a_real_study(whole_study: Path, tmp_path: Path) -> None:
+    write_study_report(whole_study, tmp_path / "report")
+    page = Page((tmp_path / "report" / PAGE).read_text(encoding="utf-8"))
+    rows = {tuple(row[:2]) for row in page.tables["Validation AUC"][1:]}
+    assert rows >= {("4", "ham"), ("4", "none"), ("all, pretrained", "supernet")}
+    ids = set(page.ids())
+    assert {"course-1-used", "cosines-1-0-0", "cosines-1-1-0"} <= ids
+    cosines = page.tables["Cosines between the columns of pretrained tables"]
+    assert {row[3] for row in cosines[1:]} == {"supernet", "supernet+none"}
+    results = read_results(whole_study)
+    (supernet,) = [o for o in results.outcomes if o.arm == "supernet+none"]
+    table = open_bundle(results.folders[supernet.key] / "bundle").tables()["field_0"].double()
+    unit = table / table.norm(dim=0)
+    expected = float((unit.T @ unit - torch.eye(4)).abs().sum() / 12)
+    (row,) = [row for row in cosines if row[2:4] == ["field_0", "supernet+none"]]
+    assert row[4] == f"{expected:.4f}"
