@@ -165,12 +165,14 @@ def with_target(settings: RunSettings, target: Target) -> RunSettings:
 
 
 @contextmanager
-def _started(folder: RunFolder, settings: RunSettings, device: str, *, resume: bool) -> Iterator[None]:
+def _started(
+    folder: RunFolder, settings: RunSettings, device: str, *, resume: bool, run_id: str | None = None
+) -> Iterator[None]:
+    """Starts or resumes a run in a folder, which stays locked for the block."""
+    ranks = process_group.world_size()
     try:
         process_group.on_first_rank(
-            lambda: folder.start(
-                settings, resume=resume, world_size=process_group.world_size(), device=device
-            )
+            lambda: folder.start(settings, resume=resume, world_size=ranks, device=device, run_id=run_id)
         )
         yield
     finally:
@@ -242,8 +244,7 @@ def _all_stages(run: Run, branches: Sequence[Branch], watch: Watch) -> None:
         save_logits(run.folder, validation_logits(wide, run.samples))
     for branch in branches:
         if branch.place in spaces:
-            with _reported(branch, watch):
-                folder = _branch_folder(run, branch)
+            with _reported(branch, watch), _branch_folder(run, branch) as folder:
                 if not process_group.on_first_rank(folder.result.exists):
                     before = None if branch.follows is None else _of_branch(run, by_place[branch.follows])
                     _one_branch(run, folder, branch, supernet, spaces[branch.place], before)
@@ -294,22 +295,18 @@ def _of_branch(run: Run, branch: Branch) -> Run:
     return replace(run, settings=branch.settings, folder=folder, saving=saving)
 
 
-def _branch_folder(run: Run, branch: Branch) -> RunFolder:
-    """The run folder of one branch, started if it is not the whole run's folder."""
+@contextmanager
+def _branch_folder(run: Run, branch: Branch) -> Iterator[RunFolder]:
+    """The run folder of one branch; started and locked if it is not the whole run's folder."""
     if branch.place == ".":
-        return run.folder
+        yield run.folder
+        return
     folder = RunFolder(run.folder.path / branch.place)
-    process_group.on_first_rank(
-        lambda: folder.start(
-            branch.settings,
-            resume=True,
-            world_size=process_group.world_size(),
-            device=device_name(run.device),
-            run_id=run.saving.identity.id,
-        )
-    )
-    process_group.on_first_rank(lambda: folder.tie(run.manifest))
-    return folder
+    with _started(
+        folder, branch.settings, device_name(run.device), resume=True, run_id=run.saving.identity.id
+    ):
+        process_group.on_first_rank(lambda: folder.tie(run.manifest))
+        yield folder
 
 
 def _write_frontier(run: Run, branches: Sequence[Branch]) -> None:

@@ -19,7 +19,6 @@ from ham_dist.stages.result import SUPERNET
 from ham_dist.study.folder import Keyed, StudyFolder
 from ham_dist.study.grid import Group
 from ham_dist.study.results import Line
-from ham_dist.training.data_record import digest_of
 from ham_dist.training.environment import environment
 from ham_dist.training.run_folder import RunFolder
 
@@ -101,7 +100,7 @@ class _Recorder(Watch):
     def done(self, branch: RunBranch, folder: RunFolder, manifest: Manifest) -> None:
         """Write the line of a finished branch."""
         keyed = self._keyed[branch.place]
-        self._folder.record(keyed, _line(self._folder, keyed, manifest, read_json(folder.result)))
+        self._folder.record(keyed, _line(self._folder, keyed, read_json(folder.result)))
 
     def failed(self, branch: RunBranch, error: Exception) -> None:
         """Write the line of a failed branch."""
@@ -110,28 +109,21 @@ class _Recorder(Watch):
     def record_failure(self, keyed: Keyed, error: Exception) -> None:
         """Write the line of a branch that failed; its error has a traceback unless the user can fix it."""
         text = str(error) if isinstance(error, HamError) else "".join(traceback.format_exception(error))
-        path = keyed.branch.settings.data.path
-        manifest = None if path is None else Manifest.load(path)
         text = text.replace(f"{Path.cwd()}/", "").replace(f"{self._folder.path}/", "")
-        self._folder.record(keyed, _line(self._folder, keyed, manifest, {}, text))
+        self._folder.record(keyed, _line(self._folder, keyed, {}, text))
 
 
-def _line(
-    folder: StudyFolder,
-    keyed: Keyed,
-    manifest: Manifest | None,
-    result: dict[str, Any],
-    error: str | None = None,
-) -> Line:
+def _line(folder: StudyFolder, keyed: Keyed, result: dict[str, Any], error: str | None = None) -> Line:
     """The line of a branch.
 
     Args:
-        manifest: Manifest of its data; None if it could not be read.
         result: Content of its result.json; empty if it failed.
         error: Text of its error.
     """
     branch, settings = keyed.branch, keyed.branch.settings
     starts = _starts(folder.branch_folder(keyed))
+    data_record = folder.group_folder(keyed.group).data_record
+    data = read_json(data_record) if data_record.exists() else {}
     method = {"name": SUPERNET} if branch.target is None else settings.search.method.model_dump(mode="json")
     target = branch.target
     return {
@@ -141,8 +133,8 @@ def _line(
         "arm": branch.arm,
         "data": {
             "name": keyed.group.data,
-            "digest": manifest and digest_of(manifest),
-            "seed": manifest and manifest.seed,
+            "digest": data.get("sha256"),
+            "seed": data.get("manifest", {}).get("seed"),
         },
         "model": keyed.group.model,
         "method": method,
