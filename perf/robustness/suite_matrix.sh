@@ -5,6 +5,7 @@
 #   perf/robustness/suite_matrix.sh one-core random-2       some of them
 #   PYTHONS="a/bin/python b/bin/python" perf/robustness/suite_matrix.sh environments      other environments, each with all that `.[dev]` needs
 #   TESTS=tests/training perf/robustness/suite_matrix.sh    a part of the suite
+#   WORKERS=0 perf/robustness/suite_matrix.sh               in one process (default: 2, as `make test`)
 #
 # Logs are in $LOGS (default: a new folder under /tmp). The exit status is the number of conditions that failed.
 set -uo pipefail
@@ -28,7 +29,8 @@ suite() { # NAME COMMAND...: a run whose log is NAME.log
     [ "$status" = 0 ] || failed=$((failed + 1))
 }
 
-pytest=("$python" -m pytest -q -p no:randomly)
+workers=(--numprocesses "${WORKERS:-2}" --dist loadfile)
+pytest=("$python" -m pytest -q -p no:randomly "${workers[@]}")
 
 level() { # NAME CAPABILITY: the kernels that torch and numpy choose for a processor
     if [ "$2" = avx512 ] && ! grep -qw avx512f /proc/cpuinfo; then
@@ -59,7 +61,7 @@ read_only() { # A user who may write neither to the clone nor to the environment
     own=$(mktemp -d /tmp/suite-nobody-XXXXXX)
     chown nobody "$own"
     suite read-only su nobody -s /bin/bash -c \
-        "cd '$clone' && HOME='$own' TMPDIR='$own' PYTHONPATH='$clone' PATH='$PATH' exec '$python' -m pytest -q -p no:randomly '$tests'"
+        "cd '$clone' && HOME='$own' TMPDIR='$own' PYTHONPATH='$clone' PATH='$PATH' exec '$python' -m pytest -q -p no:randomly ${workers[*]} '$tests'"
     rm -rf "$clone" "$own"
 }
 
@@ -68,7 +70,7 @@ environments() {
     for other in ${PYTHONS:-}; do
         other=$(realpath -s "$other")
         PATH=$(dirname "$other"):$PATH suite "$("$other" -c 'import sys, torch; print("py%d.%d-torch%s" % (*sys.version_info[:2], torch.__version__))')" \
-            "$other" -m pytest -q -p no:randomly "$tests"
+            "$other" -m pytest -q -p no:randomly "${workers[@]}" "$tests"
     done
 }
 
@@ -78,7 +80,7 @@ condition() {
         default | avx2 | avx512) level "$1" "$1" ;;
         one-core) suite one-core taskset -c 0 "${pytest[@]}" "$tests" ;;
         busy) busy ;;
-        random-*) suite "$1" "$python" -m pytest -q --randomly-seed="${1#random-}" "$tests" ;;
+        random-*) suite "$1" "$python" -m pytest -q "${workers[@]}" --randomly-seed="${1#random-}" "$tests" ;;
         read-only) read_only ;;
         environments) environments ;;
         *) echo "unknown condition: $1" >&2; failed=$((failed + 1)) ;;
