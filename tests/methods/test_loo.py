@@ -1,10 +1,14 @@
 """Leave-one-out against the loss of a plain model with the column's values replaced."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from tests.support.one_shot import PlainLosses, float64_run, plain_losses, scores_of
 from tests.support.ranks import run_on_ranks
+from tests.support.small_run import small_run
+from tests.support.whole_runs import do_run, result
 
 
 @pytest.mark.parametrize("model", ["dcnv2", "fm"])
@@ -31,3 +35,18 @@ def mean_loss(losses: PlainLosses, mask: torch.Tensor) -> float:
     """Over all rows of all batches."""
     total = sum(count * float(loss(mask).detach()) for count, loss in losses)
     return total / sum(count for count, _ in losses)
+
+
+def test_a_run_logs_the_passes_and_warns_of_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """24 columns: 25 passes over 800 validation samples."""
+    monkeypatch.setattr("ham_dist.stages.search.LONG_PASS", 19_999)
+    run = small_run(
+        search={"method": {"name": "loo", "closed": "shuffled"}},
+        pretrain={"max_epochs": 1},
+        retrain={"max_epochs": 1},
+    )
+    do_run(run, tmp_path / "run")
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "search: loo reads 800 validation samples, 25 forward passes over each" in log
+    assert "warning: these are 2.0e+04 samples in all, which may take hours." in log
+    assert sum(result(tmp_path / "run")["kept_columns"].values()) == 6
