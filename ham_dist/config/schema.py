@@ -200,7 +200,7 @@ class MethodSettings(Settings):
     """The size-search method; each method adds keys of its own (ham_dist/methods)."""
 
     name: str
-    """Name of the method. docs/compare.md describes all of them."""
+    """Name of the method. docs/methods.md lists all of them."""
 
 
 METHODS = Choice[MethodSettings]("search.method", "ham", "ham_dist.methods.registry")
