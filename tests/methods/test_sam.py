@@ -55,6 +55,10 @@ def test_of_equal_alphas_those_stay_that_were_pushed_farthest_beyond_the_bound()
     sam.step(with_gradient(lambda mask: -up))
     assert sam.mask().tolist() == [1.0] * 10
     assert torch.nonzero(sam.choice()).flatten().tolist() == [1, 2, 3, 8]
+    resumed = method("sam", Target(columns=4))
+    for name, values in sam.tensors().items():
+        resumed.tensors()[name].copy_(values)
+    assert torch.equal(resumed.choice(), sam.choice()), "a checkpoint holds what the rule needs"
     # Pushed down and up again: the pushes beyond the bound before still count.
     for sign in (1, -1):
         sam.step(with_gradient(lambda mask, sign=sign: torch.full((10,), sign * 0.25)))  # type: ignore[misc]
