@@ -21,15 +21,6 @@ COMPARED = (
     "ablation",
     "frappe",
 )
-    "paper-fig3",
-    "paper-fig4",
-    "paper-table2",
-    "paper-base-dim",
-    "methods",
-    "frontier",
-    "ablation",
-    "frappe",
-)
 LOGS = ("criteo", "avazu")
 
 
