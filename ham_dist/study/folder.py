@@ -145,12 +145,13 @@ class StudyFolder:
         self.results.remove(failed)
 
     def record(self, keyed: Keyed, line: Line) -> None:
-        """Write the line of a branch to its folder and to results.jsonl, and delete its checkpoints."""
+        """Write the line of a branch to its folder and to results.jsonl; delete checkpoints without use."""
         folder = self.branch_folder(keyed)
         folder.path.mkdir(parents=True, exist_ok=True)
         write_json(folder.path / LINE, line)
         self.results.add([line])
-        shutil.rmtree(folder.checkpoints, ignore_errors=True)
+        if not keyed.branch.falls:  # the next search of its arm starts from them
+            shutil.rmtree(folder.checkpoints, ignore_errors=True)
 
     def clean(self, group: Group) -> None:
         """Delete the checkpoints of a group whose branches are all finished."""

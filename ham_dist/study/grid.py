@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ham_dist.config.load import flat, read_toml, settings_of
-from ham_dist.config.schema import RetrainSettings, RunSettings, SearchSettings
+from ham_dist.config.schema import RetrainSettings, RunSettings, SearchSettings, Target
 from ham_dist.config.sections import BY_NAME, dotted
 from ham_dist.errors import ConfigError
 from ham_dist.io.hashing import sha256_of_json
@@ -52,7 +52,7 @@ class Branch:
         arm: Label of the arm.
         target: Target size; None for the supernet as pretrained.
         settings: Settings of the whole run. Its target is that of the branch, except for `all`, whose number
-            of columns depends on the data.
+            of columns depends on the data. A falling search has all targets of the arm.
     """
 
     arm: str
@@ -66,6 +66,11 @@ class Branch:
             return self.arm
         return f"{self.arm}-{self.target if isinstance(self.target, str) else self.target.label}"
 
+    @property
+    def falls(self) -> bool:
+        """True if the branch shares one falling search with the other targets of its arm."""
+        return self.target is not None and self.settings.search.schedule == "falling"
+
     def key(self, data: str | None) -> str:
         """The branch's key: 16 digits of the sha256 of everything that repeats it.
 
@@ -75,7 +80,10 @@ class Branch:
         repeats = determining(self.settings)
         if self.target is None or self.target == "all":
             repeats["search.targets"] = "supernet" if self.target is None else "all"
-        return sha256_of_json({"settings": repeats, "data": data})[:DIGITS]
+        value: dict[str, Any] = {"settings": repeats, "data": data}
+        if self.falls and isinstance(self.target, Target):
+            value["target"] = self.target.label
+        return sha256_of_json(value)[:DIGITS]
 
 
 @dataclass(frozen=True)
@@ -251,8 +259,10 @@ class _Expansion:
             tree = merged(tree, {"seed": seed, "data": {"path": path and path.replace("{seed}", str(seed))}})
             if path is None:
                 del tree["data"]["path"]
-            for target in arm.targets or targets:
-                branch = self._branch(f"arms {arm.label!r}", tree, arm.label, target)
+            chosen = arm.targets or targets
+            falls = tree.get("search", {}).get("schedule") == "falling"
+            for target in chosen:
+                branch = self._branch(tree, arm.label, target, chosen if falls else (target,))
                 if branch is not None:
                     group = _group_of(data, model, seed, branch)
                     held = groups.setdefault(group.label, self._begun(group, arm))
@@ -269,14 +279,23 @@ class _Expansion:
             group, branches=(Branch(f"{SUPERNET}+{arm.label}" if own else SUPERNET, None, group.settings),)
         )
 
-    def _branch(self, place: str, tree: Overrides, arm: str, target: StudyTarget) -> Branch | None:
-        sizes = [] if isinstance(target, str) else [target.model_dump(exclude_none=True)]
-        tree = merged(tree, {"search": {"targets": sizes or [{"columns": 1}]}})
-        if not LABEL.fullmatch(arm):
-            self._mistake(f"{self._path}: {place}: must be of letters, digits and . _ , = + -")
+    def _branch(
+        self, tree: Overrides, arm: str, target: StudyTarget, searched: tuple[StudyTarget, ...]
+    ) -> Branch | None:
+        """A branch with the settings in `tree`, whose search is for the targets `searched`."""
+        place = f"{self._path}: arms {arm!r}"
+        sizes = [size.model_dump(exclude_none=True) for size in searched if isinstance(size, Target)]
+        if len(searched) > len(sizes) > 0 or (len(searched) > 1 and not sizes):
+            self._mistake(
+                f'{place}: targets: a falling search has no target "all"; give it an arm of its own'
+            )
             return None
+        if not LABEL.fullmatch(arm):
+            self._mistake(f"{place}: must be of letters, digits and . _ , = + -")
+            return None
+        tree = merged(tree, {"search": {"targets": sizes or [{"columns": 1}]}})
         try:
-            return Branch(arm, target, settings_of(tree, f"{self._path}: {place}"))
+            return Branch(arm, target, settings_of(tree, place))
         except ConfigError as error:
             self._mistake(str(error))
             return None

@@ -114,6 +114,13 @@ class StudySettings(Settings):
                 raise ValueError(f"{axis}: {twice[0]!r} occurs twice; give each entry a label of its own")
         if "supernet" in arms:
             raise ValueError("arms: 'supernet' is the label of the pretrained models; choose another label")
+        of_entries = [entry.targets for entry in self.models] + [arm.targets for arm in self.arms]
+        if any(
+            not isinstance(target, str) and target.ladder is not None
+            for targets in (self.targets, *of_entries)
+            for target in targets or ()
+        ):
+            raise ValueError('targets: a study has no ladders; give { columns = N }, { bytes = N } or "all"')
         for model in self.models:
             _require_known(f"models {model.label!r}: arms", model.arms, arms)
         for arm in self.arms:

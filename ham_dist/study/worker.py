@@ -1,9 +1,11 @@
 """One worker of a study: takes groups that no other worker has, and runs their branches."""
 
 import platform
+import shutil
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,14 @@ from ham_dist.config.schema import RunSettings, Target
 from ham_dist.data.format.manifest import Manifest
 from ham_dist.errors import HamError, Preempted
 from ham_dist.io.untrusted import read_json
-from ham_dist.run import Watch, run_branches, with_absolute_path, with_target
+from ham_dist.run import (
+    Watch,
+    branches_of,
+    resolved_targets,
+    run_branches,
+    with_absolute_path,
+    with_target,
+)
 from ham_dist.stages.branch import Branch as RunBranch
 from ham_dist.stages.result import SUPERNET
 from ham_dist.study.folder import Keyed, StudyFolder
@@ -56,13 +65,14 @@ def _run_group(folder: StudyFolder, group: Group) -> bool:
 
 
 def _run_missing(folder: StudyFolder, group: Group, missing: Sequence[Keyed]) -> None:
-    watch = _Recorder(folder, missing)
+    branches = _branches_to_run(folder, group, missing)
+    watch = _Recorder(folder, [keyed for keyed, _ in branches])
     settings = with_absolute_path(group.settings)
     try:
         run_branches(
             settings,
             folder.group_folder(group).path,
-            [_branch_of(keyed) for keyed in missing],
+            [branch for _, branch in branches],
             resume=True,
             test=False,
             watch=watch,
@@ -74,6 +84,39 @@ def _run_missing(folder: StudyFolder, group: Group, missing: Sequence[Keyed]) ->
             watch.record_failure(keyed, error)
 
 
+def _branches_to_run(
+    folder: StudyFolder, group: Group, missing: Sequence[Keyed]
+) -> list[tuple[Keyed, RunBranch]]:
+    """The missing branches as branches of a run, and all others that share a falling search with them."""
+    keys = {keyed.key for keyed in missing}
+    arms: dict[str, list[Keyed]] = {}
+    for keyed in folder.branches(group):
+        arms.setdefault(keyed.branch.arm, []).append(keyed)
+    found: list[tuple[Keyed, RunBranch]] = []
+    for arm in arms.values():
+        left = [keyed for keyed in arm if keyed.key in keys]
+        if left and left[0].branch.falls:
+            found += _falling_branches(folder, arm)
+        else:
+            found += [(keyed, _branch_of(keyed)) for keyed in left]
+    return found
+
+
+def _falling_branches(folder: StudyFolder, arm: Sequence[Keyed]) -> list[tuple[Keyed, RunBranch]]:
+    """The branches of an arm with one falling search, from the largest target to the smallest."""
+    settings = resolved_targets(with_absolute_path(arm[0].branch.settings))
+    by_target = {keyed.branch.target: keyed for keyed in arm}
+    found: list[tuple[Keyed, RunBranch]] = []
+    for target, branch in zip(settings.search.targets, branches_of(settings), strict=True):
+        keyed = by_target[target]
+        held = folder.branch_folder(keyed)
+        if held.result.exists() and not held.checkpoints.exists():
+            shutil.rmtree(held.path)  # the next search starts from its checkpoints, so it is run again
+        follows = found[-1][0].place if found else None
+        found.append((keyed, replace(branch, place=keyed.place, follows=follows)))
+    return found
+
+
 def _branch_of(keyed: Keyed) -> RunBranch:
     settings, target = keyed.branch.settings, keyed.branch.target
     if target is None or target == "all":
@@ -82,18 +125,17 @@ def _branch_of(keyed: Keyed) -> RunBranch:
 
 
 def _all_columns(settings: RunSettings) -> int:
-    """Columns of the supernet: min(base_dim, C_j) of each table."""
-    path = settings.data.path
-    counts = settings.data.synthetic.num_embeddings if path is None else ()
-    if path is not None:
-        counts = tuple(Manifest.load(path).num_embeddings().values())
-    return sum(min(settings.model.base_dim, count) for count in counts)
+    """Number of columns of the supernet."""
+    counts: Iterable[int] = settings.data.synthetic.num_embeddings
+    if settings.data.path is not None:
+        counts = Manifest.load(settings.data.path).num_embeddings().values()
+    return sum(settings.model.dim_of(count) for count in counts)
 
 
 class _Recorder(Watch):
     """Writes the lines of finished and failed branches."""
 
-    def __init__(self, folder: StudyFolder, branches: Sequence[Keyed]) -> None:
+    def __init__(self, folder: StudyFolder, branches: Iterable[Keyed]) -> None:
         self._folder = folder
         self._keyed = {keyed.place: keyed for keyed in branches}
 

@@ -213,3 +213,30 @@ def test_study_test_needs_the_bundles_and_the_data(finished: Path, tmp_path: Pat
         score_on_test(out, {}, lambda line: None)
     with pytest.raises(ReportError, match=r"grid.json: .*; expected the folder of a study"):
         score_on_test(tmp_path, {}, lambda line: None)
+
+
+FALLING = """
+[[arms]]
+label = "falling"
+set = { search.method.name = "ham", search.schedule = "falling", search.epochs = 2 }
+targets = [{ columns = 3 }, { columns = 6 }]
+"""
+
+
+def test_targets_of_a_falling_arm_share_one_search(tmp_path: Path) -> None:
+    base, *_ = STUDY.partition("[[arms]]")
+    folder = do_study(tmp_path / "study", base + FALLING)
+    lines = {line["columns"]: line for line in lines_of(folder.path).values() if line["arm"] == "falling"}
+    settings = next(keyed.branch for keyed in folder.branches() if keyed.branch.falls).settings
+    do_run(settings, tmp_path / "run")
+    for columns in (6, 3):
+        alone = json.loads((tmp_path / "run" / f"columns-{columns}" / "result.json").read_text())
+        assert lines[columns]["validation_auc"] == alone["validation_auc"]
+        assert lines[columns]["kept_columns"] == alone["kept_columns"]
+    assert list(folder.path.rglob("checkpoints")) == []
+    whole = lines_of(folder.path)
+    folder.results.remove([lines[3]["key"]])
+    for path in folder.path.glob("groups/*/branches/falling-columns-3-*"):
+        shutil.rmtree(path)
+    do_study(folder.path, base + FALLING)
+    assert lines_of(folder.path) == whole, "the search before it is run again"
