@@ -37,7 +37,7 @@ from ham_dist.export.manifest import FieldEntry
 from ham_dist.export.precisions import precision_of
 from ham_dist.export.writer import Description
 from ham_dist.methods.budget import Budget
-from ham_dist.methods.method import MaskLoss, SearchSpace
+from ham_dist.methods.method import MaskLoss, Method, SearchSpace
 from ham_dist.methods.registry import METHODS
 from ham_dist.training.covariance import covariances_of, moment
 
@@ -77,7 +77,7 @@ class Search:
         method: Name of the method, or its settings, for example `HamSettings(penalty=1e-4)`.
         seed: Seed for methods that draw random numbers; the same on every rank.
     Raises:
-        ConfigError: There is no such method.
+        ConfigError: There is no such method, or it needs the trainer.
         SlicingError: The model has no masked tables, or several collections of them.
         TargetError: The tables cannot meet the target.
     """
@@ -105,6 +105,12 @@ class Search:
         )
         settings = _settings_of(method)
         self.method = METHODS[settings.name](space, settings)
+        if type(self.method).transform is not Method.transform:
+            raise ConfigError(
+                f"Search: method = {settings.name!r} trains a function of the tables together with the "
+                "weights, expected a method that only chooses columns.\n"
+                "  Use another method, or train with `ham-dist train`."
+            )
         self._scored = False
 
     def step(self, loss: Callable[[], torch.Tensor]) -> None:

@@ -193,3 +193,11 @@ def test_what_cannot_be_sliced_is_refused() -> None:
         Search(model, columns=9)
     with pytest.raises(SlicingError, match="mask_columns"):
         Search(nn.Linear(1, 1), columns=1)
+
+
+def test_methods_that_need_the_trainer_are_refused() -> None:
+    model, _ = opened()
+    with pytest.raises(ConfigError, match=r"'pep' trains a function of the tables.*\n.*ham-dist train"):
+        Search(model, columns=3, method="pep")
+    with pytest.raises(ConfigError, match=r"no candidate dims.*\n.*model\.candidates"):
+        Search(model, columns=3, method="autodim")
