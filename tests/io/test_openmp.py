@@ -11,9 +11,9 @@ from ham_dist.io.openmp import SPINS, WAITING, limit_spinning
 
 ROOT = Path(__file__).parents[2]
 
-# Runs a program as `python ...` would, and prints the C library's environment when torch starts to load.
+# Runs a program as `python ...` would until torch starts to load; then prints the C library's environment.
 WATCHED = """
-import ctypes, runpy, sys
+import ctypes, os, runpy, sys
 
 class Watch:
     def find_spec(self, name, path=None, target=None):
@@ -21,7 +21,7 @@ class Watch:
             getenv = ctypes.CDLL(None).getenv
             getenv.restype = ctypes.c_char_p
             print("SPINS", getenv(b"GOMP_SPINCOUNT"), "torch" in sys.modules, flush=True)
-            sys.meta_path.remove(self)
+            os._exit(0)
         return None
 
 sys.meta_path.insert(0, Watch())
@@ -36,7 +36,7 @@ STARTS = {
 
 
 def spins_when_torch_loads(start: str, **environment: str) -> list[str]:
-    """The lines that `WATCHED` printed, for `ham-dist train` up to its plan."""
+    """The lines that `WATCHED` printed, for `ham-dist train`."""
     clean = {name: value for name, value in os.environ.items() if name not in WAITING}
     done = subprocess.run(
         [sys.executable, "-c", WATCHED + STARTS[start], "train", "--plan-only"],

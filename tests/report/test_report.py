@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from ham_dist.report.page import results, write_report
 from ham_dist.report.record import read_runs
 from ham_dist.run import run_stages
 from ham_dist.training.run_folder import RunFolder, read_json
+from tests.support.forked import run_python
 from tests.support.html_page import Page
 from tests.support.small_run import tiny_run
 
@@ -180,8 +180,8 @@ def test_page_needs_nothing_else_and_no_two_things_have_one_name(page: Page) -> 
 
 
 def test_same_runs_give_the_same_bytes(run: Path, page: Page, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "ham_dist", "report", str(run), "--out", str(tmp_path / "again.html")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
+    done = run_python(["-m", "ham_dist", "report", run, "--out", tmp_path / "again.html"])
+    assert done.returncode == 0, done.stderr
     assert done.stdout == f"report of 1 run in {tmp_path / 'again.html'}\n"
     assert "--no-data skips this" in done.stderr
     assert (tmp_path / "again.html").read_text(encoding="utf-8") == page.html
