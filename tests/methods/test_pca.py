@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from ham_dist.config.schema import RunSettings, Target
 from ham_dist.errors import ConfigError
@@ -14,7 +16,6 @@ from ham_dist.library import Search, mask_columns
 from ham_dist.methods.pca import PCA, PCASettings
 from ham_dist.training.covariance import covariances
 from ham_dist.training.state import open_supernet
-from tests.embedding.test_mask import ebc
 from tests.support.one_shot import float64_run
 from tests.support.plain_model import FIELDS, SINGLE_VALUED, PlainModel
 from tests.support.ranks import run_on_ranks
@@ -91,6 +92,16 @@ def test_eigenvalues_of_all_tables_are_compared(columns: int, wanted: list[int])
 def test_a_table_without_variance_comes_last() -> None:
     constant = VARIANCES | {"movie": [0.0, 0.0, 0.0, 0.0]}
     assert dims(constant, 6) == [4, 2, 0]
+
+
+def ebc() -> EmbeddingBagCollection:
+    dims = {"t_item": (4, 10), "t_user": (3, 5)}
+    return EmbeddingBagCollection(
+        tables=[
+            EmbeddingBagConfig(name=name, embedding_dim=dim, num_embeddings=rows, feature_names=[name])
+            for name, (dim, rows) in dims.items()
+        ]
+    )
 
 
 def test_dims_are_those_of_numpys_singular_values() -> None:
