@@ -133,6 +133,10 @@ class IRazor(SoftMethod):
         """Returns alpha and Adam's state."""
         return {"alpha": self.alpha, "mean": self._mean, "square": self._square, "steps": self._steps}
 
+    def logged(self) -> dict[str, torch.Tensor]:
+        """Returns alpha."""
+        return {"alpha": self.alpha}
+
     def _adam(self, gradient: torch.Tensor) -> None:
         self._steps += 1
         for moment, value, beta in zip(
