@@ -1,4 +1,6 @@
-r"""The torchx component that starts runs on one host or several, on this machine or through a scheduler:
+r"""The torchx components that start runs and studies, on this machine or through a scheduler.
+
+`ddp` starts a run on one host or several:
 
     torchx run dist.ddp -j 1x8 ham_dist/train.py -- launch/runs/movielens_dcnv2.toml
     torchx run -s slurm dist.ddp -j 4x8 --gpu 8 --max_retries 3 ham_dist/train.py -- \
@@ -14,6 +16,11 @@ local_cwd. In any other folder, give the scheduler:
 torchx's own `dist.ddp` takes the script as `--script` or `-m` only, and its `--max_retries` restarts whole
 hosts. This component calls it, also accepts the script as the first argument, and lets torchrun restart ranks
 that died.
+
+`study` starts the same study on several hosts that share its folder:
+
+    torchx run -s slurm dist.study --replicas 4 -- \
+        launch/studies/paper-fig3.toml --out /shared/studies/paper-fig3 --workers 8
 """
 
 from typing import Dict, List, Optional
@@ -97,3 +104,52 @@ def ddp(
                 command.replace("torchrun ", f"torchrun --max_restarts {max_retries} ", 1),
             ]
     return app
+
+
+def study(
+    *arguments: str,
+    image: str = torchx.IMAGE,
+    name: str = "study",
+    replicas: int = 1,
+    h: Optional[str] = None,
+    cpu: int = 2,
+    gpu: int = 0,
+    memMB: int = 8192,
+    env: Optional[Dict[str, str]] = None,
+    max_retries: int = 0,
+    mounts: Optional[List[str]] = None,
+) -> specs.AppDef:
+    """Runs `ham-dist study ARGUMENTS` on several hosts, which share the folder given by --out.
+
+    Args:
+        arguments: the arguments of `ham-dist study`, after `--`
+        image: image of the workspace (docker)
+        name: name of the job
+        replicas: number of hosts, each with its own workers
+        h: a registered named resource; overrides cpu, gpu and memMB
+        cpu: cores per host
+        gpu: GPUs per host
+        memMB: memory per host, in MB
+        env: environment variables of the study (ENV1=v1,ENV2=v2)
+        max_retries: restarts of a host by the scheduler; the study resumes
+        mounts: mounts of the container (docker)
+    """
+    rest = list(arguments)
+    if rest[:1] == ["--"]:
+        rest = rest[1:]
+    return specs.AppDef(
+        name=name,
+        roles=[
+            specs.Role(
+                name="study",
+                image=image,
+                entrypoint="python",
+                args=["-m", "ham_dist", "study", *rest],
+                env=env or {},
+                num_replicas=replicas,
+                max_retries=max_retries,
+                resource=specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h),
+                mounts=specs.parse_mounts(mounts) if mounts else [],
+            )
+        ],
+    )

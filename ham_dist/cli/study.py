@@ -116,7 +116,7 @@ def _run(folder: Any, file: Path, workers: int, data: list[str], *, retry: bool)
     for line in (failed := folder.failed()).values():
         say(f"failed: {line['arm']} of {line['group']}: {line['error'].strip().splitlines()[-1]}")
     if failed:
-        say(f"{len(failed):,} branches failed; {folder.results.path} has the errors. --retry runs them again")
+        say(f"failed branches: {len(failed):,}; {folder.results.path} has the errors; --retry repeats them")
 
 
 @study.command("test")

@@ -185,3 +185,13 @@ def test_several_hosts_through_kubernetes() -> None:
     assert request.count("--nnodes 4 --nproc_per_node 8") == 4
     assert "nvidia.com/gpu: 8" in request
     assert "maxRetry: 3" in request
+
+
+def test_a_study_runs_on_several_hosts() -> None:
+    arguments = ["study.toml", "--out", "/shared/study", "--workers", "8"]
+    app = materialize_appdef(
+        get_component("dist.study").fn, ["--replicas", "4", "--max_retries", "2", "--", *arguments]
+    )
+    (role,) = app.roles
+    assert (role.num_replicas, role.max_retries, role.entrypoint) == (4, 2, "python")
+    assert role.args == ["-m", "ham_dist", "study", *arguments]
