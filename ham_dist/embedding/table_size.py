@@ -87,3 +87,24 @@ def _check(size: TableSize) -> None:
         raise ValueError(
             f"{size.field}: searched_dim = {size.searched_dim}, but {len(kept)} columns are kept"
         )
+
+
+def sparse_bytes(num_embeddings: int, dim: int, nonzeros: int, number_bytes: int) -> dict[str, int]:
+    """Returns the bytes of a table with zeros in two forms, by name.
+
+    `bitmap`: one bit for each number, and the numbers that are not 0. `csr`: these numbers, each with its
+    column in as few whole bytes as the dim allows, and the first position of each row in 4 bytes (8 from 2^32
+    numbers on).
+
+    Args:
+        num_embeddings: Rows.
+        dim: Columns.
+        nonzeros: Numbers that are not 0.
+        number_bytes: Bytes of one number.
+    """
+    column_bytes = max(1, -(-max(0, dim - 1).bit_length() // 8))
+    position_bytes = 4 if nonzeros < 1 << 32 else 8
+    return {
+        "bitmap": -(-num_embeddings * dim // 8) + nonzeros * number_bytes,
+        "csr": nonzeros * (number_bytes + column_bytes) + (num_embeddings + 1) * position_bytes,
+    }

@@ -19,7 +19,7 @@ from ham_dist.methods.budget import Budget
 from ham_dist.methods.method import Method, SearchSpace
 from ham_dist.methods.registry import METHODS
 from ham_dist.stages.frontier import save_logits, validation_logits
-from ham_dist.stages.result import ModelResult, model_result, result_of
+from ham_dist.stages.result import ModelResult, model_result, result_of, stored_bytes
 from ham_dist.stages.retrain import retrain
 from ham_dist.stages.rotate import rotate
 from ham_dist.stages.search import search
@@ -236,6 +236,8 @@ def _finish(
             f"from the live model's by at most {verified['max_difference']:.1e}"
         )
     result = result_of(run.settings, run.samples, target, supernet.result, after, columns, stages, run.device)
+    if (stored := stored_bytes(state)) is not None:
+        result["stored_bytes"] = stored
     run.log.truncate_after("result", -1)
     run.log.metrics(
         "result",

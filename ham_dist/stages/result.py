@@ -1,6 +1,7 @@
 """Quality and cost of a run's models, the content of result.json."""
 
 import resource
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,10 +11,12 @@ import torch
 from ham_dist.config.schema import RunSettings, Target
 from ham_dist.distributed.ranks import process_group
 from ham_dist.embedding.mask import Columns
+from ham_dist.embedding.table_size import sparse_bytes
 from ham_dist.training.evaluation import evaluate, undefined_auc
 from ham_dist.training.progress import StageProgress
 from ham_dist.training.samples import Samples
 from ham_dist.training.state import TrainingState
+from ham_dist.training.transform import ZeroPattern
 
 SUPERNET = "supernet"
 """Method in the result of the supernet itself."""
@@ -52,6 +55,25 @@ def model_result(state: TrainingState, samples: Samples) -> ModelResult:
         embedding_bytes=sum(count * table.number_bytes for table, count in numbers.items()),
         dense_parameters=sum(parameter.numel() for parameter in state.interaction.parameters()),
     )
+
+
+def stored_bytes(state: TrainingState) -> dict[str, int] | None:
+    """Returns the bytes of all tables in each sparse form, if training keeps zeros in them; else None.
+
+    First-order tables, which have no zeros, count in full. A collective.
+    """
+    if not isinstance(state.transform, ZeroPattern):
+        return None
+    counts = state.transform.counts()
+    total: Counter[str] = Counter()
+    for table in state.sharded.tables:
+        total.update(
+            sparse_bytes(table.num_embeddings, table.embedding_dim, counts[table.field], table.number_bytes)
+        )
+    for table in state.sharded.first_order_tables:
+        size = table.num_embeddings * table.embedding_dim * table.number_bytes
+        total.update(dict.fromkeys(total, size))
+    return dict(total)
 
 
 def result_of(

@@ -69,7 +69,7 @@ class Comparison:
     Attributes:
         results: Results of the study.
         measure: Split of the AUCs.
-        reference: Label of the reference arm.
+        reference: Label of the reference arm; empty in a study without targets.
     Raises:
         ReportError: There is no such arm.
     """
@@ -114,7 +114,9 @@ class Comparison:
         return sorted(found, key=lambda size: size.order)
 
     def endpoints(self, place: Place) -> list[Endpoint]:
-        """The primary endpoint of the reference and of every rival, with its test."""
+        """The primary endpoint of the reference and of every rival, with its test; none without a target."""
+        if not self.sizes(place):
+            return []
         own = self._means(place, self.reference, self.sizes(place))
         found = [Endpoint(place, self.reference, mean_of(list(own.values())), None, None, False)]
         for arm in self.rivals(place):

@@ -53,7 +53,7 @@ DIFFERENCE = (
 
 def main_table(comparison: Comparison) -> Table:
     """Returns AUC by model, size and arm, with differences to the reference, and the primary endpoints."""
-    reference = comparison.reference
+    reference = comparison.reference or "the reference"
     split = comparison.measure
     rows: list[list[Value]] = []
     for place in comparison.results.places:

@@ -185,6 +185,8 @@ def _finding(comparison: Comparison, place: Place) -> str:
     said = [f"{verdict} {', '.join(names)}" for verdict, names in parts.items() if names]
     said += [f"not tested against {', '.join(untested)}"] if untested else []
     data, model = place
+    if not comparison.sizes(place):
+        return f"{model} on {data}: no test: {comparison.reference or 'each arm'} has no target there."
     return f"{model} on {data}: {comparison.reference} is {'; '.join(said) or 'without rivals'}."
 
 

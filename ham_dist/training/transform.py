@@ -46,7 +46,9 @@ class TableTransform(ABC):
 
 
 class ZeroPattern(TableTransform):
-    """Keeps the zeros of a sparse table: their gradient is 0, so that Adam does not move them.
+    """Keeps the zeros of a sparse table: the loss has no gradient for them, and each step sets them again.
+
+    The latter is for the regularizer, which moves them too.
 
     Args:
         model: The tables.
@@ -80,6 +82,9 @@ class ZeroPattern(TableTransform):
 
     def put_back(self) -> None:
         return
+
+    def after_step(self) -> None:
+        self.apply()
 
     def moved_to(self, model: ShardedModel) -> "ZeroPattern":
         """Returns the pattern for the same tables, with all of their columns, under another plan.

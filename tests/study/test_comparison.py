@@ -199,3 +199,9 @@ def test_all_columns_are_no_rival(tmp_path: Path) -> None:
 def test_missing_seeds_are_named(tmp_path: Path) -> None:
     outcomes = [o for o in grid(auc) if (o["arm"], o["columns"], o["seed"]) != ("sam", 28, 3)]
     assert comparison(tmp_path, outcomes).missing(PLACE) == ["sam, size 28: no result for seed 3"]
+
+
+def test_a_study_without_targets_has_no_endpoint(tmp_path: Path) -> None:
+    whole = [outcome("supernet", seed, None) for seed in range(2)]
+    found = comparison(tmp_path, whole)
+    assert (found.reference, found.endpoints(PLACE), found.rivals(PLACE)) == ("", [], [])

@@ -12,6 +12,7 @@ from torch.nn import functional
 from ham_dist.distributed.ranks import process_group
 from ham_dist.distributed.sharding.thresholds import Granularity
 from ham_dist.errors import ShardingError
+from ham_dist.export.bundle import open_bundle
 from ham_dist.training.loop import weight_step
 from ham_dist.training.soft_threshold import SoftThresholding
 from ham_dist.training.state import open_supernet
@@ -111,7 +112,7 @@ def thresholds_of_a_fused_table() -> None:
 
 def pruned_run(granularity: str, **retrain: Any) -> Any:
     method = {
-        "name": "pep", "granularity": granularity, "threshold_init": -5.5, "learning_rate": 0.03,
+        "name": "pep", "granularity": granularity, "threshold_init": -3.0, "learning_rate": 0.03,
     }  # fmt: skip
     return tiny_run(search={"method": method}, retrain={"max_epochs": 2, **retrain})
 
@@ -128,6 +129,11 @@ def test_zeros_stay_through_retraining_and_a_stopped_run_resumes_to_the_same_bit
     assert_same_bits(tmp_path / "run", tmp_path / "unbroken")
     found = result(tmp_path / "unbroken")
     assert all(found["kept_columns"].values()), "no column is removed"
+    tables = open_bundle(tmp_path / "unbroken" / "bundle").tables().values()
+    nonzeros = sum(int((table != 0).sum()) for table in tables)
+    assert 0 < nonzeros < sum(table.numel() for table in tables)
+    bits, rows = sum(-(-table.numel() // 8) for table in tables), sum(len(table) + 1 for table in tables)
+    assert found["stored_bytes"] == {"bitmap": bits + 4 * nonzeros, "csr": 5 * nonzeros + 4 * rows}
 
 
 def test_a_pattern_moves_to_another_plan() -> None:
