@@ -14,9 +14,9 @@ from typing import Any
 
 from ham_dist.config.load import flat, read_toml, settings_of
 from ham_dist.config.schema import RetrainSettings, RunSettings, SearchSettings, Target
-from ham_dist.config.sections import BY_NAME, dotted
 from ham_dist.errors import ConfigError
 from ham_dist.io.hashing import sha256_of_json
+from ham_dist.study.overrides import leaves, merged, nested
 from ham_dist.study.settings import (
     LABEL,
     Arm,
@@ -209,7 +209,7 @@ class _Expansion:
     def _arms(self) -> Iterator[Arm]:
         """The arms, with each combination of a grid as an arm of its own."""
         for arm in self._settings.arms:
-            axes = list(_lists(arm.grid))
+            axes = list(leaves(arm.grid))
             for key, values in axes:
                 if not isinstance(values, list) or not values:
                     self._mistake(
@@ -219,7 +219,7 @@ class _Expansion:
             for values in itertools.product(*(values for _, values in axes)):
                 tree, label = arm.set, arm.label
                 for (key, _), value in zip(axes, values, strict=True):
-                    tree = merged(tree, _nested(key, value))
+                    tree = merged(tree, nested(key, value))
                     label += f",{key[-1]}={re.sub(r'[^A-Za-z0-9._+-]+', '_', json.dumps(value)).strip('_')}"
                 yield arm.model_copy(update={"label": label, "set": tree, "grid": {}})
 
@@ -274,7 +274,7 @@ class _Expansion:
         """A new group: empty, or with the branch of its supernet."""
         if not self._settings.supernet:
             return replace(group, branches=())
-        own = any(changes_pretraining(".".join(key)) for key, _ in _lists(arm.set))
+        own = any(changes_pretraining(".".join(key)) for key, _ in leaves(arm.set))
         return replace(
             group, branches=(Branch(f"{SUPERNET}+{arm.label}" if own else SUPERNET, None, group.settings),)
         )
@@ -301,7 +301,7 @@ class _Expansion:
             return None
 
     def _check_keys(self, place: str, tree: Overrides) -> None:
-        for key, _ in _lists(tree):
+        for key, _ in leaves(tree):
             if (name := ".".join(key)) in OF_THE_STUDY:
                 self._mistake(
                     f"{place}: {name} cannot be set here; set `seeds`, `data` and `targets` of the study"
@@ -309,41 +309,6 @@ class _Expansion:
 
     def _mistake(self, line: str) -> None:
         self._mistakes[line] = None
-
-
-def merged(below: Overrides, above: Overrides) -> Overrides:
-    """`below` with the keys of `above`. A model or method of another name replaces the whole section."""
-    return _merged(below, above, ())
-
-
-def _merged(below: Any, above: Any, place: tuple[str, ...]) -> Any:
-    if (key := dotted(place)) in BY_NAME:
-        below, above = ({"name": part} if isinstance(part, str) else part for part in (below, above))
-        if isinstance(above, dict) and isinstance(below, dict):
-            name = below.get("name", BY_NAME[key].default)
-            if above.get("name", name) != name:
-                return above
-    if not isinstance(below, dict) or not isinstance(above, dict):
-        return above
-    return below | {
-        name: _merged(below[name], value, (*place, name)) if name in below else value
-        for name, value in above.items()
-    }
-
-
-def _lists(tree: Overrides, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """The keys of a tree's values, with the values."""
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _lists(value, (*place, name))
-        else:
-            yield (*place, name), value
-
-
-def _nested(key: tuple[str, ...], value: Any) -> Overrides:
-    for part in reversed(key):
-        value = {part: value}
-    return dict(value)
 
 
 def _data_of(settings: RunSettings) -> DataAxis:

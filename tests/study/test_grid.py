@@ -6,7 +6,8 @@ import pytest
 
 from ham_dist.config.load import settings_of
 from ham_dist.errors import ConfigError
-from ham_dist.study.grid import Study, merged, open_study
+from ham_dist.study.grid import Study, open_study
+from ham_dist.study.overrides import merged
 
 BASE = """
 name = "tiny"
