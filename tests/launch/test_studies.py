@@ -44,7 +44,8 @@ def epochs(branch: Branch) -> int:
 def test_all_arms_of_a_table_have_equal_weight_steps_and_equal_validation_data(name: str) -> None:
     study = opened(name)
     assert study.settings.test
-    assert {epochs(branch) for branch in branches(study)} == {30 if name == "ablation" else 20}
+    separate = [branch for branch in branches(study) if branch.settings.search.schedule == "separate"]
+    assert {epochs(branch) for branch in separate} == {30 if name == "ablation" else 20}
     for branch in branches(study):
         search, retrain = branch.settings.search, branch.settings.retrain
         assert search.validation == "halved"
@@ -52,6 +53,12 @@ def test_all_arms_of_a_table_have_equal_weight_steps_and_equal_validation_data(n
         assert search.patience >= search.epochs
         assert retrain.patience >= retrain.max_epochs
         assert str(branch.settings.data.path).endswith(f"-s{branch.settings.seed}")
+
+
+def test_one_falling_search_has_at_most_1_3_times_the_steps_of_a_separate_one() -> None:
+    falling = [b for b in branches(opened("frontier")) if b.settings.search.schedule == "falling"]
+    assert {(b.arm, b.settings.search.epochs) for b in falling} == {("falling", 10), ("falling-13", 13)}
+    assert {b.settings.retrain.max_epochs for b in falling} == {10}
 
 
 @pytest.mark.parametrize("name", COMPARED)
