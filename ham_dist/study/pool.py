@@ -53,13 +53,15 @@ def run_workers(
         ]
         with progress(folder.study.settings.name, total, say, rows="branches") as advance:
             advance(total - left, 0)
+            seen = folder.results.size()
             while any(worker.poll() is None for worker in started) and not stopped.is_set():
-                now = len(folder.missing())
-                if now < left:
+                if (size := folder.results.size()) != seen:  # reading thousands of lines takes a second
+                    seen, now = size, len(folder.missing())
                     advance(left - now, left - now)
                     left = now
                 stopped.wait(SECONDS_BETWEEN_LOOKS)
             if stopped.is_set():
+                _stop(started)
                 raise Preempted("ended by SIGTERM. The same command resumes the study")
             if left := len(folder.missing()):
                 codes = ", ".join(str(worker.returncode) for worker in started)
@@ -67,6 +69,13 @@ def run_workers(
                     f"{folder.path}: the workers ended (exit codes {codes}) with {left:,} branches left.\n"
                     f"  {logs} holds what they printed. The same command resumes the study."
                 )
+
+
+def _stop(workers: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Tell all workers to save their state and end, before the end of the first is waited for."""
+    for worker in workers:
+        assert worker.stdin is not None
+        worker.stdin.close()
 
 
 @contextmanager

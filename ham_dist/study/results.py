@@ -51,6 +51,10 @@ class Lines:
                 lines[str(entry["key"])] = entry
         return lines
 
+    def size(self) -> int:
+        """Returns the size of the file in bytes; 0 if there is none."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
     def add(self, entries: Iterable[Line]) -> None:
         """Append entries, and sync them to disk; those whose key the file has already are left out.
 
