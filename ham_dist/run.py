@@ -246,7 +246,7 @@ def _all_stages(run: Run, branches: Sequence[Branch], watch: Watch) -> None:
         if branch.place in spaces:
             with _reported(branch, watch), _branch_folder(run, branch) as folder:
                 if not process_group.on_first_rank(folder.result.exists):
-                    before = None if branch.follows is None else _of_branch(run, by_place[branch.follows])
+                    before = None if branch.follows is None else _finished(run, by_place[branch.follows])
                     _one_branch(run, folder, branch, supernet, spaces[branch.place], before)
                 watch.done(branch, folder, run.manifest)
     watch.ended(run, branches)
@@ -293,6 +293,17 @@ def _of_branch(run: Run, branch: Branch) -> Run:
     folder = run.folder if branch.place == "." else RunFolder(run.folder.path / branch.place)
     saving = replace(run.saving, identity=_identity(folder))
     return replace(run, settings=branch.settings, folder=folder, saving=saving)
+
+
+def _finished(run: Run, branch: Branch) -> Run:
+    """As `_of_branch`; raises if the branch has failed, since its search may have ended anywhere."""
+    folder = RunFolder(run.folder.path / branch.place)
+    if not process_group.on_first_rank(folder.result.exists):
+        raise CheckpointError(
+            f"{folder.path}: has not finished, but the falling search of the next target starts where its "
+            "search ended.\n  Correct its error, which the log has, and run it again first."
+        )
+    return _of_branch(run, branch)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from safetensors.torch import load_file
 
 from ham_dist.config.schema import RunSettings
 from ham_dist.errors import CheckpointError
+from ham_dist.run import Watch, branches_of, resolved_targets, run_branches
+from ham_dist.stages.branch import Branch
 from ham_dist.training.auc_bootstrap import aucs
 from ham_dist.training.frontier import SizedModel, choose_within, smallest_within
 from ham_dist.training.run_paths import RunPaths
@@ -110,3 +113,27 @@ def test_export_takes_the_model_within_a_tolerance(unbroken: Path, tmp_path: Pat
     damaged.write_text(json.dumps({"models": worse}))
     with pytest.raises(CheckpointError, match=r"every model .* loses more.*a -0.50000"):
         choose_within(RunPaths(tmp_path), 0.1)
+
+
+class Continues(Watch):
+    """Collects the errors of branches, and goes to the next branch."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+
+    def failed(self, branch: Branch, error: Exception) -> None:
+        self.errors.append(str(error))
+
+
+def test_nothing_starts_from_the_search_of_a_branch_that_failed(tmp_path: Path) -> None:
+    settings = resolved_targets(falling())
+    watch = Continues()
+
+    def fail(*arguments: object, **keywords: object) -> None:
+        raise ValueError("retraining fails")
+
+    with patch("ham_dist.stages.branch.retrain", fail):
+        run_branches(settings, tmp_path / "run", branches_of(settings), resume=False, watch=watch)
+    assert watch.errors[0] == "retraining fails"
+    assert "columns-6: has not finished" in watch.errors[1]
+    assert not (tmp_path / "run" / "columns-3" / "checkpoints").exists()
