@@ -296,7 +296,7 @@ def _of_branch(run: Run, branch: Branch) -> Run:
 
 
 def _finished(run: Run, branch: Branch) -> Run:
-    """As `_of_branch`; raises if the branch has failed, since its search may have ended anywhere."""
+    """The run of a finished branch; raises if it has failed, as its search may have ended anywhere."""
     folder = RunFolder(run.folder.path / branch.place)
     if not process_group.on_first_rank(folder.result.exists):
         raise CheckpointError(

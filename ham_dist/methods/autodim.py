@@ -89,7 +89,7 @@ class AutoDim(Method):
         return max(LOWEST_TEMPERATURE, 1.0 - self.settings.temperature_decay * float(self.steps))
 
     def mask(self) -> torch.Tensor:
-        """Returns each candidate's weight, drawn anew for every step, on all of its columns: (S,)."""
+        """Returns each candidate's weight, drawn for every step, on all of its columns: (S,)."""
         return self._spread(self._weights(self.logits))
 
     def used(self) -> int:

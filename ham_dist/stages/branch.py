@@ -186,7 +186,7 @@ def _restore_search(before: Run, wide: TrainingState, method: Method) -> None:
     if progress.epochs == 0:
         raise CheckpointError(
             f"{checkpoints.folder}: holds no checkpoint, but the search of the next target starts from it.\n"
-            "  Start the run anew with another --run-dir."
+            "  Start another run with another --run-dir."
         )
     checkpoints.restore_best(progress)
 

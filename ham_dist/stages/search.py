@@ -34,7 +34,7 @@ def search(
 ) -> tuple[Columns, StageProgress]:
     """Algorithm 1, 'Search': alternates a step on alpha with a step on the weights.
 
-    Steps on alpha use validation batches (or those that the method asks for), steps on the weights use
+    Steps on alpha use validation batches (or those that the method needs), steps on the weights use
     training batches. Leaves the searched weights in `state`, with the mask of the returned columns.
 
     Returns:
