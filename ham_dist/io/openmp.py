@@ -3,7 +3,7 @@
 import os
 from collections.abc import MutableMapping
 
-SPINS = "2000"
+SPINS = "8000"
 """Spin count of GNU OpenMP: threads spin tens of microseconds before they sleep (default: milliseconds).
 
 Long enough for the gap between two kernels of a step, where sleeping would cost more than spinning. Short

@@ -6,8 +6,8 @@ Differences from the paper:
 - Its scores are absolute gradients on training batches (`batches = "training"`). The default here is the
   validation split, as first-order scores on the data that the weights were fitted to are near zero.
 - Its budget is a share of all columns; here it is `search.targets`.
-- The sliced model is trained as `[retrain]` sets it, without further maps from the kept columns to a common dim:
-  a model that needs one has its own lift (ham_dist/models/lift.py).
+- The sliced model is trained as `[retrain]` sets it, without further maps from the kept columns to a common
+  dim: a model that needs one has its own lift (ham_dist/models/lift.py).
 The authors' code was not found, so the reduction over batches is a setting.
 """
 
