@@ -1,7 +1,6 @@
 """A whole run: pretrain once, then for each branch (a target) search, slice, retrain and export."""
 
 import gc
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -328,9 +327,11 @@ def _write_frontier(run: Run, branches: Sequence[Branch]) -> None:
         if not folder.validation.exists():
             run.log.say(f"{folder.path}: was finished by an earlier version, so models are not compared")
             return
-        result = json.loads(folder.result.read_text(encoding="utf-8"))
+        result = read_result(folder)
+        assert result is not None, "all branches are finished"
         (target,) = branch.settings.search.targets
-        models.append((folder, target.label, result))
+        columns = sum(result.kept_columns.values())
+        models.append((folder, target.label, columns, result.embedding_bytes))
     points = frontier(run.folder, models, tolerance)
     write_json(run.folder.frontier, to_json(points, tolerance))
     print_grids([grids.frontier(points, tolerance)])

@@ -3,7 +3,6 @@
 Shape letters: F fields, K candidates, S columns under search.
 """
 
-import zlib
 from typing import Annotated, Literal
 
 import torch
@@ -14,6 +13,7 @@ from ham_dist.config.schema import MethodSettings
 from ham_dist.errors import ConfigError, TargetError
 from ham_dist.methods.knapsack import best_options
 from ham_dist.methods.method import MaskLoss, Method, SearchSpace
+from ham_dist.methods.soft import uniform
 
 
 class AutoDimSettings(MethodSettings):
@@ -68,6 +68,9 @@ class AutoDim(Method):
         assert len(counts) == 1, "every field has the same candidates"
         self.logits = torch.zeros(len(self._bands), counts.pop(), device=space.device)
         self.steps = torch.zeros(1, dtype=torch.int64)
+        self._sizes = torch.tensor(
+            [band.stop - band.start for bands in self._bands.values() for band in bands], device=space.device
+        )
         costs = space.budget.costs
         self._costs = [[int(costs[band].sum()) for band in bands] for bands in self._bands.values()]
         least = sum(min(group) for group in self._costs)
@@ -125,16 +128,13 @@ class AutoDim(Method):
 
     def _weights(self, logits: torch.Tensor) -> torch.Tensor:
         """Gumbel-softmax, (F, K)."""
-        seed = zlib.crc32(f"{self.space.seed}/autodim/{int(self.steps)}".encode())
-        generator = torch.Generator().manual_seed(seed)
-        uniform = torch.rand(logits.shape, generator=generator).clamp_(min=1e-20)
-        noise = -(-uniform.log()).clamp_(min=1e-20).log()
-        return torch.softmax((logits.log_softmax(dim=1) + noise.to(logits)) / self.temperature, dim=1)
+        drawn = uniform(self.space, self.settings.name, int(self.steps), *logits.shape).clamp_(min=1e-20)
+        noise = -(-drawn.log()).clamp_(min=1e-20).log()
+        return torch.softmax((logits.log_softmax(dim=1) + noise) / self.temperature, dim=1)
 
     def _spread(self, weights: torch.Tensor) -> torch.Tensor:
         """The weight of each candidate on all of its columns, (S,)."""
-        sizes = torch.tensor([band.stop - band.start for bands in self._bands.values() for band in bands])
-        return weights.flatten().repeat_interleave(sizes.to(weights.device))
+        return weights.flatten().repeat_interleave(self._sizes)
 
     def _chosen(self, options: list[int]) -> torch.Tensor:
         mask = torch.zeros(self.space.layout.size)

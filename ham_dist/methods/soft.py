@@ -112,7 +112,18 @@ class SampledAlpha(BoundedAlpha):
         return {**super().tensors(), "steps": self.steps}
 
     def _uniform(self, draw: int) -> torch.Tensor:
-        # Drawn on the CPU: GPUs draw other numbers from the same seed.
-        seed = zlib.crc32(f"{self.space.seed}/{self.settings.name}/{draw}".encode())
-        generator = torch.Generator().manual_seed(seed)
-        return torch.rand(self.space.layout.size, generator=generator).to(self.space.device)
+        return uniform(self.space, self.settings.name, draw, self.space.layout.size)
+
+
+def uniform(space: SearchSpace, name: str, draw: int, *shape: int) -> torch.Tensor:
+    """Returns numbers from [0, 1), the same on every rank and after a resume.
+
+    Args:
+        space: Its seed and device are used.
+        name: Name of the method.
+        draw: Number of the draw.
+        shape: Shape of the result.
+    """
+    # Drawn on the CPU: GPUs draw other numbers from the same seed.
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{space.seed}/{name}/{draw}".encode()))
+    return torch.rand(shape, generator=generator).to(space.device)

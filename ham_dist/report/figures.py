@@ -191,9 +191,7 @@ def frontier(name: str, models: Sequence[SizedModel]) -> Figure:
     def draw(canvas: "Canvas") -> None:
         axes = canvas.subplots()
         costs = [model.bytes for model in models]
-        if min(costs) > 0 and max(costs) > 4 * min(costs):
-            axes.set_xscale("log")
-            axes.xaxis.set_minor_formatter(tick_format(lambda count: ""))
+        _axis_of_bytes(axes, costs, logarithmic_above=4)
         line(axes, 0, costs, [model.difference for model in models], gid=f"{name}-models")
         axes.errorbar(
             costs,
@@ -204,8 +202,6 @@ def frontier(name: str, models: Sequence[SizedModel]) -> Figure:
             capsize=3,
         )
         axes.axhline(0, color=COLORS[1], linestyle="--", label="supernet")
-        axes.xaxis.set_major_formatter(tick_format(size_text))
-        axes.set_xlabel("embedding bytes")
         axes.set_ylabel("validation AUC over supernet")
         axes.legend()
 
@@ -222,18 +218,22 @@ def comparison(name: str, points: Sequence[Point]) -> Figure:
 
     def draw(canvas: "Canvas") -> None:
         axes = canvas.subplots()
-        costs = [point.embedding_bytes for point in points]
-        if min(costs) > 0 and max(costs) > 10 * min(costs):
-            axes.set_xscale("log")
-            axes.xaxis.set_minor_formatter(tick_format(lambda count: ""))
+        _axis_of_bytes(axes, [point.embedding_bytes for point in points], logarithmic_above=10)
         for number, kind in enumerate(kinds):
             of_kind = [point for point in points if point.kind == kind]
             x, y = [point.embedding_bytes for point in of_kind], [point.auc for point in of_kind]
             label = short(kind) if number < STYLES else None
             line(axes, number, x, y, gid=f"{name}-kind-{number}", label=label, linestyle="none", markersize=6)
-        axes.xaxis.set_major_formatter(tick_format(size_text))
-        axes.set_xlabel("embedding bytes")
         axes.set_ylabel("test AUC")
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), ncols=columns, fontsize=8)
 
     return Figure(svg_of(name, draw, WIDTH, height), "Test AUC by bytes of all tables, on one test split.")
+
+
+def _axis_of_bytes(axes: Any, costs: Sequence[int], *, logarithmic_above: int) -> None:
+    """Sets up the x axis for bytes; logarithmic if the largest is more than this many times the smallest."""
+    if min(costs) > 0 and max(costs) > logarithmic_above * min(costs):
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(tick_format(lambda count: ""))
+    axes.xaxis.set_major_formatter(tick_format(size_text))
+    axes.set_xlabel("embedding bytes")

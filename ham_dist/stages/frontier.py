@@ -4,17 +4,17 @@ Shape letter: N validation rows.
 """
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from ham_dist.distributed.ranks import process_group
 from ham_dist.distributed.ranks.gather import gather_rows
-from ham_dist.embedding.mask import as_evaluated
 from ham_dist.errors import CheckpointError
 from ham_dist.io.atomic import new_file
+from ham_dist.stages.slice import logits_of
 from ham_dist.training.auc_bootstrap import auc_difference, aucs
 from ham_dist.training.frontier import SizedModel
 from ham_dist.training.run_paths import RunPaths
@@ -27,7 +27,6 @@ RESAMPLES = 200
 """Resamples of the bootstrap; the standard error is then known to about 5 %."""
 
 
-@torch.no_grad()
 def validation_logits(state: TrainingState, samples: Samples) -> dict[str, torch.Tensor]:
     """Returns logits, (N,) float32, and labels, (N,) uint8, of the first validation rows, in file order.
 
@@ -35,13 +34,10 @@ def validation_logits(state: TrainingState, samples: Samples) -> dict[str, torch
     """
     logits: list[torch.Tensor] = []
     labels: list[torch.Tensor] = []
-    rows = 0
-    with as_evaluated(state.sharded.model):
-        for batch in state.batches(samples.evaluation("validation")):
-            if rows < MOST_ROWS:
-                logits.append(gather_rows(state.logits(batch)).float().cpu())
-                labels.append(gather_rows(batch.labels).to(torch.uint8).cpu())
-                rows += batch.global_rows
+    batches = -(-MOST_ROWS // state.settings.data.evaluation_batch_size)
+    for batch in state.batches(islice(samples.evaluation("validation"), batches)):
+        logits.append(logits_of(state, batch).float().cpu())
+        labels.append(gather_rows(batch.labels).to(torch.uint8).cpu())
     return {"logits": torch.cat(logits)[:MOST_ROWS], "labels": torch.cat(labels)[:MOST_ROWS]}
 
 
@@ -56,20 +52,20 @@ def save_logits(folder: RunPaths, values: dict[str, torch.Tensor]) -> None:
 
 
 def frontier(
-    supernet: RunPaths, models: Sequence[tuple[RunPaths, str, dict[str, Any]]], tolerance: float
+    supernet: RunPaths, models: Sequence[tuple[RunPaths, str, int, int]], tolerance: float
 ) -> list[SizedModel]:
     """Returns the models of a run, from the largest to the smallest.
 
     Args:
         supernet: Folder with the supernet's logits.
-        models: Folder, label of the target, and result.json of each model.
+        models: Folder, label of the target, kept columns, and bytes of the tables of each model.
         tolerance: Loss of AUC up to which a smaller model is as good as the supernet.
     Raises:
         CheckpointError: Logits are missing, or are not of the same rows.
     """
     of_supernet = _read(supernet.validation)
     points = []
-    for folder, label, result in models:
+    for folder, label, columns, size in models:
         values = _read(folder.validation)
         if not torch.equal(values["labels"], of_supernet["labels"]):
             raise CheckpointError(
@@ -82,8 +78,8 @@ def frontier(
         points.append(
             SizedModel(
                 label,
-                sum(result["kept_columns"].values()),
-                result["embedding_bytes"],
+                columns,
+                size,
                 float(aucs(scores[None], labels)[0]),
                 found.difference,
                 found.standard_error,

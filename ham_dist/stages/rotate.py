@@ -2,9 +2,7 @@
 
 from functools import partial
 
-import torch
-
-from ham_dist.stages.slice import LARGEST_DIFFERENCE, logits_of, require_equal
+from ham_dist.stages.slice import logits_of, require_rounded
 from ham_dist.training.covariance import covariances
 from ham_dist.training.rotation import principal_axes, rotate_state
 from ham_dist.training.run_log import RunLog
@@ -24,13 +22,5 @@ def rotate(state: TrainingState, samples: Samples, log: RunLog) -> None:
     batch = next(samples.evaluation("validation"))
     before = logits_of(state, batch)
     rotate_state(state, principal_axes(covariances(state, partial(samples.once, "training"), "lookups")))
-    # Every number in the tables is rounded once, to the precision of the tables.
-    rounding = 4 * torch.finfo(getattr(torch, state.settings.precision.tables)).eps
-    difference = require_equal(
-        "the rotated model",
-        "the model before",
-        logits_of(state, batch),
-        before,
-        max(LARGEST_DIFFERENCE, rounding),
-    )
+    difference = require_rounded("the rotated model", "the model before", state, batch, before)
     log.say(f"search: tables are rotated to their principal axes; logits changed by at most {difference:.1e}")

@@ -34,14 +34,8 @@ def fold_mask(
     soft = logits_of(state, batch)
     state.sharded.scale_columns(factors)
     state.sharded.mask.set(choice)
-    # Every number in the tables is rounded once, to the precision of the tables.
-    rounding = 4 * torch.finfo(getattr(torch, state.settings.precision.tables)).eps
-    difference = require_equal(
-        "the model with the mask folded into its tables",
-        "the softly masked model",
-        logits_of(state, batch),
-        soft,
-        max(LARGEST_DIFFERENCE, rounding),
+    difference = require_rounded(
+        "the model with the mask folded into its tables", "the softly masked model", state, batch, soft
     )
     log.say(f"search: the mask is folded into the tables; logits changed by at most {difference:.1e}")
 
@@ -89,6 +83,24 @@ def require_equal(
             "This is a bug of ham_dist: please report it with the run folder"
         )
     return difference
+
+
+def require_rounded(
+    model: str, other: str, state: TrainingState, batch: Batch, expected: torch.Tensor
+) -> float:
+    """Returns what `require_equal` does, for a model whose tables were changed: each number is rounded once.
+
+    Args:
+        model: The model of `state`, for the message.
+        other: The model before the change.
+        state: The model after the change.
+        batch: A global batch.
+        expected: Logits of the batch before the change.
+    Raises:
+        SlicingError: The difference is larger than rounding to the precision of the tables explains.
+    """
+    rounding = 4 * torch.finfo(getattr(torch, state.settings.precision.tables)).eps
+    return require_equal(model, other, logits_of(state, batch), expected, max(LARGEST_DIFFERENCE, rounding))
 
 
 def initial_columns(state: TrainingState, columns: Columns, log: RunLog) -> TrainingState:

@@ -37,7 +37,7 @@ PATHS = {
     **{name: KINDS[name] for name in ("row_wise", "column_wise", "data_parallel", "mixed")},
 }
 KEPT = 12
-"""Of the 27 columns of the supernet."""
+"""Columns to keep, of the 27 of the supernet."""
 PRETRAINED, SEARCHED, RETRAINED, VALIDATED, SCORED = range(3), range(3, 6), range(6, 9), range(10, 13), 20
 """Seeds of the batches."""
 SEARCH = {"method": {"name": "ham", "alpha_learning_rate": 1.0, "alpha_init": 0.001}}

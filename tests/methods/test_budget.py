@@ -75,9 +75,10 @@ UNEQUAL = {"user": [0.1, 0.6, 0.0, 0.2], "gender": [0.7, 0.65], "movie": [0.9, 0
 
 
 def test_a_gap_is_filled_by_exchanging_columns_for_as_much_score_as_possible() -> None:
-    """Of 812 bytes the greedy choice takes 624: after two movie columns and gender's no user column fits.
+    """The greedy choice takes only 624 of 812 bytes.
 
-    Without one of gender's columns, the best user column does, in place of the third movie column.
+    After two columns of movie and those of gender, no user column fits. If one of gender's
+    columns is left out, the best user column fits in place of the third movie column.
     """
     scores = torch.tensor([score for table in DIMS for score in UNEQUAL[table]])
     budget = Budget(Target(bytes=812), LAYOUT)

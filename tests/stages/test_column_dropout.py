@@ -20,7 +20,7 @@ from tests.support.small_run import tiny_run
 from tests.support.whole_runs import FLOAT64, assert_same_bits, do_part, do_run, metrics, result
 
 STEPS = 12
-"""Of one epoch."""
+"""Training steps of one epoch."""
 
 
 def run_with(retrain: dict[str, Any], **sections: dict[str, Any]) -> RunSettings:

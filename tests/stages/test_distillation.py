@@ -16,7 +16,7 @@ from tests.support.small_run import tiny_run
 from tests.support.whole_runs import FLOAT64, assert_same_bits, do_part, do_run, metrics
 
 STEPS = 12
-"""Of one epoch."""
+"""Training steps of one epoch."""
 
 
 def weights_of(state: TrainingState) -> torch.Tensor:

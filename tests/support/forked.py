@@ -19,8 +19,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
-"""Of the process that others are forked from: not what a test has set. A process of several threads cannot be
-forked safely."""
+"""Environment of the process that others are forked from, without what a test sets. It has one OpenMP thread,
+because a process of several threads cannot be forked safely."""
 
 
 @functools.cache

@@ -43,7 +43,7 @@ from tests.support.plain_model import FIELDS
 from tests.support.sharded_model import part_of_batch, settings, whole_tables
 
 KEPT = 12
-"""Of the 27 columns of the supernet."""
+"""Columns to keep, of the 27 of the supernet."""
 STEPS = 4
 ROWS = 64
 RUN = settings(
@@ -142,7 +142,8 @@ def searched(names: list[str]) -> dict[str, Searched]:
 
 
 def resumed(names: list[str], folder: Path) -> dict[str, Searched]:
-    """The same searches, each saved half way, and loaded into a model and a method that have moved."""
+    """The same searches, but each is saved after half of its steps and loaded into a model and a method whose
+    numbers have changed since then."""
     found = {}
     for name in names:
         state, method = opened(name)

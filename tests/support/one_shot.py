@@ -21,7 +21,7 @@ BATCHES = {11: 31, 12: 31, 13: 5}
 """Rows of each batch, by its seed; the last is short."""
 PlainLosses = list[tuple[int, Callable[[torch.Tensor], torch.Tensor]]]
 KEPT = 12
-"""Of the 27 columns."""
+"""Columns to keep, of the 27 of the supernet."""
 
 
 def float64_run(model: str) -> RunSettings:

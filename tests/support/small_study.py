@@ -54,7 +54,7 @@ set = { orthogonality.form = "none", search.method.name = "magnitude" }
 """
 
 ONE_GROUP = STUDY[: STUDY.rindex("[[arms]]", 0, STUDY.index('"all"'))]
-"""The same study without its last two arms."""
+"""STUDY without its last two arms: all of its branches start from one supernet."""
 
 KEYS = {"seconds", "host", "commit", "versions"}
 """Keys of a line that depend on the machine and its clock."""

@@ -47,7 +47,7 @@ def thresholded_steps(granularity: Granularity) -> dict[str, Any]:
 
 
 def plain_steps(granularity: Granularity, start: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """The same in plain torch, with autograd for the thresholds."""
+    """The steps of `thresholded_steps` in plain torch; autograd computes the gradient of the thresholds."""
     model = PlainModel(settings("fm"), start)
     raw = [bag.weight for bag in model.bags]
     shapes = {"table": lambda v: (), "column": lambda v: v.shape[1:], "element": lambda v: v.shape}
