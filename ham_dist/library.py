@@ -33,8 +33,10 @@ from ham_dist.embedding.tables import TableChunk
 from ham_dist.errors import BundleError, ConfigError, ShardingError, SlicingError
 from ham_dist.export.alone import write_bundle_alone
 from ham_dist.export.bundle import open_bundle
+from ham_dist.export.codecs.codec import TableRows
+from ham_dist.export.codecs.floats import FloatCodec
+from ham_dist.export.codecs.registry import codec_of
 from ham_dist.export.manifest import FieldEntry
-from ham_dist.export.precisions import precision_of
 from ham_dist.export.writer import Description
 from ham_dist.methods.budget import Budget
 from ham_dist.methods.method import MaskLoss, Method, SearchSpace
@@ -204,7 +206,8 @@ def export(
     Args:
         model: Result of `slice_columns`.
         out: Folder to create; it must not exist.
-        precision: Data type of the tables: "fp32" or "fp16".
+        precision: Codec of the tables: "fp32", "fp16", "int8", "int6" or "int4". The loss of accuracy of the
+            last three is not measured here; compare the model's AUC with `Bundle.tables` of the bundle.
         run: Origin of the bundle, as JSON values.
     Raises:
         BundleError: `out` exists (unless another rank wrote the same weights to it), the bundle cannot be
@@ -221,7 +224,7 @@ def export(
         if not name.startswith(f"{path}.")
     }
     fields = [
-        FieldEntry(name=name, rows=table.shape[0], width=table.shape[1], multi_valued=True)
+        FieldEntry(name=name, num_embeddings=table.shape[0], embedding_dim=table.shape[1], multi_valued=True)
         for name, table in tables.items()
     ]
 
@@ -279,13 +282,21 @@ def _holds(
 ) -> bool:
     """Returns True if a bundle has exactly these weights, with the tables in `precision`."""
     stored = open_bundle(bundle)
-    dtype = getattr(torch, precision_of(precision).type)
-    expected_tables = {name: table.to(dtype) for name, table in tables.items()}
+    expected_tables = {name: _as_stored(table, precision) for name, table in tables.items()}
     return stored.manifest.precision == precision and all(
         found.keys() == expected.keys()
         and all(torch.equal(found[name], values) for name, values in expected.items())
         for found, expected in ((stored.tables(), expected_tables), (stored.dense(), dense))
     )
+
+
+def _as_stored(table: torch.Tensor, precision: str) -> torch.Tensor:
+    """A table as `Bundle.tables` returns it."""
+    codec = codec_of(precision)
+    if isinstance(codec, FloatCodec):
+        return table.to(codec.dtype)
+    rows = table.float()
+    return codec.round_trip(rows, codec.fit(TableRows([rows])))
 
 
 def _settings_of(method: str | MethodSettings) -> MethodSettings:

@@ -53,7 +53,7 @@ def test_a_method_and_a_model_of_ones_own_go_through_training_slicing_and_export
     assert manifest["verified"]["max_difference"] <= 1e-6
     _run(written, "-m", "torch.distributed.run", *export.split()[1:])
     exported = json.loads((written / "bundles/mine" / MANIFEST).read_text())
-    assert {table["type"] for table in exported["tables"]} == {"bfloat16"}
+    assert {table["codec"] for table in exported["tables"]} == {"bf16"}
     assert 0 < exported["verified"]["max_difference"] <= 1e-2
     assert "plain_mlp" in _run(written, *look.split()[1:])
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import ham_dist
-from ham_dist.cli import data, runs, study
+from ham_dist.cli import bundles, data, runs, study
 from ham_dist.cli.failures import EXIT_INTERRUPTED, EXIT_USERS, Commands
 from ham_dist.io.huge_pages import use_huge_pages
 from ham_dist.io.openmp import limit_spinning
@@ -80,7 +80,8 @@ for command in (
     data.fetch,
     data.prepare,
     runs.train,
-    runs.export,
+    bundles.export,
+    bundles.verify,
     runs.score,
     runs.report,
     data.inspect,

@@ -181,11 +181,16 @@ def _bundle(path: Path, manifest: BundleManifest) -> Iterator[RenderableType]:
     model = manifest.model.name if manifest.model else "tables for a model of your own"
     size = sum(file.size for file in manifest.files.values())
     yield f"{path}: a bundle, {model}, {manifest.precision}, {size:,} bytes in {len(manifest.files)} files"
-    pieces = {table.field: len(table.files) for table in manifest.tables}
+    tables = {table.field: table for table in (*manifest.first_order, *manifest.tables)}
     yield make_table(
-        ("field", "table rows", "columns", "files"),
+        ("field", "table rows", "columns", "precision"),
         (
-            (field.name, f"{field.rows:,}", str(field.width), str(pieces.get(field.name, 0)))
+            (
+                field.name,
+                f"{field.num_embeddings:,}",
+                str(field.embedding_dim),
+                tables[field.name].codec if field.name in tables else "",
+            )
             for field in manifest.fields
         ),
     )

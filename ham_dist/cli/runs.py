@@ -1,4 +1,4 @@
-"""Commands for runs: train, export, score and report."""
+"""Commands for runs: train, score and report."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ham_dist.cli.printing import describe_folder, print_parts, say
+from ham_dist.cli.printing import print_parts, say
 from ham_dist.errors import ConfigError
 from ham_dist.io.printable import printable
 
@@ -89,46 +89,6 @@ def train(
         from ham_dist.run import run_stages  # after the check, since it imports torchrec
 
         run_stages(settings, run_dir, resume=resume)
-
-
-def export(
-    run_dir: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
-    out: Annotated[Path, typer.Option(help="New folder for the bundle.")],
-    precision: Annotated[str, typer.Option(help="Data type of the tables: fp32 or fp16.")] = "fp32",
-    within: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=1,
-            help="For a run with several targets: export its smallest model whose validation AUC is at most "
-            "this much below the supernet's.",
-        ),
-    ] = None,
-) -> None:
-    """Write the sliced model of a run as a bundle for serving.
-
-    The bundle's probabilities are compared with the model's before the bundle is moved to OUT.
-
-    \b
-    Example:
-      ham-dist export runs/first/columns-28 --out bundles/first --precision fp16
-      ham-dist export runs/first --within 0.0005 --out bundles/smallest
-    """
-    from ham_dist.backend import require_backend
-
-    require_backend()
-    from ham_dist.export.package import export_run
-
-    if within is not None:
-        from ham_dist.training.frontier import choose_within
-        from ham_dist.training.run_paths import RunPaths
-
-        target = choose_within(RunPaths(run_dir), within)
-        say(f"smallest model within {within:g}: {target}")
-        run_dir = run_dir / target
-
-    export_run(run_dir, out, precision)
-    describe_folder(out)
 
 
 def score(

@@ -6,14 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ham_dist.export.parts import whole_tables, write_parts
 from ham_dist.export.vocabulary import VocabularySource
-from ham_dist.export.writer import (
-    PIECE_NUMBERS,
-    Description,
-    finish,
-    open_folder,
-    write_tables,
-)
+from ham_dist.export.writer import Description, encode_tables, finish, open_folder
 
 if TYPE_CHECKING:
     from ham_dist.embedding.tables import TableChunk
@@ -38,5 +33,6 @@ def write_bundle_alone(
         BundleError: As for `write_bundle`.
     """
     with open_folder(out) as partial:
-        written = list(write_tables(partial, description, chunks, (), PIECE_NUMBERS))
-        return finish(partial, out, description, written, dense, VocabularySource(None, None), verify)
+        tables = whole_tables(description.fields, list(write_parts(partial, description.fields, chunks, ())))
+        encoded = encode_tables(partial, tables, description.precision)
+        return finish(partial, out, description, encoded, dense, VocabularySource(None, None), verify)

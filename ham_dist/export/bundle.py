@@ -1,6 +1,6 @@
-"""Opening a bundle; all its files are checked before any of them is used."""
+"""Opening a bundle: its tables are mapped, and its files are checked."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,17 +8,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ham_dist.errors import BundleError
-from ham_dist.export.compact import CompactModel
+from ham_dist.export.aligned import DTYPES, PADDING, map_tensors
+from ham_dist.export.codecs.codec import BLOCK_NUMBERS, VALUES
+from ham_dist.export.codecs.floats import FloatCodec
+from ham_dist.export.codecs.registry import codec_of
+from ham_dist.export.compact import CompactModel, StoredTable
 from ham_dist.export.manifest import ADVICE, DENSE, BundleManifest, TableEntry, read_manifest
-from ham_dist.export.precisions import precision_of_type
 from ham_dist.io.hashing import sha256_of
 from ham_dist.io.paths import local_path
 from ham_dist.io.untrusted import inside
 from ham_dist.models.interaction import Interaction
 from ham_dist.models.registry import INTERACTIONS, build_interaction
-
-VALUES = "values"
-"""Name of the only tensor in a file of a table."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,15 @@ class Bundle:
     manifest: BundleManifest
 
     def tables(self) -> dict[str, torch.Tensor]:
-        """Returns the tables by field, (C_j, d_j), in the precision of the bundle."""
-        return {table.field: self._table(table) for table in self.manifest.tables}
+        """Returns the tables by field, (C_j, d_j).
+
+        fp32 and fp16 tables are mapped in their own type; tables of other codecs are decoded to float32.
+        """
+        return {table.field: self._numbers(table) for table in self.manifest.tables}
 
     def first_order(self) -> dict[str, torch.Tensor]:
-        """Returns the first-order tables by field, (C_j, 1); empty for most models."""
-        return {table.field: self._table(table) for table in self.manifest.first_order}
+        """Returns the first-order tables by field, (C_j, 1), as `tables`; empty for most models."""
+        return {table.field: self._numbers(table) for table in self.manifest.first_order}
 
     def dense(self) -> dict[str, torch.Tensor]:
         """Returns the state dict of the dense part of the model."""
@@ -50,9 +53,9 @@ class Bundle:
         """Returns the exported model, on CPU.
 
         Args:
-            rows: Rows of each field's table to load, ascending, by field (row 0 for a field that is not
-                named); ids must then be positions in these. For a few records and a bundle that is larger
-                than memory. None: all rows.
+            rows: Rows of each field's table to decode, ascending, by field (row 0 for a field that is not
+                named); ids must then be positions in these. For a device that the tables are too large for.
+                None: all rows, mapped, and decoded when they are looked up.
         Raises:
             BundleError: The bundle is of kind `custom`, whose dense part only its owner can build.
         """
@@ -60,31 +63,35 @@ class Bundle:
         with torch.random.fork_rng(devices=[]):
             interaction = interaction_of(self.manifest, where=str(self.root))
         interaction.load_state_dict(self.dense())
-        tables = {table.field: self._table(table, rows) for table in self.manifest.tables}
         return CompactModel(
-            tables,
+            {table.field: self._table(table, rows) for table in self.manifest.tables},
             interaction,
             {table.field: self._table(table, rows) for table in self.manifest.first_order},
         )
 
-    def _table(self, table: TableEntry, rows: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
-        if rows is not None:
-            return torch.cat(
-                list(self._selected(table, rows.get(table.field, torch.zeros(1, dtype=torch.int64))))
-            )
-        values = torch.empty(table.rows, table.width, dtype=getattr(torch, table.type))
-        for piece in table.files:
-            with safe_open(self.root / piece.file, framework="pt") as file:
-                values[piece.first_row : piece.first_row + piece.rows] = file.get_tensor(VALUES)
-        return values
+    def _numbers(self, table: TableEntry) -> torch.Tensor:
+        stored = self._table(table)
+        if isinstance(stored.codec, FloatCodec):
+            return stored.stored[VALUES]
+        rows: torch.Tensor = stored(torch.arange(table.num_embeddings))
+        return rows
 
-    def _selected(self, table: TableEntry, rows: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The selected rows (ascending) of each file that has some; one file at a time in memory."""
-        for piece in table.files:
-            wanted = rows[(rows >= piece.first_row) & (rows < piece.first_row + piece.rows)]
-            if len(wanted):
-                with safe_open(self.root / piece.file, framework="pt") as file:
-                    yield file.get_tensor(VALUES)[wanted - piece.first_row]
+    def _table(self, table: TableEntry, rows: Mapping[str, torch.Tensor] | None = None) -> StoredTable:
+        codec = codec_of(table.codec)
+        parts = [(piece, StoredTable(codec, map_tensors(self.root / piece.file))) for piece in table.files]
+        if rows is not None:
+            wanted = rows.get(table.field, torch.zeros(1, dtype=torch.int64))
+            found = [
+                part(
+                    wanted[(wanted >= piece.first_row) & (wanted < piece.first_row + piece.rows)]
+                    - piece.first_row
+                )
+                for piece, part in parts
+            ]
+            return StoredTable(codec_of("fp32"), {VALUES: torch.cat(found)})
+        if len(parts) == 1:
+            return parts[0][1]
+        return StoredTable(codec, {VALUES: torch.cat([part.stored[VALUES] for _, part in parts])})
 
 
 def interaction_of(manifest: BundleManifest, where: str) -> Interaction:
@@ -104,21 +111,28 @@ def interaction_of(manifest: BundleManifest, where: str) -> Interaction:
         )
     return build_interaction(
         manifest.model,
-        {field.name: field.width for field in manifest.fields if field.width or field.keeps_slot},
+        {
+            field.name: field.embedding_dim
+            for field in manifest.fields
+            if field.embedding_dim or field.keeps_slot
+        },
     )
 
 
 def open_bundle(path: str | Path) -> Bundle:
-    """Open a bundle and check all of it.
+    """Open a bundle, whose tables are mapped when they are used.
+
+    The time does not depend on the size of the tables: hashes and numbers are not read. `verify_files` reads
+    them, once for each copy of a bundle.
 
     Args:
         path: Folder of the bundle, of any scheme that the PathManager supports.
     Returns:
         The bundle; its methods read the tables.
     Raises:
-        BundleError: A file is missing, is outside the folder, has another size or content than manifest.json
-            states, lacks a tensor of the model, or holds weights that are not finite; or the manifest is
-            damaged or of a newer format.
+        BundleError: A file is missing, is outside the folder, or has another size than manifest.json states;
+            its tensors have other names, types or shapes than the model's; or the manifest is damaged or of a
+            newer format.
     """
     root = local_path(path)
     manifest = read_manifest(root)
@@ -131,21 +145,37 @@ def open_bundle(path: str | Path) -> Bundle:
             raise BundleError(f"{found}: missing. {ADVICE}")
         if (size := found.stat().st_size) != entry.size:
             raise BundleError(f"{found}: {size} bytes, expected {entry.size}. {ADVICE}")
-        if sha256_of(found) != entry.sha256:
-            raise BundleError(f"{found}: damaged: its sha256 is not that in manifest.json. {ADVICE}")
     for table in (*manifest.tables, *manifest.first_order):
         for piece in table.files:
+            layout = codec_of(table.codec).layout(piece.rows, table.embedding_dim)
             _check_tensors(
                 root / piece.file,
-                {VALUES: (precision_of_type(table.type).safetensors, [piece.rows, table.width])},
+                {name: (DTYPES[tensor.dtype], list(tensor.shape)) for name, tensor in layout.items()},
             )
-            _require_finite(root / piece.file)
     if manifest.model is None:
         _tensors_of(root / DENSE)
     else:
         _check_model(root, manifest)
-    _require_finite(root / DENSE)
     return Bundle(root, manifest)
+
+
+def verify_files(path: str | Path) -> Bundle:
+    """Open a bundle and read all of it: sizes, hashes, and that all weights are finite.
+
+    Raises:
+        BundleError: As `open_bundle`; or the content of a file is not the written one, or a weight is NaN or
+            infinite.
+    """
+    bundle = open_bundle(path)
+    for file, entry in bundle.manifest.files.items():
+        if sha256_of(bundle.root / file) != entry.sha256:
+            raise BundleError(
+                f"{bundle.root / file}: damaged: its sha256 is not that in manifest.json. {ADVICE}"
+            )
+    tables = (*bundle.manifest.tables, *bundle.manifest.first_order)
+    for file in (*(piece.file for table in tables for piece in table.files), DENSE):
+        _require_finite(bundle.root / file)
+    return bundle
 
 
 def _check_model(root: Path, manifest: BundleManifest) -> None:
@@ -177,11 +207,13 @@ def _check_model(root: Path, manifest: BundleManifest) -> None:
 
 
 def _tensors_of(path: Path) -> dict[str, tuple[str, list[int]]]:
-    """Type and shape of each tensor in a safetensors file, by name."""
+    """Type and shape of each tensor in a safetensors file except padding, by name."""
     try:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
+            return {
+                name: (part.get_dtype(), part.get_shape()) for name, part in slices.items() if name != PADDING
+            }
     except SafetensorError as error:
         raise BundleError(f"{path}: not a safetensors file: {error}. {ADVICE}") from None
 
@@ -199,15 +231,13 @@ def _check_tensors(path: Path, wanted: Mapping[str, tuple[str, list[int]]]) -> N
 
 def _require_finite(path: Path) -> None:
     """Check that no weight is NaN or infinite, as probabilities would be NaN."""
-    with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118
-            values = file.get_tensor(name)
-            if values.is_floating_point() and not values.isfinite().all():
-                raise BundleError(
-                    f"{path}: {name} holds numbers that are not finite "
-                    f"({int((~values.isfinite()).sum()):,} of {values.numel():,}). "
-                    "Train the model again, with a lower learning rate."
-                )
+    for name, values in map_tensors(path).items():
+        blocks = values.view(-1).split(BLOCK_NUMBERS) if values.is_floating_point() else ()
+        if wrong := sum(int((~block.float().isfinite()).sum()) for block in blocks):
+            raise BundleError(
+                f"{path}: {name} holds numbers that are not finite ({wrong:,} of {values.numel():,}). "
+                "Train the model again, with a lower learning rate."
+            )
 
 
 def _same_names(path: Path, what: str, found: Iterable[str], wanted: Iterable[str]) -> None:

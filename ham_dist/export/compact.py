@@ -3,13 +3,14 @@
 B rows, d_j columns of field j, D = sum of d_j
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from ham_dist.export.codecs.codec import Codec
 from ham_dist.models.interaction import Interaction
 
 Ids: TypeAlias = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
@@ -17,17 +18,47 @@ Ids: TypeAlias = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 offsets[b + 1]] and offsets is (B + 1,)."""
 
 
-def pooled(table: torch.Tensor, ids: Ids) -> torch.Tensor:
+class StoredTable(nn.Module):
+    """A table in the encoding of its codec; only the rows that are looked up are decoded.
+
+    Args:
+        codec: Codec of the tensors.
+        tensors: The tensors of `codec.layout`, which may be mapped files.
+    """
+
+    def __init__(self, codec: Codec, tensors: Mapping[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.codec = codec
+        self._names = tuple(tensors)
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
+
+    @property
+    def stored(self) -> dict[str, torch.Tensor]:
+        """The stored tensors by name."""
+        return {name: self.get_buffer(name) for name in self._names}
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Returns the rows `ids`, (n, d_j) float32; ids are not checked."""
+        return self.codec.decode(self.stored, ids)
+
+
+def pooled(table: Callable[[torch.Tensor], torch.Tensor], ids: Ids) -> torch.Tensor:
     """Returns the mean of the table rows of each batch row's ids, (B, d_j) float32; zeros without ids.
 
-    The table keeps its precision; only the rows looked up are converted to float32, before they are averaged.
+    Args:
+        table: Returns the rows of some ids as float32, such as a `StoredTable`.
+        ids: Ids of one field.
     """
     if isinstance(ids, torch.Tensor):
-        return functional.embedding(ids, table).float()
+        return table(ids)
     values, offsets = ids
-    rows = functional.embedding(values, table).float()
     return functional.embedding_bag(
-        torch.arange(len(values), device=values.device), rows, offsets, mode="mean", include_last_offset=True
+        torch.arange(len(values), device=values.device),
+        table(values),
+        offsets,
+        mode="mean",
+        include_last_offset=True,
     )
 
 
@@ -35,8 +66,7 @@ class CompactModel(nn.Module):
     """The exported model for serving: frozen, in evaluation mode.
 
     Args:
-        tables: Tables by field, (C_j, d_j) float32 or float16, for the fields of `interaction.dims` with
-            columns.
+        tables: Tables by field, (C_j, d_j), for the fields of `interaction.dims` with columns.
         interaction: The interaction; it reads the columns in the order of its `dims`.
         first_order: First-order tables by field, (C_j, 1), whose rows are added to the logit; also for fields
             that have no other table.
@@ -44,22 +74,18 @@ class CompactModel(nn.Module):
 
     def __init__(
         self,
-        tables: Mapping[str, torch.Tensor],
+        tables: Mapping[str, StoredTable],
         interaction: Interaction,
-        first_order: Mapping[str, torch.Tensor] | None = None,
+        first_order: Mapping[str, StoredTable] | None = None,
     ) -> None:
         super().__init__()
-        # Lists, not dictionaries by field: a field's name may hold characters that torch refuses in parameter
-        # names.
-        self.fields = [field for field, width in interaction.dims.items() if width]
-        self.tables = nn.ParameterList(
-            nn.Parameter(tables[field], requires_grad=False) for field in self.fields
-        )
+        # Lists, not dictionaries by field: a field's name may hold characters that torch refuses in names of
+        # modules.
+        self.fields = [field for field, dim in interaction.dims.items() if dim]
+        self.tables = nn.ModuleList(tables[field] for field in self.fields)
         self.interaction = interaction.requires_grad_(False)
         self.first_order_fields = list(first_order or {})
-        self.first_order = nn.ParameterList(
-            nn.Parameter(table, requires_grad=False) for table in (first_order or {}).values()
-        )
+        self.first_order = nn.ModuleList((first_order or {}).values())
         self.eval()
 
     @property
@@ -74,8 +100,12 @@ class CompactModel(nn.Module):
             ids: Ids by field, 0 to C_j - 1; fields not in `read_fields` are ignored. They are not checked, as
                 that would wait for the device and cannot be exported by torch.export.
         """
-        columns = [pooled(table, ids[field]) for field, table in zip(self.fields, self.tables, strict=True)]
-        logits: torch.Tensor = self.interaction(torch.cat(columns, dim=1))
+        logits: torch.Tensor = self.interaction(self.columns(ids))
         for field, table in zip(self.first_order_fields, self.first_order, strict=True):
             logits = logits + pooled(table, ids[field]).squeeze(1)
         return logits
+
+    def columns(self, ids: Mapping[str, Ids]) -> torch.Tensor:
+        """Returns the columns that the interaction reads, (B, D)."""
+        tables = zip(self.fields, self.tables, strict=True)
+        return torch.cat([pooled(table, ids[field]) for field, table in tables], dim=1)

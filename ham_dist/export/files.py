@@ -1,4 +1,4 @@
-"""Errors of writing a bundle's files."""
+"""Writing a bundle's files: their sizes and hashes, and errors."""
 
 import errno
 from collections.abc import Iterator
@@ -6,6 +6,27 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ham_dist.errors import BundleError
+from ham_dist.export.manifest import FileEntry
+from ham_dist.io.hashing import sha256_of
+from ham_dist.io.untrusted import relative_name
+
+
+@contextmanager
+def new_bundle_file(root: Path, name: str, files: dict[str, FileEntry]) -> Iterator[Path]:
+    """Yields the path of a file to write; its size and sha256 are added to `files` when it is written.
+
+    Args:
+        root: Folder of the bundle that is being written.
+        name: Path of the file in the bundle.
+        files: The `files` of the bundle's manifest.
+    Raises:
+        BundleError: The file cannot be written.
+    """
+    path = root / relative_name(name)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield path
+        files[name] = FileEntry(size=path.stat().st_size, sha256=sha256_of(path))
 
 
 @contextmanager

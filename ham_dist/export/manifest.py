@@ -1,37 +1,40 @@
 """manifest.json of a bundle: its fields, reading and writing."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 from urllib.parse import quote
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from ham_dist.config.migrate import migrate_model
 from ham_dist.config.schema import MODELS, AnyModelSettings
 from ham_dist.errors import BundleError
-from ham_dist.export.precisions import precision_of, precision_of_type
+from ham_dist.export.codecs.floats import FloatCodec
+from ham_dist.export.codecs.registry import codec_of
+from ham_dist.export.migrate import migrate_manifest
 from ham_dist.io.hashing import sha256_of_json
 from ham_dist.io.untrusted import read_json, relative_name
 
 FORMAT = "ham_dist bundle"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Incremented with every change that an earlier reader would misread."""
 MANIFEST = "manifest.json"
 DENSE = "dense.safetensors"
 ADVICE = "Copy the bundle again from where it was written, or export the run again."
 
-Precision = Annotated[str, AfterValidator(lambda name: precision_of(name).name)]
-"""The name of an entry of `PRECISIONS`."""
+MIXED = "mixed"
+"""`precision` of a bundle whose tables have several codecs."""
 
+CodecName = Annotated[str, AfterValidator(lambda name: codec_of(name).name)]
+"""The name of an entry of `CODECS`."""
 
 RelativeName = Annotated[str, AfterValidator(relative_name)]
 Count = Annotated[int, Field(ge=0, strict=True)]
 PositiveCount = Annotated[int, Field(gt=0, strict=True)]
 Rows = Annotated[int, Field(gt=0, le=2**40, strict=True)]
-Width = Annotated[int, Field(ge=0, le=2**16, strict=True)]
-"""The limit is far above any model's; rows times width stays below 2^63."""
+Dim = Annotated[int, Field(ge=0, le=2**16, strict=True)]
+"""The limit is far above any model's; C_j times d_j stays below 2^63."""
 Name = Annotated[str, Field(min_length=1)]
 
 
@@ -43,9 +46,9 @@ class FieldEntry(_Entry):
     """A field that the model reads, or keeps a slot for."""
 
     name: Name
-    rows: Rows
-    """C_j; ids are 0 to rows - 1."""
-    width: Width
+    num_embeddings: Rows
+    """C_j; ids are 0 to num_embeddings - 1."""
+    embedding_dim: Dim
     """Columns of its table; 0 if it has none."""
     multi_valued: bool = False
     """True if a record can have several values; their table rows are averaged, and no value gives zeros."""
@@ -54,8 +57,8 @@ class FieldEntry(_Entry):
 
     @model_validator(mode="after")
     def _slot_has_no_column(self) -> "FieldEntry":
-        if self.keeps_slot and self.width:
-            raise ValueError(f"field {self.name!r} keeps an empty slot but has {self.width} columns")
+        if self.keeps_slot and self.embedding_dim:
+            raise ValueError(f"field {self.name!r} keeps an empty slot but has {self.embedding_dim} columns")
         return self
 
 
@@ -75,27 +78,58 @@ class TableFile(_Entry):
     rows: PositiveCount
 
 
+class SomeRows(Protocol):
+    """Consecutive rows of a table."""
+
+    @property
+    def first_row(self) -> int:
+        """Number of the first row."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+
+
+def require_whole(field: str, num_embeddings: int, parts: Iterable[SomeRows]) -> None:
+    """Check that parts of a table, in the order of rows, hold each of its rows once.
+
+    Raises:
+        ValueError: They do not.
+    """
+    expected = 0
+    for part in parts:
+        if part.first_row != expected:
+            what = "are missing" if part.first_row > expected else "occur twice"
+            low, high = sorted((part.first_row, expected))
+            raise ValueError(f"table {field!r}: rows {low} to {high - 1} {what}")
+        expected += part.rows
+    if expected != num_embeddings:
+        raise ValueError(f"table {field!r}: its files hold {expected} rows, expected {num_embeddings}")
+
+
 class TableEntry(_Entry):
     """A table, in files that hold all its rows in ascending order."""
 
     field: Name
-    rows: PositiveCount
-    width: PositiveCount
-    type: Annotated[str, AfterValidator(lambda name: precision_of_type(name).type)]
+    num_embeddings: PositiveCount
+    embedding_dim: PositiveCount
+    codec: CodecName
+    """Encoding of its numbers."""
     files: Annotated[tuple[TableFile, ...], Field(min_length=1)]
+    """One file, which can be memory mapped. Several only for fp32 and fp16, as versions 1 and 2 wrote
+    them."""
 
     @model_validator(mode="after")
     def _files_hold_all_rows(self) -> "TableEntry":
-        expected = 0
-        for piece in self.files:
-            if piece.first_row != expected:
-                what = "are missing" if piece.first_row > expected else "occur twice"
-                low, high = sorted((piece.first_row, expected))
-                raise ValueError(f"table {self.field!r}: rows {low} to {high - 1} {what}")
-            expected += piece.rows
-        if expected != self.rows:
-            raise ValueError(f"table {self.field!r}: its files hold {expected} rows, expected {self.rows}")
+        require_whole(self.field, self.num_embeddings, self.files)
+        if len(self.files) > 1 and not isinstance(codec_of(self.codec), FloatCodec):
+            raise ValueError(f"table {self.field!r}: {len(self.files)} files of {self.codec}, expected one")
         return self
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the table: numbers, scales and padding, without the headers of its files."""
+        return codec_of(self.codec).stored_bytes(self.num_embeddings, self.embedding_dim)
 
 
 class UnknownShares(_Entry):
@@ -118,8 +152,6 @@ class BundleManifest(_Entry):
     its owner can build."""
     model: AnyModelSettings | None
     """Settings of the interaction; null for `custom`."""
-    precision: Precision
-    """Precision of the tables; dense weights are always fp32."""
     fields: Annotated[tuple[FieldEntry, ...], Field(min_length=1)]
     """The fields in the order of the model's columns."""
     tables: tuple[TableEntry, ...]
@@ -149,27 +181,23 @@ class BundleManifest(_Entry):
         fields = {field.name: field for field in self.fields}
         if len(fields) < len(self.fields):
             raise ValueError("two fields have the same name")
-        with_columns = [field.name for field in self.fields if field.width]
+        with_columns = [field.name for field in self.fields if field.embedding_dim]
         if [table.field for table in self.tables] != with_columns:
             raise ValueError(
                 f"tables of {[table.field for table in self.tables]}, "
                 f"expected one for each field with columns: {with_columns}"
             )
-        for table, width in [(table, None) for table in self.tables] + [
+        for table, dim in [(table, None) for table in self.tables] + [
             (table, 1) for table in self.first_order
         ]:
             field = fields.get(table.field)
             if field is None:
                 raise ValueError(f"first-order table of {table.field!r}, which is not in `fields`")
-            wanted = (
-                field.rows,
-                width or field.width,
-                precision_of(self.precision).type,
-            )
-            if (table.rows, table.width, table.type) != wanted:
+            wanted = (field.num_embeddings, dim or field.embedding_dim)
+            if (table.num_embeddings, table.embedding_dim) != wanted:
                 raise ValueError(
-                    f"table {table.field!r}: rows, width, type {(table.rows, table.width, table.type)}, "
-                    f"but its field has {wanted}"
+                    f"table {table.field!r}: num_embeddings, embedding_dim "
+                    f"{(table.num_embeddings, table.embedding_dim)}, but its field has {wanted}"
                 )
         pieces = [piece.file for table in (*self.tables, *self.first_order) for piece in table.files]
         unlisted = {DENSE, *pieces, *self.vocabulary.values()} - self.files.keys()
@@ -177,13 +205,29 @@ class BundleManifest(_Entry):
             raise ValueError(f"`files` lacks size and sha256 of {', '.join(sorted(unlisted))}")
         return self
 
+    @property
+    def codecs(self) -> tuple[str, ...]:
+        """The codecs of the tables; fp32 without tables."""
+        names = dict.fromkeys(table.codec for table in (*self.tables, *self.first_order))
+        return tuple(names) or ("fp32",)
 
-def piece_path(folder: str, field: str, first_row: int) -> str:
+    @property
+    def precision(self) -> str:
+        """The codec of all tables, or `mixed`; dense weights are always fp32."""
+        return MIXED if len(self.codecs) > 1 else self.codecs[0]
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of all tables: numbers, scales and padding, without the headers of their files."""
+        return sum(table.stored_bytes for table in (*self.tables, *self.first_order))
+
+
+def table_path(folder: str, field: str) -> str:
     """Returns the path of a table's file inside the bundle.
 
     A field's name may hold any character, so those that file systems or readers refuse are escaped as %XX.
     """
-    return f"{folder}/{quote(field, safe='').replace('.', '%2E')}/rows-{first_row}.safetensors"
+    return f"{folder}/{quote(field, safe='').replace('.', '%2E')}.safetensors"
 
 
 def _checksum(content: dict[str, Any]) -> str:
@@ -231,8 +275,8 @@ def read_manifest(root: Path) -> BundleManifest:
     found = content.pop("checksum", None)
     if found != _checksum(content):
         raise BundleError(f"{path}: damaged: its content does not match its checksum. {ADVICE}")
+    content = migrate_manifest(content)
     if isinstance(content.get("model"), dict):
-        content["model"] = migrate_model(content["model"])
         _require_registered(path, content["model"].get("name"))
     try:
         return BundleManifest.model_validate(content)

@@ -13,9 +13,9 @@ from ham_dist.distributed.ranks import process_group
 from ham_dist.distributed.sharding.model import FIRST_ORDER, TABLES
 from ham_dist.embedding.table_size import read_sizes
 from ham_dist.errors import BundleError, CheckpointError
+from ham_dist.export.codecs.registry import codec_of
 from ham_dist.export.compact import Ids
-from ham_dist.export.manifest import FieldEntry, Precision
-from ham_dist.export.precisions import precision_of
+from ham_dist.export.manifest import FieldEntry
 from ham_dist.export.unknown import shares_of
 from ham_dist.export.verify import verify_bundle
 from ham_dist.export.writer import Description, write_bundle
@@ -30,7 +30,7 @@ HELD_ROWS = 4096
 
 
 def export_state(
-    state: TrainingState, samples: Samples, out: Path, *, precision: Precision, run: Mapping[str, Any]
+    state: TrainingState, samples: Samples, out: Path, *, precision: str, run: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Write the model in `state` as a bundle. Every rank calls it and writes the rows that it holds.
 
@@ -65,12 +65,12 @@ def export_state(
     )
 
 
-def own_precision(settings: RunSettings) -> Precision:
+def own_precision(settings: RunSettings) -> str:
     """Returns the smallest precision that represents every number of a run's tables."""
     return "fp16" if settings.precision.tables == "float16" else "fp32"
 
 
-def export_run(run_dir: Path, out: Path, precision: Precision) -> dict[str, Any]:
+def export_run(run_dir: Path, out: Path, precision: str) -> dict[str, Any]:
     """Write the sliced model of a finished run as a bundle, from its best retraining checkpoint.
 
     Runs on one rank or on each of several.
@@ -93,7 +93,7 @@ def export_run(run_dir: Path, out: Path, precision: Precision) -> dict[str, Any]
             else f"`ham-dist train --resume --run-dir {(folder.whole() or folder).path}` finishes it"
         )
         raise CheckpointError(f"{run_dir}: has no sliced model yet. {advice}")
-    precision_of(precision)
+    codec_of(precision)
     if out.exists():
         raise BundleError(
             f"{out}: already exists; bundles are never overwritten. Delete it, or give another folder"
@@ -130,8 +130,8 @@ def _fields(state: TrainingState, manifest: Manifest) -> list[FieldEntry]:
     return [
         FieldEntry(
             name=field.name,
-            rows=field.rows,
-            width=dims.get(field.name, 0),
+            num_embeddings=field.rows,
+            embedding_dim=dims.get(field.name, 0),
             multi_valued=field.multi_valued,
             keeps_slot=dims.get(field.name) == 0,
         )

@@ -62,8 +62,8 @@ def _difference(
     """The first difference of a field; None if there is none."""
     if stored is None:
         return "the data lacks it"
-    if stored.rows != field.rows:
-        return f"{stored.rows:,} rows, the bundle has {field.rows:,}"
+    if stored.rows != field.num_embeddings:
+        return f"{stored.rows:,} rows, the bundle has {field.num_embeddings:,}"
     if stored.multi_valued != field.multi_valued:
         return "several values per record in one of the two"
     wanted, found = _settings(trained, field.name), _settings(prepared, field.name)

@@ -191,7 +191,7 @@ def _ids(where: str, field: FieldEntry, column: pa.Array, first: int) -> Ids:
             "  Write 0, the id of unknown values."
         )
     ids = _as_int64(flat)
-    wrong = np.flatnonzero((ids < 0) | (ids >= field.rows))
+    wrong = np.flatnonzero((ids < 0) | (ids >= field.num_embeddings))
     if not _is_list(column.type):
         _refuse_outside(where, field, ids, wrong, first + wrong)
         return torch.from_numpy(ids)
@@ -228,6 +228,6 @@ def _refuse_outside(
     if len(wrong):
         raise DataError(
             f"{where}: record {rows[0]} (from 0): {field.name} = {ids[wrong[0]]}: "
-            f"its ids go from 0 to {field.rows - 1}.\n"
+            f"its ids go from 0 to {field.num_embeddings - 1}.\n"
             "  Give records prepared with the data that the model was trained on."
         )

@@ -1,5 +1,6 @@
 """Comparison of a bundle with the live model, on the same records."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -7,8 +8,8 @@ import torch
 
 from ham_dist.errors import BundleError
 from ham_dist.export.bundle import open_bundle
+from ham_dist.export.codecs.registry import codec_of
 from ham_dist.export.compact import CompactModel, Ids
-from ham_dist.export.precisions import precision_of
 
 
 @torch.inference_mode()
@@ -25,7 +26,7 @@ def verify_bundle(
     device: torch.device | str = "cpu",
     *,
     copied: bool = False,
-) -> dict[str, float | int]:
+) -> dict[str, float | int | None]:
     """Compare the bundle at `path` with the model that it was written from.
 
     Args:
@@ -35,13 +36,13 @@ def verify_bundle(
         device: Device of the bundle's model; best that of the live one, as devices sum in different orders.
         copied: True if the live tables have the bundle's precision, so that they were copied unchanged.
     Returns:
-        rows, max_difference (of a probability) and tolerance.
+        rows, max_difference (of a probability) and tolerance (None for codecs that bound no probability).
     Raises:
         BundleError: The bundle cannot be opened, a probability differs by more than the tolerance or is NaN,
             or there are no records.
     """
     bundle = open_bundle(path)
-    tolerance = precision_of("fp32" if copied else bundle.manifest.precision).tolerance
+    tolerance = _tolerance(("fp32",) if copied else bundle.manifest.codecs)
     batches = list(batches)
     # Tables may be too large for one rank, so only the rows of these records are loaded.
     rows = _rows_of(batches)
@@ -52,7 +53,7 @@ def verify_bundle(
             "Give the same number of both, at least 1."
         )
     difference = (found.double() - live.detach().cpu().double()).abs().max().item()
-    if not difference <= tolerance:  # also true of NaN
+    if not difference <= (math.inf if tolerance is None else tolerance):  # also true of NaN
         raise BundleError(
             f"{path}: probabilities differ from the live model's by up to {difference:.3g}, "
             f"more than {tolerance:g}, over {len(found)} records.\n"
@@ -60,6 +61,13 @@ def verify_bundle(
             + (", or with precision fp32." if bundle.manifest.precision != "fp32" else ".")
         )
     return {"rows": len(found), "max_difference": difference, "tolerance": tolerance}
+
+
+def _tolerance(codecs: Iterable[str]) -> float | None:
+    """The largest allowed difference of a probability; None if one of the codecs bounds none."""
+    tolerances = [codec_of(name).tolerance.probability for name in codecs]
+    known = [tolerance for tolerance in tolerances if tolerance is not None]
+    return max(known) if len(known) == len(tolerances) else None
 
 
 def _rows_of(batches: Sequence[Mapping[str, Ids]]) -> dict[str, torch.Tensor]:

@@ -1,12 +1,12 @@
 """Writing a bundle from all ranks.
 
-Each rank writes the table rows that it holds, so no rank needs a whole table. The folder is renamed to its
-final name when all is written.
-
-C_j rows of table j, d_j columns
+Each rank writes the table rows that it holds, and encodes some of the tables from these files, so no rank
+needs a whole table in memory, and the bundle does not depend on the number of ranks. The folder is renamed to
+its final name when all is written.
 """
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,44 +17,50 @@ from pydantic import ValidationError
 from safetensors.torch import save
 
 from ham_dist.config.schema import ModelSettings
-from ham_dist.distributed.ranks.process_group import gather_objects, on_first_rank, rank, together
+from ham_dist.distributed.ranks.process_group import (
+    gather_objects,
+    on_first_rank,
+    rank,
+    together,
+    world_size,
+)
 from ham_dist.errors import BundleError
-from ham_dist.export.bundle import VALUES, open_bundle
-from ham_dist.export.files import writing
+from ham_dist.export.aligned import write_table
+from ham_dist.export.bundle import open_bundle
+from ham_dist.export.codecs.registry import codec_of
+from ham_dist.export.files import new_bundle_file, writing
 from ham_dist.export.manifest import (
     DENSE,
     BundleManifest,
     FieldEntry,
     FileEntry,
-    Precision,
     TableEntry,
     TableFile,
     UnknownShares,
     mistakes,
-    piece_path,
+    table_path,
     write_manifest,
 )
-from ham_dist.export.precisions import precision_of
+from ham_dist.export.parts import FIRST_ORDER, PARTS, TABLES, WholeTable, whole_tables, write_parts
 from ham_dist.export.vocabulary import VocabularySource, copy_vocabulary
 from ham_dist.io.atomic import publish_folder, temporary_folder
-from ham_dist.io.hashing import sha256_of_bytes
 
 if TYPE_CHECKING:  # imports TorchRec, which writing does not need
     from ham_dist.embedding.tables import TableChunk
 
-PIECE_NUMBERS = 1 << 24
-"""Most numbers in one file of a table (64 MiB of fp32); bounds the memory that a rank needs besides its
-shards."""
 
+class EncodedTable(NamedTuple):
+    """A table in its final file.
 
-class _Written(NamedTuple):
-    """A table file that a rank has written."""
+    Attributes:
+        folder: TABLES or FIRST_ORDER.
+        entry: Its entry in the manifest.
+        file: Size and hash of its file.
+    """
 
     folder: str
-    field: str
-    width: int
-    piece: TableFile
-    entry: FileEntry
+    entry: TableEntry
+    file: FileEntry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +70,7 @@ class Description:
     Attributes:
         fields: Fields that the model reads or keeps a slot for, in the order of its columns.
         model: Settings of the interaction; None for a dense part of the user's own (`kind` custom).
-        precision: Precision of the tables.
+        precision: Codec of the tables: one name, or one for each field.
         recipe: Recipe for reading raw records, as JSON; None if the data contains ids.
         run: Origin of the bundle, as JSON.
         unknown: Shares of unknown values in data that the model was trained with; None without such data.
@@ -72,7 +78,7 @@ class Description:
 
     fields: Sequence[FieldEntry]
     model: ModelSettings | None
-    precision: Precision = "fp32"
+    precision: str | Mapping[str, str] = "fp32"
     recipe: Mapping[str, Any] | None = None
     run: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     unknown: UnknownShares | None = None
@@ -88,7 +94,6 @@ def write_bundle(
     vocabulary: str | Path | None = None,
     vocabulary_sha256: Mapping[str, str] | None = None,
     verify: Callable[[Path], Mapping[str, Any]] | None = None,
-    piece_numbers: int = PIECE_NUMBERS,
 ) -> dict[str, Any]:
     """Write the bundle `out`; every rank calls it.
 
@@ -108,28 +113,29 @@ def write_bundle(
         verify: Called on rank 0 with the finished folder, before it is renamed: it opens the bundle, raises
             if that differs from the live model, and returns JSON for the manifest. It must not run
             collectives. None: the bundle is only opened, which checks its files.
-        piece_numbers: Most numbers in one file.
     Returns:
         The return value of `verify`, on every rank.
     Raises:
         BundleError: On the failing rank, and HamError on the others: `out` exists, a rank cannot write, a
-            value does not fit `precision` or is not finite, or the ranks' rows are not the whole tables.
+            number is too large for its codec or is not finite, or the ranks' rows are not the whole tables.
             Nothing is left on the disk.
     """
     # At its end all ranks are together, so no rank still writes into the folder that rank 0 deletes.
     with ExitStack() as opened:
         partial = on_first_rank(lambda: opened.enter_context(open_folder(out)))
         together(lambda: _require_seen(partial))
-        written = together(
-            lambda: list(write_tables(partial, description, chunks, first_order_chunks, piece_numbers))
-        )
-        pieces = [piece for of_rank in gather_objects(written) for piece in of_rank]
+        parts = together(lambda: list(write_parts(partial, description.fields, chunks, first_order_chunks)))
+        all_parts = [part for of_rank in gather_objects(parts) for part in of_rank]
+        tables = together(lambda: whole_tables(description.fields, all_parts))
+        mine = tables[rank() :: world_size()]
+        encoded = together(lambda: encode_tables(partial, mine, description.precision))
+        every_table = [table for of_rank in gather_objects(encoded) for table in of_rank]
         return on_first_rank(
             lambda: finish(
                 partial,
                 out,
                 description,
-                pieces,
+                every_table,
                 dense,
                 VocabularySource(vocabulary, vocabulary_sha256),
                 verify,
@@ -162,81 +168,48 @@ def _require_seen(partial: Path) -> None:
         )
 
 
-def write_tables(
-    partial: Path,
-    description: Description,
-    chunks: Iterable["TableChunk"],
-    first_order_chunks: Iterable["TableChunk"],
-    piece_numbers: int,
-) -> Iterator[_Written]:
-    """Write this rank's rows, one file at a time.
+def encode_tables(
+    partial: Path, tables: Iterable[WholeTable], precision: str | Mapping[str, str]
+) -> list[EncodedTable]:
+    """Write the final files of `tables`, and delete their parts.
 
-    An error is raised after iterating over all chunks, as that may be a collective that other ranks wait for.
-
+    Args:
+        precision: Codec of all tables, or of those of each field.
     Raises:
-        BundleError: A file could not be written.
+        BundleError: A number is not finite or too large for the codec, or a file cannot be written.
     """
-    failure: Exception | None = None
-    for folder, of_folder in (("tables", chunks), ("first_order", first_order_chunks)):
-        for chunk in of_folder:
-            try:
-                if failure is None:
-                    yield from _write_chunk(partial, folder, chunk, description, piece_numbers)
-            except Exception as error:
-                failure = error
-    if failure is not None:
-        raise failure
-
-
-def _write_chunk(
-    partial: Path, folder: str, chunk: "TableChunk", description: Description, piece_numbers: int
-) -> Iterator[_Written]:
-    known = {field.name for field in description.fields}
-    if chunk.field not in known:
-        raise BundleError(f"{folder}: rows of {chunk.field!r}, but the fields are {', '.join(sorted(known))}")
-    rows_of_piece = max(1, piece_numbers // max(1, chunk.values.shape[1]))
-    for start in range(0, chunk.values.shape[0], rows_of_piece):
-        values = chunk.values[start : start + rows_of_piece]
-        yield _write_piece(
-            partial, folder, chunk.field, chunk.first_row + start, values, description.precision
+    encoded = []
+    for table in tables:
+        name = precision if isinstance(precision, str) else precision[table.field.name]
+        path = table_path(table.folder, table.field.name)
+        rows = table.opened(partial)
+        try:
+            file = write_table(partial / path, codec_of(name), rows)
+        except BundleError as error:
+            raise BundleError(f"table {table.field.name!r}: {error}") from None
+        entry = TableEntry(
+            field=table.field.name,
+            num_embeddings=rows.num_embeddings,
+            embedding_dim=rows.embedding_dim,
+            codec=name,
+            files=(TableFile(file=path, first_row=0, rows=rows.num_embeddings),),
         )
+        table.delete(partial)
+        encoded.append(EncodedTable(table.folder, entry, file))
+    return encoded
 
 
-def _write_piece(
-    partial: Path, folder: str, field: str, first_row: int, values: torch.Tensor, precision: Precision
-) -> _Written:
-    kind = getattr(torch, precision_of(precision).type)
-    values = values.detach().to("cpu", torch.float32)
-    largest = values.abs().max().item() if values.numel() else 0.0
-    if not largest <= torch.finfo(kind).max:  # also true of NaN
-        if values.isfinite().all():
-            raise BundleError(
-                f"table {field!r}: holds {largest:g}, but the largest number in {precision} is "
-                f"{torch.finfo(kind).max:g}. Export with precision fp32."
-            )
-        raise BundleError(
-            f"table {field!r}: holds numbers that are not finite, in rows {first_row} to "
-            f"{first_row + len(values) - 1}. Train the model again."
-        )
-    path = piece_path(folder, field, first_row)
-    entry = _write_file(partial, path, save({VALUES: values.to(kind).contiguous()}))
-    return _Written(
-        folder, field, values.shape[1], TableFile(file=path, first_row=first_row, rows=len(values)), entry
-    )
-
-
-def _write_file(partial: Path, path: str, content: bytes) -> FileEntry:
-    with writing(partial / path):
-        (partial / path).parent.mkdir(parents=True, exist_ok=True)
-        (partial / path).write_bytes(content)
-    return FileEntry(size=len(content), sha256=sha256_of_bytes(content))
+def _write_dense(partial: Path, dense: Mapping[str, torch.Tensor], files: dict[str, FileEntry]) -> None:
+    content = save({name: values.detach().cpu().contiguous().clone() for name, values in dense.items()})
+    with new_bundle_file(partial, DENSE, files) as path:
+        path.write_bytes(content)
 
 
 def finish(
     partial: Path,
     out: Path,
     description: Description,
-    written: Sequence[_Written],
+    encoded: Sequence[EncodedTable],
     dense: Mapping[str, torch.Tensor],
     vocabulary: VocabularySource,
     verify: Callable[[Path], Mapping[str, Any]] | None,
@@ -246,21 +219,16 @@ def finish(
     Returns:
         The return value of `verify`.
     """
-    files = {written_piece.piece.file: written_piece.entry for written_piece in written}
-    files[DENSE] = _write_file(
-        partial,
-        DENSE,
-        save({name: values.detach().cpu().contiguous().clone() for name, values in dense.items()}),
-    )
+    files = {piece.file: table.file for table in encoded for piece in table.entry.files}
+    _write_dense(partial, dense, files)
     try:
-        tables = _entries("tables", description, written)
-        first_order = _entries("first_order", description, written)
+        tables = _entries(TABLES, description, encoded)
+        first_order = _entries(FIRST_ORDER, description, encoded)
         read = dict.fromkeys(table.field for table in (*tables, *first_order))
         vocabularies = copy_vocabulary(partial, read, vocabulary, files)
         manifest = BundleManifest(
             kind="custom" if description.model is None else "ctr",
             model=description.model,
-            precision=description.precision,
             fields=tuple(description.fields),
             tables=tables,
             first_order=first_order,
@@ -275,6 +243,7 @@ def finish(
             f"{out}: the files of the ranks are not a whole bundle: {mistakes(error)}"
         ) from None
     with writing(partial):
+        shutil.rmtree(partial / PARTS, ignore_errors=True)
         write_manifest(partial, manifest)
     if verify is None:
         open_bundle(partial)
@@ -293,25 +262,7 @@ def finish(
     return report
 
 
-def _entries(folder: str, description: Description, written: Sequence[_Written]) -> tuple[TableEntry, ...]:
-    """The tables of one folder, in the order of the fields, with their files in the order of rows."""
-    tables = []
-    for field in description.fields:
-        of_field = sorted(
-            (item for item in written if (item.folder, item.field) == (folder, field.name)),
-            key=lambda item: item.piece.first_row,
-        )
-        if not of_field:
-            continue
-        dims = {item.width for item in of_field}
-        if len(dims) > 1:
-            raise BundleError(
-                f"table {field.name!r}: its rows have {' and '.join(map(str, sorted(dims)))} columns "
-                "on different ranks"
-            )
-        pieces = tuple(item.piece for item in of_field)
-        kind = precision_of(description.precision).type
-        tables.append(
-            TableEntry(field=field.name, rows=field.rows, width=dims.pop(), type=kind, files=pieces)
-        )
-    return tuple(tables)
+def _entries(folder: str, description: Description, tables: Sequence[EncodedTable]) -> tuple[TableEntry, ...]:
+    """The tables of one folder, in the order of the fields."""
+    of_folder = {table.entry.field: table.entry for table in tables if table.folder == folder}
+    return tuple(of_folder[field.name] for field in description.fields if field.name in of_folder)

@@ -21,7 +21,9 @@ from ham_dist.training.data_record import digest_of
 from ham_dist.training.run_folder import RunFolder
 from tests.support.raw_movielens import write_raw_movielens
 
-COMMANDS = ("fetch", "prepare", "generate", "train", "export", "score", "report", "inspect", "doctor")
+COMMANDS = (
+    "fetch", "prepare", "generate", "train", "export", "verify", "score", "report", "inspect", "doctor",
+)  # fmt: skip
 
 runner = CliRunner()
 

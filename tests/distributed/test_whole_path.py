@@ -93,8 +93,8 @@ def sharded_path(run: RunSettings, bundle: Path) -> Outcome:
     fields = [
         FieldEntry(
             name=field,
-            rows=rows,
-            width=len(kept[field]),
+            num_embeddings=rows,
+            embedding_dim=len(kept[field]),
             multi_valued=field == "genres",
             keeps_slot=not len(kept[field]),
         )

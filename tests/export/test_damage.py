@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ham_dist.errors import BundleError
-from ham_dist.export.bundle import open_bundle
+from ham_dist.export.bundle import open_bundle, verify_files
 from ham_dist.export.manifest import BundleManifest, read_manifest, write_manifest
 from ham_dist.io.hashing import sha256_of_json
 from tests.support.live_models import export, live_model
@@ -28,7 +28,6 @@ def whole(tmp_path: Path) -> Path:
     export(
         live,
         tmp_path / "bundle",
-        piece_numbers=10,
         vocabulary=vocabulary,
         recipe={"name": "films"},
         run={"seed": 1},
@@ -41,7 +40,7 @@ def files_of(bundle: Path) -> list[Path]:
 
 
 def test_whole_is_whole(whole: Path) -> None:
-    assert open_bundle(whole).manifest.files.keys() == {
+    assert verify_files(whole).manifest.files.keys() == {
         path.relative_to(whole).as_posix() for path in files_of(whole)
     } - {"manifest.json"}
 
@@ -57,9 +56,9 @@ def test_each_flipped_byte_is_found(whole: Path) -> None:
         ):
             path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
             with pytest.raises(BundleError, match=path.name):
-                open_bundle(whole)
+                verify_files(whole)
         path.write_bytes(content)
-    open_bundle(whole)
+    verify_files(whole)
 
 
 def test_each_missing_or_short_file_is_named(whole: Path) -> None:
@@ -138,16 +137,31 @@ def test_link_out_of_the_bundle_is_refused(whole: Path) -> None:
     ("change", "message"),
     [
         (
-            lambda content: content.update(format_version=3),
-            "format_version = 3, but this ham_dist reads versions up to 2",
+            lambda content: content.update(format_version=4),
+            "format_version = 4, but this ham_dist reads versions up to 3",
         ),
         (lambda content: content.update(format="zip"), "format is 'zip'"),
         (lambda content: content.update(format_version=0), "format_version: Input should be greater than 0"),
         (lambda content: content.update(kind="custom"), "kind = 'custom' with model given"),
         (lambda content: content.update(surprise=1), "surprise: Extra inputs are not permitted"),
         (lambda content: content["fields"].append(content["fields"][0]), "two fields have the same name"),
-        (lambda content: content["fields"][0].update(rows=12), "table 'user': rows, width, type"),
-        (lambda content: content["tables"][0]["files"].pop(1), "table 'user': rows 2 to 3 are missing"),
+        (
+            lambda content: content["fields"][0].update(num_embeddings=12),
+            "table 'user': num_embeddings, embedding_dim",
+        ),
+        (
+            lambda content: content["tables"][0]["files"][0].update(first_row=2),
+            "table 'user': rows 0 to 1 are missing",
+        ),
+        (lambda content: content["tables"][0].update(codec="zip"), "precision = 'zip': expected one of fp32"),
+        (
+            lambda content: content["tables"][0].update(codec="int8"),
+            r"user.safetensors: tensors of another model .missing: offset, scale",
+        ),
+        (
+            lambda content: content["tables"][0].update(codec="fp16"),
+            r"user.safetensors: values is F32 \[11, 5\], expected F16 \[11, 5\]",
+        ),
         (lambda content: content["tables"].pop(), "expected one for each field with columns"),
         (
             lambda content: content.update(first_order=[]),
@@ -206,12 +220,12 @@ def test_tensors_of_another_shape_are_refused(whole: Path) -> None:
     piece = read_manifest(whole).tables[0].files[0].file
     values = load_file(whole / piece)["values"]
     for tensors, message in [
-        ({"values": values[:, :-1].contiguous()}, r"values is F32 \[2, 4\], expected F32 \[2, 5\]"),
-        ({"values": values.double()}, r"F64 \[2, 5\], expected F32"),
+        ({"values": values[:, :-1].contiguous()}, r"values is F32 \[11, 4\], expected F32 \[11, 5\]"),
+        ({"values": values.double()}, r"F64 \[11, 5\], expected F32"),
         ({"other": values}, "missing: values; unknown: other"),
     ]:
         replaced(whole, piece, tensors)
-        with pytest.raises(BundleError, match=f"rows-0.safetensors.*{message}"):
+        with pytest.raises(BundleError, match=f"user.safetensors.*{message}"):
             open_bundle(whole)
 
 
@@ -250,10 +264,10 @@ def test_weights_that_are_not_finite_are_refused(whole: Path, number: float) -> 
         with pytest.raises(
             BundleError, match=f"{Path(file).name}: {name} holds numbers that are not finite .1 of"
         ):
-            open_bundle(whole)
+            verify_files(whole)
         (whole / file).write_bytes(content)
         write_manifest(whole, whole_manifest)
-    open_bundle(whole)
+    verify_files(whole)
 
 
 def test_a_bundle_of_a_plug_in_model_names_the_missing_import(whole: Path) -> None:

@@ -14,8 +14,8 @@ from ham_dist.distributed.ranks import process_group
 from ham_dist.embedding.tables import TableChunk
 from ham_dist.errors import BundleError, HamError
 from ham_dist.export.bundle import open_bundle
-from ham_dist.export.manifest import FieldEntry, Precision
-from ham_dist.export.precisions import precision_of
+from ham_dist.export.codecs.registry import codec_of
+from ham_dist.export.manifest import FieldEntry
 from ham_dist.export.verify import probabilities, verify_bundle
 from ham_dist.export.writer import Description, write_bundle
 from ham_dist.io.atomic import temporary_path
@@ -28,7 +28,7 @@ from tests.support.ranks import run_on_ranks
 @pytest.mark.parametrize("first_order", ["linear", "table"])
 @pytest.mark.parametrize("name", INTERACTIONS)
 def test_bundle_gives_the_live_models_probabilities(
-    tmp_path: Path, name: str, first_order: str, precision: Precision
+    tmp_path: Path, name: str, first_order: str, precision: str
 ) -> None:
     live, ids = live_model(name, first_order), some_ids()
     expected = live.probabilities(ids)
@@ -38,16 +38,16 @@ def test_bundle_gives_the_live_models_probabilities(
         precision=precision,
         verify=lambda path: verify_bundle(path, [ids], expected),
     )
-    assert report["max_difference"] <= precision_of(precision).tolerance
+    assert report["max_difference"] <= codec_of(precision).tolerance.probability
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
     bundle = open_bundle(tmp_path / "bundle")
     assert bundle.manifest.verified == report
     model = bundle.model()
     torch.testing.assert_close(
-        probabilities(model, [ids]), expected, rtol=0, atol=precision_of(precision).tolerance
+        probabilities(model, [ids]), expected, rtol=0, atol=codec_of(precision).tolerance.probability
     )
-    assert {table.dtype for table in model.tables} == {
+    assert {table.values.dtype for table in model.tables} == {
         torch.float32 if precision == "fp32" else torch.float16
     }
     assert not model.training
@@ -57,17 +57,14 @@ def test_bundle_gives_the_live_models_probabilities(
 
 
 @pytest.mark.parametrize("rows", [1, 2, 1000])
-@pytest.mark.parametrize("piece_numbers", [1, 7, 1 << 24])
-def test_tables_in_many_pieces(tmp_path: Path, rows: int, piece_numbers: int) -> None:
+def test_tables_in_many_parts_are_one_file_each(tmp_path: Path, rows: int) -> None:
     live = live_model()
-    export(live, tmp_path / "bundle", chunks=reversed(chunks(live.tables, rows)), piece_numbers=piece_numbers)
+    export(live, tmp_path / "bundle", chunks=reversed(chunks(live.tables, rows)))
     bundle = open_bundle(tmp_path / "bundle")
     for field, table in bundle.tables().items():
         assert torch.equal(table, live.tables[field]), field
     for table_entry in bundle.manifest.tables:
-        assert all(
-            piece.rows <= max(1, min(rows, piece_numbers // table_entry.width)) for piece in table_entry.files
-        )
+        assert len(table_entry.files) == 1
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -87,10 +84,10 @@ def test_any_table_under_any_name_comes_back_bit_for_bit(
     numbers: list[float],
     width: int,
     names: list[str],
-    precision: Precision,
+    precision: str,
 ) -> None:
     table = torch.tensor(numbers).repeat(width, 1).T.contiguous()
-    fields = [FieldEntry(name=name, rows=len(numbers), width=width) for name in names]
+    fields = [FieldEntry(name=name, num_embeddings=len(numbers), embedding_dim=width) for name in names]
     out = tmp_path_factory.mktemp("any") / "bundle"
     write_bundle(
         out,
@@ -121,7 +118,8 @@ def test_opening_leaves_the_random_numbers_alone(tmp_path: Path) -> None:
 def test_custom_bundle_gives_tensors_and_says_how(tmp_path: Path) -> None:
     live = live_model()
     fields = [
-        FieldEntry(name=field, rows=len(table), width=table.shape[1]) for field, table in live.tables.items()
+        FieldEntry(name=field, num_embeddings=len(table), embedding_dim=table.shape[1])
+        for field, table in live.tables.items()
     ]
     write_bundle(
         tmp_path / "bundle",

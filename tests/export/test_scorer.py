@@ -99,10 +99,12 @@ def write_data_manifest(
     for field in manifest.fields:
         sha256 = "0" * 64 if field.name == changed else manifest.files[manifest.vocabulary[field.name]].sha256
         stored = StoredFile(
-            file=f"vocabulary/{field.name}.parquet", rows=field.rows - 1, bytes=1, sha256=sha256
+            file=f"vocabulary/{field.name}.parquet", rows=field.num_embeddings - 1, bytes=1, sha256=sha256
         )
         fields.append(
-            DataField(name=field.name, rows=field.rows, multi_valued=field.multi_valued, vocabulary=stored)
+            DataField(
+                name=field.name, rows=field.num_embeddings, multi_valued=field.multi_valued, vocabulary=stored
+            )
         )
     DataManifest(
         format_version=FORMAT_VERSION, name="test", recipe=recipe, settings=None, seed=0, rows_per_shard=1,
@@ -349,7 +351,7 @@ def test_refuses_what_cannot_be_read_or_written(tmp_path: Path, bundle: Path, ra
 
 def test_refuses_a_custom_bundle(tmp_path: Path) -> None:
     live = live_model()
-    fields = [field for field in live.fields if field.width]
+    fields = [field for field in live.fields if field.embedding_dim]
     write_bundle(
         tmp_path / "bundle", Description(fields, None), chunks=chunks(live.tables), dense={"w": torch.ones(1)}
     )

@@ -21,7 +21,7 @@ def test_shares_are_those_of_the_validation_split(tmp_path: Path, monkeypatch: p
         recipe, write_raw_movielens(tmp_path / "raw", ratings=1500), tmp_path / "data", rows_per_shard=20
     )
     fields = [
-        FieldEntry(name=one.name, rows=one.rows, width=1, multi_valued=one.multi_valued)
+        FieldEntry(name=one.name, num_embeddings=one.rows, embedding_dim=1, multi_valued=one.multi_valued)
         for one in manifest.fields
     ]
     monkeypatch.setattr(unknown, "_SHARDS", 3)

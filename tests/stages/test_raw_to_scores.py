@@ -95,7 +95,7 @@ def check_run(folder: Path, columns: int, searched: int = 1) -> None:
     assert result["world_size"] == 2
     assert result["epochs"] == {"pretrain": 1, "search": searched, "retrain": 1}
     assert sum(result["kept_columns"].values()) == columns
-    dims = {table.field: table.width for table in open_bundle(folder / "bundle").manifest.tables}
+    dims = {table.field: table.embedding_dim for table in open_bundle(folder / "bundle").manifest.tables}
     assert dims == {field: kept for field, kept in result["kept_columns"].items() if kept}
 
 

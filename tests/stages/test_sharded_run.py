@@ -117,13 +117,13 @@ def full_disk(folder: Path) -> str:
         small_run(sharding={"sharding_type": "column_wise"}), {"user": 60, "movie": 40}, torch.device("cpu")
     )
     fields = [
-        FieldEntry(name=table.field, rows=table.num_embeddings, width=table.embedding_dim, multi_valued=False)
+        FieldEntry(name=table.field, num_embeddings=table.num_embeddings, embedding_dim=table.embedding_dim)
         for table in state.sharded.tables
     ]
     with pytest.MonkeyPatch.context() as patch:
         if process_group.rank() == 1:
             patch.setattr(
-                Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+                Path, "open", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
             )
         try:
             write_bundle(

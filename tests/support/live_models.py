@@ -67,8 +67,8 @@ def live_model(name: str = "dcnv2", first_order: str = "linear", seed: int = 0) 
         fields=[
             FieldEntry(
                 name=field,
-                rows=ROWS[field],
-                width=width,
+                num_embeddings=ROWS[field],
+                embedding_dim=width,
                 multi_valued=field in MULTI_VALUED,
                 keeps_slot=not width and kind.keeps_slots,
             )

@@ -3,6 +3,7 @@
 DuckDB is not among them: it starts a thread when it is imported.
 """
 
+import ham_dist.cli.bundles
 import ham_dist.cli.runs
 import ham_dist.cli.scores
 import ham_dist.library

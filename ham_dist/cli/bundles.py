@@ -1,0 +1,68 @@
+"""Commands for bundles: export and verify."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ham_dist.cli.printing import describe_folder, say
+
+
+def export(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    out: Annotated[Path, typer.Option(help="New folder for the bundle.")],
+    precision: Annotated[
+        str, typer.Option(help="Codec of the tables: fp32, fp16, int8, int6 or int4.")
+    ] = "fp32",
+    within: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="For a run with several targets: export its smallest model whose validation AUC is at most "
+            "this much below the supernet's.",
+        ),
+    ] = None,
+) -> None:
+    """Write the sliced model of a run as a bundle for serving.
+
+    The bundle's probabilities are compared with the model's before the bundle is moved to OUT.
+
+    \b
+    Example:
+      ham-dist export runs/first/columns-28 --out bundles/first --precision fp16
+      ham-dist export runs/first --within 0.0005 --out bundles/smallest
+    """
+    from ham_dist.backend import require_backend
+
+    require_backend()
+    from ham_dist.export.package import export_run
+
+    if within is not None:
+        from ham_dist.training.frontier import choose_within
+        from ham_dist.training.run_paths import RunPaths
+
+        target = choose_within(RunPaths(run_dir), within)
+        say(f"smallest model within {within:g}: {target}")
+        run_dir = run_dir / target
+
+    export_run(run_dir, out, precision)
+    describe_folder(out)
+
+
+def verify(
+    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="Folder of a bundle.")],
+) -> None:
+    """Read all of a bundle and check it: sizes, sha256 of every file, and that all weights are finite.
+
+    Opening a bundle does not read its tables, so verify each copy once, before it is used.
+
+    \b
+    Example:
+      ham-dist verify bundles/first
+    """
+    from ham_dist.export.bundle import verify_files
+
+    manifest = verify_files(bundle).manifest
+    size = sum(file.size for file in manifest.files.values())
+    say(f"{bundle}: {len(manifest.files)} files with {size:,} bytes are as they were written")

@@ -1,0 +1,1 @@
+"""Codecs: how a bundle stores the numbers of its tables, one file each."""
