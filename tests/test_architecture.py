@@ -13,7 +13,7 @@ ORDER = (
     {"__main__", "train"},
     {"cli"},
     {"run", "library", "study"},
-    {"stages", "export", "report"},
+    {"stages", "export", "serving", "report"},
     {"methods"},
     {"training"},
     {"models", "distributed"},
@@ -91,6 +91,21 @@ def test_only_one_room_knows_of_torch_distributed() -> None:
         for name in _imports(path)
         if room != "distributed"
         and any(name == module or name.startswith(module + ".") for module in DISTRIBUTED_MODULES)
+    ]
+    assert wrong == []
+
+
+# Serving starts fast and runs anywhere: it does without what only training and preparing need.
+NOT_IN_SERVING = ("torchrec", "torch.distributed", "fbgemm_gpu", "duckdb", "ibis")
+
+
+def test_serving_imports_nothing_of_training() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for room, path in _sources()
+        for name in _imports(path)
+        if room == "serving"
+        and any(name == module or name.startswith(module + ".") for module in NOT_IN_SERVING)
     ]
     assert wrong == []
 

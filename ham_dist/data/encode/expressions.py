@@ -8,6 +8,7 @@ from typing import Any
 
 import ibis
 
+from ham_dist.data.encode.rules import MISSING, UNIT
 from ham_dist.data.encode.transforms import number_value, time_value
 from ham_dist.data.mixing import LOW_32, mix
 from ham_dist.data.recipe.fields import AnyField, Categorical, Join, MultiValued, Numeric, Time
@@ -18,14 +19,9 @@ ROW = "_row"
 # Value in a raw column, and its ids. A recipe cannot use these column names either.
 CELL, ID = "_cell", "_ids"
 _KEY = "_key"
-# Value for a missing number, and for a missing category where missing = "own".
-MISSING = "missing"
 
 Sides = Sequence[tuple[Join, ibis.Table]]
 """The side files of a recipe: settings and rows of each."""
-
-# ASCII's unit separator, which does not occur in text.
-_UNIT = "\x1f"
 
 
 def seed_key(seed: int) -> int:
@@ -126,7 +122,7 @@ def _values(table: ibis.Table, field: AnyField) -> ibis.Table:
         return table.filter(table.value.notnull())
     # Spark's split takes a regular expression; this character is not special in one.
     pieces = table.mutate(
-        value=value if value.type().is_array() else value.replace(field.separator, _UNIT).split(_UNIT)
+        value=value if value.type().is_array() else value.replace(field.separator, UNIT).split(UNIT)
     )
     pieces = pieces.unnest("value", offset="position")
     pieces = pieces.mutate(value=pieces.value.cast("string"))

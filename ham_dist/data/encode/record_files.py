@@ -9,16 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ham_dist.data.encode.columns import Kind, converted
 from ham_dist.data.raw.blocks import Block, Position, read_blocks
 from ham_dist.data.raw.files import SHOWN, described, header_names, sample_blocks
-from ham_dist.data.raw.parse import ParsedLines, count_cells, numbers_of, parse
+from ham_dist.data.raw.parse import ParsedLines, count_cells, parse
 from ham_dist.data.recipe.fields import Format
 from ham_dist.errors import DataError
 
@@ -26,8 +25,6 @@ log = logging.getLogger(__name__)
 
 CARRIED = "_carried"
 """Name of a column that is returned unchanged. A recipe cannot use this column name."""
-Kind = Literal["text", "texts", "number"]
-"""Content of a raw column: text, text or lists of text (`texts`), or numbers."""
 
 _MAGIC = b"PAR1"
 """First and last bytes of a Parquet file."""
@@ -81,7 +78,7 @@ def require_columns(path: Path, found: Sequence[str], wanted: Sequence[str]) -> 
         raise DataError(lacking_columns(path, found, wanted))
 
 
-def lacking_columns(path: Path, found: Sequence[str], wanted: Sequence[str]) -> str:
+def lacking_columns(path: Path | str, found: Sequence[str], wanted: Sequence[str]) -> str:
     """Message that lists all missing columns, each with the most similar name in the file."""
     missing = [column for column in dict.fromkeys(wanted) if column not in found]
     near = {name: get_close_matches(name, found, n=1) for name in missing}
@@ -167,66 +164,13 @@ class ParquetRecords:
         with _reading(self.path), pq.ParquetFile(self.path, page_checksum_verification=True) as file:
             for batch in _batches(file, used):
                 columns = {
-                    name: self._converted(batch.column(name), name, kind, first)
+                    name: converted(batch.column(name), kind, self._format, f"{self.path}", name, first)
                     for name, kind in kinds.items()
                 }
                 if carried is not None:
                     columns[CARRIED] = batch.column(carried)
                 first += batch.num_rows
                 yield pa.table(columns)
-
-    def _converted(self, column: pa.Array, name: str, kind: Kind, first: int) -> pa.Array:
-        """Converts a column to what text in the recipe's format gives.
-
-        Args:
-            first: Number of the first record of the column.
-        """
-        if pa.types.is_dictionary(column.type):
-            column = column.dictionary_decode()
-        several = kind == "texts" and (_is_list(column.type))
-        one = column.type.value_type if several else column.type
-        if kind == "number":
-            return self._numbers(column, name, first)
-        # Floats are refused: the vocabulary has "1", and 1.0 as text is "1.0", so every value would be
-        # unknown.
-        if not (_is_text(one) or pa.types.is_integer(one) or pa.types.is_null(one)):
-            expected = "text, integers or lists of them" if kind == "texts" else "text or integers"
-            raise DataError(
-                f"{self.path}: column {name} is {column.type}; expected {expected}\n  Write it as text."
-            )
-        if not several:
-            texts = column.cast(pa.string())
-            return pc.if_else(self._is_missing(texts), pa.scalar(None, pa.string()), texts)
-        lists = column.cast(pa.list_(pa.string()))
-        # A list of one string that means missing is a missing cell in a text file.
-        single = np.flatnonzero(pc.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False) == 1)
-        words = lists.take(pa.array(single)).flatten()
-        missing = np.zeros(len(lists), dtype=bool)
-        missing[single] = self._is_missing(words).to_numpy(zero_copy_only=False)
-        return lists.take(pa.array(np.arange(len(lists)), mask=missing))
-
-    def _is_missing(self, texts: pa.Array) -> pa.Array:
-        return pc.is_in(texts, pa.array(["", *self._format.null], pa.string()), skip_nulls=True)
-
-    def _numbers(self, column: pa.Array, name: str, first: int) -> pa.Array:
-        if _is_text(column.type):
-            numbers = numbers_of(column.cast(pa.string()), self._format)
-        elif (
-            pa.types.is_integer(column.type)
-            or pa.types.is_floating(column.type)
-            or pa.types.is_null(column.type)
-        ):
-            numbers = column.cast(pa.float64(), safe=False)
-        else:
-            raise DataError(f"{self.path}: column {name} is {column.type}; expected numbers")
-        bad = np.flatnonzero(pc.invert(pc.is_finite(numbers)).fill_null(False).to_numpy(zero_copy_only=False))
-        if len(bad):
-            raise DataError(
-                f"{self.path}: record {first + bad[0]:,} (from 0): column {name} is {column[bad[0]]}, "
-                "which is not a finite number\n"
-                "  Write null for a missing number: it has a value of its own."
-            )
-        return numbers
 
 
 def refuse_rejected(path: Path, block: Block, rows: ParsedLines, columns: int) -> None:
@@ -283,14 +227,6 @@ def _batches(file: pq.ParquetFile, columns: Sequence[str]) -> Iterator[pa.Record
     if not file.metadata.num_rows:
         yield pa.RecordBatch.from_pylist([], schema=file.schema_arrow)
     yield from file.iter_batches(columns=list(dict.fromkeys(columns)))
-
-
-def _is_text(type: pa.DataType) -> bool:
-    return pa.types.is_string(type) or pa.types.is_large_string(type) or pa.types.is_string_view(type)
-
-
-def _is_list(type: pa.DataType) -> bool:
-    return pa.types.is_list(type) or pa.types.is_large_list(type)
 
 
 def _is_parquet(path: Path) -> bool:

@@ -8,11 +8,11 @@ import ibis
 import numpy as np
 import pyarrow as pa
 
+from ham_dist.data.encode.columns import Kind, kinds_of
 from ham_dist.data.encode.encoder import Encoder, Made
 from ham_dist.data.encode.expressions import ROW, Sides
 from ham_dist.data.encode.record_files import (
     CARRIED,
-    Kind,
     RecordFile,
     lacking_columns,
     open_records,
@@ -23,9 +23,10 @@ from ham_dist.data.engines.base import Machine
 from ham_dist.data.engines.duckdb import DuckDB
 from ham_dist.data.format.shards import VOCABULARY_SCHEMA, id_columns
 from ham_dist.data.raw.blocks import COMPRESSED
-from ham_dist.data.raw.files import find_raw, refuse_repeated, sample_blocks
+from ham_dist.data.raw.files import find_raw, sample_blocks
 from ham_dist.data.raw.parse import parse
-from ham_dist.data.recipe.fields import AnyField, Categorical, Format, Join, MultiValued, Numeric
+from ham_dist.data.raw.sides import refuse_repeated
+from ham_dist.data.recipe.fields import AnyField, Categorical, Format, Join, MultiValued
 from ham_dist.data.recipe.load import Recipe
 from ham_dist.errors import DataError
 from ham_dist.io.paths import exists, local_path
@@ -224,7 +225,7 @@ class _SideFiles:
         Raises:
             DataError: A column is in neither, or a side file cannot be read.
         """
-        kinds = _kinds(made)
+        kinds = kinds_of((column, field) for column, field, _ in made.values())
         lacking = [column for column in kinds if column not in file.columns]
         joins: list[tuple[Join, list[str]]] = []
         for join in reversed(self._recipe.joins if self._recipe is not None else ()):
@@ -255,20 +256,6 @@ class _SideFiles:
                 )
             self._kept[key] = _read_side(self._engine, path, join, columns, self._recipe.format)
         return self._kept[key]
-
-
-def _kinds(made: Mapping[str, Made]) -> dict[str, Kind]:
-    """Content of the raw columns that fields are made from.
-
-    A column of two fields may have lists only if both fields are multi-valued.
-    """
-    kinds: dict[str, Kind] = {}
-    for column, field, _ in made.values():
-        kind: Kind = (
-            "number" if isinstance(field, Numeric) else "texts" if isinstance(field, MultiValued) else "text"
-        )
-        kinds[column] = kind if kinds.get(column, kind) == kind else "text"
-    return kinds
 
 
 def _read_side(engine: DuckDB, path: Path, join: Join, wanted: Sequence[str], format: Format) -> ibis.Table:

@@ -1,19 +1,12 @@
 """Transforms of numbers and times to text values, as Ibis expressions with equal results in every engine."""
 
-import datetime
 from collections.abc import Sequence
 from typing import Any
 
 import ibis
 
+from ham_dist.data.encode.rules import DIGITS, EPOCH, ISO_8601, MOST, hours_before
 from ham_dist.data.recipe.fields import FIRST_YEAR, LAST_YEAR, Numeric, Time
-
-# Larger integers do not fit in int64.
-_MOST = 9e18
-_TIME_OF_DAY = "[0-9]{2}(:[0-9]{2}(:[0-9]{2}([.,][0-9]+)?)?)?"
-_ZONE = "(Z|[+-][0-9]{2}(:?[0-9]{2})?)?"
-# Maximum number of digits of an epoch time, and its units per hour.
-_EPOCH = {"epoch_seconds": (12, 3600), "epoch_milliseconds": (15, 3_600_000)}
 
 
 def number_value(number: Any, field: Numeric) -> Any:
@@ -34,8 +27,8 @@ def number_value(number: Any, field: Numeric) -> Any:
 
 def _whole(number: Any) -> Any:
     """Rounds towards 0, as Python's int does, because casts round differently in each engine. Clamped to
-    +-_MOST."""
-    number = ibis.greatest(ibis.least(number, _MOST), -_MOST)
+    +-MOST."""
+    number = ibis.greatest(ibis.least(number, MOST), -MOST)
     return ibis.cases((number < 0, number.ceil()), else_=number.floor())
 
 
@@ -84,10 +77,10 @@ def quantiles(counted: ibis.Table, number: str, buckets: int) -> ibis.Table:
 def time_value(cell: Any, field: Time) -> Any:
     """The hour or weekday of a time, as text; null if the cell is not in the layout or not in a plausible
     year."""
-    if field.layout in _EPOCH:
+    if field.layout in EPOCH:
         return _epoch_value(cell, field)
     if field.layout == "iso_8601":
-        well_written = cell.re_search(f"^[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}([T ]{_TIME_OF_DAY}{_ZONE})?$")
+        well_written = cell.re_search(f"^{ISO_8601}$")
         places = {
             "year": (0, 4),
             "month": (5, 2),
@@ -118,10 +111,10 @@ def time_value(cell: Any, field: Time) -> Any:
 
 
 def _epoch_value(cell: Any, field: Time) -> Any:
-    digits, units_an_hour = _EPOCH[field.layout]
-    well_written = cell.re_search(f"^[0-9]{{1,{digits}}}([.][0-9]*)?$")
+    digits, units_an_hour = EPOCH[field.layout]
+    well_written = cell.re_search(f"^{DIGITS.format(most=digits)}$")
     hours = (ibis.ifelse(well_written, cell, "0").cast("float64") / units_an_hour).floor().cast("int64")
-    is_time = well_written & hours.between(_hours_before(FIRST_YEAR), _hours_before(LAST_YEAR + 1) - 1)
+    is_time = well_written & hours.between(hours_before(FIRST_YEAR), hours_before(LAST_YEAR + 1) - 1)
     # 1 January 1970 was a Thursday, day 3.
     value = (
         (hours % 24).cast("string").lpad(2, "0")
@@ -129,11 +122,6 @@ def _epoch_value(cell: Any, field: Time) -> Any:
         else ((hours // 24 + 3) % 7).cast("string")
     )
     return ibis.ifelse(is_time, value, ibis.null("string"))
-
-
-def _hours_before(year: int) -> int:
-    """Hours from the beginning of 1970 to the beginning of `year`."""
-    return int((datetime.datetime(year, 1, 1) - datetime.datetime(1970, 1, 1)).days) * 24
 
 
 def _is_date(year: Any, month: Any, day: Any) -> Any:

@@ -36,13 +36,13 @@ from ham_dist.data.raw.files import (
     Rejections,
     find_raw,
     name_in,
-    read_side,
     refuse_binary,
     refuse_changed,
     stamp,
     state_of,
 )
 from ham_dist.data.raw.parse import REJECTED_SCHEMA, rejected_table
+from ham_dist.data.raw.sides import read_side
 from ham_dist.data.recipe.fields import Join
 from ham_dist.data.recipe.load import Recipe
 from ham_dist.errors import DataError

@@ -1,0 +1,112 @@
+"""Raw records as ids, by a bundle alone."""
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from filelock import FileLock
+
+from ham_dist.data.recipe.fields import Categorical
+from ham_dist.data.recipe.load import Recipe, parse_recipe
+from ham_dist.errors import BundleError
+from ham_dist.export.bundle import Bundle
+from ham_dist.export.manifest import ADVICE, MANIFEST, BundleManifest, read_manifest
+from ham_dist.io.cache import cache_folder
+from ham_dist.io.hashing import sha256_of, sha256_of_json
+from ham_dist.io.paths import local_path
+from ham_dist.io.untrusted import inside
+from ham_dist.serving.build import Source, build_vocabulary
+from ham_dist.serving.fields_encoder import FieldsEncoder
+from ham_dist.serving.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
+
+
+class RecordEncoder(FieldsEncoder):
+    """Encodes raw records as the ids of a bundle's tables.
+
+    Args:
+        bundle: An open bundle, or the folder of one, of which only the manifest is read and checked.
+        fields: Names of fields, in the order of the result (default: those that the model reads).
+    Raises:
+        BundleError: The bundle has no vocabulary, or a file of it is missing or damaged.
+        DataError: There is no such field.
+    """
+
+    def __init__(self, bundle: Bundle | str | Path, fields: Sequence[str] | None = None) -> None:
+        if isinstance(bundle, str | Path):
+            root = local_path(bundle)
+            manifest = read_manifest(root)
+        else:
+            root, manifest = bundle.root, bundle.manifest
+        if not manifest.vocabulary:
+            raise BundleError(f"{root}: has no vocabulary to encode raw values. Give ids")
+        settings = manifest.recipe
+        recipe = None if settings is None else parse_recipe(settings, where=str(root / MANIFEST))
+        rows = {field.name: field.rows for field in manifest.fields}
+        names = [name for name in rows if name in manifest.vocabulary] if fields is None else fields
+        super().__init__(
+            recipe,
+            {name: rows.get(name, 0) for name in names},
+            open_vocabulary(root, manifest, recipe),
+        )
+
+
+def open_vocabulary(root: Path, manifest: BundleManifest, recipe: Recipe | None) -> Vocabulary:
+    """Opens the hashed vocabulary of a bundle.
+
+    A bundle that holds Parquet vocabularies only gets one in the cache folder at its first use, which later
+    uses and other processes share.
+
+    Args:
+        root: Folder of the bundle.
+        manifest: Its manifest.
+        recipe: Its recipe.
+    Raises:
+        BundleError: A file is damaged.
+        DataError: A Parquet vocabulary has a value or an id twice.
+    """
+    rows = {field.name: field.rows for field in manifest.fields}
+    names = [name for name in manifest.vocabulary if not _is_hashed(recipe, name)]
+    content = {name: [rows[name], manifest.files[manifest.vocabulary[name]].sha256] for name in names}
+    path = cache_folder() / "vocabularies" / f"{sha256_of_json(content)}.safetensors"
+    if path.is_file():
+        return Vocabulary(path)
+    sources = {name: _source(root, manifest, name, rows[name]) for name in names}
+    log.info("%s: building the vocabulary of %s, for this and later uses", path, root)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if not path.is_file():  # another process may have built it
+                build_vocabulary(path, sources)
+        return Vocabulary(path)
+    except OSError as error:
+        log.warning(
+            "%s: cannot be written (%s): building the vocabulary for this process alone. "
+            "Set XDG_CACHE_HOME to a folder that can be written.",
+            path.parent, error.strerror or error,
+        )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:  # the mapping outlives the file's name
+        path = Path(folder) / path.name
+        build_vocabulary(path, sources)
+        return Vocabulary(path)
+
+
+def _is_hashed(recipe: Recipe | None, name: str) -> bool:
+    field = None if recipe is None else recipe.fields.get(name)
+    return isinstance(field, Categorical) and field.hash
+
+
+def _source(root: Path, manifest: BundleManifest, name: str, rows: int) -> Source:
+    """The Parquet vocabulary of a field, whose content is checked."""
+    file = manifest.vocabulary[name]
+    try:
+        path = inside(root, file)
+    except ValueError:
+        raise BundleError(f"{root / file}: leads out of the bundle. Put the file itself there.") from None
+    if not path.is_file():
+        raise BundleError(f"{path}: missing. {ADVICE}")
+    if sha256_of(path) != manifest.files[file].sha256:
+        raise BundleError(f"{path}: damaged: its sha256 is not that in manifest.json. {ADVICE}")
+    return Source(path, rows)

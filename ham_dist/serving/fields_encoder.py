@@ -1,0 +1,258 @@
+"""Raw records as ids: dicts and Arrow tables, by a recipe and a vocabulary.
+
+The function of a field that reads dicts also reads the distinct cells of a column, so both give the same ids.
+All keys of a call are looked up at once.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from ham_dist.data.encode.columns import Kind, converted, is_list, kinds_of
+from ham_dist.data.encode.record_files import lacking_columns
+from ham_dist.data.recipe.fields import AnyField, Categorical, Format, Numeric
+from ham_dist.data.recipe.load import Recipe
+from ham_dist.errors import BundleError, DataError
+from ham_dist.serving.cells import WrongCell
+from ham_dist.serving.fields import FieldReader, field_reader
+from ham_dist.serving.vocabulary import NO_KEY, Ids, Vocabulary
+
+Record: TypeAlias = Mapping[str, Any]
+FieldIds: TypeAlias = Ids | tuple[Ids, Ids]
+"""Ids of one field, int64: (n,), one per record; or (values, offsets) of a multi-valued field, where record i
+has values[offsets[i] : offsets[i + 1]] and offsets is (n + 1,)."""
+_Place: TypeAlias = Callable[[Ids], FieldIds]
+"""Puts the ids of a field's keys in the order of the records."""
+
+# Text format of records for generated data, which has no recipe.
+CSV = Format(separator=",", header=True, quote='"')
+
+
+class FieldsEncoder:
+    """Encodes the fields of a recipe.
+
+    Args:
+        recipe: Recipe of the training data; None for generated data, whose fields all have one value per
+            record.
+        rows: Rows of each field's table, by name, in the order of the result.
+        vocabulary: Vocabulary of the fields without `hash`; None if all are hashed.
+        where: The records, for messages.
+    Raises:
+        DataError: The recipe lacks a field, or the boundaries of its quantiles.
+        BundleError: The vocabulary lacks a field, or has larger ids than the table.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe | None,
+        rows: Mapping[str, int],
+        vocabulary: Vocabulary | None,
+        where: str = "records",
+    ) -> None:
+        known: Mapping[str, AnyField] = (
+            recipe.fields if recipe is not None else {name: Categorical(kind="categorical") for name in rows}
+        )
+        unknown = [name for name in rows if name not in known]
+        if unknown:
+            raise DataError(f"no field is called {', '.join(unknown)}; the fields are {', '.join(known)}")
+        self._format = CSV if recipe is None else recipe.format
+        self._where, self._vocabulary = where, vocabulary
+        columns = {name: known[name].column or name for name in rows}
+        self.kinds: Mapping[str, Kind] = kinds_of((columns[name], known[name]) for name in rows)
+        """Content of each raw column that the fields are made from."""
+        self._fields = [
+            self._reader(name, known[name], columns[name], _table_rows(recipe, name, count))
+            for name, count in rows.items()
+        ]
+
+    def _reader(self, name: str, field: AnyField, column: str, rows: int) -> FieldReader:
+        if isinstance(field, Numeric) and field.transform == "quantile" and field.boundaries is None:
+            raise DataError(
+                f"field {name}: the recipe has no boundaries for its quantiles; "
+                "expected those that prepare computed\n"
+                "  Use the recipe in the manifest.json of the prepared data."
+            )
+        seed = 0
+        if not (isinstance(field, Categorical) and field.hash):
+            largest = None if self._vocabulary is None else self._vocabulary.fields.get(name)
+            if largest is None or self._vocabulary is None:
+                raise DataError(
+                    f"field {name}: has no vocabulary\n"
+                    "  Export the run again, with the data that it was trained on."
+                )
+            if largest >= rows:
+                raise BundleError(
+                    f"{self._vocabulary.path}: field {name} has the id {largest}; its table has {rows} rows"
+                )
+            seed = self._vocabulary.seed(name)
+        return field_reader(name, field, column, self.kinds[column], self._format, rows, seed)
+
+    @property
+    def fields(self) -> Sequence[str]:
+        """Names of the fields, in the order of the result."""
+        return [field.name for field in self._fields]
+
+    def encode(self, records: Record | Sequence[Record] | pa.Table | pa.RecordBatch) -> dict[str, FieldIds]:
+        """Encodes records.
+
+        A column that is absent is an error, null is a missing value, and columns that no field is made from
+        are ignored.
+
+        Args:
+            records: One dict of column name -> value, several, or an Arrow table. Values are text, integers,
+                lists of these for a multi-valued field, numbers for a numeric field, and None.
+        Returns:
+            Ids by field. A value that is missing or not in the vocabulary has id 0.
+        Raises:
+            DataError: A column is absent, or a value has another type or is not a finite number.
+        """
+        if isinstance(records, pa.Table | pa.RecordBatch):
+            read = self._columns_of(records)
+        else:
+            rows = [records] if isinstance(records, Mapping) else records
+            read = (self._cells_of(field, rows) for field in self._fields)
+        keys: list[int] = []
+        places: list[tuple[int, int, _Place]] = []
+        for found, place in read:
+            places.append((len(keys), len(keys) + len(found), place))
+            keys += found
+        # Keys and ids of hashed fields are looked up too, and replaced: one call is faster than several.
+        looked_up = self._looked_up(keys)
+        return {
+            field.name: place(np.array(keys[start:end], np.int64) if field.hashed else looked_up[start:end])
+            for field, (start, end, place) in zip(self._fields, places, strict=True)
+        }
+
+    def _looked_up(self, keys: list[int]) -> Ids:
+        if self._vocabulary is None:
+            return np.zeros(len(keys), np.int64)
+        return self._vocabulary.ids(keys)
+
+    def _cells_of(self, field: FieldReader, records: Sequence[Record]) -> tuple[list[int], _Place]:
+        """Keys of a field of each record, and their place."""
+        column = field.column
+        try:
+            if field.key is not None:
+                key = field.key
+                return [key(record[column]) for record in records], _as_they_are
+            assert field.keys is not None, "one of both is set"
+            several = [field.keys(record[column]) for record in records]
+        except (KeyError, WrongCell):
+            raise self._refused(field, records) from None
+        return [key for keys in several for key in keys], _Lists([len(keys) for keys in several])
+
+    def _refused(self, field: FieldReader, records: Sequence[Record]) -> DataError:
+        """The error of the first record with a wrong cell of the field."""
+        read = field.key or field.keys
+        assert read is not None, "one of both is set"
+        for number, record in enumerate(records):
+            where = f"{self._where}: record {number:,} (from 0)"
+            missing = [column for column in self.kinds if column not in record]
+            if missing:
+                return DataError(lacking_columns(where, list(map(str, record)), missing))
+            try:
+                read(record[field.column])
+            except WrongCell as error:
+                return DataError(f"{where}: column {field.column} {error}")
+        raise RuntimeError(f"field {field.name}: no record is wrong")
+
+    def _columns_of(self, table: pa.Table | pa.RecordBatch) -> Iterator[tuple[list[int], _Place]]:
+        """Keys of the distinct cells of each field, and their place."""
+        names = table.schema.names
+        missing = [column for column in self.kinds if column not in names]
+        if missing:
+            raise DataError(lacking_columns(self._where, names, missing))
+        cells: dict[str, pa.Array] = {}
+        for column, kind in self.kinds.items():
+            if names.count(column) > 1:
+                raise DataError(
+                    f"{self._where}: has {names.count(column)} columns called {column}\n"
+                    "  Keep only the one that the field is made from."
+                )
+            found = table.column(column)
+            found = found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+            cells[column] = converted(found, kind, self._format, self._where, column, 0)
+        for field in self._fields:
+            try:
+                yield _keys_of(field, cells[field.column])
+            except UnicodeDecodeError:
+                raise DataError(
+                    f"{self._where}: column {field.column} holds text that is not UTF-8\n  Write it as UTF-8."
+                ) from None
+
+
+def _table_rows(recipe: Recipe | None, name: str, rows: int) -> int:
+    """Rows of a table; of a hashed field the recipe's, so that a value has the same id everywhere."""
+    if recipe is not None:
+        field = recipe.fields[name]
+        if isinstance(field, Categorical) and field.hash:
+            return recipe.max_rows_of(name) or rows
+    return rows
+
+
+def _keys_of(field: FieldReader, cells: pa.Array) -> tuple[list[int], _Place]:
+    """Keys of the distinct cells of a converted column, and their place."""
+    if is_list(cells.type):
+        return _keys_of_lists(field, cells)
+    distinct = cells.dictionary_encode()
+    values = [*distinct.dictionary.to_pylist(), None]
+    places = distinct.indices.fill_null(len(values) - 1).to_numpy()
+    if field.key is not None:
+        key = field.key
+        return [key(value) for value in values], lambda ids: ids[places]
+    assert field.keys is not None, "one of both is set"
+    several = [field.keys(value) for value in values]
+    return [key for keys in several for key in keys], _Lists([len(keys) for keys in several], places)
+
+
+def _keys_of_lists(field: FieldReader, cells: pa.Array) -> tuple[list[int], _Place]:
+    """Keys of the distinct values in lists, and their place. Empty and missing values are left out."""
+    lengths = cells.value_lengths().fill_null(0).to_numpy()
+    distinct = cells.flatten().dictionary_encode()
+    values = distinct.dictionary.to_pylist()
+    keys = [field.key_of_text(value) if value else NO_KEY for value in values]
+    indices = distinct.indices.fill_null(len(values)).to_numpy()
+    there = np.array([*map(bool, values), False])[indices]
+    counts = np.bincount(np.repeat(np.arange(len(cells)), lengths)[there], minlength=len(cells))
+    # A record without values has one, with the key after the last.
+    padded = np.insert(indices[there], np.cumsum(counts)[counts == 0], len(values))
+    return [*keys, NO_KEY], _Values(padded, np.maximum(counts, 1))
+
+
+def _as_they_are(ids: Ids) -> FieldIds:
+    return ids
+
+
+def _offsets(counts: Any) -> Ids:
+    offsets = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    return offsets
+
+
+class _Values:
+    """Place of the ids of distinct values: `places` of all records' values, of which each has `counts`."""
+
+    def __init__(self, places: np.ndarray[Any, Any], counts: np.ndarray[Any, Any]) -> None:
+        self._places, self._counts = places, counts
+
+    def __call__(self, ids: Ids) -> FieldIds:
+        return ids[self._places], _offsets(self._counts)
+
+
+class _Lists:
+    """Place of the ids of distinct cells with `counts` values each, at `places`; None for each cell once."""
+
+    def __init__(self, counts: Sequence[int], places: np.ndarray[Any, Any] | None = None) -> None:
+        self._counts, self._places = counts, places
+
+    def __call__(self, ids: Ids) -> FieldIds:
+        offsets = _offsets(self._counts)
+        if self._places is None:
+            return ids, offsets
+        starts = offsets[self._places]
+        lengths = np.array(self._counts, np.int64)[self._places]
+        ends = _offsets(lengths)
+        within = np.arange(ends[-1]) - np.repeat(ends[:-1], lengths)
+        return ids[np.repeat(starts, lengths) + within], ends
