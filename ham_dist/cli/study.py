@@ -55,6 +55,22 @@ def run(
     data: _Data = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print the grid, and run nothing.")] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Run failed branches again.")] = False,
+    reuse: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of another study, whose finished branches with the same settings and data are taken "
+            "over with their models; may be repeated.",
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="AXIS=VALUE[,VALUE]",
+            help="Run a part of the study: branches with these seeds, models, arms or data, such as "
+            "model=dcnv2 or seed=0,1; may be repeated.",
+        ),
+    ] = None,
     is_worker: Annotated[bool, typer.Option("--worker", hidden=True)] = False,
 ) -> None:
     """Run the branches of a study that are not finished yet.
@@ -81,9 +97,10 @@ def run(
         print_parts(describe_grid(opened, out), width=150)
         return
     from ham_dist.study.folder import StudyFolder
+    from ham_dist.study.selection import selection
 
     assert out is not None
-    folder = StudyFolder(out, opened)
+    folder = StudyFolder(out, opened, selection(only or [], opened.groups))
     if is_worker:
         from ham_dist.study.pool import end_with_parent
         from ham_dist.study.worker import work
@@ -91,15 +108,22 @@ def run(
         end_with_parent()
         work(folder)
     else:
-        _run(folder, file, workers, data or [], retry=retry)
+        same = [f"--data={option}" for option in data or []] + [f"--only={option}" for option in only or []]
+        _run(folder, file, workers, same, reuse or [], retry=retry)
 
 
-def _run(folder: Any, file: Path, workers: int, data: list[str], *, retry: bool) -> None:
-    """Runs the workers of a study, and lists the branches that failed."""
+def _run(
+    folder: Any, file: Path, workers: int, options: list[str], reused: list[Path], *, retry: bool
+) -> None:
+    """Runs the workers of a study, each with `options`, and lists the branches that failed."""
     from ham_dist.study.pool import run_workers
+    from ham_dist.study.reuse import reuse
 
     folder.write_grid()
     folder.collect()
+    for source in reused:
+        say(f"{reuse(folder, source):,} finished branches are taken over from {source}")
+        folder.collect()
     if retry:
         folder.forget_failures()
     command = [
@@ -112,7 +136,7 @@ def _run(folder: Any, file: Path, workers: int, data: list[str], *, retry: bool)
         f"--out={folder.path}",
         "--worker",
     ]
-    run_workers(folder, [*command, *(f"--data={option}" for option in data)], workers, say)
+    run_workers(folder, [*command, *options], workers, say)
     for line in (failed := folder.failed()).values():
         say(f"failed: {line['arm']} of {line['group']}: {line['error'].strip().splitlines()[-1]}")
     if failed:

@@ -15,12 +15,14 @@ from tomlkit.items import Table
 
 from ham_dist.config.migrate import RENAMED, migrate_run
 from ham_dist.config.schema import RunSettings
+from ham_dist.config.search_presets import lay
 from ham_dist.config.sections import BY_NAME, dotted, model_at, models_in, owners
 from ham_dist.errors import ConfigError
 from ham_dist.io.paths import read_content
 from ham_dist.io.untrusted import TOML_BYTES, parse_toml
 
 SET = "--set"
+PRESET = "search.preset"
 
 DEMO = str(Path(__file__).with_name("demo.toml"))
 """Settings of the demo run: the defaults, except for the keys in this file."""
@@ -32,7 +34,8 @@ def load_run(path: str | None, overrides: Sequence[str] = ()) -> RunSettings:
     Args:
         path: TOML file, a local path or a URL supported by `io/paths.py`; None for all defaults.
         overrides: List of `key=value`; later ones win. The key is dotted. The value is TOML (`3`, `true`,
-            `[16, 16]`), or a bare word, which is a string.
+            `[16, 16]`), or a bare word, which is a string. `search.preset=NAME` sets all keys of the preset,
+            also those that the file sets.
     Raises:
         ConfigError: Lists all mistakes in the file and in the overrides.
     """
@@ -48,10 +51,13 @@ def settings_of(tree: dict[str, Any], path: str | None, overrides: Sequence[str]
     """Like `load_run`, for settings in `tree` that were read from `path`."""
     mistakes: list[str] = []
     overridden: set[tuple[str, ...]] = set()
+    lay(tree, _at(tree, PRESET), over=False)
     for override in overrides:
         try:
             key, value = _parse_override(override)
             _put(tree, key, value)
+            if ".".join(key) == PRESET:
+                lay(tree, value, over=True)
         except ConfigError as error:
             mistakes.append(str(error))
         else:

@@ -211,6 +211,11 @@ AnyMethodSettings = Annotated[SerializeAsAny[MethodSettings], METHODS.validator(
 class SearchSettings(Settings):
     """Stage 2: find the columns to keep."""
 
+    preset: Literal["paper", "best"] = "paper"
+    """Values of `orthogonality.form`, `optimizer.tables_weight_decay`, `retrain.column_dropout` and
+    `retrain.column_dropout_epochs`, where they are not set themselves. `paper`: those of the HAM paper.
+    `best`: L2 on the tables in place of orthogonality, and ten epochs with column dropout before
+    retraining."""
     method: AnyMethodSettings = Field(default_factory=METHODS.start)
     """Size-search method: a section [search.method], or only its name."""
     targets: Annotated[tuple[Target, ...], Field(min_length=1)] = (Target(columns=16),)

@@ -5,9 +5,9 @@ from itertools import pairwise
 from typing import Annotated, Literal
 
 import torch
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from ham_dist.config.base import PositiveFloat, PositiveInt
+from ham_dist.config.base import AscendingInts, PositiveFloat
 from ham_dist.config.schema import MethodSettings
 from ham_dist.methods.budget import FULL
 from ham_dist.methods.fill import best_within
@@ -18,20 +18,11 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 """Adam's constants, those of torch and TensorFlow."""
 
 
-def _ascending(bands: tuple[int, ...]) -> tuple[int, ...]:
-    if list(bands) != sorted(set(bands)):
-        raise ValueError("the ends of the bands must ascend, for example 1, 2, 4, 8")
-    return bands
-
-
-Bands = Annotated[tuple[PositiveInt, ...], Field(min_length=1), AfterValidator(_ascending)]
-
-
 class IRazorSettings(MethodSettings):
     """i-Razor: a softmax over disjoint bands of columns in each table."""
 
     name: Literal["irazor"] = "irazor"
-    bands: Bands = (1, 2, 4, 8, 16)
+    bands: Annotated[AscendingInts, Field(min_length=1)] = (1, 2, 4, 8, 16)
     """Last columns of the bands, cut to each table's dim: 1, 2, 4 means column 1, column 2, columns 3 and 4.
     In a table with more columns, one more band has the rest. The authors' last band ends at 30, their dim."""
     temperature: PositiveFloat = 0.05

@@ -1,7 +1,7 @@
 """The tables of a study."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -283,27 +283,37 @@ def failure_table(outcomes: Sequence[Outcome]) -> Table:
     )
 
 
-def unequal_steps(comparison: Comparison, place: Place) -> list[str]:
-    """Returns the arms whose number of weight steps differs from that of the reference, as sentences.
+def unequal_limits(comparison: Comparison, place: Place) -> list[str]:
+    """Returns the arms that may train for another number of epochs than the reference, as sentences.
 
-    Steps are compared among the arms of one supernet, as its pretraining may stop early.
+    Epochs of search and of retraining count together. The epochs that an arm takes follow from early
+    stopping, and so are a result.
     """
-    own: dict[Any, int] = {}
-    for cell in (cells := comparison.cells(place)):
-        for outcome in cell.outcomes:
-            if cell.arm == comparison.reference and cell.size.is_budget and outcome.weight_steps:
-                own[outcome.group] = own[outcome.group, cell.size] = outcome.weight_steps
-    ratios: dict[str, list[float]] = {}
-    for cell in cells:
-        for outcome in cell.outcomes:
-            steps = own.get((outcome.group, cell.size), own.get(outcome.group))
-            if cell.size.is_budget and outcome.weight_steps is not None and steps is not None:
-                ratios.setdefault(cell.arm, []).append(outcome.weight_steps / steps)
+    limits: dict[str, set[int]] = {}
+    for cell in comparison.cells(place):
+        if cell.size.is_budget:
+            limits.setdefault(cell.arm, set()).update(_epoch_limits(cell.outcomes))
+    own = limits.get(comparison.reference, set())
     return [
-        f"{arm} took {fmean(found):.2f} times the weight steps of {comparison.reference}"
-        for arm, found in ratios.items()
-        if any(ratio != 1 for ratio in found)
+        f"{arm} may train for {_either(found)} epochs, {comparison.reference} for {_either(own)}"
+        for arm, found in limits.items()
+        if own and found and found != own
     ]
+
+
+def _epoch_limits(outcomes: Iterable[Outcome]) -> set[int]:
+    """The largest numbers of epochs of search and retraining that the settings of outcomes allow."""
+    found = set()
+    for outcome in outcomes:
+        search, retrain = (outcome.settings.get(name, {}) for name in ("search", "retrain"))
+        if "max_epochs" in retrain:
+            searched = search.get("epochs", 0) if (outcome.epochs or {}).get("search") else 0
+            found.add(searched + retrain.get("column_dropout_epochs", 0) + retrain["max_epochs"])
+    return found
+
+
+def _either(counts: Iterable[int]) -> str:
+    return " or ".join(f"{count:,}" for count in sorted(counts))
 
 
 def _mean(outcomes: Sequence[Outcome], name: str) -> float | None:

@@ -15,6 +15,7 @@ from ham_dist.io.atomic import write_json
 from ham_dist.io.untrusted import read_json
 from ham_dist.study.grid import WITHOUT_EFFECT, Branch, Group, Study
 from ham_dist.study.results import RESULTS, Line, Lines
+from ham_dist.study.selection import Selection
 from ham_dist.training.data_record import digest_of
 from ham_dist.training.run_folder import RunFolder
 from ham_dist.training.run_paths import BRANCHES
@@ -52,15 +53,18 @@ class StudyFolder:
         path: The folder.
         study: The study.
         results: results.jsonl.
+        part: The branches to run; all others stay missing.
     Args:
         path: The folder, which need not exist.
         study: The study.
+        part: All branches by default.
     Raises:
         DataError: Prepared data is missing or damaged.
     """
 
-    def __init__(self, path: Path, study: Study) -> None:
+    def __init__(self, path: Path, study: Study, part: Selection | None = None) -> None:
         self.path = path
+        self.part = part or Selection()
         self.study = study
         self.results = Lines(path / RESULTS)
         digests = dict[str, str]()
@@ -110,7 +114,11 @@ class StudyFolder:
         write_json(self.path / GRID, grid)
 
     def missing(self, group: Group | None = None) -> list[Keyed]:
-        """Returns the branches without a line in results.jsonl."""
+        """Returns the branches to run that have no line in results.jsonl."""
+        return [keyed for keyed in self._missing(group) if self.part.has(keyed.group, keyed.branch)]
+
+    def _missing(self, group: Group | None = None) -> list[Keyed]:
+        """All branches without a line in results.jsonl."""
         done = self.results.read()
         return [keyed for keyed in self.branches(group) if keyed.key not in done]
 
@@ -129,7 +137,7 @@ class StudyFolder:
         Raises:
             ConfigError: A line of results.jsonl was made with other settings.
         """
-        found = (self.branch_folder(keyed).path / LINE for keyed in self.missing())
+        found = (self.branch_folder(keyed).path / LINE for keyed in self._missing())
         self.results.add(read_json(path) for path in found if path.exists())
         lines = self.results.read()
         for keyed in self.branches():
@@ -154,7 +162,9 @@ class StudyFolder:
             shutil.rmtree(folder.checkpoints, ignore_errors=True)
 
     def clean(self, group: Group) -> None:
-        """Delete the checkpoints of a group whose branches are all finished."""
+        """Delete the checkpoints of a group if its branches are all finished."""
+        if self._missing(group):
+            return
         shutil.rmtree(self.group_folder(group).checkpoints, ignore_errors=True)
         for keyed in self.branches(group):
             shutil.rmtree(self.branch_folder(keyed).checkpoints, ignore_errors=True)

@@ -36,10 +36,10 @@ DIGITS = 16
 
 BRANCH_SECTIONS = ("search.", "retrain.")
 """Settings that a branch may change; all others change pretraining."""
-PRETRAINING = tuple({"validation"} & SearchSettings.model_fields.keys())
+PRETRAINING = ("preset", "validation")
 """Keys of [search] that change pretraining all the same."""
-WITHOUT_EFFECT = ("checkpoint.", "ranks.", "data.path")
-"""Settings that do not change results; the data is identified by its digest."""
+WITHOUT_EFFECT = ("checkpoint.", "ranks.", "data.path", "search.preset")
+"""Settings that do not change results; the data is identified by its digest, and a preset by its values."""
 OF_THE_STUDY = ("seed", "data.path", "search.targets")
 """Settings of a run that a study sets by keys of its own."""
 

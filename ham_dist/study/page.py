@@ -222,8 +222,8 @@ def _warnings(comparison: Comparison) -> list[str]:
         where = f"{place[1]} on {place[0]}"
         if not comparison.results.folders and (missing := comparison.missing(place)):
             warnings.append("\n".join([f"Missing, {where}:", *missing]))
-        if unequal := evidence.unequal_steps(comparison, place):
-            warnings.append("\n".join([f"Unequal training, {where}:", *unequal]))
+        if unequal := evidence.unequal_limits(comparison, place):
+            warnings.append("\n".join([f"Unequal limits of training, {where}:", *unequal]))
     return warnings
 
 

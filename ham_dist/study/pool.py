@@ -40,7 +40,8 @@ def run_workers(
         Preempted: SIGTERM was received; the workers have saved their state.
         HamError: A worker ended, and branches are left.
     """
-    total, left = len(list(folder.branches())), len(folder.missing())
+    total = sum(folder.part.has(keyed.group, keyed.branch) for keyed in folder.branches())
+    left = len(folder.missing())
     say(f"study {folder.study.settings.name}: {total:,} branches, {total - left:,} finished, {left:,} to run")
     if not left:
         return

@@ -68,7 +68,7 @@ def score_on_test(
         ReportError: `path` holds no study; or branches, or bundles of finished branches, are missing.
         DataError: A folder holds other data than the models were trained on.
     """
-    grid = _read_grid(path)
+    grid = read_grid(path)
     if not grid.test:
         raise ConfigError(
             f"{path}: the study {grid.study} has test = false, so its models are never scored on test. "
@@ -108,7 +108,12 @@ def score_on_test(
     say(f"{len(tests.read()):,} models are scored in {path / TESTS}")
 
 
-def _read_grid(path: Path) -> GridFile:
+def read_grid(path: Path) -> GridFile:
+    """Returns the content of grid.json in the folder of a study.
+
+    Raises:
+        ReportError: There is none, or it is damaged.
+    """
     try:
         return GridFile.model_validate(read_json(path / GRID))
     except (OSError, ValueError) as error:

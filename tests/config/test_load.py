@@ -343,3 +343,30 @@ def test_a_run_folders_settings_of_an_earlier_version_are_read(tmp_path: Path) -
         assert run.search == SearchSettings(method=own, epochs=3)
         assert "search.push: no such key. It is called search.method.penalty" in _mistakes(str(path))
         assert load_saved_run(Path(_toml(tmp_path, dump_run(run)))) == run
+
+
+def test_a_preset_sets_its_keys_where_the_file_does_not(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('[search]\npreset = "best"\n[retrain]\ncolumn_dropout = 0.1\n')
+    best = load_run(str(file))
+    assert (best.orthogonality.form, best.optimizer.tables_weight_decay) == ("none", 1e-4)
+    assert (best.retrain.column_dropout, best.retrain.column_dropout_epochs) == (0.1, 10), (
+        "the file's, and its"
+    )
+    saved = tmp_path / "saved.toml"
+    saved.write_text(dump_run(best))
+    assert load_run(str(saved)) == best
+    paper = load_run(str(saved), ["search.preset=paper"])
+    assert paper == load_run(None), "the command line replaces the file's values"
+    both = load_run(None, ["search.preset=best", "retrain.column_dropout=0.2"])
+    assert (both.retrain.column_dropout, both.orthogonality.form) == (0.2, "none"), "later ones win"
+
+
+def test_the_preset_of_the_paper_is_the_default() -> None:
+    assert load_run(None, ["search.preset=paper"]) == load_run(None)
+
+
+@pytest.mark.parametrize("value", ["fast", "3", "[1]"])
+def test_an_unknown_preset_is_refused(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"search\.preset = .*(paper|best)"):
+        load_run(None, [f"search.preset={value}"])

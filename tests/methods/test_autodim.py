@@ -83,3 +83,57 @@ def test_what_it_cannot_search() -> None:
         autodim(2)
     with pytest.raises(ConfigError, match=r"ham.*one by one.*\n.*autodim"):
         METHODS["ham"](space(Target(columns=3), bands=True), METHODS["ham"].Settings.model_validate({}))
+
+
+def nested(columns: int, **settings: Any) -> AutoDim:
+    kind = METHODS["autodim"]
+    chosen = kind(
+        space(Target(columns=columns)), kind.Settings.model_validate({"prefixes": [1, 2, 3], **settings})
+    )
+    assert isinstance(chosen, AutoDim)
+    return chosen
+
+
+def test_a_column_has_the_weights_of_all_prefixes_with_it() -> None:
+    chosen = nested(7)
+    chosen.logits.copy_(torch.tensor([[0.3, -0.2, 0.1], [0.0, 1.0, 9.0], [-1.0, 0.5, 0.2]]))
+    mask = chosen.mask()
+    for part in (mask[0:4], mask[4:6], mask[6:10]):
+        assert float(part[0]) == pytest.approx(1.0, abs=1e-6), "every candidate has the first column"
+        assert (part[1:] < part[:-1]).all()
+    assert mask[3] == mask[9] == 0.0, "no candidate has the fourth column"
+    reached = float(mask[5])
+    chosen.logits[1, 2] = 0.0
+    assert float(chosen.mask()[5]) == reached, "gender has two columns, and no third candidate"
+
+
+def test_a_step_on_nested_candidates_follows_the_chain_rule() -> None:
+    chosen = nested(7, alpha_learning_rate=0.5)
+    chosen.logits.copy_(torch.tensor([[0.3, -0.2, 0.1], [0.0, 1.0, 0.0], [-1.0, 0.5, 0.2]]))
+    before, mask = chosen.logits.clone(), chosen.mask()
+    ends = [mask[0:3], mask[4:6], mask[6:9]]
+    chosen.step(with_gradient(lambda mask: torch.arange(10.0)))
+    for field, (part, gradient) in enumerate(zip(ends, ([0.0, 1, 3], [4.0, 9], [6.0, 13, 21]), strict=True)):
+        weights = part - torch.cat([part[1:], torch.zeros(1)])  # a prefix ends where the mask falls
+        of_prefix = torch.tensor(gradient)  # dL/dw is the sum over the prefix's columns
+        expected = weights * (of_prefix - (weights * of_prefix).sum()) / 1.0
+        moved = (before - chosen.logits)[field, : len(part)]
+        torch.testing.assert_close(moved, 0.5 * expected, rtol=1e-4, atol=1e-6)
+    assert chosen.logits[1, 2] == 0.0
+
+
+def test_nested_candidates_meet_a_budget_exactly_where_they_can() -> None:
+    chosen = nested(6)
+    chosen.logits.copy_(torch.tensor([[0.0, 0.0, 5.0], [0.0, 5.0, 0.0], [0.0, 0.0, 5.0]]))
+    kept = LAYOUT.split(chosen.choice())
+    counts = {table: len(columns) for table, columns in kept.items()}
+    assert sum(counts.values()) == 6
+    assert all(list(columns) == list(range(len(columns))) for columns in kept.values()), "prefixes"
+
+
+def test_prefixes_and_candidates_with_tables_exclude_each_other() -> None:
+    kind = METHODS["autodim"]
+    with pytest.raises(ConfigError, match=r"prefixes = \[2, 4\]: the model has candidates with a table each"):
+        kind(space(Target(columns=7), bands=True), kind.Settings.model_validate({"prefixes": [2, 4]}))
+    with pytest.raises(ValueError, match="ascending"):
+        kind.Settings.model_validate({"prefixes": [4, 2]})

@@ -38,7 +38,7 @@ def test_bands_are_cut_to_the_dim_of_the_table() -> None:
     assert _bands(3, ends) == [range(0), range(1), range(1, 2), range(2, 3)]
     assert [len(band) for band in _bands(16, ends)] == [0, 1, 1, 2, 4, 8]
     assert [len(band) for band in _bands(20, ends)] == [0, 1, 1, 2, 4, 8, 4]
-    with pytest.raises(ValidationError, match="must ascend, for example"):
+    with pytest.raises(ValidationError, match="ascending numbers, for example"):
         IRazorSettings(bands=(4, 2))
 
 

@@ -140,10 +140,17 @@ def test_other_tables(tmp_path: Path) -> None:
     assert evidence.version_table(outcomes).rows == [["0123456789abcdef", "a", "torch 2.13.0", len(outcomes)]]
 
 
-def test_unequal_training_is_named(tmp_path: Path) -> None:
-    outcomes = grid(lost, ("ham", "sam", "sseds"))
+def test_unequal_limits_of_training_are_named(tmp_path: Path) -> None:
+    outcomes = grid(lost, ("ham", "sam", "sseds", "uniform"))
     for entry in outcomes:
         if entry["arm"] == "sam":
-            entry["weight_steps"] = 9_000
+            entry["settings"]["retrain"] = {"max_epochs": 15, "column_dropout_epochs": 10}
+        if entry["arm"] in ("sseds", "uniform"):
+            entry["epochs"] = {"pretrain": 5, "search": 0, "retrain": 9}
+        if entry["arm"] == "sseds":
+            entry["settings"]["retrain"]["max_epochs"] = 30
     found = Comparison(read_results(write_study(tmp_path, outcomes)))
-    assert evidence.unequal_steps(found, ("ml", "dcnv2")) == ["sam took 1.25 times the weight steps of ham"]
+    assert evidence.unequal_limits(found, ("ml", "dcnv2")) == [
+        "sam may train for 35 epochs, ham for 30",
+        "uniform may train for 20 epochs, ham for 30",
+    ]

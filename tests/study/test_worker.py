@@ -13,10 +13,15 @@ from ham_dist.data.reader.split import Split, open_split
 from ham_dist.errors import ConfigError, DataError, ReportError
 from ham_dist.methods.magnitude import Magnitude
 from ham_dist.run import with_target
+from ham_dist.study.folder import StudyFolder
+from ham_dist.study.grid import open_study
+from ham_dist.study.reuse import reuse
 from ham_dist.study.scoring import score_on_test
+from ham_dist.study.selection import selection
 from ham_dist.study.worker import _run_group, work
+from ham_dist.training.loop import train_epoch
 from tests.support.kill_at import killed_at_change
-from tests.support.small_study import STUDY, copied, do_study, lines_of, study_folder
+from tests.support.small_study import STUDY, copied, do_study, lines_of, scores_of, study_folder
 from tests.support.whole_runs import do_run
 
 
@@ -57,7 +62,7 @@ def test_a_branch_is_the_run_with_its_settings(finished: Path, tmp_path: Path) -
     assert line["kept_columns"] == alone["kept_columns"]
     out = copied(finished, tmp_path / "study")
     score_on_test(out, {}, lambda line: None)
-    tests = {line["key"]: line for line in map(json.loads, (out / "tests.jsonl").read_text().splitlines())}
+    tests = scores_of(out)
     assert tests[keyed.key]["test_auc"] == pytest.approx(alone["test_auc"], abs=1e-4), "few rows, near ties"
     # float32 sums in another order
     assert tests[keyed.key]["test_logloss"] == pytest.approx(alone["test_logloss"], abs=1e-6)
@@ -115,6 +120,71 @@ def test_a_line_of_other_defaults_is_refused(finished: Path, tmp_path: Path) -> 
     (out / "results.jsonl").write_text(text.replace('"cross_layers": 3', '"cross_layers": 2'))
     with pytest.raises(ConfigError, match=r"with model.cross_layers = 2, but the study has 3, a default"):
         study_folder(out).collect()
+
+
+def test_finished_branches_of_another_study_are_taken_over(finished: Path, tmp_path: Path) -> None:
+    text = STUDY.replace('name = "small"', 'name = "other"').replace(
+        'label = "ham"', 'label = "orthogonality"'
+    )
+    folder = study_folder(tmp_path / "other", text)
+    folder.write_grid()
+    source = copied(finished, tmp_path / "source")
+    (magnitude,) = [keyed for keyed in folder.branches() if keyed.branch.arm == "magnitude"]
+    shutil.rmtree(study_folder(source).branch_folder(magnitude).path / "bundle")
+    assert reuse(folder, source) == 5
+    folder.collect()
+    assert [keyed.branch.arm for keyed in folder.missing()] == ["magnitude"], "its model is gone"
+    work(folder)
+    assert folder.failed() == {}
+    found, whole = lines_of(folder.path), lines_of(finished)
+    assert found.keys() == whole.keys()
+    for key, line in found.items():
+        changed = {name for name in line.keys() | whole[key].keys() if line.get(name) != whole[key].get(name)}
+        assert changed <= {"study", "arm", "group", "reused"}
+    assert {line["arm"] for line in found.values() if line.get("reused")} == {
+        "supernet", "orthogonality", "all", "supernet+plain", "plain",
+    }  # fmt: skip
+    score_on_test(folder.path, {}, lambda line: None)
+    score_on_test(source := copied(finished, tmp_path / "source-2"), {}, lambda line: None)
+    assert scores_of(folder.path) == scores_of(source)
+    assert reuse(folder, finished) == 0, "nothing is missing"
+
+
+def test_a_part_of_a_study_is_run_and_the_rest_later(finished: Path, tmp_path: Path) -> None:
+    study = open_study(finished.with_suffix(".toml"))
+    part = StudyFolder(tmp_path / "study", study, selection(["arm=supernet,magnitude"], study.groups))
+    part.write_grid()
+    work(part)
+    whole = lines_of(finished)
+    assert {line["arm"] for line in lines_of(part.path).values()} == {"supernet", "magnitude"}
+    assert part.missing() == []
+    assert list(part.path.rglob("checkpoints")), "the rest starts from them"
+    rest = StudyFolder(part.path, study)
+    assert len(rest.missing()) == 4
+    with patch("ham_dist.stages.fit.train_epoch", wraps=train_epoch) as trained:
+        _run_group(rest, study.groups[0])
+    assert {call.args[0] for call in trained.call_args_list} == {"retrain"}, "it is not pretrained again"
+    work(rest)
+    assert lines_of(rest.path) == whole
+    assert list(part.path.rglob("checkpoints")) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("arms=ham", r"expected AXIS=VALUE\[,VALUE\] with one of the axes seed, data, model, arm"),
+        ("arm", "expected AXIS=VALUE"),
+        ("seed=0,7", "no branch of the study has seed '7'; it has: 0"),
+    ],
+)
+def test_a_part_that_is_not_there_is_refused(option: str, message: str, finished: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        selection([option], open_study(finished.with_suffix(".toml")).groups)
+
+
+def test_a_study_does_not_reuse_its_own_folder(finished: Path) -> None:
+    with pytest.raises(ReportError, match="is the folder of this study"):
+        reuse(study_folder(finished), finished)
 
 
 def test_a_failed_branch_leaves_the_others_and_can_be_retried(finished: Path, tmp_path: Path) -> None:

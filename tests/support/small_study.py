@@ -87,3 +87,9 @@ def lines_of(folder: Path) -> dict[str, dict[str, Any]]:
 def copied(folder: Path, out: Path) -> Path:
     """A copy of a study's folder."""
     return Path(shutil.copytree(folder, out))
+
+
+def scores_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """The lines of tests.jsonl by key."""
+    lines = map(json.loads, (folder / "tests.jsonl").read_text(encoding="utf-8").splitlines())
+    return {line["key"]: line for line in lines}

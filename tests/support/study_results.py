@@ -28,7 +28,11 @@ def outcome(
         "method": {"name": arm},
         "target": None if columns is None else {"columns": columns},
         "seed": seed,
-        "settings": {"seed": seed, "search": {"epochs": 10, "method": {"name": arm}}},
+        "settings": {
+            "seed": seed,
+            "search": {"epochs": 10, "method": {"name": arm}},
+            "retrain": {"max_epochs": 20, "column_dropout_epochs": 0},
+        },
         "columns": kept,
         "kept_columns": {"a": kept},
         "embedding_bytes": 4_000 * kept,
