@@ -44,7 +44,7 @@ class RecordEncoder(FieldsEncoder):
             raise BundleError(f"{root}: has no vocabulary to encode raw values. Give ids")
         settings = manifest.recipe
         recipe = None if settings is None else parse_recipe(settings, where=str(root / MANIFEST))
-        rows = {field.name: field.rows for field in manifest.fields}
+        rows = {field.name: field.num_embeddings for field in manifest.fields}
         names = [name for name in rows if name in manifest.vocabulary] if fields is None else fields
         super().__init__(
             recipe,
@@ -67,7 +67,7 @@ def open_vocabulary(root: Path, manifest: BundleManifest, recipe: Recipe | None)
         BundleError: A file is damaged.
         DataError: A Parquet vocabulary has a value or an id twice.
     """
-    rows = {field.name: field.rows for field in manifest.fields}
+    rows = {field.name: field.num_embeddings for field in manifest.fields}
     names = [name for name in manifest.vocabulary if not _is_hashed(recipe, name)]
     content = {name: [rows[name], manifest.files[manifest.vocabulary[name]].sha256] for name in names}
     path = cache_folder() / "vocabularies" / f"{sha256_of_json(content)}.safetensors"
