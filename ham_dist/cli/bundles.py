@@ -14,6 +14,23 @@ def export(
     precision: Annotated[
         str, typer.Option(help="Codec of the tables: fp32, fp16, int8, int6 or int4.")
     ] = "fp32",
+    table_bytes: Annotated[
+        int | None,
+        typer.Option(
+            "--bytes",
+            min=1,
+            help="Most bytes of all tables: each field gets the codec that fits and costs least, "
+            "by the log loss on validation records.",
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Largest allowed change of the validation AUC by int8, int6 and int4 "
+            "(default: 0.0001, 0.0002, 0.0005); of the log loss, 5 times that share.",
+        ),
+    ] = None,
     within: Annotated[
         float | None,
         typer.Option(
@@ -46,7 +63,7 @@ def export(
         say(f"smallest model within {within:g}: {target}")
         run_dir = run_dir / target
 
-    export_run(run_dir, out, precision)
+    export_run(run_dir, out, precision, table_bytes=table_bytes, tolerance=tolerance)
     describe_folder(out)
 
 

@@ -64,19 +64,20 @@ class Bundle:
             interaction = interaction_of(self.manifest, where=str(self.root))
         interaction.load_state_dict(self.dense())
         return CompactModel(
-            {table.field: self._table(table, rows) for table in self.manifest.tables},
+            {table.field: self.stored(table, rows) for table in self.manifest.tables},
             interaction,
-            {table.field: self._table(table, rows) for table in self.manifest.first_order},
+            {table.field: self.stored(table, rows) for table in self.manifest.first_order},
         )
 
     def _numbers(self, table: TableEntry) -> torch.Tensor:
-        stored = self._table(table)
+        stored = self.stored(table)
         if isinstance(stored.codec, FloatCodec):
             return stored.stored[VALUES]
         rows: torch.Tensor = stored(torch.arange(table.num_embeddings))
         return rows
 
-    def _table(self, table: TableEntry, rows: Mapping[str, torch.Tensor] | None = None) -> StoredTable:
+    def stored(self, table: TableEntry, rows: Mapping[str, torch.Tensor] | None = None) -> StoredTable:
+        """Returns a table of the manifest, mapped; with `rows`, only its rows as in `model`."""
         codec = codec_of(table.codec)
         parts = [(piece, StoredTable(codec, map_tensors(self.root / piece.file))) for piece in table.files]
         if rows is not None:

@@ -1,68 +1,140 @@
 """Exporting a trained model: writing its bundle from all ranks, and comparing it with the live model."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
-from ham_dist.config.schema import RunSettings
+from ham_dist.config.schema import ModelSettings, RunSettings
 from ham_dist.data.format.manifest import Manifest
 from ham_dist.data.reader.batch import Batch
 from ham_dist.distributed.ranks import process_group
 from ham_dist.distributed.sharding.model import FIRST_ORDER, TABLES
 from ham_dist.embedding.table_size import read_sizes
 from ham_dist.errors import BundleError, CheckpointError
+from ham_dist.export.choice import CodecLosses, choose_codecs
 from ham_dist.export.codecs.registry import codec_of
 from ham_dist.export.compact import Ids
 from ham_dist.export.manifest import FieldEntry
+from ham_dist.export.parts import WholeTable
+from ham_dist.export.quality import MEASURED_ROWS, Labelled, LabelledIds, measure_bundle
 from ham_dist.export.unknown import shares_of
 from ham_dist.export.verify import verify_bundle
 from ham_dist.export.writer import Description, write_bundle
+from ham_dist.models.interaction import Interaction
+from ham_dist.models.registry import build_interaction
 from ham_dist.training.checkpoints import load_best_weights
 from ham_dist.training.evaluation import predict
 from ham_dist.training.run_folder import RunFolder
-from ham_dist.training.samples import Samples
+from ham_dist.training.samples import Samples, validation_of
 from ham_dist.training.state import TrainingState, open_sliced
 
 HELD_ROWS = 4096
-"""Records of the held-out split (`Samples.held_out`) on which a bundle is compared with the live model."""
+"""Validation records on which a bundle that is not measured is compared with the live model."""
+
+Verify: TypeAlias = Callable[[Path], Mapping[str, Any]]
+Choose: TypeAlias = Callable[[Path, Sequence[WholeTable]], Mapping[str, str]]
 
 
 def export_state(
-    state: TrainingState, samples: Samples, out: Path, *, precision: str, run: Mapping[str, Any]
+    state: TrainingState,
+    samples: Samples,
+    out: Path,
+    *,
+    precision: str,
+    run: Mapping[str, Any],
+    table_bytes: int | None = None,
+    tolerance: float | None = None,
 ) -> dict[str, Any]:
     """Write the model in `state` as a bundle. Every rank calls it and writes the rows that it holds.
 
+    Quantized tables are measured on validation records (`quality.measure_bundle`).
+
     Args:
+        precision: Codec of all tables; not used with `table_bytes`.
         run: Origin of the bundle, as `origin` returns it.
+        table_bytes: Most bytes of all tables, which get a codec for each field; None for one codec.
+        tolerance: Largest allowed difference of the validation AUC; None for that of the codecs.
     Returns:
-        Rows compared, largest difference of a probability from the live model's, and the tolerance; the same
-        on every rank.
+        Result of comparing it with the live model, as in its manifest; the same on every rank.
     Raises:
         BundleError: The bundle cannot be written or differs from the live model; nothing is left on the disk.
     """
     manifest = samples.manifest
-    logits, _ = predict(state, [samples.part(samples.held_out, HELD_ROWS)])
-    live = torch.sigmoid(logits)
-    held = _ids(samples.whole(samples.held_out, HELD_ROWS))
     fields = _fields(state, manifest)
     unknown = process_group.on_first_rank(lambda: shares_of(str(samples.folder), manifest, fields))
+    dense = {
+        name: values.float() if values.is_floating_point() else values
+        for name, values in state.interaction.state_dict().items()
+    }
+    choose: Choose | None = None
+    if table_bytes is not None or codec_of(precision).tolerance.auc is not None:
+        records = validation_records(state, samples)
+        verify = _measured(records, tolerance)
+        if table_bytes is not None:
+            interaction = with_weights(state.settings.model, state.interaction.dims, dense)
+            choose = choosing(interaction, records, table_bytes)
+    else:
+        verify = _same_probabilities(state, samples, precision)
     return write_bundle(
         out,
         Description(fields, state.settings.model, precision, manifest.recipe, run, unknown),
         chunks=state.sharded.chunks(TABLES),
         first_order_chunks=state.sharded.chunks(FIRST_ORDER),
-        dense={
-            name: values.float() if values.is_floating_point() else values
-            for name, values in state.interaction.state_dict().items()
-        },
+        dense=dense,
         vocabulary=f"{samples.folder}/vocabulary" if manifest.recipe is not None else None,
         vocabulary_sha256={field.name: field.vocabulary.sha256 for field in manifest.fields},
-        verify=lambda partial: verify_bundle(
-            partial, [held], live, state.sharded.device, copied=precision == own_precision(state.settings)
-        ),
+        verify=verify,
+        choose=choose,
     )
+
+
+def _same_probabilities(state: TrainingState, samples: Samples, precision: str) -> Verify:
+    """Compares probabilities on the first validation records. A collective, while its result is none."""
+    logits, _ = predict(state, [samples.part("validation", HELD_ROWS)])
+    live = torch.sigmoid(logits)
+    held = ids_of(samples.whole("validation", HELD_ROWS))
+    copied = precision == own_precision(state.settings)
+    return lambda partial: verify_bundle(partial, [held], live, state.sharded.device, copied=copied)
+
+
+def _measured(records: Labelled, tolerance: float | None) -> Verify:
+    return lambda partial: measure_bundle(partial, records, tolerance)
+
+
+def choosing(interaction: Interaction, records: Labelled, limit: int) -> Choose:
+    """Returns the argument `choose` of `write_bundle` for tables of at most `limit` bytes."""
+    return lambda root, tables: choose_codecs(CodecLosses(root, tables, interaction, records), tables, limit)
+
+
+def with_weights(
+    model: ModelSettings, dims: Mapping[str, int], dense: Mapping[str, torch.Tensor]
+) -> Interaction:
+    """Returns a copy of an interaction on CPU, in evaluation mode."""
+    with torch.random.fork_rng(devices=[]):
+        interaction = build_interaction(model, dict(dims))
+    interaction.load_state_dict({name: values.cpu() for name, values in dense.items()})
+    return interaction.eval().requires_grad_(False)
+
+
+def validation_records(state: TrainingState, samples: Samples) -> Labelled:
+    """Returns the first MEASURED_ROWS validation records with the live model's logits. A collective.
+
+    Of a halved validation split it is the half that models are evaluated on.
+    """
+    size = state.settings.data.evaluation_batch_size
+    steps = -(-MEASURED_ROWS // size)
+    # One batch at a time: of each, `predict` returns the rows in the order of the split.
+    logits = [predict(state, [batch])[0] for batch in islice(samples.evaluation("validation"), steps)]
+
+    def batches() -> Iterator[LabelledIds]:
+        split = validation_of(samples.folder, samples.manifest, state.settings)["validation"]
+        whole = split.batches(size, rank=0, world_size=1, order=None, keep_last=True)
+        return ((ids_of(batch), batch.labels) for batch in islice(whole, steps))
+
+    return Labelled("the validation split", batches, torch.cat(logits).cpu())
 
 
 def own_precision(settings: RunSettings) -> str:
@@ -70,11 +142,22 @@ def own_precision(settings: RunSettings) -> str:
     return "fp16" if settings.precision.tables == "float16" else "fp32"
 
 
-def export_run(run_dir: Path, out: Path, precision: str) -> dict[str, Any]:
+def export_run(
+    run_dir: Path,
+    out: Path,
+    precision: str,
+    *,
+    table_bytes: int | None = None,
+    tolerance: float | None = None,
+) -> dict[str, Any]:
     """Write the sliced model of a finished run as a bundle, from its best retraining checkpoint.
 
     Runs on one rank or on each of several.
 
+    Args:
+        precision, table_bytes, tolerance: As for `export_state`.
+    Returns:
+        As for `export_state`.
     Raises:
         CheckpointError: `run_dir` holds no finished run, or its data is not what it was trained on.
         BundleError: As for `export_state`.
@@ -111,7 +194,15 @@ def export_run(run_dir: Path, out: Path, precision: str) -> dict[str, Any]:
         state = open_sliced(settings, manifest.num_embeddings(), columns, device, manifest.single_valued())
         identity = process_group.on_first_rank(folder.read_identity)
         load_best_weights(folder.checkpoints / "retrain", state, identity)
-        return export_state(state, samples, out, precision=precision, run=origin(settings, manifest))
+        return export_state(
+            state,
+            samples,
+            out,
+            precision=precision,
+            run=origin(settings, manifest),
+            table_bytes=table_bytes,
+            tolerance=tolerance,
+        )
 
 
 def origin(settings: RunSettings, manifest: Manifest) -> dict[str, Any]:
@@ -140,7 +231,7 @@ def _fields(state: TrainingState, manifest: Manifest) -> list[FieldEntry]:
     ]
 
 
-def _ids(batch: Batch) -> dict[str, Ids]:
+def ids_of(batch: Batch) -> dict[str, Ids]:
     return {
         field: (values.values().long(), values.offsets().long())
         for field, values in batch.sparse_features.to_dict().items()

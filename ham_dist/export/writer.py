@@ -94,6 +94,7 @@ def write_bundle(
     vocabulary: str | Path | None = None,
     vocabulary_sha256: Mapping[str, str] | None = None,
     verify: Callable[[Path], Mapping[str, Any]] | None = None,
+    choose: Callable[[Path, Sequence[WholeTable]], Mapping[str, str]] | None = None,
 ) -> dict[str, Any]:
     """Write the bundle `out`; every rank calls it.
 
@@ -113,6 +114,8 @@ def write_bundle(
         verify: Called on rank 0 with the finished folder, before it is renamed: it opens the bundle, raises
             if that differs from the live model, and returns JSON for the manifest. It must not run
             collectives. None: the bundle is only opened, which checks its files.
+        choose: Called on rank 0 with the folder and the tables before they are encoded, and returns the codec
+            of each field. None: that of `description`.
     Returns:
         The return value of `verify`, on every rank.
     Raises:
@@ -128,7 +131,10 @@ def write_bundle(
         all_parts = [part for of_rank in gather_objects(parts) for part in of_rank]
         tables = together(lambda: whole_tables(description.fields, all_parts))
         mine = tables[rank() :: world_size()]
-        encoded = together(lambda: encode_tables(partial, mine, description.precision))
+        precision = (
+            description.precision if choose is None else on_first_rank(lambda: choose(partial, tables))
+        )
+        encoded = together(lambda: encode_tables(partial, mine, precision))
         every_table = [table for of_rank in gather_objects(encoded) for table in of_rank]
         return on_first_rank(
             lambda: finish(

@@ -1,0 +1,100 @@
+"""Exports of a run with quantized tables, measured on its validation records."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from ham_dist.cli import app
+from ham_dist.data.format.manifest import Manifest
+from ham_dist.data.reader.split import open_split
+from ham_dist.errors import BundleError
+from ham_dist.export.bundle import open_bundle
+from ham_dist.export.codecs.registry import CODECS
+from ham_dist.export.package import export_run, ids_of
+from ham_dist.training.auc_bootstrap import aucs
+from tests.support.ranks import run_on_ranks
+from tests.support.small_run import tiny_run
+from tests.support.whole_runs import do_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("quantized") / "run"
+    do_run(tiny_run(pretrain={"max_epochs": 1}, search={"epochs": 1}, retrain={"max_epochs": 1}), folder)
+    return folder
+
+
+def verified(bundle: Path) -> dict[str, Any]:
+    found = open_bundle(bundle).manifest.verified
+    assert found is not None
+    return found
+
+
+def test_int8_is_measured_on_the_whole_validation_split(run: Path, tmp_path: Path) -> None:
+    report = export_run(run, tmp_path / "int8", "int8", tolerance=0.01)
+    assert report == verified(tmp_path / "int8")
+    split = open_split(run / "data", Manifest.load(run / "data"), "validation")
+    batch = split.take(split.rows)
+    logits = [
+        open_bundle(bundle).model()(ids_of(batch)).double() for bundle in (run / "bundle", tmp_path / "int8")
+    ]
+    before, after = aucs(torch.stack(logits).numpy(), batch.labels.numpy())
+    assert report["records"] == "the validation split"
+    assert report["rows"] == split.rows
+    # The live model's sums are in another order.
+    assert report["auc"] == pytest.approx(before, abs=1e-4)
+    assert report["auc_difference"] == pytest.approx(after - before, abs=1e-4)
+    assert report["log_loss_tolerance"] == pytest.approx(0.05 * report["log_loss"])
+
+
+def test_a_limit_in_bytes_mixes_codecs(run: Path, tmp_path: Path) -> None:
+    tables = open_bundle(run / "bundle").manifest.tables
+    whole = sum(table.stored_bytes for table in tables)
+    result = CliRunner().invoke(
+        app,
+        ["export", str(run), "--out", str(tmp_path / "half"), "--bytes", str(whole // 2), "--tolerance", "1"],
+    )
+    assert result.exit_code == 0, result.stderr
+    manifest = open_bundle(tmp_path / "half").manifest
+    assert manifest.table_bytes <= whole // 2
+    assert all(table.codec in result.stdout for table in manifest.tables)
+    assert verified(tmp_path / "half")["overridden"] is True
+    with pytest.raises(BundleError, match=r"--bytes 10: the tables have at least"):
+        export_run(run, tmp_path / "none", "fp32", table_bytes=10)
+    export_run(run, tmp_path / "all", "fp32", table_bytes=whole)
+    assert open_bundle(tmp_path / "all").manifest.precision == "fp32"
+    assert verified(tmp_path / "all")["max_difference"] <= 1e-6
+
+
+def test_verify_finds_a_changed_byte_that_opening_does_not_read(run: Path, tmp_path: Path) -> None:
+    export_run(run, tmp_path / "int8", "int8", tolerance=1)
+    verify = ["verify", str(tmp_path / "int8")]
+    assert "are as they were written" in CliRunner().invoke(app, verify).stdout
+    manifest = json.loads((tmp_path / "int8" / "manifest.json").read_text())
+    path = tmp_path / "int8" / manifest["tables"][0]["files"][0]["file"]
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    open_bundle(tmp_path / "int8")
+    result = CliRunner().invoke(app, verify)
+    assert result.exit_code == 2
+    assert f"{path.name}: damaged" in result.stderr
+
+
+def _export(run: Path, out: Path) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    return export_run(run, out, "fp32", table_bytes=300, tolerance=1)
+
+
+def test_two_ranks_write_the_bundle_of_one(run: Path, tmp_path: Path) -> None:
+    reports = run_on_ranks(2, _export, run, tmp_path / "two")
+    assert reports[0] == reports[1]
+    (alone,) = run_on_ranks(1, _export, run, tmp_path / "one")
+    assert reports[0] == pytest.approx(alone, abs=1e-6)
+    one, two = (open_bundle(tmp_path / name).manifest for name in ("one", "two"))
+    assert one.tables == two.tables
+    assert one.files == two.files
+    assert {table.codec for table in one.tables} <= CODECS.keys()
