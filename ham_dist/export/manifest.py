@@ -160,6 +160,9 @@ class BundleManifest(_Entry):
     """First-order tables (width 1), whose rows are added to the logit; empty for most models."""
     vocabulary: dict[Name, RelativeName] = {}
     """Files that map raw values to ids, by field; empty if the data contains ids."""
+    hashed_vocabulary: RelativeName | None = None
+    """File that maps the raw values of all fields in `vocabulary` to ids, for serving; null if there are
+    none, and in bundles of format versions 1 and 2."""
     files: dict[RelativeName, FileEntry]
     """Every file of the bundle except manifest.json."""
     recipe: dict[str, JsonValue] | None = None
@@ -200,7 +203,8 @@ class BundleManifest(_Entry):
                     f"{(table.num_embeddings, table.embedding_dim)}, but its field has {wanted}"
                 )
         pieces = [piece.file for table in (*self.tables, *self.first_order) for piece in table.files]
-        unlisted = {DENSE, *pieces, *self.vocabulary.values()} - self.files.keys()
+        hashed = [self.hashed_vocabulary] if self.hashed_vocabulary is not None else []
+        unlisted = {DENSE, *pieces, *self.vocabulary.values(), *hashed} - self.files.keys()
         if unlisted:
             raise ValueError(f"`files` lacks size and sha256 of {', '.join(sorted(unlisted))}")
         return self

@@ -17,8 +17,11 @@ from ham_dist.errors import BundleError, DataError
 from ham_dist.export.bundle import Bundle
 from ham_dist.export.compact import Ids
 from ham_dist.export.manifest import FieldEntry
-from ham_dist.export.prepared import bundle_recipe, data_folder, require_same_ids
+from ham_dist.export.prepared import data_folder, require_same_ids
 from ham_dist.io.paths import exists, local_path
+from ham_dist.serving.encoder import RecordEncoder
+from ham_dist.serving.fields_encoder import FieldIds
+from ham_dist.serving.files import encode_files
 
 Values = Literal["auto", "ids", "raw"]
 
@@ -48,7 +51,7 @@ def read_records(
 
     Args:
         source: A Parquet file, a folder of *.parquet (read in the order of their names), or raw records in a
-            format that `encode_blocks` reads.
+            format that `encode_files` reads.
         values: Content of the columns: `ids` or `raw` values. `auto`: ids if the bundle has no vocabulary or
             the file is in a folder that `ham-dist prepare` wrote; else raw.
         carried: Name of a column that is copied unchanged.
@@ -66,18 +69,21 @@ def read_records(
                 f"{source}: is not Parquet. The bundle has no vocabulary for raw values; "
                 "give ids in a .parquet file, or in a folder of such files"
             )
-        blocks = (block for file in files for block in _stored_blocks(file, fields, block_rows, carried))
+        yield from _checked_blocks(f"{source}", files, fields, block_rows, carried)
     else:
-        blocks = (
-            block
-            for part in files or [path]
-            for block in _encoded_blocks(bundle, part, fields, block_rows, carried)
-        )
+        yield from _encoded_blocks(bundle, files or [path], fields, block_rows, carried)
+
+
+def _checked_blocks(
+    where: str, files: Sequence[Path], fields: Sequence[FieldEntry], block_rows: int, carried: str | None
+) -> Iterator[RecordBlock]:
+    """Ids in Parquet files, checked."""
+    blocks = (block for file in files for block in _stored_blocks(file, fields, block_rows, carried))
     first = 0
     for block in blocks:
         yield RecordBlock(
             {
-                field.name: _ids(f"{source}", field, block.column(number), first)
+                field.name: _ids(where, field, block.column(number), first)
                 for number, field in enumerate(fields)
             },
             None if carried is None else block.column(len(fields)),
@@ -165,19 +171,27 @@ def _stored_blocks(
 
 
 def _encoded_blocks(
-    bundle: Bundle, path: Path, fields: Sequence[FieldEntry], block_rows: int, carried: str | None
-) -> Iterator[pa.RecordBatch]:
-    """Columns of `fields`, in that order, then `carried`, from raw records in one file or one folder."""
-    # Reading raw records needs DuckDB and Ibis; a server that receives ids does not.
-    from ham_dist.data.encode.records import encode_blocks
+    bundle: Bundle,
+    paths: Sequence[Path],
+    fields: Sequence[FieldEntry],
+    block_rows: int,
+    carried: str | None,
+) -> Iterator[RecordBlock]:
+    """Raw records in files, or in one folder of the recipe's raw files."""
+    encoder = RecordEncoder(bundle, [field.name for field in fields])
+    for path in paths:
+        try:
+            for block in encode_files(encoder, path, block_rows, carried):
+                yield RecordBlock({name: as_tensors(ids) for name, ids in block.ids.items()}, block.carried)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
 
-    vocabulary = {field: bundle.root / file for field, file in bundle.manifest.vocabulary.items()}
-    names = [field.name for field in fields]
-    try:
-        for table in encode_blocks(bundle_recipe(bundle), vocabulary, path, fields=names, carried=carried):
-            yield from table.combine_chunks().to_batches(max_chunksize=block_rows)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+def as_tensors(ids: FieldIds) -> Ids:
+    """Returns the ids of a field as the model reads them; they share memory with `ids`."""
+    if isinstance(ids, tuple):
+        return torch.from_numpy(ids[0]), torch.from_numpy(ids[1])
+    return torch.from_numpy(ids)
 
 
 def _ids(where: str, field: FieldEntry, column: pa.Array, first: int) -> Ids:

@@ -1,15 +1,19 @@
-"""Copying vocabularies into a bundle."""
+"""The vocabularies of a bundle: copies of the data's, and the hashed one that serving reads."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ham_dist.errors import BundleError
-from ham_dist.export.files import writing
-from ham_dist.export.manifest import FileEntry
+from ham_dist.errors import BundleError, DataError
+from ham_dist.export.files import new_bundle_file, writing
+from ham_dist.export.manifest import FieldEntry, FileEntry
 from ham_dist.io.hashing import copy_and_hash
 from ham_dist.io.paths import exists, open_file
 from ham_dist.io.untrusted import relative_name
+from ham_dist.serving.build import Source, build_vocabulary
+
+HASHED = "vocabulary/hashed.safetensors"
+"""Path of the hashed vocabulary in a bundle."""
 
 
 class VocabularySource(NamedTuple):
@@ -58,6 +62,40 @@ def copy_vocabulary(
             )
         copies[field] = path
     return copies
+
+
+def hash_vocabulary(
+    partial: Path,
+    copies: Mapping[str, str],
+    fields: Sequence[FieldEntry],
+    recipe: Mapping[str, Any] | None,
+    files: dict[str, FileEntry],
+) -> str | None:
+    """Write the hashed vocabulary of the fields in `copies`, for serving.
+
+    Args:
+        copies: Paths of the Parquet vocabularies in the bundle, by field.
+        recipe: Recipe of the data; its hashed fields need no vocabulary.
+        files: The bundle's files; this one is added.
+    Returns:
+        Path of the file in the bundle; None without vocabularies.
+    Raises:
+        BundleError: A vocabulary has a value or an id twice, or an id outside the table.
+    """
+    settings = {} if recipe is None else recipe.get("fields", {})
+    sources = {
+        field.name: Source(partial / copies[field.name], field.num_embeddings)
+        for field in fields
+        if field.name in copies and not settings.get(field.name, {}).get("hash")
+    }
+    if not sources:
+        return None
+    with new_bundle_file(partial, HASHED, files) as path:
+        try:
+            build_vocabulary(path, sources)
+        except DataError as error:
+            raise BundleError(str(error).replace(f"{partial}/", "")) from None
+    return HASHED
 
 
 def _copy(source: str, target: Path) -> FileEntry:

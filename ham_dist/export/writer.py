@@ -42,7 +42,7 @@ from ham_dist.export.manifest import (
     write_manifest,
 )
 from ham_dist.export.parts import FIRST_ORDER, PARTS, TABLES, WholeTable, whole_tables, write_parts
-from ham_dist.export.vocabulary import VocabularySource, copy_vocabulary
+from ham_dist.export.vocabulary import VocabularySource, copy_vocabulary, hash_vocabulary
 from ham_dist.io.atomic import publish_folder, temporary_folder
 
 if TYPE_CHECKING:  # imports TorchRec, which writing does not need
@@ -232,6 +232,7 @@ def finish(
         first_order = _entries(FIRST_ORDER, description, encoded)
         read = dict.fromkeys(table.field for table in (*tables, *first_order))
         vocabularies = copy_vocabulary(partial, read, vocabulary, files)
+        hashed = hash_vocabulary(partial, vocabularies, description.fields, description.recipe, files)
         manifest = BundleManifest(
             kind="custom" if description.model is None else "ctr",
             model=description.model,
@@ -239,6 +240,7 @@ def finish(
             tables=tables,
             first_order=first_order,
             vocabulary=vocabularies,
+            hashed_vocabulary=hashed,
             files=files,
             recipe=None if description.recipe is None else dict(description.recipe),
             unknown=description.unknown,

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from ham_dist.data.recipe.fields import Categorical
 from ham_dist.data.recipe.load import Recipe, parse_recipe
 from ham_dist.errors import BundleError
 from ham_dist.export.bundle import Bundle
@@ -56,7 +55,7 @@ class RecordEncoder(FieldsEncoder):
 def open_vocabulary(root: Path, manifest: BundleManifest, recipe: Recipe | None) -> Vocabulary:
     """Opens the hashed vocabulary of a bundle.
 
-    A bundle that holds Parquet vocabularies only gets one in the cache folder at its first use, which later
+    A bundle without one (of format version 1 or 2) gets one in the cache folder at its first use, which later
     uses and other processes share.
 
     Args:
@@ -67,8 +66,10 @@ def open_vocabulary(root: Path, manifest: BundleManifest, recipe: Recipe | None)
         BundleError: A file is damaged.
         DataError: A Parquet vocabulary has a value or an id twice.
     """
+    if manifest.hashed_vocabulary is not None:
+        return Vocabulary(_inside(root, manifest.hashed_vocabulary))
     rows = {field.name: field.num_embeddings for field in manifest.fields}
-    names = [name for name in manifest.vocabulary if not _is_hashed(recipe, name)]
+    names = [name for name in manifest.vocabulary if recipe is None or not recipe.is_hashed(name)]
     content = {name: [rows[name], manifest.files[manifest.vocabulary[name]].sha256] for name in names}
     path = cache_folder() / "vocabularies" / f"{sha256_of_json(content)}.safetensors"
     if path.is_file():
@@ -93,20 +94,19 @@ def open_vocabulary(root: Path, manifest: BundleManifest, recipe: Recipe | None)
         return Vocabulary(path)
 
 
-def _is_hashed(recipe: Recipe | None, name: str) -> bool:
-    field = None if recipe is None else recipe.fields.get(name)
-    return isinstance(field, Categorical) and field.hash
-
-
 def _source(root: Path, manifest: BundleManifest, name: str, rows: int) -> Source:
     """The Parquet vocabulary of a field, whose content is checked."""
-    file = manifest.vocabulary[name]
+    path, entry = _inside(root, manifest.vocabulary[name]), manifest.files[manifest.vocabulary[name]]
+    if sha256_of(path) != entry.sha256:
+        raise BundleError(f"{path}: damaged: its sha256 is not that in manifest.json. {ADVICE}")
+    return Source(path, rows)
+
+
+def _inside(root: Path, file: str) -> Path:
     try:
         path = inside(root, file)
     except ValueError:
         raise BundleError(f"{root / file}: leads out of the bundle. Put the file itself there.") from None
     if not path.is_file():
         raise BundleError(f"{path}: missing. {ADVICE}")
-    if sha256_of(path) != manifest.files[file].sha256:
-        raise BundleError(f"{path}: damaged: its sha256 is not that in manifest.json. {ADVICE}")
-    return Source(path, rows)
+    return path

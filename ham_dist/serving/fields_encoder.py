@@ -4,7 +4,7 @@ The function of a field that reads dicts also reads the distinct cells of a colu
 All keys of a call are looked up at once.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -58,14 +58,11 @@ class FieldsEncoder:
         if unknown:
             raise DataError(f"no field is called {', '.join(unknown)}; the fields are {', '.join(known)}")
         self._format = CSV if recipe is None else recipe.format
-        self._where, self._vocabulary = where, vocabulary
+        self.recipe, self._where, self._vocabulary = recipe, where, vocabulary
         columns = {name: known[name].column or name for name in rows}
         self.kinds: Mapping[str, Kind] = kinds_of((columns[name], known[name]) for name in rows)
         """Content of each raw column that the fields are made from."""
-        self._fields = [
-            self._reader(name, known[name], columns[name], _table_rows(recipe, name, count))
-            for name, count in rows.items()
-        ]
+        self._fields = [self._reader(name, known[name], columns[name], count) for name, count in rows.items()]
 
     def _reader(self, name: str, field: AnyField, column: str, rows: int) -> FieldReader:
         if isinstance(field, Numeric) and field.transform == "quantile" and field.boundaries is None:
@@ -75,7 +72,15 @@ class FieldsEncoder:
                 "  Use the recipe in the manifest.json of the prepared data."
             )
         seed = 0
-        if not (isinstance(field, Categorical) and field.hash):
+        if isinstance(field, Categorical) and field.hash:
+            assert self.recipe is not None, "only a recipe has hashed fields"
+            buckets = self.recipe.max_rows_of(name) or 0
+            if buckets > rows:
+                raise BundleError(
+                    f"field {name}: the recipe has max_rows = {buckets}; its table has {rows} rows"
+                )
+            rows = buckets
+        else:
             largest = None if self._vocabulary is None else self._vocabulary.fields.get(name)
             if largest is None or self._vocabulary is None:
                 raise DataError(
@@ -109,26 +114,31 @@ class FieldsEncoder:
             DataError: A column is absent, or a value has another type or is not a finite number.
         """
         if isinstance(records, pa.Table | pa.RecordBatch):
-            read = self._columns_of(records)
-        else:
-            rows = [records] if isinstance(records, Mapping) else records
-            read = (self._cells_of(field, rows) for field in self._fields)
+            return self.encode_columns(self._columns_of(records))
+        rows = [records] if isinstance(records, Mapping) else records
+        return self._ids(self._cells_of(field, rows) for field in self._fields)
+
+    def encode_columns(self, cells: Mapping[str, pa.Array]) -> dict[str, FieldIds]:
+        """Encodes columns of the same length, which `data.encode.columns.converted` returned.
+
+        Args:
+            cells: The columns of `kinds`, by name.
+        """
+        return self._ids(self._keys_of(field, cells[field.column]) for field in self._fields)
+
+    def _ids(self, read: Iterable[tuple[list[int], _Place]]) -> dict[str, FieldIds]:
+        """Ids of all fields, looked up in one call; `read` has the keys of each and their place."""
         keys: list[int] = []
         places: list[tuple[int, int, _Place]] = []
         for found, place in read:
             places.append((len(keys), len(keys) + len(found), place))
             keys += found
-        # Keys and ids of hashed fields are looked up too, and replaced: one call is faster than several.
-        looked_up = self._looked_up(keys)
+        # The ids of hashed fields are looked up too, and not used: one call is faster than several.
+        looked_up = np.zeros(len(keys), np.int64) if self._vocabulary is None else self._vocabulary.ids(keys)
         return {
             field.name: place(np.array(keys[start:end], np.int64) if field.hashed else looked_up[start:end])
             for field, (start, end, place) in zip(self._fields, places, strict=True)
         }
-
-    def _looked_up(self, keys: list[int]) -> Ids:
-        if self._vocabulary is None:
-            return np.zeros(len(keys), np.int64)
-        return self._vocabulary.ids(keys)
 
     def _cells_of(self, field: FieldReader, records: Sequence[Record]) -> tuple[list[int], _Place]:
         """Keys of a field of each record, and their place."""
@@ -158,8 +168,8 @@ class FieldsEncoder:
                 return DataError(f"{where}: column {field.column} {error}")
         raise RuntimeError(f"field {field.name}: no record is wrong")
 
-    def _columns_of(self, table: pa.Table | pa.RecordBatch) -> Iterator[tuple[list[int], _Place]]:
-        """Keys of the distinct cells of each field, and their place."""
+    def _columns_of(self, table: pa.Table | pa.RecordBatch) -> dict[str, pa.Array]:
+        """The converted columns of a table."""
         names = table.schema.names
         missing = [column for column in self.kinds if column not in names]
         if missing:
@@ -174,22 +184,15 @@ class FieldsEncoder:
             found = table.column(column)
             found = found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
             cells[column] = converted(found, kind, self._format, self._where, column, 0)
-        for field in self._fields:
-            try:
-                yield _keys_of(field, cells[field.column])
-            except UnicodeDecodeError:
-                raise DataError(
-                    f"{self._where}: column {field.column} holds text that is not UTF-8\n  Write it as UTF-8."
-                ) from None
+        return cells
 
-
-def _table_rows(recipe: Recipe | None, name: str, rows: int) -> int:
-    """Rows of a table; of a hashed field the recipe's, so that a value has the same id everywhere."""
-    if recipe is not None:
-        field = recipe.fields[name]
-        if isinstance(field, Categorical) and field.hash:
-            return recipe.max_rows_of(name) or rows
-    return rows
+    def _keys_of(self, field: FieldReader, cells: pa.Array) -> tuple[list[int], _Place]:
+        try:
+            return _keys_of(field, cells)
+        except UnicodeDecodeError:
+            raise DataError(
+                f"{self._where}: column {field.column} holds text that is not UTF-8\n  Write it as UTF-8."
+            ) from None
 
 
 def _keys_of(field: FieldReader, cells: pa.Array) -> tuple[list[int], _Place]:

@@ -15,6 +15,7 @@ from ham_dist.errors import BundleError
 from ham_dist.export.bundle import open_bundle, verify_files
 from ham_dist.export.manifest import BundleManifest, read_manifest, write_manifest
 from ham_dist.io.hashing import sha256_of_json
+from tests.support.encoders import write_parquet_vocabulary
 from tests.support.live_models import export, live_model
 
 
@@ -24,7 +25,7 @@ def whole(tmp_path: Path) -> Path:
     vocabulary.mkdir()
     live = live_model("fm", "table")
     for field in live.fields:
-        (vocabulary / f"{field.name}.parquet").write_bytes(b"stands for a Parquet file")
+        write_parquet_vocabulary(vocabulary / f"{field.name}.parquet", [field.name])
     export(
         live,
         tmp_path / "bundle",

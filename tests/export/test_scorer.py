@@ -369,12 +369,12 @@ from ham_dist.export.records import read_records
 from ham_dist.export.scorer import score
 for source in sys.argv[2:]:
     print(score(sys.argv[1], source, sys.argv[1] + ".txt").rows)
-above = ("ham_dist.distributed", "ham_dist.embedding", "ham_dist.training")
+above = ("ham_dist.distributed", "ham_dist.embedding", "ham_dist.training", "duckdb", "ibis")
 print(sorted(name for name in sys.modules if name.startswith(above)))
 """
 
 
-def test_needs_neither_torchrec_nor_ranks(tmp_path: Path, raw_bundle: Path) -> None:
+def test_needs_neither_torchrec_nor_ranks_nor_duckdb(tmp_path: Path, raw_bundle: Path) -> None:
     (tmp_path / "data" / "test").mkdir(parents=True)
     write_data_manifest(tmp_path / "data", raw_bundle)
     ids, raw = tmp_path / "data" / "test" / "part-00000.parquet", tmp_path / "raw.parquet"

@@ -12,6 +12,7 @@ from ham_dist.errors import BundleError
 from ham_dist.export.package import export_run
 from ham_dist.io.hashing import sha256_of
 from tests.support.earlier_version import unpack
+from tests.support.encoders import write_parquet_vocabulary
 from tests.support.live_models import export, live_model
 
 
@@ -19,7 +20,7 @@ from tests.support.live_models import export, live_model
 def vocabulary(tmp_path: Path) -> Path:
     (tmp_path / "vocabulary").mkdir()
     for field in live_model("fm").fields:
-        (tmp_path / "vocabulary" / f"{field.name}.parquet").write_bytes(b"stands for " + field.name.encode())
+        write_parquet_vocabulary(tmp_path / "vocabulary" / f"{field.name}.parquet", [field.name])
     return tmp_path / "vocabulary"
 
 

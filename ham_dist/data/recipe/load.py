@@ -92,6 +92,11 @@ class Recipe(RecipeSection):
         """Maximum number of rows of the table of `field`; None if there is no limit."""
         return self.fields[field].max_rows or self.max_rows
 
+    def is_hashed(self, field: str) -> bool:
+        """True if `field` has no vocabulary."""
+        settings = self.fields.get(field)
+        return isinstance(settings, Categorical) and settings.hash
+
     def columns_of(self, fields: Iterable[str]) -> dict[str, str]:
         """Type of each column that `fields` are made from, and of the keys of side files.
 
