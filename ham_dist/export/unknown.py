@@ -18,6 +18,7 @@ from ham_dist.data.format.manifest import Manifest
 from ham_dist.export.compact import Ids
 from ham_dist.export.manifest import FieldEntry, UnknownShares
 from ham_dist.io.paths import open_file
+from ham_dist.serving.fields_encoder import FieldIds
 
 MARGIN = 0.10
 """A warning needs a share that exceeds training's by this (10 percentage points), and by more than chance."""
@@ -68,8 +69,8 @@ class UnknownCounts:
     values: dict[str, int] = field(default_factory=dict)
     unknown: dict[str, int] = field(default_factory=dict)
 
-    def add(self, ids: Mapping[str, Ids | np.ndarray[Any, Any]]) -> None:
-        """Count the ids of some records."""
+    def add(self, ids: Mapping[str, Ids | FieldIds | np.ndarray[Any, Any]]) -> None:
+        """Count the ids of some records, as the model or `RecordEncoder` has them."""
         for name in self.fields:
             of_field = ids[name]
             flat = of_field[0] if isinstance(of_field, tuple) else of_field

@@ -71,11 +71,19 @@ def field_reader(
 
 
 def _categorical(format: Format, seed: int, missing: int) -> Callable[[Any], int]:
-    read = text_reader(format)
+    read, words = text_reader(format), frozenset(["", *format.null])
 
     def key(cell: Any) -> int:
-        text = read(cell)
-        return missing if text is None else key_of(utf8(text), seed)
+        if type(cell) is not str:
+            text = read(cell)
+            return missing if text is None else key_of(utf8(text), seed)
+        # As above, without two calls.
+        if cell in words:
+            return missing
+        try:
+            return key_of(cell.encode(), seed)
+        except UnicodeEncodeError:
+            return key_of(utf8(cell), seed)
 
     return key
 

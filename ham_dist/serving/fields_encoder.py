@@ -63,6 +63,12 @@ class FieldsEncoder:
         self.kinds: Mapping[str, Kind] = kinds_of((columns[name], known[name]) for name in rows)
         """Content of each raw column that the fields are made from."""
         self._fields = [self._reader(name, known[name], columns[name], count) for name, count in rows.items()]
+        singles = [field for field in self._fields if field.key is not None]
+        several = [field for field in self._fields if field.keys is not None]
+        self._names = [field.name for field in (*singles, *several)]
+        self._one_valued = [(field.column, field.key) for field in singles if field.key is not None]
+        self._several_valued = [(field.column, field.keys) for field in several if field.keys is not None]
+        self._hashed_places = [place for place, field in enumerate(singles) if field.hashed]
 
     def _reader(self, name: str, field: AnyField, column: str, rows: int) -> FieldReader:
         if isinstance(field, Numeric) and field.transform == "quantile" and field.boundaries is None:
@@ -115,8 +121,32 @@ class FieldsEncoder:
         """
         if isinstance(records, pa.Table | pa.RecordBatch):
             return self.encode_columns(self._columns_of(records))
-        rows = [records] if isinstance(records, Mapping) else records
-        return self._ids(self._cells_of(field, rows) for field in self._fields)
+        if isinstance(records, Mapping):
+            return self._encode_one(records)
+        return self._ids(self._cells_of(field, records) for field in self._fields)
+
+    def _encode_one(self, record: Record) -> dict[str, FieldIds]:
+        """Encodes one record, in half the time that `_ids` takes."""
+        try:
+            keys = [key(record[column]) for column, key in self._one_valued]
+            several = [read(record[column]) for column, read in self._several_valued]
+        except (KeyError, WrongCell):
+            # Raises the error with the number of the record.
+            return self._ids(self._cells_of(field, [record]) for field in self._fields)
+        singles = len(keys)
+        for more in several:
+            keys += more
+        ids = self._lookup(keys)
+        for place in self._hashed_places:
+            ids[place] = keys[place]
+        found: dict[str, FieldIds] = dict(zip(self._names, ids[:singles].reshape(singles, 1), strict=False))
+        if not several:
+            return found
+        start = singles
+        for name, more in zip(self._names[singles:], several, strict=True):
+            found[name] = ids[start : start + len(more)], np.array([0, len(more)])
+            start += len(more)
+        return {field.name: found[field.name] for field in self._fields}
 
     def encode_columns(self, cells: Mapping[str, pa.Array]) -> dict[str, FieldIds]:
         """Encodes columns of the same length, which `data.encode.columns.converted` returned.
@@ -134,11 +164,14 @@ class FieldsEncoder:
             places.append((len(keys), len(keys) + len(found), place))
             keys += found
         # The ids of hashed fields are looked up too, and not used: one call is faster than several.
-        looked_up = np.zeros(len(keys), np.int64) if self._vocabulary is None else self._vocabulary.ids(keys)
+        looked_up = self._lookup(keys)
         return {
             field.name: place(np.array(keys[start:end], np.int64) if field.hashed else looked_up[start:end])
             for field, (start, end, place) in zip(self._fields, places, strict=True)
         }
+
+    def _lookup(self, keys: list[int]) -> Ids:
+        return np.zeros(len(keys), np.int64) if self._vocabulary is None else self._vocabulary.ids(keys)
 
     def _cells_of(self, field: FieldReader, records: Sequence[Record]) -> tuple[list[int], _Place]:
         """Keys of a field of each record, and their place."""

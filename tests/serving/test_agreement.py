@@ -14,12 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ham_dist.data.format.shards import VOCABULARY_SCHEMA, write_shard
 from ham_dist.data.recipe.fields import TIME_LAYOUTS, AnyField, Categorical, MultiValued, Numeric, Time
 from ham_dist.data.recipe.load import Recipe, parse_recipe
 from ham_dist.errors import DataError
-from tests.support.encoded import encode_raw
-from tests.support.encoders import as_lists, fields_encoder
+from tests.support.by_duckdb import encode_by_duckdb
+from tests.support.encoders import as_lists, fields_encoder, write_parquet_vocabulary
 
 NULLS = ["NULL", "-1", "a", "12"]
 SEPARATORS = [",", "|", "::", "aa", "1"]
@@ -183,15 +182,14 @@ def test_any_recipe_and_any_values(
     folder = tmp_path_factory.mktemp("any")
     for name, field in recipe.fields.items():
         values = data.draw(st.permutations(known_values(field, columns[name])))
-        shard = pa.table({"value": values, "id": range(1, len(values) + 1), "count": [1] * len(values)})
-        write_shard(folder, f"vocabulary/{name}.parquet", [shard.cast(VOCABULARY_SCHEMA)], VOCABULARY_SCHEMA)
+        write_parquet_vocabulary(folder / f"vocabulary/{name}.parquet", values)
     path = folder / "records.parquet"
     pq.write_table(pa.table(columns), path)
     table = pq.read_table(path)
     encoder = fields_encoder(recipe, folder / "vocabulary", folder / "hashed", where=str(path))
     records = table.to_pylist()
     try:
-        expected = encode_raw(recipe, folder / "vocabulary", path).to_pydict()
+        expected = encode_by_duckdb(recipe, folder / "vocabulary", path).to_pydict()
     except DataError as error:
         message = str(error)
     else:

@@ -13,6 +13,8 @@ import pytest
 
 from ham_dist.errors import BundleError, DataError
 from ham_dist.export.bundle import Bundle, open_bundle
+from ham_dist.export.manifest import read_manifest, write_manifest
+from ham_dist.export.unknown import UnknownCounts
 from ham_dist.serving import RecordEncoder
 from tests.support.encoders import as_lists
 from tests.support.raw_bundle import RECIPE, write_raw_bundle
@@ -75,6 +77,12 @@ def test_tables_become_ids_in_any_arrow_type(path: Path) -> None:
     assert as_lists(encoder.encode(texts)) == as_lists(encoder.encode(table))
 
 
+def test_unknown_values_are_counted(bundle: Bundle) -> None:
+    counts = UnknownCounts(list(IDS))
+    counts.add(RecordEncoder(bundle).encode(RECORDS))
+    assert {name: counts.share(name) for name in IDS} == {"user": 2 / 4, "genres": 3 / 7, "age": 2 / 4}
+
+
 @pytest.mark.parametrize("records", [[], pa.schema([(name, pa.string()) for name in IDS]).empty_table()])
 def test_no_records(records: Any, bundle: Bundle) -> None:
     ids = RecordEncoder(bundle, list(IDS)).encode(records)
@@ -133,32 +141,56 @@ def test_fields_that_do_not_exist(bundle: Bundle) -> None:
         RecordEncoder(bundle, ["usr"])
 
 
-def test_a_vocabulary_is_built_once(path: Path, cache: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def earlier(path: Path, tmp_path: Path) -> Path:
+    """The bundle without its hashed vocabulary, as earlier versions wrote bundles."""
+    copy = shutil.copytree(path, tmp_path / "earlier")
+    manifest = read_manifest(copy)
+    assert manifest.hashed_vocabulary is not None
+    (copy / manifest.hashed_vocabulary).unlink()
+    files = {name: entry for name, entry in manifest.files.items() if name != manifest.hashed_vocabulary}
+    write_manifest(copy, manifest.model_copy(update={"hashed_vocabulary": None, "files": files}))
+    return copy
+
+
+def test_bundles_hold_the_hashed_vocabulary(path: Path, cache: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(path, tmp_path / "copy")
-    first = RecordEncoder(copy).encode(RECORDS)
+    for file in (copy / "vocabulary").glob("*.parquet"):
+        file.unlink()
+    found = as_lists(RecordEncoder(copy).encode(RECORDS))
+    assert {name: found[name] for name in IDS} == IDS
+    assert list(cache.iterdir()) == []
+    (copy / "vocabulary/hashed.safetensors").unlink()
+    with pytest.raises(BundleError, match=r"vocabulary/hashed.safetensors: missing"):
+        RecordEncoder(copy)
+
+
+def test_a_vocabulary_is_built_once(earlier: Path, path: Path, cache: Path) -> None:
+    first = RecordEncoder(earlier).encode(RECORDS)
+    assert as_lists(first) == as_lists(RecordEncoder(path).encode(RECORDS))
     (built,) = (cache / "ham_dist/vocabularies").glob("*.safetensors")
+    assert built.read_bytes() == (path / "vocabulary/hashed.safetensors").read_bytes()
     state = built.stat()
-    shutil.rmtree(copy / "vocabulary")  # the cached file is enough
-    assert as_lists(RecordEncoder(copy).encode(RECORDS)) == as_lists(first)
+    shutil.rmtree(earlier / "vocabulary")  # the cached file is enough
+    assert as_lists(RecordEncoder(earlier).encode(RECORDS)) == as_lists(first)
     assert built.stat() == state
     built.unlink()
     with pytest.raises(BundleError, match=r"vocabulary/\w+.parquet: missing"):
-        RecordEncoder(copy)
+        RecordEncoder(earlier)
 
 
-def test_a_changed_vocabulary_is_refused(path: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(path, tmp_path / "copy")
-    shutil.copyfile(copy / "vocabulary/user.parquet", copy / "vocabulary/age.parquet")
+def test_a_changed_vocabulary_is_refused(earlier: Path) -> None:
+    shutil.copyfile(earlier / "vocabulary/user.parquet", earlier / "vocabulary/age.parquet")
     with pytest.raises(BundleError, match=r"vocabulary/age.parquet: damaged: its sha256"):
-        RecordEncoder(copy)
+        RecordEncoder(earlier)
 
 
 def test_without_a_cache_folder_the_process_has_its_own(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    earlier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    found = as_lists(RecordEncoder(path).encode(RECORDS))
+    found = as_lists(RecordEncoder(earlier).encode(RECORDS))
     assert {name: found[name] for name in IDS} == IDS
     assert "cannot be written" in caplog.text
 

@@ -28,6 +28,7 @@ def vocabulary_of(folder: Path, values: Mapping[str, list[str]], part_keys: int 
 def write_parquet_vocabulary(path: Path, values: list[Any], ids: list[int] | None = None) -> None:
     """Writes a vocabulary as `prepare` does; value i has id i + 1, or those of `ids`."""
     ids = list(range(1, len(values) + 1)) if ids is None else ids
+    path.parent.mkdir(exist_ok=True)
     columns = [pa.array(values, pa.string()), pa.array(ids, pa.int64()), pa.array([1] * len(ids), pa.int64())]
     pq.write_table(pa.table(columns, names=["value", "id", "count"]), path)
 

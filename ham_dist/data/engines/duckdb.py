@@ -17,15 +17,14 @@ class DuckDB:
 
     long_queries = False
 
-    def __init__(self, machine: Machine, spill: Path | None = None) -> None:
+    def __init__(self, machine: Machine, spill: Path) -> None:
         options: dict[str, Any] = {
             "memory_limit": f"{machine.engine_memory // 1000}KB",
             "preserve_insertion_order": True,
+            "temp_directory": str(spill),
         }
         if machine.threads is not None:
             options["threads"] = machine.threads
-        if spill is not None:
-            options["temp_directory"] = str(spill)
         self._connection = ibis.duckdb.connect(**options)
         # DuckDB's progress bar would mix with the output of commands on standard output.
         self._connection.raw_sql("SET enable_progress_bar = false")
@@ -84,22 +83,14 @@ class DuckDB:
 
     def _user_error(self, error: duckdb.Error) -> Exception:
         """DataError for an error that the user can fix; otherwise `error`, which is a bug."""
-        if self._spill is None and isinstance(error, duckdb.OutOfMemoryException | duckdb.IOException):
-            # In scoring, which has neither --memory nor --spill, DuckDB spills to the working directory.
-            return DataError(
-                f"{Path.cwd()}: looking up raw values needs more memory or disk space than is available "
-                f"({_first_line(error)})\n"
-                "  Free space there, or start the command in a folder on another disk."
-            )
         if isinstance(error, duckdb.OutOfMemoryException):
             return DataError(
                 f"--memory {self._memory / 1e9:g}GB is not enough ({_first_line(error)})\n"
                 "  Give more memory, or --spill on a bigger disk."
             )
         if isinstance(error, duckdb.IOException):
-            where = self._spill
             return DataError(
-                f"{where}: cannot be used ({_first_line(error)})\n"
+                f"{self._spill}: cannot be used ({_first_line(error)})\n"
                 "  Free space there, or give --spill on another disk."
             )
         return error

@@ -49,8 +49,8 @@ class Column:
 
 
 @pytest.mark.parametrize("long_queries", [False, True])
-def test_the_engine_says_how_it_is_asked(long_queries: bool) -> None:
-    with DuckDB(Machine(threads=1)) as duckdb:
+def test_the_engine_says_how_it_is_asked(long_queries: bool, tmp_path: Path) -> None:
+    with DuckDB(Machine(threads=1), tmp_path) as duckdb:
         engine: Any = Delegating(duckdb, long_queries)
         known = {"site": engine.keep(engine.show_arrow("known", VOCABULARY))}
         samples = Column(engine)
