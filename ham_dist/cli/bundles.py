@@ -31,6 +31,13 @@ def export(
             "(default: 0.0001, 0.0002, 0.0005); of the log loss, 5 times that share.",
         ),
     ] = None,
+    records: Annotated[
+        str | None,
+        typer.Option(
+            help="Labelled records to compare on, prepared or raw, for a run whose data is gone. "
+            "The model is then read from the run's bundle.",
+        ),
+    ] = None,
     within: Annotated[
         float | None,
         typer.Option(
@@ -45,9 +52,13 @@ def export(
 
     The bundle's probabilities are compared with the model's before the bundle is moved to OUT.
 
+    int8, int6 and int4 change the model, so their loss on validation records is measured, and refused if it
+    is too large. The figures are in the bundle's manifest.json.
+
     \b
     Example:
       ham-dist export runs/first/columns-28 --out bundles/first --precision fp16
+      ham-dist export runs/first/columns-28 --out bundles/small --bytes 2000000
       ham-dist export runs/first --within 0.0005 --out bundles/smallest
     """
     from ham_dist.backend import require_backend
@@ -63,7 +74,7 @@ def export(
         say(f"smallest model within {within:g}: {target}")
         run_dir = run_dir / target
 
-    export_run(run_dir, out, precision, table_bytes=table_bytes, tolerance=tolerance)
+    export_run(run_dir, out, precision, table_bytes=table_bytes, tolerance=tolerance, records=records)
     describe_folder(out)
 
 

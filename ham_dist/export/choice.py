@@ -5,7 +5,6 @@ B rows, d_j columns of field j
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -15,7 +14,7 @@ from ham_dist.errors import BundleError
 from ham_dist.export.codecs.codec import Codec
 from ham_dist.export.codecs.registry import CODECS
 from ham_dist.export.compact import Ids, pooled
-from ham_dist.export.parts import TABLES, WholeTable
+from ham_dist.export.parts import TABLES, OpenTable
 from ham_dist.export.quality import Labelled
 from ham_dist.methods.knapsack import best_options
 from ham_dist.models.interaction import Interaction
@@ -39,17 +38,14 @@ class CodecLosses:
     Only the rows of the tables that the records use are in memory.
 
     Args:
-        root: Folder of the tables' parts.
         tables: The tables.
         interaction: The interaction in evaluation mode, on CPU.
         records: Records to measure on.
     """
 
-    def __init__(
-        self, root: Path, tables: Sequence[WholeTable], interaction: Interaction, records: Labelled
-    ) -> None:
+    def __init__(self, tables: Sequence[OpenTable], interaction: Interaction, records: Labelled) -> None:
         self._interaction = interaction
-        self._tables = {(table.folder, table.field.name): table.opened(root) for table in tables}
+        self._tables = {(table.folder, table.field.name): table.rows for table in tables}
         self._batches = [_Batch(ids, labels.double(), {}, {}) for ids, labels in _first(records, CHOICE_ROWS)]
         for folder, field in self._tables:
             for batch, looked_up in zip(self._batches, self._looked_up(folder, field, None), strict=True):
@@ -105,7 +101,7 @@ class CodecLosses:
         return total
 
 
-def choose_codecs(losses: CodecLosses, tables: Sequence[WholeTable], limit: int) -> dict[str, str]:
+def choose_codecs(losses: CodecLosses, tables: Sequence[OpenTable], limit: int) -> dict[str, str]:
     """Returns the codec of each field: least total change of the log loss, within `limit` bytes in all.
 
     Changes are measured one field at a time and added up. Fields share one codec for their table and their
@@ -128,9 +124,9 @@ def choose_codecs(losses: CodecLosses, tables: Sequence[WholeTable], limit: int)
     return {field: codecs[option].name for field, option in zip(fields, chosen, strict=True)}
 
 
-def _bytes(tables: Sequence[WholeTable], field: str, codec: Codec) -> int:
+def _bytes(tables: Sequence[OpenTable], field: str, codec: Codec) -> int:
     return sum(
-        codec.stored_bytes(table.field.num_embeddings, table.parts[0].dim)
+        codec.stored_bytes(table.rows.num_embeddings, table.rows.embedding_dim)
         for table in tables
         if table.field.name == field
     )

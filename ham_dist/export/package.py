@@ -18,8 +18,9 @@ from ham_dist.export.choice import CodecLosses, choose_codecs
 from ham_dist.export.codecs.registry import codec_of
 from ham_dist.export.compact import Ids
 from ham_dist.export.manifest import FieldEntry
-from ham_dist.export.parts import WholeTable
+from ham_dist.export.parts import OpenTable
 from ham_dist.export.quality import MEASURED_ROWS, Labelled, LabelledIds, measure_bundle
+from ham_dist.export.reencode import reencode_bundle
 from ham_dist.export.unknown import shares_of
 from ham_dist.export.verify import verify_bundle
 from ham_dist.export.writer import Description, write_bundle
@@ -35,7 +36,7 @@ HELD_ROWS = 4096
 """Validation records on which a bundle that is not measured is compared with the live model."""
 
 Verify: TypeAlias = Callable[[Path], Mapping[str, Any]]
-Choose: TypeAlias = Callable[[Path, Sequence[WholeTable]], Mapping[str, str]]
+Choose: TypeAlias = Callable[[Sequence[OpenTable]], Mapping[str, str]]
 
 
 def export_state(
@@ -106,7 +107,7 @@ def _measured(records: Labelled, tolerance: float | None) -> Verify:
 
 def choosing(interaction: Interaction, records: Labelled, limit: int) -> Choose:
     """Returns the argument `choose` of `write_bundle` for tables of at most `limit` bytes."""
-    return lambda root, tables: choose_codecs(CodecLosses(root, tables, interaction, records), tables, limit)
+    return lambda tables: choose_codecs(CodecLosses(tables, interaction, records), tables, limit)
 
 
 def with_weights(
@@ -149,6 +150,7 @@ def export_run(
     *,
     table_bytes: int | None = None,
     tolerance: float | None = None,
+    records: str | None = None,
 ) -> dict[str, Any]:
     """Write the sliced model of a finished run as a bundle, from its best retraining checkpoint.
 
@@ -156,11 +158,14 @@ def export_run(
 
     Args:
         precision, table_bytes, tolerance: As for `export_state`.
+        records: Labelled records to measure on, for a run whose data is gone: the model is then that of the
+            run's own bundle, as `reencode_bundle` writes it. None: the run's data and checkpoint.
     Returns:
         As for `export_state`.
     Raises:
         CheckpointError: `run_dir` holds no finished run, or its data is not what it was trained on.
-        BundleError: As for `export_state`.
+        BundleError: As for `export_state`; or with `records`, the run has no bundle.
+        DataError: `records` cannot be read.
     """
     folder = RunFolder(run_dir)
     if not folder.is_run:
@@ -183,7 +188,13 @@ def export_run(
         )
     settings = folder.read_settings()
     with process_group.process_group(settings.ranks) as device:
-        data = process_group.together(lambda: folder.data_folder(settings))
+        if records is not None:
+            return process_group.on_first_rank(
+                lambda: reencode_bundle(
+                    folder.bundle, out, precision, records, table_bytes=table_bytes, tolerance=tolerance
+                )
+            )
+        data = process_group.together(lambda: _data_folder(folder, settings))
         manifest = process_group.together(lambda: Manifest.load(data))
         process_group.on_first_rank(lambda: folder.check_data(manifest))
         samples = process_group.together(lambda: Samples(data, manifest, settings, device))
@@ -203,6 +214,16 @@ def export_run(
             table_bytes=table_bytes,
             tolerance=tolerance,
         )
+
+
+def _data_folder(folder: RunFolder, settings: RunSettings) -> str | Path:
+    try:
+        return folder.data_folder(settings)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}\n"
+            "  Or export the run's own bundle: --records FILE, labelled records (prepared or raw, not test)"
+        ) from None
 
 
 def origin(settings: RunSettings, manifest: Manifest) -> dict[str, Any]:

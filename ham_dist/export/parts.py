@@ -46,6 +46,20 @@ class Part(NamedTuple):
     file: str
 
 
+class OpenTable(NamedTuple):
+    """A table to encode.
+
+    Attributes:
+        folder: TABLES or FIRST_ORDER.
+        field: The entry of its field.
+        rows: Its rows, usually mapped.
+    """
+
+    folder: str
+    field: FieldEntry
+    rows: TableRows
+
+
 class WholeTable(NamedTuple):
     """All parts of a table, in the order of rows.
 
@@ -59,16 +73,15 @@ class WholeTable(NamedTuple):
     field: FieldEntry
     parts: Sequence[Part]
 
-    def opened(self, root: Path) -> TableRows:
-        """Returns the table's rows, mapped."""
-        return TableRows(
-            [
-                torch.from_file(
-                    os.fspath(root / part.file), shared=False, size=part.rows * part.dim, dtype=torch.float32
-                ).view(part.rows, part.dim)
-                for part in self.parts
-            ]
-        )
+    def opened(self, root: Path) -> OpenTable:
+        """Returns the table, mapped."""
+        parts = [
+            torch.from_file(
+                os.fspath(root / part.file), shared=False, size=part.rows * part.dim, dtype=torch.float32
+            ).view(part.rows, part.dim)
+            for part in self.parts
+        ]
+        return OpenTable(self.folder, self.field, TableRows(parts))
 
     def delete(self, root: Path) -> None:
         """Delete the raw files."""

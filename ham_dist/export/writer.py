@@ -41,7 +41,7 @@ from ham_dist.export.manifest import (
     table_path,
     write_manifest,
 )
-from ham_dist.export.parts import FIRST_ORDER, PARTS, TABLES, WholeTable, whole_tables, write_parts
+from ham_dist.export.parts import FIRST_ORDER, PARTS, TABLES, OpenTable, WholeTable, whole_tables, write_parts
 from ham_dist.export.vocabulary import VocabularySource, copy_vocabulary, hash_vocabulary
 from ham_dist.io.atomic import publish_folder, temporary_folder
 
@@ -94,7 +94,7 @@ def write_bundle(
     vocabulary: str | Path | None = None,
     vocabulary_sha256: Mapping[str, str] | None = None,
     verify: Callable[[Path], Mapping[str, Any]] | None = None,
-    choose: Callable[[Path, Sequence[WholeTable]], Mapping[str, str]] | None = None,
+    choose: Callable[[Sequence[OpenTable]], Mapping[str, str]] | None = None,
 ) -> dict[str, Any]:
     """Write the bundle `out`; every rank calls it.
 
@@ -114,8 +114,8 @@ def write_bundle(
         verify: Called on rank 0 with the finished folder, before it is renamed: it opens the bundle, raises
             if that differs from the live model, and returns JSON for the manifest. It must not run
             collectives. None: the bundle is only opened, which checks its files.
-        choose: Called on rank 0 with the folder and the tables before they are encoded, and returns the codec
-            of each field. None: that of `description`.
+        choose: Called on rank 0 with the tables before they are encoded, and returns the codec of each field.
+            None: that of `description`.
     Returns:
         The return value of `verify`, on every rank.
     Raises:
@@ -132,7 +132,9 @@ def write_bundle(
         tables = together(lambda: whole_tables(description.fields, all_parts))
         mine = tables[rank() :: world_size()]
         precision = (
-            description.precision if choose is None else on_first_rank(lambda: choose(partial, tables))
+            description.precision
+            if choose is None
+            else on_first_rank(lambda: choose([table.opened(partial) for table in tables]))
         )
         encoded = together(lambda: encode_tables(partial, mine, precision))
         every_table = [table for of_rank in gather_objects(encoded) for table in of_rank]
@@ -186,23 +188,27 @@ def encode_tables(
     """
     encoded = []
     for table in tables:
-        name = precision if isinstance(precision, str) else precision[table.field.name]
-        path = table_path(table.folder, table.field.name)
-        rows = table.opened(partial)
-        try:
-            file = write_table(partial / path, codec_of(name), rows)
-        except BundleError as error:
-            raise BundleError(f"table {table.field.name!r}: {error}") from None
-        entry = TableEntry(
-            field=table.field.name,
-            num_embeddings=rows.num_embeddings,
-            embedding_dim=rows.embedding_dim,
-            codec=name,
-            files=(TableFile(file=path, first_row=0, rows=rows.num_embeddings),),
-        )
+        encoded.append(encode_table(partial, table.opened(partial), precision))
         table.delete(partial)
-        encoded.append(EncodedTable(table.folder, entry, file))
     return encoded
+
+
+def encode_table(partial: Path, table: OpenTable, precision: str | Mapping[str, str]) -> EncodedTable:
+    """Write the final file of one table; arguments and errors as for `encode_tables`."""
+    name = precision if isinstance(precision, str) else precision[table.field.name]
+    path = table_path(table.folder, table.field.name)
+    try:
+        file = write_table(partial / path, codec_of(name), table.rows)
+    except BundleError as error:
+        raise BundleError(f"table {table.field.name!r}: {error}") from None
+    entry = TableEntry(
+        field=table.field.name,
+        num_embeddings=table.rows.num_embeddings,
+        embedding_dim=table.rows.embedding_dim,
+        codec=name,
+        files=(TableFile(file=path, first_row=0, rows=table.rows.num_embeddings),),
+    )
+    return EncodedTable(table.folder, entry, file)
 
 
 def _write_dense(partial: Path, dense: Mapping[str, torch.Tensor], files: dict[str, FileEntry]) -> None:
@@ -250,8 +256,24 @@ def finish(
         raise BundleError(
             f"{out}: the files of the ranks are not a whole bundle: {mistakes(error)}"
         ) from None
+    shutil.rmtree(partial / PARTS, ignore_errors=True)
+    return publish(partial, out, manifest, verify)
+
+
+def publish(
+    partial: Path,
+    out: Path,
+    manifest: BundleManifest,
+    verify: Callable[[Path], Mapping[str, Any]] | None,
+) -> dict[str, Any]:
+    """Write the manifest of the bundle in `partial`, verify it, and rename it to `out`. On one rank only.
+
+    Returns:
+        The return value of `verify`.
+    Raises:
+        BundleError: As `verify`; or `out` exists, or the manifest cannot be written.
+    """
     with writing(partial):
-        shutil.rmtree(partial / PARTS, ignore_errors=True)
         write_manifest(partial, manifest)
     if verify is None:
         open_bundle(partial)

@@ -16,7 +16,7 @@ from ham_dist.export.bundle import open_bundle
 from ham_dist.export.choice import CodecLosses, choose_codecs
 from ham_dist.export.codecs.codec import TableRows
 from ham_dist.export.codecs.registry import CODECS
-from ham_dist.export.parts import whole_tables, write_parts
+from ham_dist.export.parts import OpenTable, whole_tables, write_parts
 from ham_dist.export.quality import Labelled, LabelledIds, measure_bundle
 from tests.support.live_models import Live, chunks, export, live_model, some_ids
 
@@ -137,18 +137,19 @@ def test_another_models_records_are_refused(tmp_path: Path) -> None:
             measure_bundle(tmp_path / "bundle", wrong)
 
 
-def opened(live: Live, root: Path) -> list[Any]:
+def opened(live: Live, root: Path) -> list[OpenTable]:
     root.mkdir()
     first_order = chunks(live.first_order)
     tables: list[TableChunk] = chunks(live.tables, rows=2)
-    return whole_tables(live.fields, list(write_parts(root, live.fields, tables, first_order)))
+    whole = whole_tables(live.fields, list(write_parts(root, live.fields, tables, first_order)))
+    return [table.opened(root) for table in whole]
 
 
 @pytest.mark.parametrize("name", ["fm", "deepfm", "dcnv2", "autoint"])
 def test_the_loss_of_one_field_in_a_codec(tmp_path: Path, name: str) -> None:
     live = live_model(name, "table")
     records = labelled(live)
-    losses = CodecLosses(tmp_path / "parts", opened(live, tmp_path / "parts"), live.interaction, records)
+    losses = CodecLosses(opened(live, tmp_path / "parts"), live.interaction, records)
     labels = torch.cat([labels for _, labels in records.batches()])
 
     def total(model: Live) -> float:
@@ -183,7 +184,9 @@ def test_the_choice_is_the_best_of_all(tmp_path: Path, limit: int) -> None:
     def size(codecs: tuple[str, ...]) -> int:
         of_field = dict(zip(names, codecs, strict=True))
         return sum(
-            CODECS[of_field[table.field.name]].stored_bytes(table.field.num_embeddings, table.parts[0].dim)
+            CODECS[of_field[table.field.name]].stored_bytes(
+                table.rows.num_embeddings, table.rows.embedding_dim
+            )
             for table in tables
         )
 

@@ -162,7 +162,7 @@ class Staging:
         rows = parse(
             block, self._recipe.samples.columns, self._wanted, self._recipe.format, required=[label.column]
         )
-        positive, negative = _labels(rows.table[label.column], label)
+        positive, negative = label_masks(rows.table[label.column], label)
         known = positive | negative
         positions = rows_before + rows.lines
         part = self._splits(rows.lines, positions, split)
@@ -200,7 +200,7 @@ class Staging:
         return np.where(lines < middle, SPLITS.index(before), SPLITS.index(after))
 
 
-def _labels(cells: pa.ChunkedArray, label: Label) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def label_masks(cells: pa.ChunkedArray, label: Label) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Masks of the positive and of the negative samples."""
     if label.positive is not None and label.negative is not None:
         positive, negative = (
