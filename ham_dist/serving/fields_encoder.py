@@ -15,7 +15,7 @@ from ham_dist.data.encode.record_files import lacking_columns
 from ham_dist.data.recipe.fields import AnyField, Categorical, Format, Numeric
 from ham_dist.data.recipe.load import Recipe
 from ham_dist.errors import BundleError, DataError
-from ham_dist.serving.cells import WrongCell
+from ham_dist.serving.cells import WrongCell, type_name
 from ham_dist.serving.fields import FieldReader, field_reader
 from ham_dist.serving.vocabulary import NO_KEY, Ids, Vocabulary
 
@@ -123,7 +123,8 @@ class FieldsEncoder:
             return self.encode_columns(self._columns_of(records))
         if isinstance(records, Mapping):
             return self._encode_one(records)
-        return self._ids(self._cells_of(field, records) for field in self._fields)
+        rows = records if isinstance(records, list | tuple) else list(records)
+        return self._ids(self._cells_of(field, rows) for field in self._fields)
 
     def _encode_one(self, record: Record) -> dict[str, FieldIds]:
         """Encodes one record, in half the time that `_ids` takes."""
@@ -182,16 +183,18 @@ class FieldsEncoder:
                 return [key(record[column]) for record in records], _as_they_are
             assert field.keys is not None, "one of both is set"
             several = [field.keys(record[column]) for record in records]
-        except (KeyError, WrongCell):
-            raise self._refused(field, records) from None
+        except (KeyError, TypeError, WrongCell) as error:
+            raise self._refused(field, records) or error from None
         return [key for keys in several for key in keys], _Lists([len(keys) for keys in several])
 
-    def _refused(self, field: FieldReader, records: Sequence[Record]) -> DataError:
-        """The error of the first record with a wrong cell of the field."""
+    def _refused(self, field: FieldReader, records: Sequence[Record]) -> DataError | None:
+        """The error of the first record with a wrong cell of the field; None if no record is wrong."""
         read = field.key or field.keys
         assert read is not None, "one of both is set"
         for number, record in enumerate(records):
             where = f"{self._where}: record {number:,} (from 0)"
+            if not isinstance(record, Mapping):
+                return DataError(f"{where}: is {type_name(record)}; expected a dict of column name -> value")
             missing = [column for column in self.kinds if column not in record]
             if missing:
                 return DataError(lacking_columns(where, list(map(str, record)), missing))
@@ -199,7 +202,7 @@ class FieldsEncoder:
                 read(record[field.column])
             except WrongCell as error:
                 return DataError(f"{where}: column {field.column} {error}")
-        raise RuntimeError(f"field {field.name}: no record is wrong")
+        return None
 
     def _columns_of(self, table: pa.Table | pa.RecordBatch) -> dict[str, pa.Array]:
         """The converted columns of a table."""

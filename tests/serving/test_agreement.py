@@ -109,16 +109,17 @@ def fields(draw: st.DrawFn) -> dict[str, Any]:
     return numeric
 
 
-def recipe_of(columns: dict[str, dict[str, Any]]) -> Recipe:
-    """A recipe of these fields, each with a column of its own."""
+def recipe_of(settings_of: dict[str, dict[str, Any]]) -> Recipe:
+    """A recipe of these fields."""
+    columns = {field.get("column", name) for name, field in settings_of.items()}
     return parse_recipe(
         {
             "name": "any",
             "source": "tests",
             "format": {"separator": "\t", "null": NULLS},
-            "samples": {"file": "x", "columns": ["label", *columns]},
+            "samples": {"file": "x", "columns": ["label", *sorted(columns)]},
             "label": {"column": "label", "positive_above": 0.5, "negative_below": 0.5},
-            "fields": columns,
+            "fields": settings_of,
         },
         where="tests",
     )
@@ -154,8 +155,14 @@ def cells_of(field: AnyField) -> st.SearchStrategy[list[Any]]:
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[Recipe, dict[str, list[Any]]]:
     """A recipe, and cells of each of its columns."""
-    recipe = recipe_of({f"f{number}": draw(fields()) for number in range(draw(st.integers(1, 3)))})
-    columns = {name: draw(cells_of(field)) for name, field in recipe.fields.items()}
+    settings_of = {f"f{number}": draw(fields()) for number in range(draw(st.integers(1, 3)))}
+    if draw(st.booleans()):
+        # Another field of the same column: a number for both, or for none.
+        number = settings_of["f0"]["kind"] == "numeric"
+        again = draw(fields().filter(lambda field: (field["kind"] == "numeric") == number))
+        settings_of["again"] = again | {"column": "f0"}
+    recipe = recipe_of(settings_of)
+    columns = {name: draw(cells_of(field)) for name, field in recipe.fields.items() if name != "again"}
     rows = min(map(len, columns.values()))
     return recipe, {name: cells[:rows] for name, cells in columns.items()}
 
@@ -181,7 +188,7 @@ def test_any_recipe_and_any_values(
     recipe, columns = case
     folder = tmp_path_factory.mktemp("any")
     for name, field in recipe.fields.items():
-        values = data.draw(st.permutations(known_values(field, columns[name])))
+        values = data.draw(st.permutations(known_values(field, columns[recipe.column(name)])))
         write_parquet_vocabulary(folder / f"vocabulary/{name}.parquet", values)
     path = folder / "records.parquet"
     pq.write_table(pa.table(columns), path)

@@ -136,6 +136,23 @@ def test_absent_columns_are_refused_and_others_ignored(bundle: Bundle) -> None:
         encoder.encode(pa.table([["u1"], ["a1"], ["a2"]], names=["user", "age", "age"]))
 
 
+@pytest.mark.parametrize(
+    ("record", "name"), [("u1", "string"), (None, "null"), (["u1"], "list<item: string>")]
+)
+def test_what_is_no_record_is_refused(record: Any, name: str, bundle: Bundle) -> None:
+    with pytest.raises(DataError) as caught:
+        RecordEncoder(bundle).encode([RECORDS[0], record])
+    assert str(caught.value) == (
+        f"records: record 1 (from 0): is {name}; expected a dict of column name -> value"
+    )
+
+
+def test_records_may_come_from_a_generator(bundle: Bundle) -> None:
+    encoder = RecordEncoder(bundle)
+    records: Any = (record for record in RECORDS)
+    assert as_lists(encoder.encode(records)) == as_lists(encoder.encode(RECORDS))
+
+
 def test_fields_that_do_not_exist(bundle: Bundle) -> None:
     with pytest.raises(DataError, match="no field is called usr; the fields are user, "):
         RecordEncoder(bundle, ["usr"])

@@ -1,4 +1,6 @@
-"""Encodes raw values as ids, one field at a time. Training data and scoring use the same code.
+"""Encodes the raw values of training data as ids, one field at a time.
+
+`serving/fields.py` does the same for single cells; tests compare both.
 
 A query per field keeps only that field's lookup table in memory, and moves only that field's column.
 """

@@ -1,4 +1,4 @@
-"""Encoding as Ibis expressions, for preparing and scoring. Any engine that Ibis supports can run them.
+"""Encoding as Ibis expressions, for preparing. Any engine that Ibis supports can run them.
 
 Nothing here reads or writes files.
 """

@@ -56,7 +56,7 @@ class Machine:
 
 
 class Engine(Protocol):
-    """The operations of an engine that preparing and scoring need."""
+    """The operations of an engine that preparing needs."""
 
     long_queries: bool
     """True if queries start so slowly that each should process as many rows as possible."""
