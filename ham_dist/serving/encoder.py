@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class RecordEncoder(FieldsEncoder):
-    """Encodes raw records as the ids of a bundle's tables.
+    """Encodes raw records as the ids of a bundle's tables. Threads can share one.
 
     Args:
         bundle: An open bundle, or the folder of one, of which only the manifest is read and checked.
@@ -72,16 +72,16 @@ def open_vocabulary(root: Path, manifest: BundleManifest, recipe: Recipe | None)
     names = [name for name in manifest.vocabulary if recipe is None or not recipe.is_hashed(name)]
     content = {name: [rows[name], manifest.files[manifest.vocabulary[name]].sha256] for name in names}
     path = cache_folder() / "vocabularies" / f"{sha256_of_json(content)}.safetensors"
-    if path.is_file():
-        return Vocabulary(path)
+    if (cached := _cached(path)) is not None:
+        return cached
     sources = {name: _source(root, manifest, name, rows[name]) for name in names}
     log.info("%s: building the vocabulary of %s, for this and later uses", path, root)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
-            if not path.is_file():  # another process may have built it
+            if (cached := _cached(path)) is None:  # another process may have built it
                 build_vocabulary(path, sources)
-        return Vocabulary(path)
+        return cached or Vocabulary(path)
     except OSError as error:
         log.warning(
             "%s: cannot be written (%s): building the vocabulary for this process alone. "
@@ -92,6 +92,17 @@ def open_vocabulary(root: Path, manifest: BundleManifest, recipe: Recipe | None)
         path = Path(folder) / path.name
         build_vocabulary(path, sources)
         return Vocabulary(path)
+
+
+def _cached(path: Path) -> Vocabulary | None:
+    """The vocabulary at `path`; None if it has to be built."""
+    if not path.is_file():
+        return None
+    try:
+        return Vocabulary(path)
+    except BundleError as error:
+        log.warning("%s\n  Building it again.", error)
+        return None
 
 
 def _source(root: Path, manifest: BundleManifest, name: str, rows: int) -> Source:

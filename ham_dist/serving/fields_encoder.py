@@ -31,7 +31,7 @@ CSV = Format(separator=",", header=True, quote='"')
 
 
 class FieldsEncoder:
-    """Encodes the fields of a recipe.
+    """Encodes the fields of a recipe. Threads can share one.
 
     Args:
         recipe: Recipe of the training data; None for generated data, whose fields all have one value per
@@ -40,8 +40,8 @@ class FieldsEncoder:
         vocabulary: Vocabulary of the fields without `hash`; None if all are hashed.
         where: The records, for messages.
     Raises:
-        DataError: The recipe lacks a field, or the boundaries of its quantiles.
-        BundleError: The vocabulary lacks a field, or has larger ids than the table.
+        DataError: The recipe or the vocabulary lacks a field, or the recipe the boundaries of its quantiles.
+        BundleError: A table is smaller than the ids of its vocabulary or its hash bucket size.
     """
 
     def __init__(

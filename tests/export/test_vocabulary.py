@@ -35,6 +35,13 @@ def test_a_copy_that_the_manifest_does_not_vouch_for_is_refused(tmp_path: Path, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["vocabulary", "whole"]
 
 
+def test_a_value_with_two_ids_is_refused(tmp_path: Path, vocabulary: Path) -> None:
+    write_parquet_vocabulary(vocabulary / "user.parquet", ["a", "b", "a"])
+    with pytest.raises(BundleError, match=r"^vocabulary/user.parquet: has 3 rows with 2 different values"):
+        export(live_model("fm"), tmp_path / "bundle", vocabulary=vocabulary)
+    assert sorted(tmp_path.iterdir()) == [vocabulary]
+
+
 def change_a_byte(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 1

@@ -196,6 +196,15 @@ def test_a_vocabulary_is_built_once(earlier: Path, path: Path, cache: Path) -> N
         RecordEncoder(earlier)
 
 
+def test_a_damaged_file_in_the_cache_is_built_again(earlier: Path, cache: Path) -> None:
+    first = as_lists(RecordEncoder(earlier).encode(RECORDS))
+    (built,) = (cache / "ham_dist/vocabularies").glob("*.safetensors")
+    content = built.read_bytes()
+    built.write_bytes(content[:100])
+    assert as_lists(RecordEncoder(earlier).encode(RECORDS)) == first
+    assert built.read_bytes() == content
+
+
 def test_a_changed_vocabulary_is_refused(earlier: Path) -> None:
     shutil.copyfile(earlier / "vocabulary/user.parquet", earlier / "vocabulary/age.parquet")
     with pytest.raises(BundleError, match=r"vocabulary/age.parquet: damaged: its sha256"):
