@@ -1,8 +1,9 @@
 """Describes a folder of prepared data, a run or a bundle, as tables to print."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from pydantic import JsonValue
 from rich.console import RenderableType
 
 from ham_dist.data.format.manifest import SPLITS, Manifest
@@ -194,5 +195,18 @@ def _bundle(path: Path, manifest: BundleManifest) -> Iterator[RenderableType]:
             for field in manifest.fields
         ),
     )
+    yield from _measured(manifest.verified or {})
     if manifest.run:
         yield "from the run " + ", ".join(f"{name} {value}" for name, value in manifest.run.items())
+
+
+def _measured(verified: Mapping[str, JsonValue]) -> Iterator[str]:
+    """The loss of quantized tables, if the manifest has it; any JSON may stand there."""
+    names = ("rows", "auc_difference", "log_loss_difference", "max_difference")
+    numbers = [verified.get(name) for name in names]
+    if all(isinstance(number, int | float) for number in numbers):
+        rows, auc, log_loss, probability = numbers
+        yield (
+            f"against the live model, on {rows:,} records of {verified.get('records')}: "
+            f"AUC {auc:+.2g}, log loss {log_loss:+.2g}, a probability by up to {probability:.2g}"
+        )

@@ -62,6 +62,7 @@ def test_a_limit_in_bytes_mixes_codecs(run: Path, tmp_path: Path) -> None:
     manifest = open_bundle(tmp_path / "half").manifest
     assert manifest.table_bytes <= whole // 2
     assert all(table.codec in result.stdout for table in manifest.tables)
+    assert "against the live model, on 100 records of the validation split: AUC " in result.stdout
     assert verified(tmp_path / "half")["overridden"] is True
     with pytest.raises(BundleError, match=r"--bytes 10: the tables have at least"):
         export_run(run, tmp_path / "none", "fp32", table_bytes=10)
