@@ -25,6 +25,7 @@ from ham_dist.report.terminal import print_grids
 from ham_dist.stages.branch import Branch, Run, Supernet, do_branch, do_supernet, search_space
 from ham_dist.stages.frontier import frontier, save_logits, validation_logits
 from ham_dist.stages.pretrain import pretrain
+from ham_dist.stages.quantization import require_quantizable
 from ham_dist.stages.result import device_name, model_result
 from ham_dist.training.axes import check_axes, check_rotation
 from ham_dist.training.checkpoints import Saving
@@ -126,6 +127,8 @@ def run_branches(
     Raises:
         HamError: An error the user can fix.
     """
+    for branch in branches:
+        require_quantizable(branch.settings)
     # Preemption starts after the rendezvous: before it, there is nothing to save, and SIGTERM ends the
     # process.
     with process_group.process_group(settings.ranks) as device, Preemption() as preemption:

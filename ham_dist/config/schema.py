@@ -263,6 +263,10 @@ class RetrainSettings(Settings):
     distillation: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Weight w of the pretrained supernet's probabilities in the loss: (1 - w) * log loss of the labels + w *
     cross entropy with them. Each step then takes a forward pass of the supernet, too."""
+    precision: Literal["fp32", "int8", "int6", "int4"] = "fp32"
+    """Codec of the bundle that the model is retrained for: lookups read the quantized numbers, in training
+    and in evaluation, and the final tables hold them. Needs a table optimizer without a fused kernel, such as
+    adam. fp32: no quantization."""
 
     @model_validator(mode="after")
     def _dropout_needs_epochs(self) -> "RetrainSettings":

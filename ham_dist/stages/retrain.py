@@ -1,6 +1,7 @@
 """Stage 3: train the sliced model further (HAM paper, section 3.3)."""
 
 from ham_dist.stages.fit import fit
+from ham_dist.stages.quantization import fake_quantization
 from ham_dist.training.checkpoints import StageCheckpoints
 from ham_dist.training.column_dropout import ColumnDropout
 from ham_dist.training.distillation import Teacher
@@ -20,7 +21,7 @@ def retrain(
     """Algorithm 1, 'Retrain': from the searched V and Theta, sliced to the kept columns.
 
     Trains until validation AUC stops rising; before that, for the epochs of `retrain.column_dropout_epochs`
-    with column dropout.
+    with column dropout. With `retrain.precision`, under quantization, and the tables end up quantized.
 
     Args:
         teacher: With `retrain.distillation`, the pretrained supernet.
@@ -29,7 +30,10 @@ def retrain(
     dropout = ColumnDropout(
         settings.column_dropout, settings.column_dropout_epochs, "retrain", state.settings.seed
     )
-    return fit(
+    quantization = fake_quantization(state)
+    if quantization is not None:
+        state.transform = quantization
+    progress = fit(
         "retrain",
         state,
         samples,
@@ -40,3 +44,7 @@ def retrain(
         dropout=dropout,
         teacher=teacher,
     )
+    if quantization is not None:
+        quantization.finish()
+        state.transform = None
+    return progress

@@ -28,11 +28,15 @@ class ClippedCodec(ColumnCodec):
         """The best of several starts, each improved by turns: nearest codes, then a regression on them.
 
         Both halves of a step lower the squared error, as in Lloyd's algorithm, so the result is never worse
-        than the whole range.
+        than the whole range. Numbers that the 4-bit codec gave are given again (to rounding).
         """
         rows = table.sample(SAMPLED_ROWS).double()
         mean = rows.mean(dim=0)
         best = _Fit(low, scale, _squared_error(rows, low, scale, self.largest_code))
+        for steps in range(self.largest_code - 1, 0, -1) if self.largest_code < 16 else ():
+            # Exact for numbers that this codec gave, which need not use its largest code.
+            step = scale * (self.largest_code / steps)
+            best.improve(low, step, _squared_error(rows, low, step, self.largest_code))
         for shrink in _SHRINKS:
             offset, step = mean + shrink * (low - mean), shrink * scale
             for _ in range(_ROUNDS):
