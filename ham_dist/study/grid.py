@@ -259,6 +259,12 @@ class _Expansion:
             tree = merged(tree, {"seed": seed, "data": {"path": path and path.replace("{seed}", str(seed))}})
             if path is None:
                 del tree["data"]["path"]
+                if data.by_seed:
+                    tree = merged(tree, nested(("data", "synthetic", "seed"), seed))
+            elif data.by_seed:
+                self._mistake(
+                    f"{self._path}: data {data.name!r}: by_seed is for generated data, without a path"
+                )
             chosen = arm.targets or targets
             falls = tree.get("search", {}).get("schedule") == "falling"
             for target in chosen:

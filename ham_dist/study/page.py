@@ -14,6 +14,7 @@ from ham_dist.study.comparison import Comparison, Endpoint
 from ham_dist.study.cosines import PretrainedCosines, cosine_table, pretrained_cosines
 from ham_dist.study.evidence import SIGNIFICANT, difference_text, p_text
 from ham_dist.study.outcomes import Place, Results, read_results
+from ham_dist.study.planted import planted_table
 from ham_dist.study.statistics import require_scipy
 from ham_dist.study.tables import Table
 from ham_dist.training.run_folder import RunFolder
@@ -21,7 +22,7 @@ from ham_dist.training.run_folder import RunFolder
 PAGE = "report.html"
 AUTODIM = "autodim"
 """Beginning of the arms that the paper's Fig. 4 compares with HAM."""
-OF_A_PLACE = ("main", "equal_bytes", "supernet", "sizes")
+OF_A_PLACE = ("main", "planted", "equal_bytes", "supernet", "sizes")
 """Tables with rows for each model, in the order of the page."""
 PROTOCOL = (
     "Arms are compared within a seed, which sets the split of the data and the run. Primary endpoint: per "
@@ -67,6 +68,7 @@ def tables_of(comparison: Comparison) -> list[Table]:
     tables = [
         evidence.main_table(comparison),
         evidence.gain_table(comparison),
+        planted_table(outcomes),
         evidence.equal_bytes_table(comparison),
         evidence.supernet_table(comparison),
         evidence.size_table(comparison),

@@ -37,6 +37,8 @@ class DataAxis(Settings):
     path: str | None = None
     """Folder of prepared data, relative to the working directory. `{seed}` in it stands for the seed of the
     run: then each seed has its own split. Without a path the data is generated from `data.synthetic`."""
+    by_seed: bool = False
+    """Generated data: true if the seed of a run is that of its data too, as `data.synthetic.seed`."""
     set: Overrides = {}  # noqa: RUF012 - pydantic copies it
     """Settings of the runs on this data."""
     seeds: Seeds | None = None

@@ -135,6 +135,13 @@ def holm(p_values: Mapping[Key, float | None]) -> dict[Key, float | None]:
     return corrected
 
 
+def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Returns Spearman's rank correlation; None if all values of one sequence are equal."""
+    if len(set(first)) < 2 or len(set(second)) < 2:
+        return None
+    return float(_scipy_stats().spearmanr(first, second).statistic)
+
+
 def require_scipy() -> None:
     """Check that scipy is installed.
 

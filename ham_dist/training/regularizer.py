@@ -29,10 +29,16 @@ class Regularizer:
     L2 (optimizer.tables_weight_decay) is left to Adam, which adds lambda V to the gradient of every row
     itself. Under all other table optimizers it is decoupled: fbgemm's fused kernels take a weight decay, but
     those of SGD and Adagrad ignore it, and so does row-wise Adagrad's on CPU.
+
+    Args:
+        exact: The coupled form gives the same bits on any number of ranks, more slowly.
     """
 
-    def __init__(self, settings: OrthogonalitySettings, optimizer: OptimizerSettings) -> None:
+    def __init__(
+        self, settings: OrthogonalitySettings, optimizer: OptimizerSettings, *, exact: bool = False
+    ) -> None:
         self.settings = settings
+        self._exact = exact
         self._learning_rate = optimizer.tables_learning_rate
         self._samples_rows = samples_rows(settings, optimizer)
         decay = optimizer.tables_weight_decay if optimizer.tables != "adam" else 0.0
@@ -53,7 +59,7 @@ class Regularizer:
     def before_step(self, model: ShardedModel) -> None:
         """Apply the coupled form; call it between the backward pass and the optimizers' step."""
         if self.settings.form != "none" and self.settings.application == "coupled":
-            gram.add_to_gradients(model, self._matrix_of, self._weight)
+            gram.add_to_gradients(model, self._matrix_of, self._weight, exact=self._exact)
 
     @torch.no_grad()
     def after_step(self, model: ShardedModel, optimizers: Optimizers) -> None:

@@ -250,6 +250,6 @@ def place_model(
         sharded,
         interaction,
         optimizers,
-        Regularizer(settings.orthogonality, settings.optimizer),
+        Regularizer(settings.orthogonality, settings.optimizer, exact=settings.precision.dense == "float64"),
         single_valued,
     )

@@ -254,3 +254,12 @@ def test_studies_of_the_repository_can_be_opened(path: Path) -> None:
     study = open_study(path)
     assert study.settings.name == path.stem
     assert study.branches > 0
+
+
+def test_generated_data_has_the_seed_of_its_run(tmp_path: Path) -> None:
+    generated = '[[data]]\nname = "generated"\nby_seed = true\n'
+    groups = grid(tmp_path, BASE + generated + HAM).groups
+    assert [(group.seed, group.settings.data.synthetic.seed) for group in groups] == [(0, 0), (1, 1)]
+    assert len({branch.key(None) for group in groups for branch in group.branches}) == 2 * 3
+    with pytest.raises(ConfigError, match="data 'generated': by_seed is for generated data, without a path"):
+        grid(tmp_path, BASE + generated + 'path = "data/ml"\n' + HAM)

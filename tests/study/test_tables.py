@@ -8,6 +8,7 @@ from ham_dist.report.grids import Cell
 from ham_dist.study import evidence
 from ham_dist.study.comparison import Comparison
 from ham_dist.study.outcomes import read_results
+from ham_dist.study.planted import planted_table
 from ham_dist.study.tables import Column, Table
 from tests.support.study_results import grid, outcome, write_study
 
@@ -138,6 +139,29 @@ def test_other_tables(tmp_path: Path) -> None:
     assert ["pretrain.max_epochs", "pep", "3"] in settings.rows
     assert not any(row[0] in ("seed", "search.epochs") for row in settings.rows)
     assert evidence.version_table(outcomes).rows == [["0123456789abcdef", "a", "torch 2.13.0", len(outcomes)]]
+
+
+def test_planted_columns_are_compared_with_the_kept_ones(tmp_path: Path) -> None:
+    outcomes = grid(lost, ("ham", "random", "uniform"))
+    for entry in outcomes:
+        entry["settings"]["data"] = {"synthetic": {"planted_ranks": [6, 3, 1, 0]}}
+        kept = {"ham": [5, 3, 2, 0], "random": [0, 2, 3, 4 + entry["seed"]], "uniform": [2, 2, 2, 2]}
+        entry["kept_columns"] = {f"field_{n}": count for n, count in enumerate(kept[entry["arm"]])}
+    table = planted_table(read_results(write_study(tmp_path, outcomes)).outcomes)
+    seeds = sorted({entry["seed"] for entry in outcomes})
+    ham, random, uniform = (cells(table, arm, "14") for arm in ("ham", "random", "uniform"))
+    assert (ham["noise_columns"], ham["fields_lost"], ham["spearman_median"]) == (0, 0, 1.0)
+    assert ham["runs"] == len(seeds)
+    assert random["noise_columns"] == 4 + sum(seeds) / len(seeds)
+    assert (random["fields_lost"], random["spearman_lowest"]) == (1, -1.0)
+    assert (uniform["noise_columns"], uniform["spearman_median"]) == (2, None)
+
+
+def test_there_is_no_planted_truth_in_prepared_data(tmp_path: Path) -> None:
+    outcomes = grid(lost, ("ham",))
+    for entry in outcomes:
+        entry["settings"]["data"] = {"path": "data/ml", "synthetic": {"planted_ranks": [6, 3, 1, 0]}}
+    assert planted_table(read_results(write_study(tmp_path, outcomes)).outcomes).rows == []
 
 
 def test_unequal_limits_of_training_are_named(tmp_path: Path) -> None:

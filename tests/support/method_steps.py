@@ -49,11 +49,9 @@ ROWS = 64
 RUN = settings(
     "dcnv2",
     precision={"dense": "float64"},
-    orthogonality={"form": "none"},
     search={"targets": [{"columns": KEPT}]},
 )
-"""Comes out the same on any number of ranks. The regularizer would not: its products are in float32, and the
-math library's last digit depends on where in memory a table begins."""
+"""Comes out the same on any number of ranks."""
 FAST = {"alpha_learning_rate": 0.5, "alpha_init": 0.5, "penalty": 1e-3}
 """So that a few steps move the masks; of these, each method takes the keys that it has."""
 RATES = {"irazor": {"alpha_learning_rate": 0.02}, "ham": {"alpha_init": 0.001}}

@@ -32,11 +32,13 @@ BLOCK_NUMBERS = 1 << 22
 """Numbers of a table that are multiplied at a time, which avoids a second copy of the table."""
 
 
-def grams(model: ShardedModel) -> dict[str, torch.Tensor]:
+def grams(model: ShardedModel, *, exact: bool = False) -> dict[str, torch.Tensor]:
     """Returns G, (d, d) float32, of each table under search that has a shard on this rank. A collective.
 
-    G is identical on all ranks that have it. A sum over ranks is in float64 and rounded to float32, so that
-    it does not depend on the number of ranks.
+    G is identical on all ranks that have it. A sum over ranks is in float64 and rounded to float32.
+
+    Args:
+        exact: Do the same where a rank has the whole table, so that G does not depend on the number of ranks.
     """
     found: dict[str, torch.Tensor] = {}
     sums = zero_sums(model)
@@ -45,12 +47,13 @@ def grams(model: ShardedModel) -> dict[str, torch.Tensor]:
         if field in sums:
             sums[field] += partial_gram(model, placement, local)
         elif local is not None:
-            found[field] = gram(local.columns.detach(), torch.float32)
+            rows = local.columns.detach()
+            found[field] = gram(rows, torch.float64).float() if exact else gram(rows, torch.float32)
     return found | summed_over_ranks(sums)
 
 
 @torch.no_grad()
-def add_to_gradients(model: ShardedModel, matrix_of: MatrixOf, scale: float) -> None:
+def add_to_gradients(model: ShardedModel, matrix_of: MatrixOf, scale: float, *, exact: bool = False) -> None:
     """Adds scale * V matrix_of(G) to the gradient of each table, as autograd would for such a penalty.
 
     Needs the dense kernel, whose tables have gradients. A collective.
@@ -59,13 +62,21 @@ def add_to_gradients(model: ShardedModel, matrix_of: MatrixOf, scale: float) -> 
         model: The tables.
         matrix_of: Computes M from G.
         scale: Factor of the gradient.
+        exact: Round sums in float64 to float32, so that they do not depend on the number of ranks. It is
+            slower, and takes memory for products of the table a block at a time.
     """
-    matrices = _matrices(model, matrix_of, grams(model))
+    matrices = _matrices(model, matrix_of, grams(model, exact=exact))
+    if exact:
+        matrices = {field: matrix.double() for field, matrix in matrices.items()}
     for field, placement in model.plan.groups[TABLES].items():
         local = model.local_table(f"{TABLES}/{field}")
         if placement.splits_columns:
             for rows, product in products_across_columns(model, placement, local, matrices[field]):
                 _gradient(local)[rows].add_(product, alpha=scale)
+        elif local is not None and exact:
+            size = max(1, BLOCK_NUMBERS // max(1, local.columns.shape[1]))
+            for gradient, block in zip(_gradient(local).split(size), local.columns.split(size), strict=True):
+                gradient.add_((block.double() @ matrices[field]).float(), alpha=scale)
         elif local is not None:
             _gradient(local).addmm_(local.columns, matrices[field], alpha=scale)
 
