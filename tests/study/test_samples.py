@@ -66,7 +66,7 @@ def test_every_method_runs_on_two_ranks_stopped_once_and_resumed(
     data: tuple[str, Path], tmp_path: Path
 ) -> None:
     folders = {data[0]: str(data[1])}
-    run_on_ranks(2, run_groups, tmp_path, folders, 110)
+    run_on_ranks(2, run_groups, tmp_path, folders, 30)
     begun = results(tmp_path, folders)
     run_on_ranks(2, run_groups, tmp_path, folders)
     found = results(tmp_path, folders)
