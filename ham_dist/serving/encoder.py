@@ -69,7 +69,8 @@ def open_vocabulary(root: Path, manifest: BundleManifest, recipe: Recipe | None)
     if manifest.hashed_vocabulary is not None:
         return Vocabulary(_inside(root, manifest.hashed_vocabulary))
     rows = {field.name: field.num_embeddings for field in manifest.fields}
-    names = [name for name in manifest.vocabulary if recipe is None or not recipe.is_hashed(name)]
+    known = [name for name in manifest.vocabulary if name in rows]
+    names = [name for name in known if recipe is None or not recipe.is_hashed(name)]
     content = {name: [rows[name], manifest.files[manifest.vocabulary[name]].sha256] for name in names}
     path = cache_folder() / "vocabularies" / f"{sha256_of_json(content)}.safetensors"
     if (cached := _cached(path)) is not None:
