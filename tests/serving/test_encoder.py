@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ham_dist.errors import BundleError, DataError
@@ -16,6 +17,7 @@ from ham_dist.export.bundle import Bundle, open_bundle
 from ham_dist.export.manifest import read_manifest, write_manifest
 from ham_dist.export.unknown import UnknownCounts
 from ham_dist.serving import RecordEncoder
+from tests.support.earlier_version import unpack
 from tests.support.encoders import as_lists
 from tests.support.raw_bundle import RECIPE, write_raw_bundle
 
@@ -194,6 +196,17 @@ def test_a_vocabulary_is_built_once(earlier: Path, path: Path, cache: Path) -> N
     built.unlink()
     with pytest.raises(BundleError, match=r"vocabulary/\w+.parquet: missing"):
         RecordEncoder(earlier)
+
+
+def test_a_bundle_of_format_version_1_encodes_its_vocabulary(tmp_path: Path) -> None:
+    bundle = unpack(tmp_path) / "finished/bundle"
+    manifest = read_manifest(bundle)
+    assert manifest.hashed_vocabulary is None
+    assert len(manifest.vocabulary) > 3
+    for field, file in manifest.vocabulary.items():
+        known = pq.read_table(bundle / file)
+        ids = RecordEncoder(bundle, [field]).encode(pa.table({field: known["value"]}))[field]
+        assert (ids[0] if isinstance(ids, tuple) else ids).tolist() == known["id"].to_pylist()
 
 
 def test_a_damaged_file_in_the_cache_is_built_again(earlier: Path, cache: Path) -> None:
