@@ -22,7 +22,7 @@ from ham_dist.methods.method import SearchSpace
 from ham_dist.report import grids
 from ham_dist.report.record import read_result
 from ham_dist.report.terminal import print_grids
-from ham_dist.stages.branch import Branch, Run, Supernet, do_branch, do_supernet, search_space
+from ham_dist.stages.branch import Run, RunBranch, Supernet, do_branch, do_supernet, search_space
 from ham_dist.stages.frontier import frontier, save_logits, validation_logits
 from ham_dist.stages.pretrain import pretrain
 from ham_dist.stages.quantization import require_quantizable
@@ -42,22 +42,22 @@ from ham_dist.training.state import open_supernet, table_groups, warning_of_cach
 class Watch:
     """Receives the end of each branch of a run. This class ends the run with the error of a branch."""
 
-    def done(self, branch: Branch, folder: RunFolder, manifest: Manifest) -> None:
+    def done(self, branch: RunBranch, folder: RunFolder, manifest: Manifest) -> None:
         """Called on every rank when `branch` is finished, also if an earlier start had finished it."""
 
-    def ended(self, run: Run, branches: Sequence[Branch]) -> None:
+    def ended(self, run: Run, branches: Sequence[RunBranch]) -> None:
         """Called on every rank when all branches are finished."""
 
-    def failed(self, branch: Branch, error: Exception) -> None:
+    def failed(self, branch: RunBranch, error: Exception) -> None:
         """Called in the handler of an error of `branch`; the run continues if it returns."""
         raise error
 
 
 class _PrintsResults(Watch):
-    def done(self, branch: Branch, folder: RunFolder, manifest: Manifest) -> None:
+    def done(self, branch: RunBranch, folder: RunFolder, manifest: Manifest) -> None:
         process_group.on_first_rank(lambda: _print_result(folder, manifest.truth))
 
-    def ended(self, run: Run, branches: Sequence[Branch]) -> None:
+    def ended(self, run: Run, branches: Sequence[RunBranch]) -> None:
         if len(branches) > 1:
             process_group.on_first_rank(lambda: _write_frontier(run, branches))
 
@@ -86,30 +86,30 @@ def resolved_targets(settings: RunSettings) -> RunSettings:
     return resolved(settings, Manifest.load(settings.data.path).num_embeddings())
 
 
-def branches_of(settings: RunSettings) -> list[Branch]:
+def branches_of(settings: RunSettings) -> list[RunBranch]:
     """Returns the branches of a run: one for each target, each in a folder of its own if there are several.
 
     In a falling search, each starts where the search before it ended, and they share the epochs.
     """
     targets = settings.search.targets
-    branches: list[Branch] = []
+    branches: list[RunBranch] = []
     epochs = epochs_of_falling_search(settings.search.epochs, len(targets))
     for target, share in zip(targets, epochs, strict=True):
         place = "." if len(targets) == 1 else target.label
         of_target = with_target(settings, target)
         if settings.search.schedule == "separate":
-            branches.append(Branch(place, of_target))
+            branches.append(RunBranch(place, of_target))
             continue
         search = of_target.search.model_copy(update={"epochs": share})
         follows = branches[-1].place if branches else None
-        branches.append(Branch(place, of_target.model_copy(update={"search": search}), follows=follows))
+        branches.append(RunBranch(place, of_target.model_copy(update={"search": search}), follows=follows))
     return branches
 
 
 def run_branches(
     settings: RunSettings,
     run_dir: Path | None,
-    branches: Sequence[Branch],
+    branches: Sequence[RunBranch],
     *,
     resume: bool,
     test: bool = True,
@@ -225,7 +225,7 @@ def _data_folder(settings: RunSettings, folder: RunFolder, log: RunLog) -> str |
     return folder.data
 
 
-def _all_stages(run: Run, branches: Sequence[Branch], watch: Watch) -> None:
+def _all_stages(run: Run, branches: Sequence[RunBranch], watch: Watch) -> None:
     """Algorithm 1, with one search, slicing and retraining per branch, from one pretrained supernet."""
     process_group.on_first_rank(lambda: _check_axes(run, branches))
     wide = open_supernet(
@@ -255,7 +255,7 @@ def _all_stages(run: Run, branches: Sequence[Branch], watch: Watch) -> None:
 
 
 @contextmanager
-def _reported(branch: Branch, watch: Watch) -> Iterator[None]:
+def _reported(branch: RunBranch, watch: Watch) -> Iterator[None]:
     """Report an error of a branch. An error of the machine, or a stop, ends the run."""
     try:
         yield
@@ -265,7 +265,7 @@ def _reported(branch: Branch, watch: Watch) -> Iterator[None]:
         watch.failed(branch, error)
 
 
-def _check_axes(run: Run, branches: Sequence[Branch]) -> None:
+def _check_axes(run: Run, branches: Sequence[RunBranch]) -> None:
     tables = table_groups(run.settings, run.manifest.num_embeddings())[TABLES]
     dims = {table.field: table.embedding_dim for table in tables}
     check_axes(run.settings.model, dims)
@@ -276,7 +276,7 @@ def _check_axes(run: Run, branches: Sequence[Branch]) -> None:
 def _one_branch(
     run: Run,
     folder: RunFolder,
-    branch: Branch,
+    branch: RunBranch,
     supernet: Supernet,
     space: SearchSpace,
     before: Run | None,
@@ -290,14 +290,14 @@ def _one_branch(
     gc.collect()  # Frees the sliced model's tables: sharded modules have reference cycles.
 
 
-def _of_branch(run: Run, branch: Branch) -> Run:
+def _of_branch(run: Run, branch: RunBranch) -> Run:
     """The run with the settings, folder and identity of a branch that has started, and the log of the run."""
     folder = run.folder if branch.place == "." else RunFolder(run.folder.path / branch.place)
     saving = replace(run.saving, identity=_identity(folder))
     return replace(run, settings=branch.settings, folder=folder, saving=saving)
 
 
-def _finished(run: Run, branch: Branch) -> Run:
+def _finished(run: Run, branch: RunBranch) -> Run:
     """The run of a finished branch; raises if it has failed, as its search may have ended anywhere."""
     folder = RunFolder(run.folder.path / branch.place)
     if not process_group.on_first_rank(folder.result.exists):
@@ -309,7 +309,7 @@ def _finished(run: Run, branch: Branch) -> Run:
 
 
 @contextmanager
-def _branch_folder(run: Run, branch: Branch) -> Iterator[RunFolder]:
+def _branch_folder(run: Run, branch: RunBranch) -> Iterator[RunFolder]:
     """The run folder of one branch; started and locked if it is not the whole run's folder."""
     if branch.place == ".":
         yield run.folder
@@ -322,7 +322,7 @@ def _branch_folder(run: Run, branch: Branch) -> Iterator[RunFolder]:
         yield folder
 
 
-def _write_frontier(run: Run, branches: Sequence[Branch]) -> None:
+def _write_frontier(run: Run, branches: Sequence[RunBranch]) -> None:
     tolerance = run.settings.search.tolerance
     models = []
     for branch in branches:

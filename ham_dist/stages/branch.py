@@ -36,7 +36,7 @@ from ham_dist.training.stopping import EarlyStopper
 
 
 @dataclass(frozen=True)
-class Branch:
+class RunBranch:
     """A search and a retraining that start from a run's pretrained supernet.
 
     Attributes:

@@ -21,7 +21,7 @@ def planted_table(outcomes: Sequence[Outcome]) -> Table:
             key = (*outcome.place, outcome.size.label, outcome.arm)
             arms.setdefault(key, []).append((list(truth.values()), kept))
     rows: list[list[Value]] = []
-    for key, found in arms.items():
+    for arm, found in arms.items():
         noise = [
             sum(count for rank, count in zip(truth, kept, strict=True) if not rank) for truth, kept in found
         ]
@@ -32,7 +32,7 @@ def planted_table(outcomes: Sequence[Outcome]) -> Table:
         known = [rank for rank in ranks if rank is not None]
         rows.append(
             [
-                *key, fmean(noise), fmean(lost),
+                *arm, fmean(noise), fmean(lost),
                 median(known) if known else None, min(known) if known else None, len(found),
             ]
         )  # fmt: skip

@@ -23,7 +23,7 @@ from ham_dist.run import (
     with_absolute_path,
     with_target,
 )
-from ham_dist.stages.branch import Branch as RunBranch
+from ham_dist.stages.branch import RunBranch
 from ham_dist.stages.result import SUPERNET
 from ham_dist.study.folder import Keyed, StudyFolder
 from ham_dist.study.grid import Group

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from ham_dist.config.schema import RunSettings
 from ham_dist.errors import CheckpointError
 from ham_dist.run import Watch, branches_of, resolved_targets, run_branches
-from ham_dist.stages.branch import Branch
+from ham_dist.stages.branch import RunBranch
 from ham_dist.training.auc_bootstrap import aucs
 from ham_dist.training.frontier import SizedModel, choose_within, smallest_within
 from ham_dist.training.run_paths import RunPaths
@@ -121,7 +121,7 @@ class Continues(Watch):
     def __init__(self) -> None:
         self.errors: list[str] = []
 
-    def failed(self, branch: Branch, error: Exception) -> None:
+    def failed(self, branch: RunBranch, error: Exception) -> None:
         self.errors.append(str(error))
 
 
