@@ -6,14 +6,16 @@ from typing import Annotated
 import typer
 
 from ham_dist.cli.printing import describe_folder, say
+from ham_dist.errors import BundleError
 
 
 def export(
     run_dir: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     out: Annotated[Path, typer.Option(help="New folder for the bundle.")],
     precision: Annotated[
-        str, typer.Option(help="Codec of the tables: fp32, fp16, int8, int6 or int4.")
-    ] = "fp32",
+        str | None,
+        typer.Option(help="Codec of the tables: fp32, fp16, int8, int6 or int4 (default: fp32)."),
+    ] = None,
     table_bytes: Annotated[
         int | None,
         typer.Option(
@@ -66,6 +68,11 @@ def export(
     require_backend()
     from ham_dist.export.package import export_run
 
+    if precision is not None and table_bytes is not None:
+        raise BundleError(
+            f"--precision {precision} --bytes {table_bytes}: --bytes chooses a codec for each field. "
+            "Give one of the two"
+        )
     if within is not None:
         from ham_dist.training.frontier import choose_within
         from ham_dist.training.run_paths import RunPaths
@@ -74,7 +81,9 @@ def export(
         say(f"smallest model within {within:g}: {target}")
         run_dir = run_dir / target
 
-    export_run(run_dir, out, precision, table_bytes=table_bytes, tolerance=tolerance, records=records)
+    export_run(
+        run_dir, out, precision or "fp32", table_bytes=table_bytes, tolerance=tolerance, records=records
+    )
     describe_folder(out)
 
 

@@ -39,8 +39,8 @@ the same error, the first one prints it."""
 
 MORE_MEMORY = {
     "train": "Lower data.batch_size, or spread the tables over more ranks",
-    "score": "The bundle's tables must fit in memory. "
-    "Use a machine with more memory, or export with --precision fp16",
+    "score": "The columns of 65,536 records and the dense part must fit in memory; the tables need not. "
+    "Use a machine with more memory, or export fewer columns",
 }
 """Advice if memory runs out, by command."""
 

@@ -182,7 +182,12 @@ def export_run(
             else f"`ham-dist train --resume --run-dir {(folder.whole() or folder).path}` finishes it"
         )
         raise CheckpointError(f"{run_dir}: has no sliced model yet. {advice}")
-    codec_of(precision)
+    measured = codec_of(precision).tolerance.auc is not None or table_bytes is not None or records is not None
+    if tolerance is not None and not measured:
+        raise BundleError(
+            f"--tolerance {tolerance:g}: {precision} tables are not measured by their AUC. "
+            "Omit it, or give a quantized precision"
+        )
     if out.exists():
         raise BundleError(
             f"{out}: already exists; bundles are never overwritten. Delete it, or give another folder"

@@ -70,6 +70,6 @@ def test_out_of_memory_gives_advice_for_scoring(
     assert result.exit_code == 2
     assert result.stderr == (
         "ham-dist: out of memory\n"
-        "  The bundle's tables must fit in memory. "
-        "Use a machine with more memory, or export with --precision fp16\n"
+        "  The columns of 65,536 records and the dense part must fit in memory; the tables need not. "
+        "Use a machine with more memory, or export fewer columns\n"
     )

@@ -85,6 +85,23 @@ def test_verify_finds_a_changed_byte_that_opening_does_not_read(run: Path, tmp_p
     assert f"{path.name}: damaged" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--precision", "int8", "--bytes", "500"], "--bytes chooses a codec for each field"),
+        (["--precision", "fp16", "--tolerance", "0.1"], "fp16 tables are not measured by their AUC"),
+        (["--precision", "int7"], "'int7': expected one of fp32"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    run: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    result = CliRunner().invoke(app, ["export", str(run), "--out", str(tmp_path / "no"), *options])
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def _export(run: Path, out: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     return export_run(run, out, "fp32", table_bytes=300, tolerance=1)
