@@ -3,20 +3,20 @@
 All mistakes are reported together, each with its place and how to fix it.
 """
 
-import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tomlkit
-from pydantic import BaseModel, ValidationError
-from tomlkit.items import Table
+from pydantic import ValidationError
 
-from ham_dist.config.migrate import RENAMED, migrate_run
+from ham_dist.config.migrate import migrate_run
+from ham_dist.config.mistakes import describe
 from ham_dist.config.schema import RunSettings
 from ham_dist.config.search_presets import lay
-from ham_dist.config.sections import BY_NAME, dotted, model_at, models_in, owners
+from ham_dist.config.sections import BY_NAME
+from ham_dist.config.text import fill, leaves, show
 from ham_dist.errors import ConfigError
 from ham_dist.io.paths import read_content
 from ham_dist.io.untrusted import TOML_BYTES, parse_toml
@@ -81,7 +81,7 @@ def settings_of(tree: dict[str, Any], path: str | None, overrides: Sequence[str]
             from_override = any(place[: len(key)] == key or key[: len(place)] == place for key in overridden)
             whole_run = f"{path} with {SET}" if path is not None and not place else SET
             mistakes.append(
-                f"{whole_run if from_override or path is None else path}: {_describe(problem, tree)}"
+                f"{whole_run if from_override or path is None else path}: {describe(problem, tree)}"
             )
     if mistakes:
         raise ConfigError("\n".join(mistakes))
@@ -94,14 +94,14 @@ def dump_run(settings: RunSettings) -> str:
     `load_run` of it gives equal settings. Keys that are None are omitted.
     """
     document = tomlkit.document()
-    _fill(document, settings)
+    fill(document, settings)
     return tomlkit.dumps(document)
 
 
 def flat(settings: RunSettings) -> dict[str, Any]:
     """The settings as JSON values by dotted key: `{"search.epochs": 10, ...}`."""
     plain: dict[str, Any] = json.loads(settings.model_dump_json())
-    return {key: _at(plain, key) for key, _ in _leaves(settings)}
+    return {key: _at(plain, key) for key, _ in leaves(settings)}
 
 
 def from_flat(values: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> RunSettings:
@@ -141,10 +141,10 @@ def differences(old: RunSettings, new: RunSettings) -> list[str]:
 
 def changes(old: RunSettings, new: RunSettings) -> list[tuple[str, str, str]]:
     """Every key whose value differs, with the old and the new value as JSON; long values are truncated."""
-    before, after = dict(_leaves(old)), dict(_leaves(new))
+    before, after = dict(leaves(old)), dict(leaves(new))
     keys = dict.fromkeys([*before, *after])
     return [
-        (key, _show(before.get(key)), _show(after.get(key)))
+        (key, show(before.get(key)), show(after.get(key)))
         for key in keys
         if before.get(key) != after.get(key)
     ]
@@ -189,166 +189,3 @@ def _put(tree: dict[str, Any], key: tuple[str, ...], value: Any) -> None:
                 f"{SET} {'.'.join(key)}: {where} is not a section. Set its whole value: {SET} '{where}=...'"
             )
     section[key[-1]] = value
-
-
-def _describe(problem: Mapping[str, Any], tree: Mapping[str, Any]) -> str:
-    """One mistake found by pydantic, as `key = value: must be ...`."""
-    place: tuple[str | int, ...] = problem["loc"]
-    key = dotted(place)
-    if problem["type"] == "extra_forbidden":
-        return f"{key}: no such key.{_suggest_key(place, tree)}"
-    wanted = _wanted(problem, tree)
-    if problem["type"] == "value_error":
-        return f"{key}: {wanted}" if key else wanted
-    described = f"{key} = {_show(problem['input'])}: {wanted}"
-    if problem["type"] == "literal_error":
-        choices = [
-            part for part in problem["ctx"]["expected"].split("'") if part.isidentifier() and part != "or"
-        ]
-        described += "." + _did_you_mean(difflib.get_close_matches(str(problem["input"]), choices, n=1))
-    return described + (f"\n  {description}" if (description := _description(place, tree)) else "")
-
-
-_NOUNS = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "int_parsing": "a whole number",
-    "float_type": "a number",
-    "string_type": "a string",
-    "bool_type": "true or false",
-    "bool_parsing": "true or false",
-    "dict_type": "a section with keys of its own",
-}
-"""The values that a key accepts, by pydantic's type of the error."""
-
-
-def _wanted(problem: Mapping[str, Any], tree: Mapping[str, Any]) -> str:
-    """The values that the key accepts, as `must be ...`."""
-    kind, place, got = problem["type"], problem["loc"], problem["input"]
-    if kind in _NOUNS:
-        return f"must be {_NOUNS[kind]}"
-    if kind in ("tuple_type", "list_type"):
-        return f"must be a list, such as {_example(place, got, tree)}"
-    if kind == "too_short":
-        count = problem["ctx"]["min_length"]
-        entries = "entry" if count == 1 else "entries"
-        return f"must have at least {count} {entries}, such as {_example(place, got, tree)}"
-    if kind in ("model_type", "model_attributes_type"):
-        entry = (
-            f", such as {_item(_entry(place, got, tree)).as_string()}" if isinstance(place[-1], int) else ""
-        )
-        return f"must be a section with keys of its own{entry}"
-    return str(problem["msg"]).removeprefix("Value error, ").replace("Input should", "must")
-
-
-def _example(place: Sequence[str | int], got: Any, tree: Mapping[str, Any]) -> str:
-    """A valid list for the key at `place`, in TOML: with `got` as its entry if possible, else the default."""
-    section = model_at(place[:-1], tree)
-    field = section.model_fields[str(place[-1])] if section else None
-    if field is not None and list(models_in(field.annotation)) and isinstance(got, int | dict):
-        return str(_item((_entry(place, got, tree),)).as_string())
-    return str(_item(field.default if field is not None else ()).as_string())
-
-
-def _entry(place: Sequence[str | int], got: Any, tree: Mapping[str, Any]) -> dict[str, Any]:
-    """An example of the section at `place`: `got`, or the section's first key with `got` as its value."""
-    section = model_at(place, tree)
-    return got if isinstance(got, dict) or section is None else {next(iter(section.model_fields)): got}
-
-
-def _suggest_key(place: tuple[str | int, ...], tree: Mapping[str, Any]) -> str:
-    """A suggestion for an unknown key.
-
-    The new name of an earlier version's key; else the closest key of the same section; else the closest key
-    of any section; else all keys of the section.
-    """
-    *parents, name = place
-    if (new := RENAMED.get(dotted(place))) is not None:
-        return f" It is called {new}; set it in the section [{new.rpartition('.')[0]}]."
-    section = model_at(parents, tree)
-    if section is None:
-        return ""
-    if having := owners(parents, name):
-        return f" It belongs to {dotted(parents)}.name = {' or '.join(map(repr, having))}."
-    siblings = difflib.get_close_matches(str(name), section.model_fields, n=1)
-    if siblings:
-        return _did_you_mean([dotted((*parents, siblings[0]))])
-    everywhere = {
-        key.rsplit(".", 1)[-1]: key for key, _ in _leaves(RunSettings()) if not key.endswith(".name")
-    }
-    elsewhere = difflib.get_close_matches(str(name), everywhere, n=1)
-    if elsewhere:
-        return _did_you_mean([everywhere[elsewhere[0]]])
-    return f" {dotted(parents) or 'A run'} has: {', '.join(section.model_fields)}."
-
-
-def _did_you_mean(matches: list[str]) -> str:
-    return f" Did you mean {matches[0]}?" if matches else ""
-
-
-def _description(place: Sequence[str | int], tree: Mapping[str, Any]) -> str:
-    names = [part for part in place if isinstance(part, str)]
-    section = model_at(place[: place.index(names[-1])], tree) if names else None
-    field = section.model_fields.get(names[-1]) if section else None
-    return (field.description or "") if field else ""
-
-
-def _leaves(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        if isinstance(value, BaseModel):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
-def _fill(container: tomlkit.TOMLDocument | Table, section: BaseModel) -> None:
-    """Adds the keys of `section` to `container`.
-
-    Keys with plain values come first: in TOML, a key after a subsection would belong to the subsection.
-    """
-    subsections: dict[str, BaseModel] = {}
-    for name, field in type(section).model_fields.items():
-        value = getattr(section, name)
-        if isinstance(value, BaseModel):
-            subsections[name] = value
-        elif value is not None:
-            if field.description:
-                container.add(tomlkit.comment(field.description))
-            container.add(name, _item(value))
-    for name, subsection in subsections.items():
-        container.add(tomlkit.nl())
-        table = tomlkit.table()
-        if type(subsection).__doc__:
-            table.comment(str(type(subsection).__doc__))
-        _fill(table, subsection)
-        container.add(name, table)
-
-
-def _item(value: Any) -> Any:
-    """The TOML item of a value. A section in a list, and a dict, become inline tables."""
-    if isinstance(value, BaseModel | dict):
-        inline = tomlkit.inline_table()
-        inline.update(
-            {
-                name: _item(entry)
-                for name, entry in (value.items() if isinstance(value, dict) else value)
-                if entry is not None
-            }
-        )
-        return inline
-    if isinstance(value, tuple):
-        array = tomlkit.array()
-        array.extend(_item(entry) for entry in value)
-        return array
-    return tomlkit.item(value)
-
-
-def _show(value: Any) -> str:
-    """A value as the user wrote it, truncated to 80 characters."""
-    text = (
-        "nothing"
-        if value is None
-        else json.dumps(value, default=lambda other: other.model_dump(exclude_none=True), ensure_ascii=False)
-    )
-    return text if len(text) <= 80 else text[:77] + "..."
