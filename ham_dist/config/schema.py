@@ -215,7 +215,7 @@ class SearchSettings(Settings):
     """Values of `orthogonality.form`, `optimizer.tables_weight_decay`, `retrain.column_dropout` and
     `retrain.column_dropout_epochs`, where they are not set themselves. `paper`: those of the HAM paper.
     `best`: L2 on the tables in place of orthogonality, and ten epochs with column dropout before
-    retraining."""
+    retraining; better on DCN-V2 and DeepFM, worse on FM (docs/evidence.md, preliminary)."""
     method: AnyMethodSettings = Field(default_factory=METHODS.start)
     """Size-search method: a section [search.method], or only its name."""
     targets: Annotated[tuple[Target, ...], Field(min_length=1)] = (Target(columns=16),)
