@@ -75,7 +75,8 @@ def main() -> None:
             while True:
                 process = start(out)
                 try:
-                    code = process.wait(draw.uniform(0.2, 0.6) * seconds)
+                    left = draw.uniform(0.2, 0.6) * seconds if kills < options.times else None
+                    code = process.wait(left)
                 except subprocess.TimeoutExpired:
                     kill_all(process, out)
                     kills += 1
