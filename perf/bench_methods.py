@@ -10,14 +10,21 @@ with a plain step of that one.
 """
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 from itertools import cycle, islice
 from pathlib import Path
 
 import torch
-from bench_search import BATCHES, STEPS, generated, in_new_process, num_embeddings_of, ratios
+from bench_search import (
+    BATCHES,
+    PLAIN,
+    STEPS,
+    generated,
+    in_new_process,
+    num_embeddings_of,
+    print_table,
+)
 
 from ham_dist.config.load import load_run
 from ham_dist.config.schema import RunSettings, Target
@@ -32,7 +39,6 @@ from ham_dist.training.loop import weight_step
 from ham_dist.training.samples import Samples
 from ham_dist.training.state import TrainingState, open_supernet
 
-PLAIN = "plain step"
 CANDIDATES = "model.candidates=[2, 4, 8]"
 OPTIONS: dict[str, tuple[str, ...]] = {
     "autodim, nested": ("search.method.prefixes=[2, 4, 8]",),
@@ -140,15 +146,7 @@ def main() -> None:
     for model in options.models:
         for names in ([PLAIN, *(name for name in OPTIONS if name not in own)], [PLAIN, *own]):
             seconds, rows = in_new_process(seconds_by_side, names, model, options)
-            print(f"\n| {model}, {rows:,} rows, batch {options.batch} | ms | of a plain step |")
-            print("|---|---|---|")
-            for name, values in seconds.items():
-                ratio = statistics.median(ratios(values, seconds[PLAIN]))
-                print(
-                    f"| {name} | {statistics.median(values) * 1e3:.2f} "
-                    f"({min(values) * 1e3:.2f}..{max(values) * 1e3:.2f}) | {ratio:.2f} |",
-                    flush=True,
-                )
+            print_table(seconds, f"{model}, {rows:,} rows, batch {options.batch}")
 
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ham_dist.errors import BundleError
-from ham_dist.export.codecs.codec import ALIGNMENT, VALUES, Codec, Stored, TableRows
+from ham_dist.export.codecs.codec import VALUES, Codec, Stored, TableRows
 from ham_dist.export.files import writing
 from ham_dist.export.manifest import ADVICE, FileEntry
+from ham_dist.io.aligned_header import ALIGNMENT, aligned_header
 
 PADDING = "padding"
 """Name of a tensor of zeros in front of the rows; safetensors files have no gaps."""
@@ -83,7 +84,7 @@ class _Hashing:
 
 
 def _header(tensors: Mapping[str, Stored]) -> bytes:
-    """The header: its length in 8 bytes, and JSON with spaces up to a multiple of 64 bytes."""
+    """The header with the places of the tensors."""
     entries, start = {}, 0
     for name, stored in tensors.items():
         end = start + stored.bytes
@@ -93,9 +94,7 @@ def _header(tensors: Mapping[str, Stored]) -> bytes:
             "data_offsets": [start, end],
         }
         start = end
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text
+    return aligned_header(json.dumps(entries, separators=(",", ":")).encode())
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:

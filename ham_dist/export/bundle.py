@@ -59,15 +59,23 @@ class Bundle:
         Raises:
             BundleError: The bundle is of kind `custom`, whose dense part only its owner can build.
         """
+        return CompactModel(
+            {table.field: self.stored(table, rows) for table in self.manifest.tables},
+            self.interaction(),
+            {table.field: self.stored(table, rows) for table in self.manifest.first_order},
+        )
+
+    def interaction(self) -> Interaction:
+        """Returns the dense part of the model, on CPU, with its weights.
+
+        Raises:
+            BundleError: The bundle is of kind `custom`.
+        """
         # load_state_dict overwrites the initialization, which must not change the caller's random generator.
         with torch.random.fork_rng(devices=[]):
             interaction = interaction_of(self.manifest, where=str(self.root))
         interaction.load_state_dict(self.dense())
-        return CompactModel(
-            {table.field: self.stored(table, rows) for table in self.manifest.tables},
-            interaction,
-            {table.field: self.stored(table, rows) for table in self.manifest.first_order},
-        )
+        return interaction
 
     def _numbers(self, table: TableEntry) -> torch.Tensor:
         stored = self.stored(table)
@@ -120,6 +128,21 @@ def interaction_of(manifest: BundleManifest, where: str) -> Interaction:
     )
 
 
+def bundle_file(root: Path, name: str) -> Path:
+    """Returns the path of a bundle's file.
+
+    Raises:
+        BundleError: It is missing, or outside the folder.
+    """
+    try:
+        path = inside(root, name)
+    except ValueError:
+        raise BundleError(f"{root / name}: leads out of the bundle. Put the file itself there.") from None
+    if not path.is_file():
+        raise BundleError(f"{path}: missing. {ADVICE}")
+    return path
+
+
 def open_bundle(path: str | Path) -> Bundle:
     """Open a bundle, whose tables are mapped when they are used.
 
@@ -138,12 +161,7 @@ def open_bundle(path: str | Path) -> Bundle:
     root = local_path(path)
     manifest = read_manifest(root)
     for file, entry in manifest.files.items():
-        try:
-            found = inside(root, file)
-        except ValueError:
-            raise BundleError(f"{root / file}: leads out of the bundle. Put the file itself there.") from None
-        if not found.is_file():
-            raise BundleError(f"{found}: missing. {ADVICE}")
+        found = bundle_file(root, file)
         if (size := found.stat().st_size) != entry.size:
             raise BundleError(f"{found}: {size} bytes, expected {entry.size}. {ADVICE}")
     for table in (*manifest.tables, *manifest.first_order):

@@ -212,7 +212,7 @@ def export_run(
         identity = process_group.on_first_rank(folder.read_identity)
         load_best_weights(folder.checkpoints / "retrain", state, identity)
         if (quantization := fake_quantization(state)) is not None:
-            quantization.finish()
+            quantization.replace_for_good()
         return export_state(
             state,
             samples,
@@ -261,6 +261,7 @@ def _fields(state: TrainingState, manifest: Manifest) -> list[FieldEntry]:
 
 
 def ids_of(batch: Batch) -> dict[str, Ids]:
+    """Returns the ids of a batch by field, as an exported model takes them."""
     return {
         field: (values.values().long(), values.offsets().long())
         for field, values in batch.sparse_features.to_dict().items()

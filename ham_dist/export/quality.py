@@ -1,7 +1,7 @@
 """Loss of quality of a bundle with quantized tables, measured on labelled records against the live model."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch.nn import functional
 from ham_dist.errors import BundleError, DataError
 from ham_dist.export.bundle import open_bundle
 from ham_dist.export.codecs.codec import Tolerance
-from ham_dist.export.codecs.registry import codec_of
+from ham_dist.export.codecs.registry import tolerance_of
 from ham_dist.export.compact import Ids
 from ham_dist.training.auc_bootstrap import aucs
 
@@ -36,17 +36,6 @@ class Labelled:
     source: str
     batches: Callable[[], Iterator[LabelledIds]]
     logits: torch.Tensor
-
-
-def tolerance_of(codecs: Iterable[str]) -> Tolerance:
-    """Returns the tolerance of a bundle with these codecs: the loosest, and no bound if one has none."""
-    tolerances = [codec_of(name).tolerance for name in codecs]
-    bounds = [tolerance.probability for tolerance in tolerances]
-    measured = [tolerance.auc for tolerance in tolerances if tolerance.auc is not None]
-    return Tolerance(
-        None if None in bounds else max(bound for bound in bounds if bound is not None),
-        max(measured) if measured else None,
-    )
 
 
 @torch.inference_mode()

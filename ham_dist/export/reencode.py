@@ -5,9 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ham_dist.export.bundle import Bundle, interaction_of, verify_files
+from ham_dist.export.bundle import Bundle, verify_files
 from ham_dist.export.choice import CodecLosses, choose_codecs
 from ham_dist.export.codecs.codec import TableRows
 from ham_dist.export.files import new_bundle_file
@@ -46,10 +44,7 @@ def reencode_bundle(
     tables = list(_opened(bundle))
     codecs: str | Mapping[str, str] = precision
     if table_bytes is not None:
-        with torch.random.fork_rng(devices=[]):
-            interaction = interaction_of(manifest, where=str(source))
-        interaction.load_state_dict(bundle.dense())
-        losses = CodecLosses(tables, interaction.eval(), labelled)
+        losses = CodecLosses(tables, bundle.interaction().eval(), labelled)
         codecs = choose_codecs(losses, tables, table_bytes)
     with open_folder(out) as partial:
         encoded = [encode_table(partial, table, codecs) for table in tables]

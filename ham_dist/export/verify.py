@@ -8,7 +8,7 @@ import torch
 
 from ham_dist.errors import BundleError
 from ham_dist.export.bundle import open_bundle
-from ham_dist.export.codecs.registry import codec_of
+from ham_dist.export.codecs.registry import tolerance_of
 from ham_dist.export.compact import CompactModel, Ids
 
 
@@ -42,7 +42,7 @@ def verify_bundle(
             or there are no records.
     """
     bundle = open_bundle(path)
-    tolerance = _tolerance(("fp32",) if copied else bundle.manifest.codecs)
+    tolerance = tolerance_of(("fp32",) if copied else bundle.manifest.codecs).probability
     batches = list(batches)
     # Tables may be too large for one rank, so only the rows of these records are loaded.
     rows = _rows_of(batches)
@@ -61,13 +61,6 @@ def verify_bundle(
             + (", or with precision fp32." if bundle.manifest.precision != "fp32" else ".")
         )
     return {"rows": len(found), "max_difference": difference, "tolerance": tolerance}
-
-
-def _tolerance(codecs: Iterable[str]) -> float | None:
-    """The largest allowed difference of a probability; None if one of the codecs bounds none."""
-    tolerances = [codec_of(name).tolerance.probability for name in codecs]
-    known = [tolerance for tolerance in tolerances if tolerance is not None]
-    return max(known) if len(known) == len(tolerances) else None
 
 
 def _rows_of(batches: Sequence[Mapping[str, Ids]]) -> dict[str, torch.Tensor]:

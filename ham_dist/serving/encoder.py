@@ -9,12 +9,11 @@ from filelock import FileLock
 
 from ham_dist.data.recipe.load import Recipe, parse_recipe
 from ham_dist.errors import BundleError
-from ham_dist.export.bundle import Bundle
+from ham_dist.export.bundle import Bundle, bundle_file
 from ham_dist.export.manifest import ADVICE, MANIFEST, BundleManifest, read_manifest
 from ham_dist.io.cache import cache_folder
 from ham_dist.io.hashing import sha256_of, sha256_of_json
 from ham_dist.io.paths import local_path
-from ham_dist.io.untrusted import inside
 from ham_dist.serving.build import Source, build_vocabulary
 from ham_dist.serving.fields_encoder import FieldsEncoder
 from ham_dist.serving.vocabulary import Vocabulary
@@ -67,7 +66,7 @@ def open_vocabulary(root: Path, manifest: BundleManifest, recipe: Recipe | None)
         DataError: A Parquet vocabulary has a value or an id twice.
     """
     if manifest.hashed_vocabulary is not None:
-        return Vocabulary(_inside(root, manifest.hashed_vocabulary))
+        return Vocabulary(bundle_file(root, manifest.hashed_vocabulary))
     rows = {field.name: field.num_embeddings for field in manifest.fields}
     known = [name for name in manifest.vocabulary if name in rows]
     names = [name for name in known if recipe is None or not recipe.is_hashed(name)]
@@ -108,17 +107,7 @@ def _cached(path: Path) -> Vocabulary | None:
 
 def _source(root: Path, manifest: BundleManifest, name: str, rows: int) -> Source:
     """The Parquet vocabulary of a field, whose content is checked."""
-    path, entry = _inside(root, manifest.vocabulary[name]), manifest.files[manifest.vocabulary[name]]
+    path, entry = bundle_file(root, manifest.vocabulary[name]), manifest.files[manifest.vocabulary[name]]
     if sha256_of(path) != entry.sha256:
         raise BundleError(f"{path}: damaged: its sha256 is not that in manifest.json. {ADVICE}")
     return Source(path, rows)
-
-
-def _inside(root: Path, file: str) -> Path:
-    try:
-        path = inside(root, file)
-    except ValueError:
-        raise BundleError(f"{root / file}: leads out of the bundle. Put the file itself there.") from None
-    if not path.is_file():
-        raise BundleError(f"{path}: missing. {ADVICE}")
-    return path

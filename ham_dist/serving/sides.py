@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from ham_dist.data.encode.columns import Kind
 from ham_dist.data.encode.record_files import RecordFile, lacking_columns, refuse_rejected, require_columns
 from ham_dist.data.raw.blocks import COMPRESSED
-from ham_dist.data.raw.files import sample_blocks
+from ham_dist.data.raw.files import repeated_key, sample_blocks
 from ham_dist.data.raw.parse import parse
 from ham_dist.data.recipe.fields import Format, Join
 from ham_dist.data.recipe.load import Recipe
@@ -121,7 +121,4 @@ def _refuse_repeated(path: Path, name: str, keys: pa.Array, lines: np.ndarray[An
     counts = Counter(text for text in texts if text is not None)
     key, count = next((key, count) for key, count in counts.items() if count > 1)
     places = [line for line, text in zip(lines.tolist(), texts, strict=True) if text == key]
-    raise DataError(
-        f"{path}: {name} {key!r} appears {count} times (lines {places[0] + 1:,} and {places[-1] + 1:,})\n"
-        f"  Keep one line per {name}."
-    )
+    raise repeated_key(path, name, key, count, places[0], places[-1])

@@ -21,10 +21,9 @@ import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from ham_dist.errors import BundleError
+from ham_dist.io.aligned_header import aligned_header
 from ham_dist.io.untrusted import open_regular, parse_json
 
-ALIGNMENT = 64
-"""Bytes. Both arrays begin at a multiple of this."""
 KEY = np.dtype("<u8")
 NO_KEY = 0
 """Key of a missing value; no value of a vocabulary has it."""
@@ -52,7 +51,7 @@ def seed_of(salt: int, number: int) -> int:
 
 @dataclass(frozen=True)
 class Header:
-    """What the file holds.
+    """Fields, largest ids, salt and number of keys of a file.
 
     Attributes:
         fields: Names of the fields; a field's number is its place here.
@@ -91,9 +90,7 @@ class Header:
             "keys": {"dtype": "U64", "shape": [self.length], "data_offsets": [0, keys_end]},
             "ids": {"dtype": self.id_type, "shape": [self.length], "data_offsets": [keys_end, ids_end]},
         }
-        text = json.dumps(content).encode()
-        text += b" " * (-(8 + len(text)) % ALIGNMENT)
-        return len(text).to_bytes(8, "little") + text
+        return aligned_header(json.dumps(content).encode())
 
 
 class Vocabulary:

@@ -4,15 +4,16 @@ import torch
 
 from ham_dist.config.schema import RunSettings
 from ham_dist.distributed.planning.table_optimizers import table_optimizer_of
+from ham_dist.distributed.sharding.local_table import LocalTable
 from ham_dist.distributed.sharding.model import TABLES, ShardedModel
 from ham_dist.errors import ConfigError, ShardingError
 from ham_dist.export.codecs.codec import Codec, TableRows
 from ham_dist.export.codecs.registry import codec_of
 from ham_dist.training.state import TrainingState
-from ham_dist.training.transform import TableTransform
+from ham_dist.training.transform import ReplacedTables
 
 
-class FakeQuantization(TableTransform):
+class FakeQuantization(ReplacedTables):
     """Lookups read decode(encode(V)); the table optimizer moves V by the gradient of those numbers.
 
     Scales and offsets are fitted to V at every step, as at export, so they have no state of their own. They
@@ -36,29 +37,16 @@ class FakeQuantization(TableTransform):
                     "but its scales belong to whole columns\n"
                     '  Set sharding.sharding_type = "table_wise" or "column_wise".'
                 )
-        self.model, self.codec = model, codec
-        self._before: dict[str, torch.Tensor] = {}
+        super().__init__(model)
+        self.codec = codec
 
-    @torch.no_grad()
-    def before_forward(self) -> None:
-        for field, local in self.model.local.items():
-            self._before[field] = local.columns.clone()
-            rows = TableRows([local.columns.float().cpu()])
-            quantized = self.codec.round_trip(rows.rows(0, rows.num_embeddings), self.codec.fit(rows))
-            local.columns.copy_(quantized)
+    def values_of(self, field: str, local: LocalTable) -> torch.Tensor:
+        del field
+        rows = TableRows([local.columns.float().cpu()])
+        return self.codec.round_trip(rows.rows(0, rows.num_embeddings), self.codec.fit(rows))
 
     def after_backward(self) -> None:
         self.put_back()
-
-    @torch.no_grad()
-    def put_back(self) -> None:
-        for field, local in self.model.local.items():
-            local.columns.copy_(self._before.pop(field))
-
-    def finish(self) -> None:
-        """Replaces the tables by the quantized numbers for good."""
-        self.before_forward()
-        self._before.clear()
 
 
 def require_quantizable(settings: RunSettings) -> None:

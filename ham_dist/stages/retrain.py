@@ -45,6 +45,6 @@ def retrain(
         teacher=teacher,
     )
     if quantization is not None:
-        quantization.finish()
+        quantization.replace_for_good()
         state.transform = None
     return progress

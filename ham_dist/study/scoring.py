@@ -10,12 +10,11 @@ from torch.nn import functional
 
 from ham_dist.config.schema import DataSettings
 from ham_dist.data.format.manifest import Manifest
-from ham_dist.data.reader.batch import Batch
 from ham_dist.data.reader.split import Split, open_split
 from ham_dist.distributed.ranks import process_group
 from ham_dist.errors import ConfigError, DataError, ReportError
 from ham_dist.export.bundle import open_bundle
-from ham_dist.export.compact import Ids
+from ham_dist.export.package import ids_of
 from ham_dist.io.progress import progress
 from ham_dist.io.untrusted import read_json
 from ham_dist.study.folder import GRID
@@ -154,14 +153,7 @@ def _score(bundle: Path, split: Split) -> tuple[float | None, float, int]:
     """AUC, log loss and number of rows of a bundle's model on a split."""
     model = open_bundle(bundle).model()
     batches: Any = split.batches(BATCH, rank=0, world_size=1, order=None, keep_last=True)
-    scored = [(model(_ids(batch)), batch.labels) for batch in batches]
+    scored = [(model(ids_of(batch)), batch.labels) for batch in batches]
     logits, labels = (torch.cat(parts) for parts in zip(*scored, strict=True))
     loss = functional.binary_cross_entropy_with_logits(logits.double(), labels.double())
     return area_under_roc(logits, labels), float(loss), len(labels)
-
-
-def _ids(batch: Batch) -> dict[str, Ids]:
-    return {
-        field: (values.values().long(), values.offsets().long())
-        for field, values in batch.sparse_features.to_dict().items()
-    }

@@ -4,13 +4,14 @@ from typing import Any
 
 import torch
 
+from ham_dist.distributed.sharding.local_table import LocalTable
 from ham_dist.distributed.sharding.model import TABLES, ShardedModel
 from ham_dist.distributed.sharding.thresholds import Granularity, Thresholds
 from ham_dist.errors import ShardingError
-from ham_dist.training.transform import TableTransform, ZeroPattern
+from ham_dist.training.transform import ReplacedTables, ZeroPattern
 
 
-class SoftThresholding(TableTransform):
+class SoftThresholding(ReplacedTables):
     """Lookups read S(V, s); Adam moves V by the gradient of S, and s with an optimizer of its own.
 
     Args:
@@ -39,7 +40,7 @@ class SoftThresholding(TableTransform):
                 "optimizer is fused into the backward pass.\n"
                 '  Set optimizer.tables = "adam".'
             )
-        self.model = model
+        super().__init__(model)
         self.thresholds = Thresholds(model, granularity, start)
         self._parameters = [self.thresholds.shared, *self.thresholds.own.values()]
         self._adam = torch.optim.Adam(
@@ -47,7 +48,6 @@ class SoftThresholding(TableTransform):
             lr=learning_rate,
             weight_decay=weight_decay,
         )
-        self._before: dict[str, torch.Tensor] = {}
         self.steps = torch.zeros((), dtype=torch.int64)
         for parameter in self._parameters_of_adam:  # created here, so that a checkpoint can be loaded into it
             self._adam.state[parameter] = {
@@ -56,11 +56,8 @@ class SoftThresholding(TableTransform):
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
 
-    @torch.no_grad()
-    def before_forward(self) -> None:
-        for field, local in self.model.local.items():
-            self._before[field] = local.columns.clone()
-            local.columns.copy_(self.thresholds.applied_to(field, local, local.columns))
+    def values_of(self, field: str, local: LocalTable) -> torch.Tensor:
+        return self.thresholds.applied_to(field, local, local.columns)
 
     @torch.no_grad()
     def after_backward(self) -> None:
@@ -70,16 +67,11 @@ class SoftThresholding(TableTransform):
             assert local.parameter.grad is not None
             gradient = local.parameter.grad[:, : local.columns.shape[1]]
             gradient.mul_(local.columns != 0)
-            signs[field] = -gradient * torch.sign(self._before[field])
+            signs[field] = -gradient * torch.sign(self.before[field])
         shared, own = self.thresholds.gradients(signs)
         for parameter, values in zip(self._parameters_of_adam, [shared, *own.values()], strict=True):
             parameter.grad = values
         self.put_back()
-
-    @torch.no_grad()
-    def put_back(self) -> None:
-        for field, local in self.model.local.items():
-            local.columns.copy_(self._before.pop(field))
 
     def after_step(self) -> None:
         for state in self._adam.state.values():
@@ -89,8 +81,7 @@ class SoftThresholding(TableTransform):
 
     def finish(self) -> ZeroPattern:
         """Replaces the tables by S(V, s) for good, and returns the pattern of their zeros."""
-        self.before_forward()
-        self._before.clear()
+        self.replace_for_good()
         return ZeroPattern.of(self.model)
 
     def tensors(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import torch
 
 from ham_dist.distributed.ranks import process_group
 from ham_dist.distributed.sharding.exchange import move
+from ham_dist.distributed.sharding.local_table import LocalTable
 from ham_dist.distributed.sharding.model import TABLES, ShardedModel
 
 
@@ -43,6 +44,39 @@ class TableTransform(ABC):
             yield
         finally:
             self.put_back()
+
+
+class ReplacedTables(TableTransform):
+    """A transform that keeps the tables while their values under a function are in their place.
+
+    Args:
+        model: The tables.
+    """
+
+    def __init__(self, model: ShardedModel) -> None:
+        self.model = model
+        self.before: dict[str, torch.Tensor] = {}
+        """This rank's shards of the tables, between `before_forward` and `put_back`."""
+
+    @abstractmethod
+    def values_of(self, field: str, local: LocalTable) -> torch.Tensor:
+        """Returns the values of the function, with the shape of `local.columns`."""
+
+    @torch.no_grad()
+    def before_forward(self) -> None:
+        for field, local in self.model.local.items():
+            self.before[field] = local.columns.clone()
+            local.columns.copy_(self.values_of(field, local))
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        for field, local in self.model.local.items():
+            local.columns.copy_(self.before.pop(field))
+
+    def replace_for_good(self) -> None:
+        """Replaces the tables by the values of the function."""
+        self.before_forward()
+        self.before.clear()
 
 
 class ZeroPattern(TableTransform):

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from ham_dist.errors import BundleError, DataError
+from ham_dist.io.aligned_header import ALIGNMENT
 from ham_dist.serving import build
 from ham_dist.serving.build import Source, build_vocabulary
-from ham_dist.serving.vocabulary import ALIGNMENT, LAST_KEY, NO_KEY, Header, Vocabulary, key_of, seed_of
+from ham_dist.serving.vocabulary import LAST_KEY, NO_KEY, Header, Vocabulary, key_of, seed_of
 from tests.support.encoders import vocabulary_of, write_parquet_vocabulary
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)

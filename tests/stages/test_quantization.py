@@ -43,7 +43,7 @@ def quantized_steps() -> dict[str, Any]:
         float(process_group.sum_over_ranks(weight_step(state, local_batch(seed)))) for seed in range(STEPS)
     ]
     tables = whole_tables(state)
-    transform.finish()
+    transform.replace_for_good()
     return {"start": start, "losses": losses, "tables": tables, "values": whole_tables(state)}
 
 

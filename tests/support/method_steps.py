@@ -140,8 +140,10 @@ def searched(names: list[str]) -> dict[str, Searched]:
 
 
 def resumed(names: list[str], folder: Path) -> dict[str, Searched]:
-    """The same searches, but each is saved after half of its steps and loaded into a model and a method whose
-    numbers have changed since then."""
+    """The same searches, saved after half of the steps, and loaded into another model and method.
+
+    The numbers of these differ from the saved ones before they are loaded.
+    """
     found = {}
     for name in names:
         state, method = opened(name)

@@ -273,3 +273,20 @@ class Rejections:
 def described(path: Path, one: RejectedLine) -> str:
     """Message for one rejected line: file, line number, reason, and beginning of the line."""
     return f"{path}: line {one.line}: {one.detail}, in {shown(one.text, _SHOWN_LETTERS)}"
+
+
+def repeated_key(path: Path, column: str, key: str, count: int, first: int, last: int) -> DataError:
+    """Returns the error of a side file in which a key appears more than once.
+
+    Args:
+        path: The side file.
+        column: Name of the key's column.
+        key: The key.
+        count: How many times it appears.
+        first: Its first line, from 0.
+        last: Its last line, from 0.
+    """
+    return DataError(
+        f"{path}: {column} {key!r} appears {count} times (lines {first + 1:,} and {last + 1:,})\n"
+        f"  Keep one line per {column}."
+    )

@@ -9,10 +9,9 @@ import pyarrow.parquet as pq
 
 from ham_dist.data.encode.expressions import ROW
 from ham_dist.data.engines.base import Engine
-from ham_dist.data.raw.files import Rejections, sample_blocks
+from ham_dist.data.raw.files import Rejections, repeated_key, sample_blocks
 from ham_dist.data.raw.parse import parse
 from ham_dist.data.recipe.fields import Format, Join
-from ham_dist.errors import DataError
 
 
 def read_side(
@@ -62,8 +61,4 @@ def refuse_repeated(engine: Engine, side: ibis.Table, key: str, path: Path) -> N
     rows = engine.query(counts.filter(counts["count"] > 1).order_by("first").limit(1))().to_pylist()
     if rows:
         row = rows[0]
-        where = f"{row['first'] + 1:,} and {row['last'] + 1:,}"
-        raise DataError(
-            f"{path}: {key} {row[key]!r} appears {row['count']} times (lines {where})\n"
-            f"  Keep one line per {key}."
-        )
+        raise repeated_key(path, key, row[key], row["count"], row["first"], row["last"])

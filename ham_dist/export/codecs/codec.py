@@ -11,9 +11,8 @@ from typing import NamedTuple
 import torch
 
 from ham_dist.errors import BundleError
+from ham_dist.io.aligned_header import ALIGNMENT
 
-ALIGNMENT = 64
-"""`values` starts at a multiple of this many bytes in its file: a cache line, and any vector load."""
 VALUES = "values"
 """Name of the tensor with the rows of a table; it is the last one in the file."""
 BLOCK_NUMBERS = 1 << 22

@@ -1,7 +1,9 @@
 """All codecs by name."""
 
+from collections.abc import Iterable
+
 from ham_dist.errors import BundleError
-from ham_dist.export.codecs.codec import Codec
+from ham_dist.export.codecs.codec import Codec, Tolerance
 from ham_dist.export.codecs.fp16 import FP16
 from ham_dist.export.codecs.fp32 import FP32
 from ham_dist.export.codecs.int4 import INT4
@@ -35,6 +37,17 @@ def codec_of(name: str) -> Codec:
             "  Import the package that registers it (register_codec) first, if it is another's."
         )
     return CODECS[name]
+
+
+def tolerance_of(codecs: Iterable[str]) -> Tolerance:
+    """Returns the tolerance of a bundle with these codecs: the loosest, and no bound if one has none."""
+    tolerances = [codec_of(name).tolerance for name in codecs]
+    bounds = [tolerance.probability for tolerance in tolerances]
+    measured = [tolerance.auc for tolerance in tolerances if tolerance.auc is not None]
+    return Tolerance(
+        None if None in bounds else max(bound for bound in bounds if bound is not None),
+        max(measured) if measured else None,
+    )
 
 
 for _codec in (FP32, FP16, INT8, INT6, INT4):
