@@ -1,0 +1,107 @@
+"""Scorer: raw records and ids in, the probabilities of the exported model out."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ham_dist.errors import BundleError, DataError
+from ham_dist.export.bundle import open_bundle
+from ham_dist.serving import Scorer
+from ham_dist.serving.id_batch import concatenated
+from tests.support.live_models import export, live_model, some_ids
+from tests.support.raw_bundle import RECIPE, write_raw_bundle
+
+RECORDS: list[dict[str, Any]] = [
+    {"user": "u3", "genres": "g2|g1", "age": "a1", "gone": "g1"},
+    {"user": None, "genres": ["g4", "nothing"], "age": "", "gone": "x"},
+    {"user": "u9", "genres": None, "age": "a2", "gone": "g1"},
+]
+IDS: dict[str, Any] = {
+    "user": [3, 0, 9],
+    "genres": [[2, 1], [4, 0], [0]],
+    "age": [1, 0, 2],
+    "gone": [1, 0, 1],
+}
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_raw_bundle(tmp_path_factory.mktemp("bundle"), RECIPE)
+
+
+def test_raw_records_and_their_ids_have_the_probabilities_of_the_model(path: Path) -> None:
+    scorer = Scorer(path)
+    genres = torch.tensor([2, 1, 4, 0, 0]), torch.tensor([0, 2, 4, 5])
+    ids = {name: torch.tensor(IDS[name]) for name in ("user", "age", "gone")} | {"genres": genres}
+    expected = torch.sigmoid(open_bundle(path).model()(ids)).numpy()
+    assert scorer.score(RECORDS).tolist() == expected.tolist()
+    assert scorer.score_ids(IDS).tolist() == expected.tolist()
+    assert scorer.score_ids(IDS | {"other": ["x"], "genres": tuple(map(np.asarray, genres))}).tolist() == (
+        expected.tolist()
+    )
+    one_by_one = np.concatenate([scorer.score(record) for record in RECORDS])
+    np.testing.assert_allclose(one_by_one, expected, rtol=0, atol=1e-6)
+    assert scorer.score([]).shape == (0,)
+
+
+def test_batches_are_concatenated_and_cut(path: Path) -> None:
+    scorer = Scorer(path)
+    whole = scorer.encode(RECORDS)
+    parts = [whole[:1], whole[1:1], whole[1:]]
+    joined = concatenated(parts)
+    assert joined.rows == 3
+    assert joined.singles.tolist() == whole.singles.tolist()
+    for (values, offsets), (found, starts) in zip(whole.several, joined.several, strict=True):
+        assert (values.tolist(), offsets.tolist()) == (found.tolist(), starts.tolist())
+    assert scorer.run(joined).tolist() == scorer.run(whole).tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"user": [3, 0, 1 << 40]}, r"record 2 \(from 0\): user = 1099511627776; its ids go from 0 to"),
+        ({"user": [3, -1, 0]}, r"record 1 \(from 0\): user = -1; its ids"),
+        ({"user": np.array([2**64 - 1, 0, 0], np.uint64)}, r"record 0 \(from 0\): user = "),
+        ({"user": [3, 1 << 70, 0]}, "user has values of type int; expected integers"),
+        ({"user": [3.0, 0, 1]}, "user has values of type float64; expected integers"),
+        ({"user": [True, False, True]}, "user has values of type bool; expected integers"),
+        ({"user": ["3", "0", "1"]}, "user has values of type <U1; expected integers"),
+        ({"user": [[3], [0], [1]]}, "user has 2 dimensions; expected integers in 1"),
+        ({"user": [[3], [0, 1], [1]]}, "user is not a list of numbers"),
+        ({"user": (np.array([3]), np.array([0, 1]))}, "user has values and offsets"),
+        ({"user": 3}, "user has 0 dimensions"),
+        ({"user": [3, 0]}, "age has 3 records and user has 2"),
+        ({"genres": [[2], [9999], [0]]}, r"record 1 \(from 0\): genres = 9999"),
+        ({"genres": [2, 1, 0]}, "genres is multi-valued; expected a list of integers for each record"),
+        ({"genres": "abc"}, "genres is multi-valued"),
+        ({"genres": ([2], [0, 1, 1, 2])}, "the offsets of genres do not fit its 1 values"),
+        ({"genres": ([2], [0, 2, -1, 1])}, "the offsets of genres do not fit"),
+        ({"genres": ([2], [])}, "the offsets of genres do not fit"),
+        ({"genres": ([2],)}, r"genres is a tuple of 1; expected \(values, offsets\)"),
+    ],
+)
+def test_wrong_ids_never_reach_the_model(path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        Scorer(path).score_ids(IDS | change)
+
+
+def test_an_absent_field_is_an_error(path: Path) -> None:
+    with pytest.raises(DataError, match="the field user is absent"):
+        Scorer(path).score_ids({"age": [1], "genres": [[1]], "gone": [0]})
+
+
+@pytest.mark.parametrize("name", ["dcnv2", "deepfm", "fm", "autoint"])
+def test_a_bundle_without_vocabulary_takes_ids_alone(tmp_path: Path, name: str) -> None:
+    export(live_model(name), tmp_path / "bundle")
+    scorer, ids = Scorer(tmp_path / "bundle"), some_ids(5)
+    expected = torch.sigmoid(open_bundle(tmp_path / "bundle").model()(ids))
+    given = {
+        field: tuple(part.numpy() for part in found) if isinstance(found, tuple) else found.numpy()
+        for field, found in ids.items()
+    }
+    assert scorer.score_ids(given).tolist() == expected.tolist()
+    with pytest.raises(BundleError, match="no vocabulary"):
+        scorer.score([{"user": "u1"}])
