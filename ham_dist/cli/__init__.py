@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import ham_dist
-from ham_dist.cli import bundles, data, runs, study
+from ham_dist.cli import bundles, data, packages, runs, study
 from ham_dist.cli.failures import EXIT_INTERRUPTED, EXIT_USERS, Commands
 from ham_dist.io.huge_pages import use_huge_pages
 from ham_dist.io.openmp import limit_spinning
@@ -82,6 +82,7 @@ for command in (
     runs.train,
     bundles.export,
     bundles.verify,
+    packages.package,
     runs.score,
     runs.report,
     data.inspect,

@@ -288,6 +288,17 @@ def read_manifest(root: Path) -> BundleManifest:
         raise BundleError(f"{path}: {mistakes(error)}\n  {ADVICE}") from None
 
 
+def bundle_identity(root: Path) -> str:
+    """Returns the sha256 that identifies the bundle in `root`: that of its manifest, which has all others.
+
+    Raises:
+        BundleError: The manifest is missing or damaged.
+    """
+    read_manifest(root)
+    identity: str = read_json(root / MANIFEST)["checksum"]
+    return identity
+
+
 def _require_registered(path: Path, name: Any) -> None:
     names = MODELS.names()
     if isinstance(name, str) and name not in names:

@@ -53,30 +53,36 @@ def mean_rows(table: torch.Tensor, ids: Ids, rows: int) -> torch.Tensor:
     return torch.stack([table[bag].mean(0) if len(bag) else torch.zeros(table.shape[1]) for bag in bags])
 
 
-def live_model(name: str = "dcnv2", first_order: str = "linear", seed: int = 0) -> Live:
-    """`name` over DIMS, one field of which has lost all its columns; BatchNorm has seen some data."""
+def live_model(
+    name: str = "dcnv2",
+    first_order: str = "linear",
+    seed: int = 0,
+    counts: Mapping[str, int] = ROWS,
+    dims: Mapping[str, int] = DIMS,
+) -> Live:
+    """`name` over `dims`, one field of which has lost all its columns; BatchNorm has seen some data."""
     torch.manual_seed(seed)
     settings = model_settings(name, lift_dim=4, mlp=(8, 4), first_order=first_order)
     kind = INTERACTIONS[name]
     has_tables = kind.has_first_order_tables(settings)
-    interaction = build_interaction(settings, DIMS)
+    interaction = build_interaction(settings, dims)
     interaction.train()
-    interaction(torch.randn(50, sum(DIMS.values())) + 0.5)
+    interaction(torch.randn(50, sum(dims.values())) + 0.5)
     return Live(
         settings,
         fields=[
             FieldEntry(
                 name=field,
-                num_embeddings=ROWS[field],
+                num_embeddings=counts[field],
                 embedding_dim=width,
                 multi_valued=field in MULTI_VALUED,
                 keeps_slot=not width and kind.keeps_slots,
             )
-            for field, width in DIMS.items()
+            for field, width in dims.items()
             if width or kind.keeps_slots or has_tables
         ],
-        tables={field: torch.randn(ROWS[field], width) for field, width in DIMS.items() if width},
-        first_order={field: torch.randn(rows, 1) for field, rows in ROWS.items()} if has_tables else {},
+        tables={field: torch.randn(counts[field], width) for field, width in dims.items() if width},
+        first_order={field: torch.randn(rows, 1) for field, rows in counts.items()} if has_tables else {},
         interaction=interaction.eval(),
     )
 

@@ -1,12 +1,13 @@
 """A bundle with vocabularies, for raw records."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.support.live_models import ROWS, export, live_model
+from tests.support.live_models import ROWS, Live, export, live_model
 
 RECIPE: dict[str, Any] = {
     "name": "films",
@@ -23,10 +24,16 @@ RECIPE: dict[str, Any] = {
 }
 
 
-def write_raw_bundle(folder: Path, recipe: dict[str, Any], **options: Any) -> Path:
+def write_raw_bundle(
+    folder: Path,
+    recipe: dict[str, Any],
+    live: Live | None = None,
+    counts: Mapping[str, int] = ROWS,
+    **options: Any,
+) -> Path:
     """Writes a bundle with vocabularies: `user` 7 has the raw value "u7", and so on; id 0 is unknown."""
     (folder / "vocabulary").mkdir()
-    for field, rows in ROWS.items():
+    for field, rows in counts.items():
         values = {
             "value": [f"{field[0]}{id}" for id in range(1, rows)],
             "id": range(1, rows),
@@ -35,7 +42,7 @@ def write_raw_bundle(folder: Path, recipe: dict[str, Any], **options: Any) -> Pa
         types = pa.schema([("value", pa.string()), ("id", pa.int32()), ("count", pa.int64())])
         pq.write_table(pa.table(values, schema=types), folder / "vocabulary" / f"{field}.parquet")
     export(
-        live_model("deepfm"),
+        live or live_model("deepfm"),
         folder / "raw_bundle",
         vocabulary=folder / "vocabulary",
         recipe=recipe,

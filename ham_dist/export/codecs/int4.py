@@ -22,7 +22,8 @@ class Int4(ClippedCodec):
         """The 4 bits of each number."""
         del dim
         pairs = functional.embedding(ids // 2, values).int()
-        return pairs >> (4 * (ids % 2)).int().unsqueeze(-1) & 15
+        # As a function: torch.onnx knows no `>>`.
+        return torch.bitwise_right_shift(pairs, (4 * (ids % 2)).int().unsqueeze(-1)) & 15
 
 
 INT4 = Int4("int4", 4, auc_tolerance=5e-4)

@@ -26,7 +26,8 @@ class Int6(ClippedCodec):
         bytes_of_group = functional.embedding(ids // 4, values).int()
         first, second, third = bytes_of_group.split(dim, dim=-1)
         words = first | second << 8 | third << 16
-        return words >> (6 * (ids % 4)).int().unsqueeze(-1) & 63
+        # As a function: torch.onnx knows no `>>`.
+        return torch.bitwise_right_shift(words, (6 * (ids % 4)).int().unsqueeze(-1)) & 63
 
 
 INT6 = Int6("int6", 6, auc_tolerance=2e-4)

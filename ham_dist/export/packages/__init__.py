@@ -1,0 +1,1 @@
+"""Packages of a bundle for other servers; one file for each format."""

@@ -1,0 +1,57 @@
+"""Writing a package of a bundle for another server."""
+
+from pathlib import Path
+from typing import Any
+
+import ham_dist
+from ham_dist.errors import BundleError
+from ham_dist.export.bundle import open_bundle
+from ham_dist.export.files import writing
+from ham_dist.export.manifest import bundle_identity
+from ham_dist.export.packages.check import compare
+from ham_dist.export.packages.registry import format_of
+from ham_dist.io.atomic import publish_folder, temporary_folder, write_json
+
+DESCRIPTION = "package.json"
+"""File of a package that names its bundle and holds the result of the comparison with it."""
+
+
+def write_package(bundle: str | Path, name: str, out: Path, records: str | None = None) -> dict[str, Any]:
+    """Write a package of a bundle, which is compared with the bundle's model before it gets its name.
+
+    Args:
+        bundle: Folder of a bundle of kind `ctr`.
+        name: Name of a format in `FORMATS`.
+        out: A folder that does not exist yet.
+        records: Records to compare on, as for `compare`.
+    Returns:
+        The content of DESCRIPTION.
+    Raises:
+        BundleError: The bundle is damaged or of kind `custom`, there is no such format, `out` exists or
+            cannot be written, or the package differs from the bundle. Nothing is left on the disk.
+        BackendError: A library is missing.
+        DataError: The records cannot be read.
+    """
+    package, opened = format_of(name), open_bundle(bundle)
+    if out.exists() or out.is_symlink():
+        raise BundleError(
+            f"{out}: already exists; packages are never overwritten. Delete it, or give another folder."
+        )
+    with writing(out), temporary_folder(out) as partial:
+        package.write(opened, partial)
+        description = {
+            "format": "ham_dist package",
+            "package": name,
+            "ham_dist": ham_dist.__version__,
+            "bundle": bundle_identity(opened.root),
+            "verified": compare(opened, package.runners(opened, partial), records),
+        }
+        write_json(partial / DESCRIPTION, description)
+        try:
+            publish_folder(partial, out)
+        except FileExistsError:
+            raise BundleError(
+                f"{out}: another program created it while the package was written. "
+                "Delete it, or give another folder."
+            ) from None
+    return description
