@@ -82,6 +82,7 @@ for command in (
     runs.train,
     bundles.export,
     bundles.verify,
+    bundles.apply_delta,
     packages.package,
     runs.score,
     runs.report,

@@ -1,4 +1,4 @@
-"""Commands for bundles: export and verify."""
+"""Commands for bundles: export, verify and apply-delta."""
 
 from pathlib import Path
 from typing import Annotated
@@ -49,6 +49,14 @@ def export(
             "this much below the supernet's.",
         ),
     ] = None,
+    delta_from: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OLD",
+            help="Write only the changes to the bundle OLD of the same fields, kept columns and codecs "
+            "(default precision: that of OLD). `ham-dist apply-delta` makes the bundle of both.",
+        ),
+    ] = None,
 ) -> None:
     """Write the sliced model of a run as a bundle for serving.
 
@@ -62,6 +70,7 @@ def export(
       ham-dist export runs/first/columns-28 --out bundles/first --precision fp16
       ham-dist export runs/first/columns-28 --out bundles/small --bytes 2000000
       ham-dist export runs/first --within 0.0005 --out bundles/smallest
+      ham-dist export runs/second --delta-from bundles/first --out deltas/second
     """
     from ham_dist.backend import require_backend
 
@@ -81,10 +90,25 @@ def export(
         say(f"smallest model within {within:g}: {target}")
         run_dir = run_dir / target
 
-    export_run(
-        run_dir, out, precision or "fp32", table_bytes=table_bytes, tolerance=tolerance, records=records
-    )
-    describe_folder(out)
+    def export_to(folder: Path, default: str) -> None:
+        export_run(
+            run_dir,
+            folder,
+            precision or default,
+            table_bytes=table_bytes,
+            tolerance=tolerance,
+            records=records,
+        )
+
+    if delta_from is None:
+        export_to(out, "fp32")
+        describe_folder(out)
+        return
+    from ham_dist.export.delta import export_delta
+
+    size = export_delta(delta_from, out, export_to, one_codec=table_bytes is None and precision is None)
+    say(f"{out}: {size.bytes:,} bytes; the whole bundle has {size.full:,}")
+    say(f"rows of tables in it: {size.changed:,}")
 
 
 def verify(
@@ -103,3 +127,22 @@ def verify(
     manifest = verify_files(bundle).manifest
     size = sum(file.size for file in manifest.files.values())
     say(f"{bundle}: {len(manifest.files)} files with {size:,} bytes are as they were written")
+
+
+def apply_delta(
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="The bundle that the delta was written for.")],
+    delta: Annotated[Path, typer.Argument(metavar="DELTA", help="Folder of the delta.")],
+    out: Annotated[Path, typer.Option(help="New folder for the bundle.")],
+) -> None:
+    """Make a bundle from an earlier one and a delta that `ham-dist export --delta-from` wrote.
+
+    Every file of the new bundle has the sha256 of the full export, or nothing is written. OLD is not changed.
+
+    \b
+    Example:
+      ham-dist apply-delta bundles/first deltas/second --out bundles/second
+    """
+    from ham_dist.export.delta import apply_delta as apply
+
+    apply(old, delta, out)
+    describe_folder(out)

@@ -66,7 +66,7 @@ def _difference(
         return f"{stored.rows:,} rows, the bundle has {field.num_embeddings:,}"
     if stored.multi_valued != field.multi_valued:
         return "several values per record in one of the two"
-    wanted, found = _settings(trained, field.name), _settings(prepared, field.name)
+    wanted, found = id_settings(trained, field.name), id_settings(prepared, field.name)
     if wanted.get("hash") or (trained is not None and prepared is not None):
         differing = [key for key in {**wanted, **found} if wanted.get(key) != found.get(key)]
         if differing:
@@ -78,8 +78,8 @@ def _difference(
     return None
 
 
-def _settings(recipe: Recipe | None, name: str) -> dict[str, Any]:
-    """Settings that decide which value has which id.
+def id_settings(recipe: Recipe | None, name: str) -> dict[str, Any]:
+    """Returns the settings that decide which value has which id.
 
     Limits of counts are left out: their effect is in the vocabulary.
     """

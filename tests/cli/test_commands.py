@@ -22,8 +22,8 @@ from ham_dist.training.run_folder import RunFolder
 from tests.support.raw_movielens import write_raw_movielens
 
 COMMANDS = (
-    "fetch", "prepare", "generate", "train", "export", "verify", "package", "score", "report", "inspect",
-    "doctor",
+    "fetch", "prepare", "generate", "train", "export", "verify", "package", "apply-delta", "score", "report",
+    "inspect", "doctor",
 )  # fmt: skip
 
 runner = CliRunner()
