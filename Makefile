@@ -8,6 +8,7 @@ PYTHON ?= python3
 TORCH ?= 2.13.0
 TORCHREC ?= 1.8.0
 FBGEMM_VERSION ?= 1.8.0
+TRITONCLIENT ?= 2.73.0
 # Processes that run the tests.
 WORKERS ?= 2
 BIN := .venv/bin
@@ -52,9 +53,12 @@ peers: .venv-peers/installed
 	.venv-peers/bin/python -m pip install --quiet --requirement $<
 	touch $@
 
+# tritonclient, with which tests ask the server, requires another urllib3 than torchx, which it does not
+# import; pyproject.toml lists what it does import.
 $(INSTALLED): pyproject.toml Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet torch==$(TORCH)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	$(BIN)/python -m pip install --quiet --no-deps torchrec==$(TORCHREC) $(FBGEMM)==$(FBGEMM_VERSION)
+	$(BIN)/python -m pip install --quiet --no-deps tritonclient==$(TRITONCLIENT)
 	touch $@

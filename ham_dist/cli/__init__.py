@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import ham_dist
-from ham_dist.cli import bundles, data, packages, runs, study
+from ham_dist.cli import bundles, data, packages, runs, serve, study
 from ham_dist.cli.failures import EXIT_INTERRUPTED, EXIT_USERS, Commands
 from ham_dist.io.huge_pages import use_huge_pages
 from ham_dist.io.openmp import limit_spinning
@@ -85,6 +85,8 @@ for command in (
     bundles.apply_delta,
     packages.package,
     runs.score,
+    serve.serve,
+    serve.activate,
     runs.report,
     data.inspect,
     data.generate,

@@ -1,0 +1,1 @@
+"""The server of `ham-dist serve`: HTTP and gRPC in, batches of a `Scorer` in between."""

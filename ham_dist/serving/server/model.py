@@ -1,0 +1,118 @@
+"""One version of the model in service."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ham_dist.errors import BundleError, DataError
+from ham_dist.export.bundle import open_bundle, verify_files
+from ham_dist.serving.id_batch import IdBatch
+from ham_dist.serving.scorer import Scorer
+from ham_dist.serving.server.refusal import Refused
+
+WARM_ROWS = (1, 2, 64)
+"""Batch sizes that are run before a version serves, where no requests are recorded."""
+
+
+class Values(NamedTuple):
+    """The records of a request; one of both is set.
+
+    Attributes:
+        records: Raw records, as `Scorer.encode` takes them.
+        ids: Prepared ids by field, as `FieldOrder.batch` takes them.
+    """
+
+    records: Sequence[Mapping[str, Any]] | None = None
+    ids: Mapping[str, Any] | None = None
+
+
+class ServedModel:
+    """A bundle that is open and scores requests.
+
+    Args:
+        root: Folder of the bundle.
+        version: Its name in answers.
+        verify: Read all of the bundle and check its hashes first.
+    Raises:
+        BundleError: The bundle is damaged or of kind `custom`.
+    """
+
+    def __init__(self, root: Path, version: str, *, verify: bool) -> None:
+        self.root, self.version = root, version
+        self.scorer = Scorer(verify_files(root) if verify else open_bundle(root))
+        self.run = self.scorer.run
+        self.fields = self.scorer.order.names
+        """Fields that the model reads, in the order of a batch."""
+
+    def encode(self, values: Values, max_rows: int) -> IdBatch:
+        """Returns the ids of a request.
+
+        Raises:
+            Refused: They cannot be scored, or are more than `max_rows` records.
+        """
+        try:
+            if values.records is not None:
+                _require_few(len(values.records), max_rows)
+                records: Any = values.records
+                if len(records) == 1 and isinstance(records[0], dict):
+                    records = records[0]  # takes half the time
+                return self.scorer.encode(records)
+            assert values.ids is not None, "one of both is set"
+            batch = self.scorer.order.batch(values.ids)
+            _require_few(batch.rows, max_rows)
+            return batch
+        except (DataError, BundleError) as error:
+            raise Refused(400, str(error)) from None
+        except RecursionError:
+            raise Refused(400, "records: a value is nested too deeply; expected text or a number") from None
+
+    def count(self, batch: IdBatch) -> Iterator[tuple[str, int, int]]:
+        """Yields each field with its number of values in a batch, and of unknown ones (id 0)."""
+        unknown = (batch.singles == 0).sum(axis=1).tolist()
+        for field, count in zip(self.fields, unknown, strict=False):
+            yield field, batch.rows, count
+        for field, (values, _) in zip(self.fields[len(unknown) :], batch.several, strict=True):
+            yield field, len(values), int((values == 0).sum())
+
+    def warm(self, recorded: Sequence[tuple[str, Values]]) -> None:
+        """Scores recorded requests, or unknown values if there are none.
+
+        Args:
+            recorded: Requests, each with its place for messages.
+        Raises:
+            BundleError: A request cannot be scored, or a probability is not a number from 0 to 1.
+        """
+        for place, values in recorded:
+            try:
+                batch = self.encode(values, max_rows=1 << 62)
+            except Refused as refused:
+                raise BundleError(
+                    f"{self.root}: does not answer the recorded request {place}: {refused}\n"
+                    "  Where requests have changed, delete that line or record again with --record-warmup."
+                ) from None
+            self._require_probabilities(batch, place)
+        if not recorded:
+            for rows in WARM_ROWS:
+                zeros = np.zeros(rows, np.int64)
+                several = {field.name for field in self.scorer.order.several}
+                ids = {name: [[0]] * rows if name in several else zeros for name in self.fields}
+                self._require_probabilities(self.scorer.order.batch(ids), f"{rows} records of unknown values")
+
+    def _require_probabilities(self, batch: IdBatch, place: str) -> None:
+        probabilities = self.run(batch) if batch.rows else np.zeros(0)
+        if not ((probabilities >= 0) & (probabilities <= 1)).all():
+            raise BundleError(
+                f"{self.root}: gives {probabilities} for {place}; expected probabilities from 0 to 1\n"
+                "  Export the run again."
+            )
+
+
+def _require_few(rows: int, max_rows: int) -> None:
+    if rows > max_rows:
+        raise Refused(
+            413,
+            f"request: has {rows:,} records; expected at most {max_rows:,}\n"
+            "  Send several requests, or start the server with a larger --max-rows.",
+        )
