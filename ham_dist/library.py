@@ -18,7 +18,8 @@ from torch import nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from ham_dist.config.base import RowWeights
-from ham_dist.config.schema import MethodSettings, Target
+from ham_dist.config.schema import MethodSettings
+from ham_dist.config.target import BundlePrecision, Target
 from ham_dist.distributed.ranks import process_group
 from ham_dist.distributed.ranks.closed_columns import closed_columns
 from ham_dist.embedding.mask import (
@@ -34,6 +35,7 @@ from ham_dist.errors import BundleError, ConfigError, ShardingError, SlicingErro
 from ham_dist.export.alone import write_bundle_alone
 from ham_dist.export.bundle import open_bundle
 from ham_dist.export.codecs.codec import TableRows
+from ham_dist.export.codecs.column_bytes import served_layout
 from ham_dist.export.codecs.floats import FloatCodec
 from ham_dist.export.codecs.registry import codec_of
 from ham_dist.export.manifest import FieldEntry
@@ -75,7 +77,8 @@ class Search:
             that is not.
         columns: Number of columns to keep, in all tables together.
         bytes: Number of bytes to keep, instead of `columns`; each number counts with the size of its table's
-            data type.
+            data type, or in `precision`.
+        precision: Codec in which bytes are counted, if the model will be exported in it.
         method: Name of the method, or its settings, for example `HamSettings(penalty=1e-4)`.
         seed: Seed for methods that draw random numbers; the same on every rank.
     Raises:
@@ -90,16 +93,17 @@ class Search:
         *,
         columns: int | None = None,
         bytes: int | None = None,
+        precision: BundlePrecision | None = None,
         method: str | MethodSettings = "ham",
         seed: int = 0,
     ) -> None:
         self.model = model
         _, self._masked = masked_tables(model)
         self.mask = self._masked.mask
-        layout = self.mask.layout
+        layout, target = self.mask.layout, Target(columns=columns, bytes=bytes, precision=precision)
         space = SearchSpace(
             layout=layout,
-            budget=Budget(Target(columns=columns, bytes=bytes), layout),
+            budget=Budget(target, served_layout(layout, target.precision)),
             column_norms=lambda: _column_norms(self._masked),
             covariances=lambda weights: _covariances(self._masked, weights),
             seed=seed,

@@ -7,7 +7,8 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-from ham_dist.config.schema import RunSettings, Target
+from ham_dist.config.schema import RunSettings
+from ham_dist.config.target import Target
 from ham_dist.config.targets import epochs_of_falling_search, resolved
 from ham_dist.data.format.manifest import Manifest, Truth
 from ham_dist.data.synthetic.write import generate

@@ -27,7 +27,8 @@ from bench_search import (
 )
 
 from ham_dist.config.load import load_run
-from ham_dist.config.schema import RunSettings, Target
+from ham_dist.config.schema import RunSettings
+from ham_dist.config.target import Target
 from ham_dist.data.format.manifest import Manifest
 from ham_dist.data.reader.batch import Batch
 from ham_dist.distributed.ranks.process_group import process_group

@@ -29,7 +29,8 @@ def losses_of_stages(data: Path, starts: Path, precision: str) -> dict[str, list
     """
     import torch
 
-    from ham_dist.config.schema import PrecisionSettings, RunSettings, Target
+    from ham_dist.config.schema import PrecisionSettings, RunSettings
+    from ham_dist.config.target import Target
     from ham_dist.data.format.manifest import Manifest
     from ham_dist.distributed.checkpoint import storage
     from ham_dist.distributed.ranks import process_group

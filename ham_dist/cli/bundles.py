@@ -14,7 +14,9 @@ def export(
     out: Annotated[Path, typer.Option(help="New folder for the bundle.")],
     precision: Annotated[
         str | None,
-        typer.Option(help="Codec of the tables: fp32, fp16, int8, int6 or int4 (default: fp32)."),
+        typer.Option(
+            help="Codec: fp32, fp16, int8, int6, int4 (default: that of the run's target, or fp32)."
+        ),
     ] = None,
     table_bytes: Annotated[
         int | None,
@@ -90,7 +92,7 @@ def export(
         say(f"smallest model within {within:g}: {target}")
         run_dir = run_dir / target
 
-    def export_to(folder: Path, default: str) -> None:
+    def export_to(folder: Path, default: str | None) -> None:
         export_run(
             run_dir,
             folder,
@@ -101,7 +103,7 @@ def export(
         )
 
     if delta_from is None:
-        export_to(out, "fp32")
+        export_to(out, None)
         describe_folder(out)
         return
     from ham_dist.export.delta import export_delta

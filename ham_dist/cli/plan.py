@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich.console import RenderableType
 from rich.table import Table as Grid
 
-from ham_dist.config.schema import RunSettings, Target
+from ham_dist.config.schema import RunSettings
+from ham_dist.config.target import Target
 from ham_dist.config.targets import resolved
 from ham_dist.config.units import size_text
 from ham_dist.data.format.manifest import Manifest
@@ -25,6 +26,7 @@ from ham_dist.distributed.ranks import process_group
 from ham_dist.distributed.sharding.model import FIRST_ORDER, TABLES
 from ham_dist.embedding.tables import KERNEL_DIM, Table
 from ham_dist.errors import DataError
+from ham_dist.export.codecs.column_bytes import served_layout
 from ham_dist.io.console import make_table
 from ham_dist.methods.budget import Budget
 from ham_dist.models.ctr import column_layout
@@ -82,7 +84,8 @@ def _parts(
     settings = resolved(settings, num_embeddings)
     groups, table_optimizer = table_groups(settings, num_embeddings), table_optimizer_of(settings.optimizer)
     for target in settings.search.targets:
-        Budget(target, column_layout(groups[TABLES]))  # raises for a target that the run would reject
+        # Raises for a target that the run would reject.
+        Budget(target, served_layout(column_layout(groups[TABLES]), target.precision))
     plan = plan_for(settings, groups, ranks, fields=list(num_embeddings))
     costs = costs_by_rank(plan, table_optimizer, ranks, settings.data.batch_size, ids)
     hosts = f"{ranks.hosts} host{'s' if ranks.hosts > 1 else ''}"
@@ -296,8 +299,9 @@ def most_numbers(tables: Sequence[Table], target: Target, unit: int) -> int:
     cost, the last one in part.
     """
     pieces = []
+    column_bytes = served_layout(column_layout(tables), target.precision).column_bytes
     for table in tables:
-        cost = 1 if target.columns is not None else table.num_embeddings * table.number_bytes
+        cost = 1 if target.columns is not None else column_bytes[table.field]
         pieces += [
             (unit * table.num_embeddings, cost),
             ((table.embedding_dim - 1) * table.num_embeddings, cost * (table.embedding_dim - 1)),

@@ -4,15 +4,13 @@ Every default is defined here, except those of a method's or a model's own keys,
 class.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
     Field,
     SerializeAsAny,
-    SerializerFunctionWrapHandler,
     field_validator,
-    model_serializer,
     model_validator,
 )
 from pydantic_core import PydanticKnownError
@@ -21,6 +19,7 @@ from ham_dist.config.base import PositiveFloat, PositiveInt, Settings
 from ham_dist.config.choice import Choice, either
 from ham_dist.config.sharding import ShardingSettings
 from ham_dist.config.synthetic import SyntheticSettings
+from ham_dist.config.target import Target
 
 
 class DataSettings(Settings):
@@ -161,39 +160,6 @@ class PretrainSettings(Settings):
     """Maximum number of epochs."""
     patience: PositiveInt = 2
     """Epochs without a better validation AUC before the stage stops; the best epoch's weights are kept."""
-
-
-class Target(Settings):
-    """Target size of the tables after a search: a number of columns, or of bytes."""
-
-    columns: PositiveInt | None = None
-    """Columns to keep, in all tables together."""
-    bytes: PositiveInt | None = None
-    """Bytes to keep, in all searched tables together, at searched dims and 4 bytes per number (2 if
-    `precision.tables` is `float16` or `bfloat16`). First-order tables (dim 1) are not counted. The run's own
-    bundle has tables of the same size, except that it stores `bfloat16` tables as float32, in twice the
-    bytes."""
-    ladder: Annotated[int | None, Field(ge=2, le=64)] = None
-    """Number of targets in columns, in a geometric sequence from 1/2 to 1/16 of the supernet's columns."""
-
-    @model_validator(mode="after")
-    def _columns_or_bytes(self) -> "Target":
-        if sum(size is not None for size in (self.columns, self.bytes, self.ladder)) != 1:
-            raise ValueError("give a target either `columns`, `bytes` or `ladder`")
-        return self
-
-    @model_serializer(mode="wrap")
-    def _without_ladder(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The keys of versions without ladders, whose settings are compared with today's."""
-        values: dict[str, Any] = serialize(self)
-        if self.ladder is None:
-            values.pop("ladder", None)
-        return values
-
-    @property
-    def label(self) -> str:
-        """The target's name in folders and logs: `columns-28` or `bytes-1000000`."""
-        return f"columns-{self.columns}" if self.columns is not None else f"bytes-{self.bytes}"
 
 
 class MethodSettings(Settings):

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from ham_dist.config.schema import RunSettings, Target
+from ham_dist.config.schema import RunSettings
+from ham_dist.config.target import Target
 from ham_dist.errors import TargetError
 
 LARGEST, SMALLEST = 1 / 2, 1 / 16
@@ -18,7 +19,7 @@ def resolved(settings: RunSettings, num_embeddings: Mapping[str, int]) -> RunSet
         settings: Settings of a run.
         num_embeddings: C_j, by field.
     Raises:
-        TargetError: A falling search has targets in columns and in bytes.
+        TargetError: A falling search has targets in columns and in bytes, or in bytes of several precisions.
     """
     search = settings.search
     total = sum(settings.model.dim_of(rows) for rows in num_embeddings.values())
@@ -29,6 +30,12 @@ def resolved(settings: RunSettings, num_embeddings: Mapping[str, int]) -> RunSet
                 'search.schedule = "falling": search.targets has columns and bytes, which have no common '
                 "order.\n"
                 "  Give all targets in columns, or all in bytes."
+            )
+        if len({target.precision for target in targets}) > 1:
+            raise TargetError(
+                'search.schedule = "falling": search.targets has bytes in several precisions, which have no '
+                "common order.\n"
+                "  Give the same precision for all targets."
             )
         targets.sort(key=lambda target: -(target.columns or target.bytes or 0))
     unique = tuple(dict.fromkeys(targets))

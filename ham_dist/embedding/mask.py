@@ -33,6 +33,8 @@ class ColumnLayout:
     Attributes:
         slices: Positions of each table's columns, by table name.
         size: S.
+        column_bytes: Bytes of one column of each table.
+        padding_bytes: Most bytes of each table that belong to none of its columns.
     """
 
     def __init__(
@@ -44,7 +46,9 @@ class ColumnLayout:
     ) -> None:
         self.dims = dict(dims)
         self.num_embeddings = dict(num_embeddings)
-        self.number_bytes = dict.fromkeys(self.dims, BYTES_PER_NUMBER) | dict(number_bytes or {})
+        per_number = dict.fromkeys(self.dims, BYTES_PER_NUMBER) | dict(number_bytes or {})
+        self.column_bytes = {table: self.num_embeddings[table] * per_number[table] for table in self.dims}
+        self.padding_bytes = 0
         self.table_of = dict(table_of) if table_of is not None else {table: table for table in self.dims}
         self.slices: dict[str, slice] = {}
         start = 0

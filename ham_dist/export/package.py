@@ -139,6 +139,12 @@ def validation_records(state: TrainingState, samples: Samples) -> Labelled:
     return Labelled("the validation split", batches, torch.cat(logits).cpu())
 
 
+def target_precision(settings: RunSettings) -> str:
+    """Returns the precision that the only target of a run names; fp32 if it names none."""
+    (target,) = settings.search.targets
+    return target.precision or "fp32"
+
+
 def own_precision(settings: RunSettings) -> str:
     """Returns the smallest precision that represents every number of a run's tables."""
     return "fp16" if settings.precision.tables == "float16" else "fp32"
@@ -147,7 +153,7 @@ def own_precision(settings: RunSettings) -> str:
 def export_run(
     run_dir: Path,
     out: Path,
-    precision: str,
+    precision: str | None = None,
     *,
     table_bytes: int | None = None,
     tolerance: float | None = None,
@@ -158,7 +164,8 @@ def export_run(
     Runs on one rank or on each of several.
 
     Args:
-        precision, table_bytes, tolerance: As for `export_state`.
+        precision: Codec of all tables; not used with `table_bytes`. None: that of the run's target, or fp32.
+        table_bytes, tolerance: As for `export_state`.
         records: Labelled records to measure on, for a run whose data is gone: the model is then that of the
             run's own bundle, as `reencode_bundle` writes it. None: the run's data and checkpoint.
     Returns:
@@ -182,6 +189,8 @@ def export_run(
             else f"`ham-dist train --resume --run-dir {(folder.whole() or folder).path}` finishes it"
         )
         raise CheckpointError(f"{run_dir}: has no sliced model yet. {advice}")
+    settings = folder.read_settings()
+    precision = precision or target_precision(settings)
     measured = codec_of(precision).tolerance.auc is not None or table_bytes is not None or records is not None
     if tolerance is not None and not measured:
         raise BundleError(
@@ -192,7 +201,6 @@ def export_run(
         raise BundleError(
             f"{out}: already exists; bundles are never overwritten. Delete it, or give another folder"
         )
-    settings = folder.read_settings()
     with process_group.process_group(settings.ranks) as device:
         if records is not None:
             return process_group.on_first_rank(

@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from ham_dist.config.schema import Target
+from ham_dist.config.target import Target
 from ham_dist.embedding.mask import ColumnLayout
 from ham_dist.errors import TargetError
 from ham_dist.methods.fill import best_within
@@ -30,37 +30,39 @@ class Budget:
 
     Args:
         target: The limit, in columns or in bytes.
-        layout: The columns to choose from, with the bytes of their numbers.
+        layout: The columns to choose from, with their bytes.
     Attributes:
         unit: "columns" or "bytes".
         costs: Cost of each column in `unit`, (S,) int64.
-        limit: Most that the kept columns may cost together, in `unit`.
+        limit: Most that the kept columns may cost together, in `unit`: the target less the padding of all
+            tables.
     Raises:
         TargetError: The limit is above the cost of all columns, or below the cost of the cheapest one.
     """
 
     def __init__(self, target: Target, layout: ColumnLayout) -> None:
+        padding = 0
         if target.columns is not None:
             self.unit, self.limit = "columns", target.columns
             self.costs = torch.ones(layout.size, dtype=torch.int64)
         else:
             assert target.bytes is not None, "a target has columns or bytes"
-            self.unit, self.limit = "bytes", target.bytes
-            per_table = [
-                torch.full((dim,), layout.num_embeddings[table] * layout.number_bytes[table])
-                for table, dim in layout.dims.items()
-            ]
-            self.costs = torch.cat(per_table)
-        total, least = int(self.costs.sum()), int(self.costs.min())
-        if self.limit > total:
+            padding = layout.padding_bytes * len(layout.dims)
+            self.unit, self.limit = "bytes", target.bytes - padding
+            self.costs = torch.cat(
+                [torch.full((dim,), layout.column_bytes[table]) for table, dim in layout.dims.items()]
+            )
+        given = self.limit + padding
+        total, least = int(self.costs.sum()) + padding, int(self.costs.min()) + padding
+        if given > total:
             raise TargetError(
-                f"search.targets: {self.unit} = {self.limit}: more {self.unit} than the {total} in the "
+                f"search.targets: {self.unit} = {given}: more {self.unit} than the {total} in the "
                 "tables.\n"
                 f"  Give a number from {least} to {total}."
             )
-        if self.limit < least:
+        if given < least:
             raise TargetError(
-                f"search.targets: {self.unit} = {self.limit}: too small for any column; the smallest takes "
+                f"search.targets: {self.unit} = {given}: too small for any column; the smallest takes "
                 f"{least}.\n"
                 f"  Give a number from {least} to {total}."
             )

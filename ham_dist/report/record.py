@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from ham_dist.config.schema import RunSettings, Target
+from ham_dist.config.schema import RunSettings
+from ham_dist.config.target import Target
 from ham_dist.data.format.manifest import FILE_NAME as MANIFEST
 from ham_dist.data.format.manifest import Truth
 from ham_dist.embedding.table_size import TableSize, read_sizes

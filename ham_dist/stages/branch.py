@@ -6,13 +6,15 @@ from functools import partial
 
 import torch
 
-from ham_dist.config.schema import RunSettings, Target
+from ham_dist.config.schema import RunSettings
+from ham_dist.config.target import Target
 from ham_dist.data.format.manifest import Manifest
 from ham_dist.distributed.ranks import process_group
 from ham_dist.distributed.sharding import gram
 from ham_dist.embedding.mask import Columns
 from ham_dist.embedding.sizes import table_sizes
 from ham_dist.errors import CheckpointError
+from ham_dist.export.codecs.column_bytes import served_layout
 from ham_dist.export.package import export_state, origin, own_precision
 from ham_dist.io.atomic import write_json
 from ham_dist.methods.budget import Budget
@@ -105,7 +107,7 @@ def search_space(run: Run, wide: TrainingState, settings: RunSettings) -> Search
     (target,) = settings.search.targets
     return SearchSpace(
         layout=layout,
-        budget=Budget(target, layout),
+        budget=Budget(target, served_layout(layout, target.precision)),
         column_norms=lambda: gram.column_norms(wide.sharded),
         covariances=partial(covariances, wide, partial(run.samples.once, "training")),
         seed=settings.seed,

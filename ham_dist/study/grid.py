@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ham_dist.config.load import flat, read_toml, settings_of
-from ham_dist.config.schema import RetrainSettings, RunSettings, SearchSettings, Target
+from ham_dist.config.schema import RetrainSettings, RunSettings, SearchSettings
+from ham_dist.config.target import Target
 from ham_dist.errors import ConfigError
 from ham_dist.io.hashing import sha256_of_json
 from ham_dist.study.overrides import leaves, merged, nested

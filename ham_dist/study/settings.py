@@ -10,8 +10,8 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from ham_dist.config.base import Settings
 from ham_dist.config.load import read_toml
-from ham_dist.config.schema import Target
 from ham_dist.config.sections import dotted
+from ham_dist.config.target import Target
 from ham_dist.errors import ConfigError
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._,=+-]*")

@@ -11,7 +11,8 @@ from typing import Any
 
 from filelock import Timeout
 
-from ham_dist.config.schema import RunSettings, Target
+from ham_dist.config.schema import RunSettings
+from ham_dist.config.target import Target
 from ham_dist.data.format.manifest import Manifest
 from ham_dist.errors import HamError, Preempted
 from ham_dist.io.untrusted import read_json

@@ -11,7 +11,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ham_dist.config.load import dump_run, flat, from_flat, keys_missing, load_saved_run
-from ham_dist.config.schema import RunSettings, Target
+from ham_dist.config.schema import RunSettings
+from ham_dist.config.target import Target
 from ham_dist.data.format.manifest import Manifest
 from ham_dist.errors import CheckpointError
 from ham_dist.io import untrusted

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from ham_dist.config.schema import Target
+from ham_dist.config.target import Target
 
-_TARGET_NAME = re.compile(r"(columns|bytes)-\d+")
+_TARGET_NAME = re.compile(r"columns-\d+|bytes-\d+(-[a-z0-9]+)?")
 """Names of the folders of targets (`Target.label`)."""
 
 BRANCHES = "branches"

@@ -13,9 +13,10 @@ from rich.console import Console
 
 from ham_dist.cli.plan import describe_plan, sliced_held
 from ham_dist.config.load import load_run
-from ham_dist.config.schema import OptimizerSettings, Target
+from ham_dist.config.schema import OptimizerSettings
 from ham_dist.config.sharding import ShardingSettings
 from ham_dist.config.synthetic import SyntheticSettings
+from ham_dist.config.target import Target
 from ham_dist.data.synthetic.write import generate
 from ham_dist.distributed.planning.request import PlanRequest
 from ham_dist.distributed.planning.table_optimizers import Memory, table_optimizer_of

@@ -14,10 +14,10 @@ from ham_dist.config.schema import (
     OrthogonalitySettings,
     RunSettings,
     SearchSettings,
-    Target,
 )
 from ham_dist.config.sharding import ShardingSettings
 from ham_dist.config.synthetic import SyntheticSettings
+from ham_dist.config.target import Target
 from ham_dist.errors import ConfigError
 from ham_dist.methods.ham import HamSettings
 from ham_dist.methods.uniform import UniformSettings

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ham_dist.config.load import load_run
-from ham_dist.config.schema import RunSettings, Target
+from ham_dist.config.schema import RunSettings
+from ham_dist.config.target import Target
 from ham_dist.config.targets import epochs_of_falling_search, resolved
 from ham_dist.errors import TargetError
 
@@ -61,3 +62,10 @@ def test_epochs_are_divided_evenly(epochs: int, targets: int) -> None:
     assert min(shares) >= 1
     assert max(shares) - min(shares) <= 1
     assert sum(shares) == max(epochs, targets)
+
+
+def test_bytes_of_several_precisions_have_no_common_order() -> None:
+    targets = [{"bytes": 700, "precision": "int8"}, {"bytes": 900}]
+    with pytest.raises(TargetError, match="Give the same precision for all targets"):
+        resolved(settings(schedule="falling", targets=targets), ROWS)
+    assert len(resolved(settings(targets=targets), ROWS).search.targets) == 2

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ham_dist.config.schema import RunSettings, Target
+from ham_dist.config.schema import RunSettings
+from ham_dist.config.target import Target
 from ham_dist.distributed.ranks import process_group
 from ham_dist.distributed.sharding.model import TABLES
 from ham_dist.embedding.mask import ColumnLayout, Columns

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from ham_dist.config.load import load_run
-from ham_dist.config.schema import Target
+from ham_dist.config.target import Target
 
 RUNS = sorted((Path(__file__).parents[2] / "launch" / "runs").glob("*.toml"))
 

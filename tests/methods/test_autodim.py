@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from ham_dist.config.schema import Target
+from ham_dist.config.target import Target
 from ham_dist.errors import ConfigError, TargetError
 from ham_dist.methods.autodim import AutoDim, AutoDimSettings
 from ham_dist.methods.registry import METHODS

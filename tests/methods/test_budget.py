@@ -1,15 +1,18 @@
 """What fits into a target, and what is said of one that cannot be met."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ham_dist.config.schema import Target
+from ham_dist.config.target import Target
 from ham_dist.embedding.mask import ColumnLayout
 from ham_dist.errors import TargetError
+from ham_dist.export.codecs.column_bytes import served_layout
+from ham_dist.export.codecs.registry import codec_of
 from ham_dist.methods.budget import Budget
 from ham_dist.methods.fill import best_within
 from tests.support.search_space import DIMS, LAYOUT, ROWS
@@ -144,3 +147,34 @@ def test_more_sums_than_are_remembered_still_give_a_subset_within_a_hundredth() 
 def test_a_target_that_cannot_be_met(target: Target, message: str) -> None:
     with pytest.raises(TargetError, match=message):
         Budget(target, LAYOUT)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int6", "int4"])
+@given(scores=SCORES, share=st.floats(0.5, 1))
+def test_bytes_in_a_precision_are_those_of_the_bundle(
+    precision: Any, scores: list[float], share: float
+) -> None:
+    codec = codec_of(precision)
+    whole = sum(codec.stored_bytes(ROWS[table], dim) for table, dim in DIMS.items())
+    target = Target(bytes=round(share * whole), precision=precision)
+    layout = served_layout(LAYOUT, precision)
+    mask = Budget(target, layout).best(torch.tensor(scores))
+    dims = {table: len(kept) for table, kept in LAYOUT.split(mask).items()}
+    stored = sum(codec.stored_bytes(ROWS[table], dim) for table, dim in dims.items() if dim)
+    assert target.bytes is not None
+    assert stored <= target.bytes
+    # What is left over is less than a column and the padding that could be needed.
+    padding = layout.padding_bytes * len(DIMS)
+    closed = [layout.column_bytes[table] for table, dim in dims.items() if dim < DIMS[table]]
+    assert not closed or stored + min(closed) > target.bytes - padding
+
+
+def test_without_a_precision_bytes_are_those_of_training() -> None:
+    assert served_layout(LAYOUT, None) is LAYOUT
+    assert served_layout(LAYOUT, "fp32").column_bytes == LAYOUT.column_bytes
+    assert served_layout(LAYOUT, "fp32").padding_bytes == 0
+    assert LAYOUT.padding_bytes == 0
+    with pytest.raises(ValueError, match="is the codec in which `bytes` are counted"):
+        Target(columns=3, precision="int8")
+    assert Target(bytes=7, precision="int8").label == "bytes-7-int8"
+    assert "precision" not in Target(bytes=7).model_dump()

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from ham_dist.config.schema import Target
+from ham_dist.config.target import Target
 from ham_dist.methods.ham_p import BernoulliMask
 from ham_dist.methods.soft import SampledAlpha
 from tests.support.search_space import LAYOUT, method, with_gradient

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from ham_dist.config.schema import Target
+from ham_dist.config.target import Target
 from ham_dist.embedding.mask import ColumnLayout
 from ham_dist.methods.budget import Budget
 from ham_dist.methods.irazor import IRazor, IRazorSettings, _bands

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ham_dist.config.schema import Target
+from ham_dist.config.target import Target
 from tests.support.search_space import DIMS, LAYOUT, ROWS, method
 
 

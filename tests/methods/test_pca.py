@@ -10,7 +10,8 @@ import torch
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from ham_dist.config.schema import RunSettings, Target
+from ham_dist.config.schema import RunSettings
+from ham_dist.config.target import Target
 from ham_dist.errors import ConfigError
 from ham_dist.library import Search, mask_columns
 from ham_dist.methods.pca import PCA, PCASettings

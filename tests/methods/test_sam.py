@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ham_dist.config.schema import Target
+from ham_dist.config.target import Target
 from tests.support.search_space import LAYOUT, method, with_gradient
 
 

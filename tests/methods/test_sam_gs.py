@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from ham_dist.config.schema import Target
+from ham_dist.config.target import Target
 from ham_dist.methods.sam_gs import EDGE, GumbelSigmoidMask
 from tests.support.search_space import method, with_gradient
 

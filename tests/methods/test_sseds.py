@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ham_dist.config.schema import Target
+from ham_dist.config.target import Target
 from ham_dist.methods.method import MaskLoss
 from tests.support.one_shot import PlainLosses, float64_run, plain_losses, scores_of
 from tests.support.ranks import run_on_ranks

@@ -16,8 +16,9 @@ from ham_dist.export.bundle import open_bundle
 from ham_dist.export.codecs.registry import CODECS
 from ham_dist.export.package import export_run, ids_of
 from ham_dist.training.auc_bootstrap import aucs
+from ham_dist.training.run_paths import RunPaths
 from tests.support.ranks import run_on_ranks
-from tests.support.small_run import tiny_run
+from tests.support.small_run import small_run, tiny_run
 from tests.support.whole_runs import do_run
 
 
@@ -69,6 +70,26 @@ def test_a_limit_in_bytes_mixes_codecs(run: Path, tmp_path: Path) -> None:
     export_run(run, tmp_path / "all", "fp32", table_bytes=whole)
     assert open_bundle(tmp_path / "all").manifest.precision == "fp32"
     assert verified(tmp_path / "all")["max_difference"] <= 1e-6
+
+
+def test_a_search_for_bytes_in_int8_gives_a_bundle_of_these_bytes(tmp_path: Path) -> None:
+    targets = [{"bytes": limit, "precision": "int8"} for limit in (5_000, 3_000)]
+    rows = (600, 400, 200, 500)
+    settings = small_run(
+        data={"synthetic": {"rows": 2_000, "planted_ranks": (3, 2, 1, 0), "num_embeddings": rows}},
+        pretrain={"max_epochs": 1},
+        search={"targets": targets, "epochs": 1},
+        retrain={"max_epochs": 1},
+    )
+    do_run(settings, tmp_path / "run")
+    for limit in (5_000, 3_000):
+        out = tmp_path / str(limit)
+        export_run(tmp_path / "run" / f"bytes-{limit}-int8", out, tolerance=1)
+        manifest = open_bundle(out).manifest
+        assert manifest.precision == "int8"
+        # At most a column of the smallest table, and the padding of four tables, are left over.
+        assert limit - 600 - 4 * 56 < manifest.table_bytes <= limit
+        assert RunPaths(tmp_path / "run" / f"bytes-{limit}-int8").whole() is not None
 
 
 def test_verify_finds_a_changed_byte_that_opening_does_not_read(run: Path, tmp_path: Path) -> None:

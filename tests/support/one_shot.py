@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from ham_dist.config.schema import RunSettings, Target
+from ham_dist.config.schema import RunSettings
+from ham_dist.config.target import Target
 from ham_dist.distributed.ranks import process_group
 from ham_dist.distributed.sharding import gram
 from ham_dist.methods.budget import Budget

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ham_dist.config.schema import Target
+from ham_dist.config.target import Target
 from ham_dist.embedding.mask import ColumnLayout
 from ham_dist.methods.budget import Budget
 from ham_dist.methods.method import MaskLoss, Method, SearchSpace

@@ -9,7 +9,8 @@ import pytest
 from filelock import FileLock
 
 from ham_dist.config.load import flat, load_run
-from ham_dist.config.schema import RunSettings, Target
+from ham_dist.config.schema import RunSettings
+from ham_dist.config.target import Target
 from ham_dist.errors import CheckpointError
 from ham_dist.io.atomic import write_json
 from ham_dist.training.run_folder import RunFolder, default_run_dir

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ham_dist.cli.plan import most_numbers
-from ham_dist.config.schema import RunSettings, Target
+from ham_dist.config.schema import RunSettings
+from ham_dist.config.target import Target
 from ham_dist.data.reader.batch import Batch
 from ham_dist.distributed.planning import topology
 from ham_dist.distributed.planning.traffic import RankCost, costs_by_rank
