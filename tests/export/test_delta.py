@@ -23,6 +23,7 @@ from ham_dist.export.bundle import verify_files
 from ham_dist.export.delta import apply_delta, write_delta
 from ham_dist.export.delta_manifest import DELTA, read_delta
 from ham_dist.io.hashing import sha256_of, sha256_of_json
+from tests.support.earlier_version import unpack
 from tests.support.live_models import ROWS, Live, live_model
 from tests.support.raw_bundle import RECIPE, write_raw_bundle
 
@@ -279,3 +280,23 @@ def test_the_command(old: Path, grown: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0
     assert content(tmp_path / "new") == content(grown)
+
+
+def test_export_of_a_run_as_a_delta(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(unpack(tmp_path))
+
+    def run(*arguments: str) -> str:
+        return CliRunner().invoke(app, arguments, catch_exceptions=False).output
+
+    run("export", "finished", "--out=old", "--precision=int8", "--tolerance=0.01")
+    shown = run("export", "finished", "--out=delta", "--delta-from=old", "--tolerance=0.01")
+    assert f"delta: {Path('old/manifest.json').stat().st_size:,} bytes; the whole bundle has " in shown
+    run("apply-delta", "old", "delta", "--out=new")
+    assert content(Path("new")) == content(Path("old"))
+    result = CliRunner().invoke(
+        app, ["export", "finished", "--out=no", "--delta-from=old", "--precision=fp16"]
+    )
+    assert isinstance(result.exception, BundleError)
+    assert "codec of tables int8 became fp16" in str(result.exception)
+    assert not Path("no").exists()
+    assert not list(Path.cwd().glob("*.ham-partial"))
