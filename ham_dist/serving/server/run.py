@@ -65,11 +65,11 @@ def serve_alone(options: ServerOptions, ready: Callable[[str], None]) -> None:
     Raises:
         HamError: The bundle or an address cannot be used.
     """
-    bound = bind(options.host, options.port)
-    torch.set_num_threads(cores())
-    metrics = Metrics(options.model)
-    swapper = Swapper(options, metrics)
-    _until_stopped(options, swapper, metrics, bound, lambda: ready(url_of(bound)))
+    with bind(options.host, options.port) as bound:
+        torch.set_num_threads(cores())
+        metrics = Metrics(options.model)
+        swapper = Swapper(options, metrics)
+        _until_stopped(options, swapper, metrics, bound, lambda: ready(url_of(bound)))
 
 
 def _until_stopped(
