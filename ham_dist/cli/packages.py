@@ -10,7 +10,7 @@ from ham_dist.cli.printing import say
 
 def package(
     bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="Folder of a bundle.")],
-    format: Annotated[str, typer.Option(help="Format of the package: onnx.")],
+    format: Annotated[str, typer.Option(help="onnx, triton (a model repository) or torchrec.")],
     out: Annotated[Path, typer.Option(help="New folder for the package.")],
     records: Annotated[
         str | None,
@@ -28,6 +28,7 @@ def package(
     \b
     Example:
       ham-dist package bundles/first --format onnx --out packages/first
+      ham-dist package bundles/first --format triton --out models
     """
     from ham_dist.export.packages.write import write_package
 
