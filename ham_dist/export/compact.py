@@ -54,7 +54,7 @@ def pooled(table: Callable[[torch.Tensor], torch.Tensor], ids: Ids) -> torch.Ten
         return table(ids)
     values, offsets = ids
     return functional.embedding_bag(
-        torch.arange(len(values), device=values.device),
+        torch.arange(values.shape[0], device=values.device),  # len() would be a constant in torch.export
         table(values),
         offsets,
         mode="mean",

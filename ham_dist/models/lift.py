@@ -11,6 +11,7 @@ from typing import Annotated
 import torch
 from pydantic import Field
 from torch import nn
+from torch.nn import functional
 
 from ham_dist.config.schema import ModelSettings
 
@@ -117,7 +118,5 @@ class Lift(nn.Module):
         """
         weight: torch.Tensor = self.weight if mask is None else self.weight * mask.unsqueeze(1)
         if not self.has_equal_dims:
-            weight = torch.cat([weight, weight.new_zeros(1, weight.shape[1])]).index_select(
-                0, self.padded_rows
-            )
+            weight = functional.pad(weight, (0, 0, 0, 1)).index_select(0, self.padded_rows)
         return weight.unflatten(0, (len(self.dims), self.largest_dim))

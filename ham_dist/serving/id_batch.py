@@ -45,6 +45,14 @@ class IdBatch:
         )
         return IdBatch(self.singles[:, start:stop], several, stop - start)
 
+    def counts(self) -> tuple[list[int], list[int]]:
+        """Returns the numbers of values and of unknown values (id 0) by field, as in `FieldOrder.names`."""
+        values, unknown = [self.rows] * len(self.singles), (self.singles == 0).sum(axis=1).tolist()
+        for found, _ in self.several:
+            values.append(len(found))
+            unknown.append(len(found) - int(np.count_nonzero(found)))
+        return values, unknown
+
 
 def concatenated(batches: Sequence[IdBatch]) -> IdBatch:
     """Returns the records of several batches of the same fields, one batch after the other."""

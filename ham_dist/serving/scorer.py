@@ -1,18 +1,26 @@
 """Probabilities of records by a bundle, in one process."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from ham_dist.errors import BundleError
 from ham_dist.export.bundle import Bundle, open_bundle
+from ham_dist.export.manifest import ADVICE
+from ham_dist.export.unknown import UnknownCounts
+from ham_dist.serving.candidates import candidates_batch
 from ham_dist.serving.encoder import RecordEncoder
 from ham_dist.serving.fields_encoder import Record
 from ham_dist.serving.id_batch import FieldOrder, IdBatch
+from ham_dist.serving.runtimes.choice import open_runtime
+from ham_dist.serving.runtimes.plain_inputs import plain_model
+from ham_dist.serving.runtimes.runtime import Runtime, RuntimeName
+
+log = logging.getLogger(__name__)
 
 
 class Scorer:
@@ -21,19 +29,28 @@ class Scorer:
     Args:
         bundle: An open bundle of kind `ctr`, or the folder of one. Only its sizes and headers are checked;
             `ham-dist verify` reads all of it.
+        runtime: `aot` runs the model as compiled code, which takes a minute to make at its first use on a
+            machine and is then kept in the cache folder; `eager` runs it operation by operation; `auto` is
+            `aot` where the model can be compiled, if HAM_DIST_RUNTIME names no other.
     Raises:
         BundleError: The bundle is damaged, or of kind `custom`.
+        BackendError: `runtime` is `aot`, and the model cannot be compiled.
+        ConfigError: There is no such runtime.
     """
 
-    def __init__(self, bundle: Bundle | str | Path) -> None:
+    def __init__(self, bundle: Bundle | str | Path, runtime: RuntimeName = "auto") -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-        self._model = self.bundle.model()
-        by_name = {field.name: field for field in self.bundle.manifest.fields}
-        self.order = FieldOrder([by_name[name] for name in self._model.read_fields])
+        model = plain_model(self.bundle)
+        self.order = model.order
         """The fields that the model reads, in the order of a batch."""
+        self.runtime: Runtime = open_runtime(self.bundle, model, runtime)
+        """Computes the probabilities; has `name` and `reason`."""
+        log.info("%s: runtime %s: %s", self.bundle.root, self.runtime.name, self.runtime.reason)
         has_vocabulary = bool(self.bundle.manifest.vocabulary)
         self.encoder = RecordEncoder(self.bundle, self.order.names) if has_vocabulary else None
         """Encodes raw values; None if the bundle has no vocabulary, and only ids can be scored."""
+        if self.encoder is not None:
+            _require_same_order(self.bundle, self.order, self.encoder)
 
     def score(self, records: Record | Sequence[Record] | pa.Table | pa.RecordBatch) -> np.ndarray[Any, Any]:
         """Returns the probabilities of raw records, (n,) float32.
@@ -56,11 +73,43 @@ class Scorer:
         """
         return self.run(self.order.batch(ids))
 
+    def rank(
+        self, context: Record, candidates: Sequence[Record] | pa.Table | pa.RecordBatch
+    ) -> np.ndarray[Any, Any]:
+        """Returns the probabilities of candidates, such as items to show to one user, (n,) float32.
+
+        They are those of `score` for the records that the context and each candidate make up, but the context
+        is read once.
+
+        Args:
+            context: Columns that all records share, such as the user's.
+            candidates: The other columns: a dict for each candidate, or an Arrow table.
+        Raises:
+            BundleError: The bundle has no vocabulary.
+            DataError: A column is in both, or one that a field is made from in neither; or a value has
+                another type or is not a finite number.
+        """
+        return self.run(self.encode_candidates(context, candidates))
+
     def encode(self, records: Record | Sequence[Record] | pa.Table | pa.RecordBatch) -> IdBatch:
         """Returns the ids of raw records, for `run`; arguments and errors as in `score`."""
+        return self._checked(self._required_encoder().batch(records))
+
+    def encode_candidates(
+        self, context: Record, candidates: Sequence[Record] | pa.Table | pa.RecordBatch
+    ) -> IdBatch:
+        """Returns the ids of candidates, for `run`; arguments and errors as in `rank`."""
+        return self._checked(candidates_batch(self._required_encoder(), context, candidates))
+
+    def _required_encoder(self) -> RecordEncoder:
         if self.encoder is None:
             raise BundleError(f"{self.bundle.root}: has no vocabulary to encode raw values. Give ids")
-        return self.order.batch(self.encoder.encode(records))
+        return self.encoder
+
+    def _checked(self, batch: IdBatch) -> IdBatch:
+        """The batch of the encoder; a damaged vocabulary can have any ids."""
+        self.order.check(batch)
+        return batch
 
     def run(self, batch: IdBatch) -> np.ndarray[Any, Any]:
         """Returns the probabilities of a checked batch, (n,) float32.
@@ -68,9 +117,19 @@ class Scorer:
         Batches of several callers can be concatenated: each record's probability is the same within the
         rounding of float32.
         """
-        singles = torch.from_numpy(np.ascontiguousarray(batch.singles))
-        ids: dict[str, Any] = dict(zip((field.name for field in self.order.singles), singles, strict=True))
-        for field, (values, offsets) in zip(self.order.several, batch.several, strict=True):
-            ids[field.name] = torch.from_numpy(values), torch.from_numpy(offsets)
-        with torch.inference_mode():
-            return torch.sigmoid(self._model(ids)).numpy()
+        return self.runtime(batch)
+
+    def counts(self, batch: IdBatch) -> UnknownCounts:
+        """Returns the numbers of values and of unknown values of each field in a batch."""
+        values, unknown = (dict(zip(self.order.names, found, strict=True)) for found in batch.counts())
+        return UnknownCounts(self.order.names, values, unknown)
+
+
+def _require_same_order(bundle: Bundle, order: FieldOrder, encoder: RecordEncoder) -> None:
+    """Checks that the recipe and the model agree on the multi-valued fields."""
+    several = [field.name for field in encoder.several]
+    if several != (expected := [field.name for field in order.several]):
+        raise BundleError(
+            f"{bundle.root}: the multi-valued fields are {', '.join(expected) or 'none'}, "
+            f"but in its recipe {', '.join(several) or 'none'}. {ADVICE}"
+        )

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -57,6 +58,42 @@ def test_batches_are_concatenated_and_cut(path: Path) -> None:
     for (values, offsets), (found, starts) in zip(whole.several, joined.several, strict=True):
         assert (values.tolist(), offsets.tolist()) == (found.tolist(), starts.tolist())
     assert scorer.run(joined).tolist() == scorer.run(whole).tolist()
+
+
+def test_all_forms_of_records_give_the_same_batch(path: Path) -> None:
+    scorer = Scorer(path)
+    assert scorer.encoder is not None
+    columns = {name: [record[name] for record in RECORDS] for name in ("user", "age", "gone")}
+    texts = pa.array([["g2", "g1"], ["g4", "nothing"], None])
+    for given in (RECORDS, tuple(RECORDS), iter(RECORDS), pa.table({**columns, "genres": texts})):
+        batch = scorer.encode(given)
+        expected = scorer.order.batch(IDS)
+        assert batch.rows == 3
+        assert batch.singles.tolist() == expected.singles.tolist()
+        assert [[part.tolist() for part in pair] for pair in batch.several] == [
+            [part.tolist() for part in pair] for pair in expected.several
+        ]
+    for number, record in enumerate(RECORDS):
+        alone, cut = scorer.encode(record), scorer.encode(RECORDS)[number : number + 1]
+        assert alone.singles.tolist() == cut.singles.tolist()
+        assert [[part.tolist() for part in pair] for pair in alone.several] == [
+            [part.tolist() for part in pair] for pair in cut.several
+        ]
+
+
+def test_ids_of_a_damaged_vocabulary_never_reach_the_model(path: Path) -> None:
+    scorer = Scorer(path)
+    assert scorer.encoder is not None
+    looked_up = scorer.encoder.look_up
+    scorer.encoder.look_up = lambda keys: looked_up(keys) + 1000  # type: ignore[method-assign]
+    with pytest.raises(DataError, match="user = 1003; its ids go from 0 to"):
+        scorer.score(RECORDS)
+
+
+def test_a_recipe_with_other_multi_valued_fields_is_refused(tmp_path: Path) -> None:
+    fields = {**RECIPE["fields"], "genres": {"kind": "categorical"}}
+    with pytest.raises(BundleError, match="the multi-valued fields are genres, but in its recipe none"):
+        Scorer(write_raw_bundle(tmp_path, {**RECIPE, "fields": fields}))
 
 
 @pytest.mark.parametrize(
