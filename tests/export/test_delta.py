@@ -23,6 +23,8 @@ from ham_dist.export.bundle import verify_files
 from ham_dist.export.delta import apply_delta, write_delta
 from ham_dist.export.delta_manifest import DELTA, read_delta
 from ham_dist.io.hashing import sha256_of, sha256_of_json
+from ham_dist.serving import Scorer
+from ham_dist.serving.server.versions import activate, active_version
 from tests.support.earlier_version import unpack
 from tests.support.live_models import ROWS, Live, live_model
 from tests.support.raw_bundle import RECIPE, write_raw_bundle
@@ -300,3 +302,16 @@ def test_export_of_a_run_as_a_delta(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "codec of tables int8 became fp16" in " ".join(result.output.split())
     assert not Path("no").exists()
     assert not list(Path.cwd().glob("*.ham-partial"))
+
+
+def test_a_new_version_of_a_server(old: Path, grown: Path, tmp_path: Path) -> None:
+    write_delta(old, grown, tmp_path / "delta")
+    versions = tmp_path / "versions"
+    shutil.copytree(old, versions / "v1")
+    activate(versions, "v1")
+    apply_delta(active_version(versions).root, tmp_path / "delta", versions / "v2")
+    activate(versions, "v2")
+    record = {"user": "u929", "genres": "g1", "age": "a1", "gone": "g2"}
+    found, before = (Scorer(each).score(record) for each in (active_version(versions).root, versions / "v1"))
+    assert found == Scorer(grown).score(record)
+    assert found != before, "v1 does not know this user"

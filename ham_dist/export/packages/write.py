@@ -5,7 +5,7 @@ from typing import Any
 
 import ham_dist
 from ham_dist.errors import BundleError
-from ham_dist.export.bundle import open_bundle
+from ham_dist.export.bundle import verify_files
 from ham_dist.export.files import writing
 from ham_dist.export.manifest import bundle_identity
 from ham_dist.export.packages.check import compare
@@ -20,7 +20,7 @@ def write_package(bundle: str | Path, name: str, out: Path, records: str | None 
     """Write a package of a bundle, which is compared with the bundle's model before it gets its name.
 
     Args:
-        bundle: Folder of a bundle of kind `ctr`.
+        bundle: Folder of a bundle of kind `ctr`; all of it is verified.
         name: Name of a format in `FORMATS`.
         out: A folder that does not exist yet.
         records: Records to compare on, as for `compare`.
@@ -32,7 +32,7 @@ def write_package(bundle: str | Path, name: str, out: Path, records: str | None 
         BackendError: A library is missing.
         DataError: The records cannot be read.
     """
-    package, opened = format_of(name), open_bundle(bundle)
+    package, opened = format_of(name), verify_files(bundle)
     if out.exists() or out.is_symlink():
         raise BundleError(
             f"{out}: already exists; packages are never overwritten. Delete it, or give another folder."
