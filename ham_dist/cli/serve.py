@@ -1,6 +1,7 @@
 """Commands for serving: serve and activate."""
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,11 @@ def serve(
     ],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of HTTP; 0 takes a free one.")] = 8000,
+    grpc_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Port of gRPC; 0 takes a free one (default: no gRPC)."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that serve.")] = 1,
     name: Annotated[
         str, typer.Option(help="Name of the model in requests (default: that of the folder).")
     ] = "",
@@ -53,17 +59,17 @@ def serve(
         int, typer.Option(min=0, max=10_000, help="Record this many requests into that file.")
     ] = 0,
 ) -> None:
-    """Serve a bundle over HTTP.
+    """Serve a bundle over HTTP and gRPC.
 
     Raw records or ids as JSON to /score, the Open Inference Protocol (version 2) under /v2, metrics for
     Prometheus at /metrics, and a page for a person at /. SIGTERM answers what was accepted, then ends.
 
     \b
     Example:
-      ham-dist serve bundles/movielens
-      ham-dist serve versions/movielens --host 0.0.0.0 --port 8080
+      ham-dist serve bundles/movielens --grpc-port 8001
+      ham-dist serve versions/movielens --host 0.0.0.0 --port 8080 --workers 4
     """
-    _require(_NEEDED)
+    _require(_NEEDED if grpc_port is None else (*_NEEDED, *_NEEDED_BY_GRPC))
     from ham_dist.serving.server.options import ServerOptions
 
     options = ServerOptions(
@@ -71,6 +77,8 @@ def serve(
         name=name,
         host=host,
         port=port,
+        grpc_port=grpc_port,
+        workers=workers,
         max_rows=max_rows,
         queue_rows=queue_rows,
         max_body_bytes=max_body_bytes,
@@ -79,9 +87,18 @@ def serve(
         warmup=warmup,
         record_warmup=record_warmup,
     )
-    from ham_dist.serving.server.run import serve_alone
 
-    serve_alone(options, lambda url: say(f"serving {options.model} at {url}"))
+    def ready(urls: Sequence[str]) -> None:
+        say(f"serving {options.model} at {' and '.join(urls)}")
+
+    if workers == 1:
+        from ham_dist.serving.server.run import serve_alone
+
+        serve_alone(options, ready)
+    else:
+        from ham_dist.serving.server.supervisor import Supervisor
+
+        Supervisor(options, ready).run()
 
 
 def activate(

@@ -1,9 +1,8 @@
 """Settings of a server."""
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ham_dist.errors import ConfigError
 
@@ -60,19 +59,6 @@ class ServerOptions:
     def model(self) -> str:
         """Name of the model: `name`, or the name of the folder."""
         return self.name or self.bundle.resolve().name or "model"
-
-    def to_json(self) -> dict[str, Any]:
-        """The settings as JSON, for a worker's command line."""
-        paths = {"bundle": str(self.bundle), "warmup": None if self.warmup is None else str(self.warmup)}
-        return asdict(self) | paths
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "ServerOptions":
-        """The settings that `to_json` returned."""
-        warmup = value["warmup"]
-        return cls(
-            **value | {"bundle": Path(value["bundle"]), "warmup": None if warmup is None else Path(warmup)}
-        )
 
 
 def cores() -> int:

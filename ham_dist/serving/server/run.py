@@ -1,110 +1,128 @@
 """One process that serves."""
 
 import asyncio
-import logging
+import os
 import signal
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 
 import torch
+import uvloop
 
-from ham_dist.errors import ConfigError
 from ham_dist.serving.server.http import HttpServer
+from ham_dist.serving.server.listen import bind, urls_of
 from ham_dist.serving.server.metrics import Metrics
 from ham_dist.serving.server.options import ServerOptions, cores
 from ham_dist.serving.server.service import Service
 from ham_dist.serving.server.swap import Swapper
 
-log = logging.getLogger(__name__)
+
+def limit_threads(workers: int) -> None:
+    """Gives each worker its share of the cores, unless the environment sets the number of threads."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, cores() // workers))
 
 
-def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
-    """Returns a socket that is bound and does not listen yet.
-
-    Args:
-        host: Name or address.
-        port: TCP port; 0 for a free one.
-        shared: Other sockets of this user may be bound to the same port.
-    Raises:
-        ConfigError: The address cannot be used.
-    """
-    try:
-        family, kind, number, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        bound = socket.socket(family, kind, number)
-        try:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if shared:
-                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            bound.bind(address)
-        except BaseException:
-            bound.close()
-            raise
-        return bound
-    except OSError as error:
-        raise ConfigError(
-            f"--host {host} --port {port}: {error.strerror or error}; expected an address of this machine "
-            "and a free port.\n  Stop what listens there, or give another port (0 takes a free one)."
-        ) from None
-
-
-def url_of(bound: socket.socket) -> str:
-    """The URL of a socket of HTTP."""
-    host, port = bound.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-def serve_alone(options: ServerOptions, ready: Callable[[str], None]) -> None:
+def serve_alone(options: ServerOptions, ready: Callable[[Sequence[str]], None]) -> None:
     """Serves until SIGTERM or SIGINT, in this process.
 
     Args:
         options: Settings of the server.
-        ready: Called with the server's URL as soon as it answers.
+        ready: Called with the server's URLs as soon as it answers.
     Raises:
         HamError: The bundle or an address cannot be used.
     """
-    with bind(options.host, options.port) as bound:
-        torch.set_num_threads(cores())
+    with ExitStack() as stack:
+        bound = [stack.enter_context(bind(options.host, options.port))]
+        if options.grpc_port is not None:
+            bound.append(stack.enter_context(bind(options.host, options.grpc_port, shared=True)))
+        limit_threads(1)
         metrics = Metrics(options.model)
         swapper = Swapper(options, metrics)
-        _until_stopped(options, swapper, metrics, bound, lambda: ready(url_of(bound)))
+        serve_until_stopped(options, swapper, metrics, bound, lambda: ready(urls_of(bound)))
 
 
-def _until_stopped(
+def serve_until_stopped(
     options: ServerOptions,
     swapper: Swapper,
     metrics: Metrics,
-    bound: socket.socket,
-    ready: Callable[[], None],
+    bound: Sequence[socket.socket],
+    ready: Callable[[], object],
     *,
     records: bool = True,
 ) -> None:
-    # uvicorn raises the signal that stopped it again at the end; a normal stop has exit status 0.
+    """Serves until SIGTERM or SIGINT.
+
+    Args:
+        options: Settings of the server.
+        swapper: Holds the serving version.
+        metrics: Metrics of this process.
+        bound: Socket of HTTP and, if there is one, of gRPC.
+        ready: Called as soon as the server answers.
+        records: Record requests, if the options ask for it.
+    """
+    stopped = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopped
+        stopped = True
+
+    # uvicorn has its own handlers while it runs, and raises what stopped it again at the end: an ordinary
+    # stop has exit status 0.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, stop)
 
-    async def serve() -> None:
-        service = Service(options, swapper, metrics, records=records)
-        server = HttpServer(service)
-        ticks = asyncio.create_task(service.run_ticks())
-        started = asyncio.create_task(_when_started(server, ready))
-        try:
-            await server.serve(sockets=[bound])
-        finally:
-            for task in (ticks, started):
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
-            await service.close()
+    def started(server: HttpServer) -> None:
+        if stopped:  # before uvicorn had its handlers
+            server.should_exit = True
+        ready()
 
-    import uvloop
-
-    uvloop.run(serve())
+    uvloop.run(serve(options, swapper, metrics, bound, started, records=records))
 
 
-async def _when_started(server: HttpServer, ready: Callable[[], None]) -> None:
+async def serve(
+    options: ServerOptions,
+    swapper: Swapper,
+    metrics: Metrics,
+    bound: Sequence[socket.socket],
+    started: Callable[[HttpServer], None],
+    *,
+    records: bool,
+) -> None:
+    """Serves until `should_exit` of the HTTP server is true.
+
+    Args:
+        options: Settings of the server.
+        swapper: Holds the serving version.
+        metrics: Metrics of this process.
+        bound: Socket of HTTP and, if there is one, of gRPC.
+        started: Called as soon as the server answers.
+        records: Record requests, if the options ask for it.
+    """
+    service = Service(options, swapper, metrics, records=records)
+    server = HttpServer(service)
+    grpc_server = None
+    if len(bound) > 1:
+        from ham_dist.serving.server.grpc_service import GrpcServer
+
+        grpc_server = GrpcServer(service, bound[1])
+        await grpc_server.start()
+    tasks = [asyncio.create_task(service.run_ticks()), asyncio.create_task(_when_started(server, started))]
+    try:
+        await server.serve(sockets=[bound[0]])
+    finally:
+        if grpc_server is not None:
+            await grpc_server.stop()
+        for task in tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        await service.close()
+
+
+async def _when_started(server: HttpServer, started: Callable[[HttpServer], None]) -> None:
     while not server.started:
         await asyncio.sleep(0.01)
-    ready()
+    started(server)

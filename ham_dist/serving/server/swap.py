@@ -28,13 +28,18 @@ class Swapper:
         metrics: Metrics of this process.
         approved: File in which a supervisor names the version that it has verified; None in a process
             without one, which reads the pointer file and verifies by itself.
+        leads: True in the one worker that counts what the supervisor could not verify.
     """
 
-    def __init__(self, options: ServerOptions, metrics: Metrics, approved: Path | None = None) -> None:
-        self._options, self._metrics, self._approved = options, metrics, approved
-        self._seen = self._next()
+    def __init__(
+        self, options: ServerOptions, metrics: Metrics, approved: Path | None = None, *, leads: bool = True
+    ) -> None:
+        self._options, self._metrics, self._approved, self._leads = options, metrics, approved, leads
         self.failure: tuple[str, str] | None = None
         """The version that was activated last and could not be served, with the reason."""
+        self._reported: tuple[str, str] | None = None
+        """The failure that the supervisor has reported last."""
+        self._seen = self._next()
         self.serving = self._open(self._seen)
         """The version that serves."""
         metrics.serves(self.serving, None)
@@ -47,8 +52,13 @@ class Swapper:
         """
         if self._approved is None:
             return active_version(self._options.bundle)
-        version, root, written = read_json(self._approved)
-        return Active(version, Path(root), (written[0], written[1]))
+        state = read_json(self._approved)
+        failed = None if state["failed"] is None else (state["failed"][0], state["failed"][1])
+        if failed != self._reported:
+            self._reported = self.failure = failed
+            if failed is not None and self._leads:
+                self._metrics.failed(failed[0])
+        return Active(state["version"], Path(state["root"]), (state["written"][0], state["written"][1]))
 
     def _open(self, active: Active) -> ServedModel:
         model = ServedModel(active.root, active.version, verify=self._approved is None)
@@ -75,8 +85,8 @@ class Swapper:
                 self._fail("", error)
             return
         if active == self._seen:
-            if self.failure is not None and not self.failure[0]:  # the pointer file is readable again
-                self.failure = None
+            if self._approved is None and self.failure is not None and not self.failure[0]:
+                self.failure = None  # the pointer file is readable again
             return
         self._seen = active
         if active.version == self.serving.version and active.root == self.serving.root:

@@ -3,14 +3,9 @@
 import http.client
 import json
 import os
-import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,9 +13,9 @@ from typer.testing import CliRunner
 
 from ham_dist.cli import app, serve
 from ham_dist.serving.server.http import HEAD_BYTES
-from tests.support.forked import ENVIRONMENT
 from tests.support.http_server import served
 from tests.support.live_models import export, live_model
+from tests.support.server_process import process
 
 IDS = {"user": [3, 0, 9], "genres": [[2, 1], [4, 0], [0]], "age": [1, 0, 2]}
 BODY = json.dumps({"ids": IDS}).encode()
@@ -78,23 +73,6 @@ def test_slow_and_huge_requests_are_refused_and_others_served(path: Path) -> Non
         both = talk(address, REQUEST + REQUEST.replace(b"host", b"connection: close\r\nhost"))
         assert both.count(b"HTTP/1.1 200 ") == 2
         connection.close()
-
-
-@contextmanager
-def process(*arguments: str | Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`ham-dist serve ARGUMENTS` on a free port, and its `HOST:PORT`."""
-    command = [sys.executable, "-m", "ham_dist", "serve", *map(str, arguments), "--port", "0"]
-    running = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
-    try:
-        assert running.stdout is not None
-        found = re.search(r"http://(\S+)", running.stdout.readline())
-        assert found is not None
-        yield running, found[1]
-    finally:
-        running.kill()
-        running.wait()
-        assert running.stdout is not None
-        running.stdout.close()
 
 
 def test_sigterm_under_load_answers_every_accepted_request(path: Path) -> None:
