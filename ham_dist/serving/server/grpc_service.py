@@ -7,8 +7,7 @@ from time import perf_counter
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
+from grpc_health.v1 import health, health_pb2_grpc
 
 from ham_dist import __version__
 from ham_dist.serving.server.batcher import Scored
@@ -74,7 +73,7 @@ class GrpcServer:
         handlers = {name: _handler(name, _plain(name, answer)) for name, answer in methods.items()}
         handlers["ModelInfer"] = _handler("ModelInfer", self._infer)
         self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, handlers)])
-        self._health = HealthServicer()
+        self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         host, port = bound.getsockname()[:2]
         self._server.add_insecure_port(f"{f'[{host}]' if ':' in host else host}:{port}")
