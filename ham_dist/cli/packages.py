@@ -10,7 +10,7 @@ from ham_dist.cli.printing import say
 
 def package(
     bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="Folder of a bundle.")],
-    format: Annotated[str, typer.Option(help="onnx, triton (a model repository) or torchrec.")],
+    format: Annotated[str, typer.Option(help="onnx, pt2, triton (a model repository) or torchrec.")],
     out: Annotated[Path, typer.Option(help="New folder for the package.")],
     records: Annotated[
         str | None,

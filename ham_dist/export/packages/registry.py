@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ham_dist.errors import BackendError, BundleError
 from ham_dist.export.bundle import Bundle
-from ham_dist.export.packages import onnx, torchrec, triton
+from ham_dist.export.packages import onnx, pt2, torchrec, triton
 from ham_dist.export.packages.check import Runner
 
 
@@ -27,6 +27,7 @@ class PackageFormat(NamedTuple):
 
 FORMATS: dict[str, PackageFormat] = {
     "onnx": PackageFormat(onnx.write, onnx.runners, onnx.MODULES),
+    "pt2": PackageFormat(pt2.write, pt2.runners),
     "triton": PackageFormat(triton.write, triton.runners, triton.MODULES),
     "torchrec": PackageFormat(torchrec.write, torchrec.runners, torchrec.MODULES),
 }

@@ -83,7 +83,7 @@ def _write_config(
 
 def runners(bundle: Bundle, folder: Path) -> Mapping[str, Runner]:
     """Opens the ONNX model, and the bundle of the Python backend."""
-    scorer = Scorer(folder / BY_RECORDS / "1" / "bundle")
+    scorer = Scorer(folder / BY_RECORDS / "1" / "bundle", runtime="eager")
 
     def run(ids: Mapping[str, Ids]) -> torch.Tensor:
         given = {

@@ -60,8 +60,13 @@ def open_library(path: Path) -> Library:
     return library
 
 
-def write_package(program: torch.export.ExportedProgram, path: Path) -> None:
-    """Compiles a program, and writes the package (.pt2) without its weights."""
+def write_package(program: torch.export.ExportedProgram, path: Path, *, fold: bool = True) -> None:
+    """Compiles a program, and writes the package (.pt2) without its weights.
+
+    Args:
+        fold: Combine weights with each other once, when they are set. The code then has constants of its own,
+            which are not to be set.
+    """
     from torch._inductor import aoti_compile_and_package
 
     with warnings.catch_warnings():
@@ -72,8 +77,7 @@ def write_package(program: torch.export.ExportedProgram, path: Path) -> None:
             package_path=str(path),
             inductor_configs={
                 "aot_inductor.package_constants_in_so": False,
-                # Weights are combined with each other once, when they are set.
-                "aot_inductor.use_runtime_constant_folding": True,
+                "aot_inductor.use_runtime_constant_folding": fold,
                 # Else small constants, and constants of equal numbers, are written into the code.
                 "always_keep_tensor_constants": True,
                 "joint_graph_constant_folding": False,
