@@ -3,7 +3,7 @@
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -29,6 +29,13 @@ def serve(
         typer.Option(min=0, max=65535, help="Port of gRPC; 0 takes a free one (default: no gRPC)."),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that serve.")] = 1,
+    runtime: Annotated[
+        Literal["auto", "aot", "eager"],
+        typer.Option(
+            help="How the model runs: compiled at its first use on a machine, which takes a minute (aot), "
+            "operation by operation (eager), or compiled where that is possible (auto)."
+        ),
+    ] = "auto",
     name: Annotated[
         str, typer.Option(help="Name of the model in requests (default: that of the folder).")
     ] = "",
@@ -71,6 +78,7 @@ def serve(
     """
     _require(_NEEDED if grpc_port is None else (*_NEEDED, *_NEEDED_BY_GRPC))
     from ham_dist.serving.server.options import ServerOptions
+    from ham_dist.serving.server.supervisor import Supervisor
 
     options = ServerOptions(
         bundle=bundle,
@@ -79,6 +87,7 @@ def serve(
         port=port,
         grpc_port=grpc_port,
         workers=workers,
+        runtime=runtime,
         max_rows=max_rows,
         queue_rows=queue_rows,
         max_body_bytes=max_body_bytes,
@@ -91,14 +100,7 @@ def serve(
     def ready(urls: Sequence[str]) -> None:
         say(f"serving {options.model} at {' and '.join(urls)}")
 
-    if workers == 1:
-        from ham_dist.serving.server.run import serve_alone
-
-        serve_alone(options, ready)
-    else:
-        from ham_dist.serving.server.supervisor import Supervisor
-
-        Supervisor(options, ready).run()
+    Supervisor(options, ready).run()
 
 
 def activate(

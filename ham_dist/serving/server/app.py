@@ -12,6 +12,7 @@ from ham_dist import __version__
 from ham_dist.serving.server import infer, score
 from ham_dist.serving.server.batcher import Scored
 from ham_dist.serving.server.body import Disconnected, read_body
+from ham_dist.serving.server.model import Values
 from ham_dist.serving.server.refusal import Refused
 from ham_dist.serving.server.service import LARGE_BYTES, Service
 from ham_dist.serving.server.status import page, status_of
@@ -21,6 +22,10 @@ log = logging.getLogger(__name__)
 
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
+_PARSERS: Mapping[str, Callable[[bytes], Values]] = {
+    "/score": score.values_of,
+    "/rank": score.candidates_of,
+}
 _JSON = {"content-type": "application/json"}
 
 
@@ -58,10 +63,10 @@ class App:
         protocol = ""
         try:
             path = scope["path"]
-            if path == "/score":
-                protocol = "score"
+            if (parse := _PARSERS.get(path)) is not None:
+                protocol = path[1:]
                 _require(scope, "POST")
-                answer = await self._score(scope, receive, started)
+                answer = await self._score(parse, scope, receive, started)
             elif (found := self._pages.get(path)) is not None:
                 _require(scope, "GET", "HEAD")
                 answer = found()
@@ -96,14 +101,12 @@ class App:
         options = self._service.options
         return await read_body(receive, headers, options.max_body_bytes, options.read_seconds)
 
-    async def _score(self, scope: Mapping[str, Any], receive: Receive, started: float) -> _Answer:
+    async def _score(
+        self, parse: Callable[[bytes], Values], scope: Mapping[str, Any], receive: Receive, started: float
+    ) -> _Answer:
         body = await self._body(dict(scope["headers"]), receive)
         service = self._service
-        values = (
-            score.values_of(body)
-            if len(body) <= LARGE_BYTES
-            else await asyncio.to_thread(score.values_of, body)
-        )
+        values = parse(body) if len(body) <= LARGE_BYTES else await asyncio.to_thread(parse, body)
         scored = await service.score(service.model, values, len(body))
         return _Answer(200, score.answer_of(scored, service.options.model), _JSON | _timing(scored, started))
 
@@ -185,5 +188,5 @@ def _model_path(path: str) -> tuple[str, str | None, str]:
 def _no_such_path(path: str) -> Refused:
     return Refused(
         404,
-        f"{path[:80]}: no such path; expected /score, /v2/models/NAME/infer, /v2/health/ready, /metrics or /",
+        f"{path[:80]}: no such path; expected /score, /rank, /v2/models/NAME/infer, /metrics or /",
     )

@@ -73,7 +73,7 @@ class Metrics:
         self._info = Gauge(
             "ham_dist_model_info",
             "Workers that serve a version.",
-            ["model", "version", "precision"],
+            ["model", "version", "precision", "runtime"],
             multiprocess_mode="livesum",
             registry=own,
         )
@@ -118,7 +118,8 @@ class Metrics:
         self._gauge_of(model).set(1)
 
     def _gauge_of(self, model: ServedModel) -> Any:
-        return self._info.labels(self._model, model.version, model.scorer.bundle.manifest.precision)
+        precision = model.scorer.bundle.manifest.precision
+        return self._info.labels(self._model, model.version, precision, model.scorer.runtime.name)
 
     def failed(self, version: str) -> None:
         """Counts a version that could not be served."""
@@ -130,7 +131,7 @@ class Metrics:
         Counters of all fields take longer than a small batch, so `tick` adds the counts to them.
         """
         counts = self._counts
-        for field, values, unknown in model.count(batch):
+        for field, values, unknown in zip(model.fields, *batch.counts(), strict=True):
             before = counts.get(field, (0, 0))
             counts[field] = before[0] + values, before[1] + unknown
 

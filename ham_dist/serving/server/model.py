@@ -1,6 +1,6 @@
 """One version of the model in service."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +9,7 @@ import numpy as np
 from ham_dist.errors import BundleError, DataError
 from ham_dist.export.bundle import open_bundle, verify_files
 from ham_dist.serving.id_batch import IdBatch
+from ham_dist.serving.runtimes.runtime import RuntimeName
 from ham_dist.serving.scorer import Scorer
 from ham_dist.serving.server.refusal import Refused
 
@@ -17,15 +18,17 @@ WARM_ROWS = (1, 2, 64)
 
 
 class Values(NamedTuple):
-    """The records of a request; one of both is set.
+    """The records of a request: `records`, `ids`, or `context` and `records`.
 
     Attributes:
-        records: Raw records, as `Scorer.encode` takes them.
+        records: Raw records, as `Scorer.encode` takes them, or candidates.
         ids: Prepared ids by field, as `FieldOrder.batch` takes them.
+        context: Columns that all candidates share, as `Scorer.encode_candidates` takes them.
     """
 
     records: Sequence[Mapping[str, Any]] | None = None
     ids: Mapping[str, Any] | None = None
+    context: Mapping[str, Any] | None = None
 
 
 class ServedModel:
@@ -34,14 +37,16 @@ class ServedModel:
     Args:
         root: Folder of the bundle.
         version: Its name in answers.
+        runtime: As in `Scorer`.
         verify: Read all of the bundle and check its hashes first.
     Raises:
         BundleError: The bundle is damaged or of kind `custom`.
+        BackendError: The model cannot be compiled, and `runtime` is `aot`.
     """
 
-    def __init__(self, root: Path, version: str, *, verify: bool) -> None:
+    def __init__(self, root: Path, version: str, runtime: RuntimeName = "auto", *, verify: bool) -> None:
         self.root, self.version = root, version
-        self.scorer = Scorer(verify_files(root) if verify else open_bundle(root))
+        self.scorer = Scorer(verify_files(root) if verify else open_bundle(root), runtime)
         self.run = self.scorer.run
         self.fields = self.scorer.order.names
         """Fields that the model reads, in the order of a batch."""
@@ -56,6 +61,8 @@ class ServedModel:
             if values.records is not None:
                 _require_few(len(values.records), max_rows)
                 records: Any = values.records
+                if values.context is not None:
+                    return self.scorer.encode_candidates(values.context, records)
                 if len(records) == 1 and isinstance(records[0], dict):
                     records = records[0]  # takes half the time
                 return self.scorer.encode(records)
@@ -67,14 +74,6 @@ class ServedModel:
             raise Refused(400, str(error)) from None
         except RecursionError:
             raise Refused(400, "records: a value is nested too deeply; expected text or a number") from None
-
-    def count(self, batch: IdBatch) -> Iterator[tuple[str, int, int]]:
-        """Yields each field with its number of values in a batch, and of unknown ones (id 0)."""
-        unknown = (batch.singles == 0).sum(axis=1).tolist()
-        for field, count in zip(self.fields, unknown, strict=False):
-            yield field, batch.rows, count
-        for field, (values, _) in zip(self.fields[len(unknown) :], batch.several, strict=True):
-            yield field, len(values), int((values == 0).sum())
 
     def warm(self, recorded: Sequence[tuple[str, Values]]) -> None:
         """Scores recorded requests, or unknown values if there are none.

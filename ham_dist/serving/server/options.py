@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ham_dist.errors import ConfigError
+from ham_dist.serving.runtimes.runtime import RuntimeName
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class ServerOptions:
         port: TCP port of HTTP; 0 for a free one.
         grpc_port: TCP port of gRPC; 0 for a free one, None for no gRPC.
         workers: Processes that serve.
+        runtime: As in `Scorer`.
         max_rows: Most records of a request, and of a batch of several requests.
         queue_rows: Most records that are waiting or running in a worker.
         max_body_bytes: Largest body of a request.
@@ -34,6 +36,7 @@ class ServerOptions:
     port: int = 8000
     grpc_port: int | None = None
     workers: int = 1
+    runtime: RuntimeName = "auto"
     max_rows: int = 4096
     queue_rows: int = 65_536
     max_body_bytes: int = 16 << 20

@@ -1,17 +1,16 @@
-"""One process that serves."""
+"""The event loop of a process that serves."""
 
 import asyncio
 import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 
 import torch
 import uvloop
 
 from ham_dist.serving.server.http import HttpServer
-from ham_dist.serving.server.listen import bind, urls_of
 from ham_dist.serving.server.metrics import Metrics
 from ham_dist.serving.server.options import ServerOptions, cores
 from ham_dist.serving.server.service import Service
@@ -22,25 +21,6 @@ def limit_threads(workers: int) -> None:
     """Gives each worker its share of the cores, unless the environment sets the number of threads."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, cores() // workers))
-
-
-def serve_alone(options: ServerOptions, ready: Callable[[Sequence[str]], None]) -> None:
-    """Serves until SIGTERM or SIGINT, in this process.
-
-    Args:
-        options: Settings of the server.
-        ready: Called with the server's URLs as soon as it answers.
-    Raises:
-        HamError: The bundle or an address cannot be used.
-    """
-    with ExitStack() as stack:
-        bound = [stack.enter_context(bind(options.host, options.port))]
-        if options.grpc_port is not None:
-            bound.append(stack.enter_context(bind(options.host, options.grpc_port, shared=True)))
-        limit_threads(1)
-        metrics = Metrics(options.model)
-        swapper = Swapper(options, metrics)
-        serve_until_stopped(options, swapper, metrics, bound, lambda: ready(urls_of(bound)))
 
 
 def serve_until_stopped(

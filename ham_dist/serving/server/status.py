@@ -45,6 +45,7 @@ def status_of(service: Service) -> dict[str, Any]:
         "failed": None if failure is None else {"version": failure[0], "reason": failure[1]},
         "model": "" if manifest.model is None else manifest.model.name,
         "precision": manifest.precision,
+        "runtime": f"{model.scorer.runtime.name} ({model.scorer.runtime.reason})",
         "table_bytes": manifest.table_bytes,
         "columns": [] if encoder is None else list(encoder.kinds),
         "fields": [

@@ -1,4 +1,4 @@
-"""Several workers: processes that are forked from one that has imported everything.
+"""Workers: processes that are forked from one that has imported everything.
 
 The supervisor loads no model and serves nothing. It verifies each version once, names the verified one to the
 workers in a file, replaces workers that have ended, and ends all of them on SIGTERM. It stays at one thread,
@@ -23,6 +23,8 @@ from typing import Any
 from ham_dist.errors import BundleError, HamError
 from ham_dist.export.bundle import verify_files
 from ham_dist.io.atomic import write_text
+from ham_dist.serving.runtimes.runtime import RuntimeName
+from ham_dist.serving.scorer import Scorer
 from ham_dist.serving.server.listen import bind, urls_of
 from ham_dist.serving.server.options import ServerOptions
 from ham_dist.serving.server.versions import Active, active_version
@@ -145,7 +147,7 @@ class Supervisor:
             self._start_verifying(active)
 
     def _start_verifying(self, active: Active) -> BaseProcess:
-        process = self._started(_verify, active.root, self._place.message)
+        process = self._started(_verify, active.root, self._options.runtime, self._place.message)
         self._verifying = process, active
         return process
 
@@ -176,7 +178,7 @@ class Supervisor:
 
     def _started(self, target: Callable[..., None], *arguments: Any) -> BaseProcess:
         """A forked process, which gets signals only after it has its own handlers."""
-        process = self._fork.Process(target=target, args=arguments, daemon=True)
+        process = self._fork.Process(target=target, args=arguments)
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
         try:
             process.start()
@@ -238,14 +240,14 @@ class Supervisor:
             self._verifying[0].kill()
 
 
-def _verify(root: Path, message: Path) -> None:
-    """Body of the process that verifies a bundle."""
+def _verify(root: Path, runtime: RuntimeName, message: Path) -> None:
+    """Body of the process that verifies a bundle, and compiles its model for the workers."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
     message.unlink(missing_ok=True)
     try:
-        verify_files(root)
+        Scorer(verify_files(root), runtime)
     except HamError as error:
         message.write_text(str(error), encoding="utf-8")
         sys.exit(2)

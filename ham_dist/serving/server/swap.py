@@ -61,7 +61,8 @@ class Swapper:
         return Active(state["version"], Path(state["root"]), (state["written"][0], state["written"][1]))
 
     def _open(self, active: Active) -> ServedModel:
-        model = ServedModel(active.root, active.version, verify=self._approved is None)
+        runtime = self._options.runtime
+        model = ServedModel(active.root, active.version, runtime, verify=self._approved is None)
         recorded = read_warmup(warmup_path(self._options.bundle, self._options.warmup))
         model.warm(recorded)
         log.info(

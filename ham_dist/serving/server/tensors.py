@@ -1,6 +1,6 @@
 """Tensors of the Open Inference Protocol as records, and back.
 
-Ids are integer tensors named after fields, (n,); a multi-valued field has two: its values, and NAME.offsets,
+Ids are integer tensors named after fields, (n,); a multi-valued field has two: NAME.values, and NAME.offsets,
 (n + 1,), where record i has values[offsets[i] : offsets[i + 1]]. Raw values are tensors named after the raw
 columns, (n,): BYTES for text (empty for a missing value), integers, FP32 and FP64.
 Source: https://github.com/kserve/open-inference-protocol (tensor data, binary tensor data extension).
@@ -106,7 +106,7 @@ def from_bytes(name: str, datatype: str, count: int, data: bytes | memoryview, m
             400,
             f"{where}: has {len(data):,} bytes; expected {count * kind.itemsize:,} for {count:,} values",
         )
-    return Tensor(name, datatype, np.frombuffer(data, kind).copy())  # torch wants writable arrays
+    return Tensor(name, datatype, np.frombuffer(data, kind))
 
 
 def _texts(where: str, count: int, data: bytes, max_rows: int) -> list[str]:
@@ -152,22 +152,26 @@ def values_of(tensors: Sequence[Tensor], model: ServedModel, meaning: Any = "aut
 
 
 def _ids(tensors: Mapping[str, Tensor], model: ServedModel) -> Values:
-    several = {field.name for field in model.scorer.order.several}
-    ids: dict[str, Any] = {}
-    for name in model.fields:
-        if (tensor := tensors.get(name)) is None:
-            continue  # the scorer names the fields that are absent
-        if name not in several:
-            ids[name] = tensor.values
-            continue
-        if (offsets := tensors.get(f"{name}.offsets")) is None:
+    ids: dict[str, Any] = {
+        field.name: tensors[field.name].values
+        for field in model.scorer.order.singles
+        if field.name in tensors
+    }
+    for field in model.scorer.order.several:
+        # The scorer names the fields that are absent.
+        found = [tensors[name].values for name in _names_of(field.name) if name in tensors]
+        if len(found) == 1:
             raise Refused(
-                400,
-                f"inputs: {name!r} is multi-valued and {name + '.offsets'!r} is absent; expected its n + 1 "
-                "offsets, from 0 to the number of its values",
+                400, f"inputs: of {' and '.join(_names_of(field.name))} one is absent; expected both"
             )
-        ids[name] = tensor.values, offsets.values
+        if found:
+            ids[field.name] = tuple(found)
     return Values(ids=ids)
+
+
+def _names_of(several: str) -> tuple[str, str]:
+    """Names of the two tensors of a multi-valued field."""
+    return f"{several}.values", f"{several}.offsets"
 
 
 def _raw_values(tensors: Mapping[str, Tensor], model: ServedModel) -> Values:
@@ -190,11 +194,10 @@ def _raw_values(tensors: Mapping[str, Tensor], model: ServedModel) -> Values:
 
 def model_metadata(model: ServedModel, name: str) -> dict[str, Any]:
     """Returns the model's metadata: its inputs are ids, which every bundle takes."""
-    inputs = []
-    for field in model.fields:
-        inputs.append({"name": field, "datatype": "INT64", "shape": [-1]})
-    for several in model.scorer.order.several:
-        inputs.append({"name": f"{several.name}.offsets", "datatype": "INT64", "shape": [-1]})
+    order = model.scorer.order
+    names = [field.name for field in order.singles]
+    names += [name for field in order.several for name in _names_of(field.name)]
+    inputs = [{"name": each, "datatype": "INT64", "shape": [-1]} for each in names]
     return {
         "name": name,
         "versions": [model.version],

@@ -1,6 +1,6 @@
 """Recorded requests: real ones that a version has to answer before it serves.
 
-A line of the file is a request as `POST /score` takes it.
+A line of the file is a request as `POST /score` or `POST /rank` takes it.
 """
 
 import logging
@@ -16,7 +16,7 @@ from ham_dist.io.atomic import write_bytes
 from ham_dist.io.untrusted import read_bytes
 from ham_dist.serving.server.model import Values
 from ham_dist.serving.server.refusal import Refused
-from ham_dist.serving.server.score import values_of
+from ham_dist.serving.server.score import recorded_of
 from ham_dist.serving.server.versions import WARMUP, is_bundle
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def read_warmup(path: Path | None) -> list[tuple[str, Values]]:
     for number, line in enumerate(lines, 1):
         place = f"{path}:{number}"
         try:
-            found.append((place, values_of(line, where=place)))
+            found.append((place, recorded_of(line, where=place)))
         except Refused as refused:
             raise BundleError(f"{refused}\n  Delete the line, or record the requests again.") from None
     return found
@@ -79,10 +79,7 @@ class Recorder:
 
     def add(self, values: Values) -> None:
         """Records a request, if it is not too large; writes the file with the last one."""
-        line = orjson.dumps(
-            {"records": values.records} if values.records is not None else {"ids": _plain(values.ids or {})},
-            option=orjson.OPT_SERIALIZE_NUMPY,
-        )
+        line = orjson.dumps(_request(values), option=orjson.OPT_SERIALIZE_NUMPY)
         if len(line) > REQUEST_BYTES or self._bytes + len(line) >= FILE_BYTES:
             return
         self._lines.append(line + b"\n")
@@ -101,6 +98,12 @@ class Recorder:
             log.info("%s: recorded %s requests", self._path, len(lines))
         except OSError as error:
             log.warning("%s: cannot be written: %s", self._path, error.strerror or error)
+
+
+def _request(values: Values) -> dict[str, Any]:
+    if values.context is not None:
+        return {"context": values.context, "candidates": values.records}
+    return {"records": values.records} if values.records is not None else {"ids": _plain(values.ids or {})}
 
 
 def _plain(ids: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ COLUMNS: dict[str, list[Any]] = {
 }
 IDS: dict[str, list[Any]] = {
     "user": [3, 0, 9],
-    "genres": [2, 1, 4, 0, 0],
+    "genres.values": [2, 1, 4, 0, 0],
     "genres.offsets": [0, 2, 4, 5],
     "age": [1, 0, 2],
 }
@@ -53,7 +53,7 @@ def test_the_client_of_triton_gets_the_answers_of_the_scorer(path: Path) -> None
         assert client.get_server_metadata().name == "ham_dist"
         metadata = client.get_model_metadata("films")
         assert (metadata.name, list(metadata.versions)) == ("films", ["1"])
-        assert [each.name for each in metadata.inputs] == ["user", "age", "genres", "genres.offsets"]
+        assert [each.name for each in metadata.inputs] == ["user", "age", "genres.values", "genres.offsets"]
         for asked in (inputs(COLUMNS, "BYTES", np.object_), inputs(IDS, "INT64", np.int64)):
             answer = client.infer("films", asked, request_id="7")
             np.testing.assert_allclose(answer.as_numpy("probability"), expected, rtol=0, atol=1e-6)
@@ -72,7 +72,7 @@ def test_the_client_of_triton_gets_the_answers_of_the_scorer(path: Path) -> None
 
 def test_contents_in_fields_of_the_message_and_wrong_requests(path: Path) -> None:
     request_of = grpc_messages.message("ModelInferRequest")
-    expected = Scorer(path).score_ids({**IDS, "genres": [[2, 1], [4, 0], [0]]})
+    expected = Scorer(path).score_ids({**IDS, "genres": (IDS["genres.values"], IDS["genres.offsets"])})
 
     def tensor(name: str, data: list[Any], datatype: str = "INT64", **more: Any) -> dict[str, Any]:
         field = {"INT64": "int64_contents", "INT32": "int_contents", "BYTES": "bytes_contents"}[datatype]

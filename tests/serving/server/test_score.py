@@ -174,3 +174,31 @@ def test_a_bundle_without_vocabulary_takes_ids_alone(tmp_path: Path) -> None:
         assert (refused.status, "has no vocabulary" in refused.error) == (400, True)
 
     ask(tmp_path / "bundle", questions)
+
+
+def test_candidates_of_one_context_get_the_probabilities_of_their_records(path: Path) -> None:
+    context: dict[str, Any] = {"user": "u3", "age": "a1"}
+    candidates: list[dict[str, Any]] = [{"genres": "g2|g1", "gone": "g1"}, {"genres": ["g4"], "gone": "x"}]
+
+    async def questions(client: Client) -> None:
+        ranked = await client.post("/rank", {"context": context, "candidates": candidates})
+        assert ranked.status == 200, ranked.body
+        expected = Scorer(path).score([context | candidate for candidate in candidates])
+        assert ranked.json()["probabilities"] == pytest.approx(expected.tolist(), abs=1e-6)
+        none = await client.post("/rank", {"context": context, "candidates": []})
+        assert none.json()["probabilities"] == []
+        for body, status, message in (
+            ({"context": context}, 400, "has the keys 'context'; expected"),
+            ({"records": []}, 400, "has the keys 'records'; expected"),
+            ([], 400, "body: is a list; expected"),
+            ({"context": [], "candidates": []}, 400, "`context` is a list; expected"),
+            ({"context": {}, "candidates": {}}, 400, "`candidates` is an object; expected"),
+            ({"context": {}, "candidates": candidates}, 400, "user"),
+            ({"context": context, "candidates": [3]}, 400, "is int64; expected a dict"),
+            ({"context": context, "candidates": [context]}, 400, "user"),
+            ({"context": context, "candidates": candidates * 3}, 413, "has 6 records; expected at most 4"),
+        ):
+            answer = await client.post("/rank", body)
+            assert (answer.status, message in answer.error) == (status, True), f"{body} {answer.body!r}"
+
+    ask(path, questions, max_rows=4, queue_rows=4)
