@@ -26,7 +26,7 @@ from ham_dist.report.terminal import print_grids
 from ham_dist.stages.branch import Run, RunBranch, Supernet, do_branch, do_supernet, search_space
 from ham_dist.stages.frontier import frontier, save_logits, validation_logits
 from ham_dist.stages.pretrain import pretrain
-from ham_dist.stages.quantization import require_quantizable
+from ham_dist.stages.quantize import require_quantizable
 from ham_dist.stages.result import device_name, model_result
 from ham_dist.training.axes import check_axes, check_rotation
 from ham_dist.training.checkpoints import Saving

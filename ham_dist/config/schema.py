@@ -230,9 +230,13 @@ class RetrainSettings(Settings):
     """Weight w of the pretrained supernet's probabilities in the loss: (1 - w) * log loss of the labels + w *
     cross entropy with them. Each step then takes a forward pass of the supernet, too."""
     precision: Literal["fp32", "int8", "int6", "int4"] = "fp32"
-    """Codec of the bundle that the model is retrained for: lookups read the quantized numbers, in training
-    and in evaluation, and the final tables hold them. Needs a table optimizer without a fused kernel, such as
-    adam. fp32: no quantization."""
+    """Codec of the bundle that the model is trained for, after the stage: lookups read the quantized numbers,
+    and the final tables hold them. Needs a table optimizer without a fused kernel, such as adam. fp32: no
+    quantization."""
+    precision_epochs: PositiveInt = 3
+    """Epochs of this training; the best one by validation AUC is kept."""
+    precision_learning_rate: PositiveFloat = 3e-4
+    """Learning rate of the tables at its first step; it falls linearly to 0. Dense weights stay the same."""
 
     @model_validator(mode="after")
     def _dropout_needs_epochs(self) -> "RetrainSettings":

@@ -26,7 +26,7 @@ from ham_dist.export.verify import verify_bundle
 from ham_dist.export.writer import Description, write_bundle
 from ham_dist.models.interaction import Interaction
 from ham_dist.models.registry import build_interaction
-from ham_dist.stages.quantization import fake_quantization
+from ham_dist.stages.quantize import fake_quantization
 from ham_dist.training.checkpoints import load_best_weights
 from ham_dist.training.evaluation import predict
 from ham_dist.training.run_folder import RunFolder
@@ -219,7 +219,9 @@ def export_run(
         state = open_sliced(settings, manifest.num_embeddings(), columns, device, manifest.single_valued())
         identity = process_group.on_first_rank(folder.read_identity)
         load_best_weights(folder.checkpoints / "retrain", state, identity)
-        if (quantization := fake_quantization(state)) is not None:
+        if settings.retrain.precision != "fp32":
+            quantization = fake_quantization(state)
+            load_best_weights(folder.checkpoints / "quantize", state, identity)
             quantization.replace_for_good()
         return export_state(
             state,

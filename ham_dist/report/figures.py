@@ -25,7 +25,7 @@ from ham_dist.training.frontier import SizedModel
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
-STAGES = ("pretrain", "search", "retrain")
+STAGES = ("pretrain", "search", "retrain", "quantize")
 FIELDS_SHOWN = 50
 """Largest number of fields in figures: bars show the largest ones, and further curves have no names."""
 

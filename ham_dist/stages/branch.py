@@ -21,6 +21,7 @@ from ham_dist.methods.budget import Budget
 from ham_dist.methods.method import Method, SearchSpace
 from ham_dist.methods.registry import METHODS
 from ham_dist.stages.frontier import save_logits, validation_logits
+from ham_dist.stages.quantize import quantize
 from ham_dist.stages.result import ModelResult, model_result, result_of, stored_bytes
 from ham_dist.stages.retrain import retrain
 from ham_dist.stages.rotate import rotate
@@ -144,6 +145,8 @@ def do_branch(run: Run, supernet: Supernet, space: SearchSpace, before: Run | No
     checkpoints = run.checkpoints("retrain", sliced)
     retrained = retrain(sliced, run.samples, checkpoints, run.log, _teacher(settings, supernet))
     stages = {"pretrain": supernet.progress, "search": searched, "retrain": retrained}
+    if settings.retrain.precision != "fp32":
+        stages["quantize"] = quantize(sliced, run.samples, run.checkpoints("quantize", sliced), run.log)
     _finish(run, supernet, sliced, columns, stages, target)
 
 

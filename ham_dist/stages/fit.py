@@ -1,4 +1,6 @@
-"""Training with early stopping by validation AUC, used by pretraining and retraining."""
+"""Training with early stopping by validation AUC, which all stages but the search use."""
+
+from collections.abc import Callable
 
 import torch
 
@@ -28,6 +30,7 @@ def fit(
     start_counts: bool,
     dropout: ColumnDropout | None = None,
     teacher: Teacher | None = None,
+    before_step: Callable[[int], None] | None = None,
 ) -> StageProgress:
     """Trains the weights with early stopping; leaves those with the best validation AUC in `state`.
 
@@ -37,6 +40,7 @@ def fit(
         dropout: Column dropout in the first epochs, which come before the `max_epochs` of the settings. Early
             stopping starts at their end, with the weights there as the initial ones.
         teacher: Model whose probabilities take part in the labels of all steps.
+        before_step: Called before each step with the number of steps of the stage so far.
     Returns:
         Epochs, steps and seconds of the stage, and its best epoch.
     """
@@ -51,6 +55,8 @@ def fit(
     guard = Guard(stage, state.sharded, progress, checkpoints, log)
 
     def step(batch: Batch) -> torch.Tensor:
+        if before_step is not None:
+            before_step(progress.epochs * samples.steps + progress.steps)
         if dropout is not None and dropout.is_on(progress.epochs):
             mask = dropout.mask(state.sharded.mask.layout.size, progress.epochs, progress.steps)
             state.sharded.mask.set(mask.to(state.sharded.device))

@@ -1,7 +1,6 @@
 """Stage 3: train the sliced model further (HAM paper, section 3.3)."""
 
 from ham_dist.stages.fit import fit
-from ham_dist.stages.quantization import fake_quantization
 from ham_dist.training.checkpoints import StageCheckpoints
 from ham_dist.training.column_dropout import ColumnDropout
 from ham_dist.training.distillation import Teacher
@@ -21,7 +20,7 @@ def retrain(
     """Algorithm 1, 'Retrain': from the searched V and Theta, sliced to the kept columns.
 
     Trains until validation AUC stops rising; before that, for the epochs of `retrain.column_dropout_epochs`
-    with column dropout. With `retrain.precision`, under quantization, and the tables end up quantized.
+    with column dropout.
 
     Args:
         teacher: With `retrain.distillation`, the pretrained supernet.
@@ -30,10 +29,7 @@ def retrain(
     dropout = ColumnDropout(
         settings.column_dropout, settings.column_dropout_epochs, "retrain", state.settings.seed
     )
-    quantization = fake_quantization(state)
-    if quantization is not None:
-        state.transform = quantization
-    progress = fit(
+    return fit(
         "retrain",
         state,
         samples,
@@ -44,7 +40,3 @@ def retrain(
         dropout=dropout,
         teacher=teacher,
     )
-    if quantization is not None:
-        quantization.replace_for_good()
-        state.transform = None
-    return progress

@@ -102,6 +102,13 @@ class Optimizers:
             }
         return states
 
+    def set_rates(self, *, tables: float, dense: float) -> None:
+        """Set the learning rates of the tables, none of which is in a fused kernel, and the dense weights."""
+        assert self.of_tables is not None, "a fused kernel has its own learning rate"
+        for optimizer, rate in ((self.of_tables, tables), (self.adam, dense)):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+
     @property
     def steps(self) -> int:
         """Number of steps taken, the same for every weight. Call `open_state` before setting it."""

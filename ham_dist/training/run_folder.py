@@ -28,7 +28,7 @@ SECONDS_TO_END = 10.0
 """Longest wait for an earlier start to release the folder, in seconds: a killed process holds the lock until
 the operating system has freed its memory."""
 
-STAGES = ("pretrain", "search", "retrain")
+STAGES = ("pretrain", "search", "retrain", "quantize")
 """Folders of `checkpoints/`, in the order of the stages."""
 
 

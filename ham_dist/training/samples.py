@@ -20,9 +20,9 @@ from ham_dist.distributed.ranks import process_group
 from ham_dist.errors import DataError
 from ham_dist.training.data_record import digest_of
 
-StageName = Literal["pretrain", "search", "retrain"]
+StageName = Literal["pretrain", "search", "retrain", "quantize"]
 
-ORDER_OF = {"pretrain": 0, "search": 1, "retrain": 2, "method": 3}
+ORDER_OF = {"pretrain": 0, "search": 1, "retrain": 2, "method": 3, "quantize": 4}
 """Numbers that give each stage, and the steps of its method, an order of samples under the run's one seed."""
 
 Source = Literal["validation", "training"]

@@ -1,6 +1,7 @@
-"""Retraining with quantized tables: steps against plain torch, resumed runs, and the bundles of such runs."""
+"""Training with quantized tables: steps against plain torch, resumed runs, and the bundles of such runs."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from ham_dist.errors import ConfigError, ShardingError
 from ham_dist.export.bundle import open_bundle
 from ham_dist.export.codecs.codec import TableRows
 from ham_dist.export.codecs.int4 import INT4
+from ham_dist.export.codecs.int8 import INT8
 from ham_dist.export.package import export_run
-from ham_dist.stages.quantization import FakeQuantization, require_quantizable
+from ham_dist.stages.quantize import FakeQuantization, require_quantizable
 from ham_dist.training.loop import weight_step
 from ham_dist.training.state import open_supernet
 from tests.support.plain_model import FIELDS, PlainModel
@@ -28,8 +30,9 @@ KINDS = {"user": "table_wise", "gender": "data_parallel", "movie": "column_wise"
 """Every way to spread a table without cutting its columns."""
 
 
-def quantized(table: torch.Tensor) -> torch.Tensor:
-    return INT4.round_trip(table, INT4.fit(TableRows([table])))
+def quantized(table: torch.Tensor, start: torch.Tensor | None = None) -> torch.Tensor:
+    """`table` by int4 with the scales of `start`."""
+    return INT4.round_trip(table, INT4.fit(TableRows([table if start is None else start])))
 
 
 def quantized_steps() -> dict[str, Any]:
@@ -51,12 +54,16 @@ def plain_steps(start: dict[str, torch.Tensor]) -> dict[str, Any]:
     """The steps of `quantized_steps` in plain torch, with the straight-through gradient by autograd."""
     model = PlainModel(settings("fm"), start)
     raw = [bag.weight for bag in model.bags]
+    before = [table.detach().clone() for table in raw]
     optimizer = torch.optim.Adam([*model.interaction.parameters(), *raw], lr=1e-3)
     losses = []
     for seed in range(STEPS):
         ids, labels = plain_batch(seed)
         optimizer.zero_grad()
-        tables = [table + (quantized(table.detach()) - table).detach() for table in raw]
+        tables = [
+            table + (quantized(table.detach(), first) - table).detach()
+            for table, first in zip(raw, before, strict=True)
+        ]
         columns = torch.cat(
             [
                 functional.embedding_bag(values, table, offsets, mode="mean")
@@ -77,7 +84,8 @@ def test_steps_equal_those_of_plain_torch() -> None:
         torch.testing.assert_close(found["losses"], expected["losses"], rtol=1e-5, atol=1e-6)
         for field, table in zip(FIELDS, expected["tables"], strict=True):
             torch.testing.assert_close(found["tables"][field], table, rtol=1e-4, atol=1e-5)
-            torch.testing.assert_close(found["values"][field], quantized(found["tables"][field]))
+            values = quantized(found["tables"][field], found["start"][field])
+            torch.testing.assert_close(found["values"][field], values)
             assert not torch.equal(found["tables"][field], found["start"][field])
 
 
@@ -118,9 +126,13 @@ def test_a_run_ends_with_quantized_tables_that_int4_keeps(tmp_path: Path) -> Non
         pretrain={"max_epochs": 1}, search={"epochs": 1}, retrain={"max_epochs": 2, "precision": "int4"}
     )
     do_run(run, tmp_path / "unbroken")
-    do_part(run, tmp_path / "run", 24 + 8)  # within retraining
+    do_part(run, tmp_path / "run", 12 + 12 + 24 + 8)  # 8 steps after retraining
+    assert (tmp_path / "run" / "checkpoints" / "quantize").is_dir()
     do_run(run, tmp_path / "run", resume=True)
     assert_same_bits(tmp_path / "run", tmp_path / "unbroken")
+    result = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
+    assert result["epochs"]["quantize"] == 3
+    assert result["weight_steps"]["quantize"] == 36
     tables = open_bundle(tmp_path / "run" / "bundle").tables()
     for table in tables.values():
         assert max(len(column.unique()) for column in table.T) <= 16
@@ -139,3 +151,28 @@ def test_numbers_that_int4_gave_are_given_again(seed: int) -> None:
     table[0] *= 6
     once = quantized(table)
     torch.testing.assert_close(quantized(once), once, rtol=0, atol=1e-5)
+
+
+def test_dense_weights_stay_and_the_rate_of_the_tables_falls_to_zero(tmp_path: Path) -> None:
+    sections = {"pretrain": {"max_epochs": 1}, "search": {"epochs": 1}}
+    do_run(tiny_run(**sections, retrain={"max_epochs": 1}), tmp_path / "plain")
+    retrain = {"max_epochs": 1, "precision": "int8", "precision_learning_rate": 1e-9}
+    do_run(tiny_run(**sections, retrain=retrain), tmp_path / "still")
+    do_run(tiny_run(**sections, retrain=retrain | {"precision_learning_rate": 1e-2}), tmp_path / "moved")
+    plain, still, moved = (open_bundle(tmp_path / name / "bundle") for name in ("plain", "still", "moved"))
+    for bundle in (still, moved):
+        for name, values in bundle.dense().items():
+            assert torch.equal(values, plain.dense()[name])
+    for field, table in plain.tables().items():
+        expected = INT8.round_trip(table, INT8.fit(TableRows([table])))
+        torch.testing.assert_close(still.tables()[field], expected, rtol=0, atol=1e-6)
+    assert len(losses(tmp_path / "still")) == 3
+    assert losses(tmp_path / "still") != losses(tmp_path / "moved")
+    assert len(set(losses(tmp_path / "still"))) == 1
+    assert len(set(losses(tmp_path / "moved"))) == 3
+
+
+def losses(run: Path) -> list[float]:
+    """Validation log loss after each epoch with quantized tables."""
+    rows = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    return [row["validation_logloss"] for row in rows if row["stage"] == "quantize"]
