@@ -127,14 +127,13 @@ def compile_bundle(bundle: Bundle, folder: Path) -> None:
 def exported(model: PlainInputs) -> torch.export.ExportedProgram:
     """Returns the program of a model, for any number of records from 1 and of values."""
     rows = Dim("rows", min=1)
-    sample = [torch.zeros(len(model.order.singles), _ROWS, dtype=torch.int64)]
-    sizes: list[dict[int, Dim]] = [{1: rows}]
+    singles = torch.zeros(len(model.order.singles), _ROWS, dtype=torch.int64)
+    several: list[torch.Tensor] = []
+    sizes: list[dict[int, Dim]] = []
     for place, _ in enumerate(model.order.several):
-        sample += [
-            torch.zeros(_VALUES, dtype=torch.int64),
-            torch.tensor([*range(_ROWS), _VALUES], dtype=torch.int64),
-        ]
+        offsets = torch.tensor([*range(_ROWS), _VALUES], dtype=torch.int64)
+        several += [torch.zeros(_VALUES, dtype=torch.int64), offsets]
         sizes += [{0: Dim(f"values_{place}", min=0)}, {0: rows + 1}]
-    first, *others = sizes
+    shapes = ({1: rows}, tuple(sizes)) if sizes else ({1: rows},)
     with torch.no_grad():
-        return torch.export.export(model, tuple(sample), dynamic_shapes=(first, tuple(others)), strict=False)
+        return torch.export.export(model, (singles, *several), dynamic_shapes=shapes, strict=False)
