@@ -89,9 +89,25 @@ class Lift(nn.Module):
         A transpose takes as long as the product itself.
         """
         if not self.has_equal_dims:
-            columns = columns.index_select(1, self.padded_columns)
+            columns = self._padded(columns)
         blocks = self._blocks(mask)
         return torch.bmm(columns.unflatten(1, (len(blocks), self.largest_dim)).transpose(0, 1), blocks)
+
+    def _padded(self, columns: torch.Tensor) -> torch.Tensor:
+        """Returns the columns with each field padded to the largest dim, (B, F * largest d_j).
+
+        The padding is multiplied by weights of zero.
+        """
+        if not torch.compiler.is_exporting():
+            return columns.index_select(1, self.padded_columns)
+        # Compiled code copies vectors here, where it would gather single numbers. Eager torch would call an
+        # operation for each field.
+        parts = iter(columns.split([dim for dim in self.dims if dim], dim=1))
+        empty = columns.new_zeros(columns.shape[0], self.largest_dim)
+        return torch.cat(
+            [functional.pad(next(parts), (0, self.largest_dim - dim)) if dim else empty for dim in self.dims],
+            dim=1,
+        )
 
     def folded_into(self, weight: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Multiplies the lift into the linear map that reads the lifted fields: one map of the columns.

@@ -125,6 +125,17 @@ class FieldOrder:
         self.check(batch)
         return batch
 
+    def random_batch(self, rows: int, seed: int = 0) -> IdBatch:
+        """Returns a batch of random ids, with 0 to 3 values of a multi-valued field."""
+        random = np.random.default_rng(seed)
+        ids: dict[str, Any] = {
+            field.name: random.integers(field.num_embeddings, size=rows) for field in self.singles
+        }
+        for field in self.several:
+            offsets = np.concatenate([[0], random.integers(4, size=rows).cumsum()])
+            ids[field.name] = random.integers(field.num_embeddings, size=offsets[-1]), offsets
+        return self.batch(ids)
+
     def check(self, batch: IdBatch) -> None:
         """Checks that every id is in its table.
 

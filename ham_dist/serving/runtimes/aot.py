@@ -9,6 +9,9 @@ from ham_dist.serving.runtimes.internals import constants_of, open_library
 from ham_dist.serving.runtimes.plain_inputs import PlainInputs
 from ham_dist.serving.runtimes.runtime import Probabilities, tensors_of
 
+_ROWS = 256
+"""Records that are run at once: the numbers between two steps of the model then stay in the caches."""
+
 
 class AotRuntime:
     """Compiled code. It runs in the calling thread; only products of matrices use torch's threads.
@@ -36,11 +39,14 @@ class AotRuntime:
         self._library.update_constant_buffer(
             {name: self._constants[original] for name, original in names.items()}, False, False, True
         )
+        self._run(model.order.random_batch(1))  # the first run combines weights with each other
 
     def __call__(self, batch: IdBatch) -> Probabilities:
-        if not batch.rows:
-            return np.empty(0, np.float32)
         assert batch.singles.shape[0] == self._singles, "a batch of this model"
+        parts = [self._run(batch[first : first + _ROWS]) for first in range(0, batch.rows, _ROWS)]
+        return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+    def _run(self, batch: IdBatch) -> Probabilities:
         (probabilities,) = self._library.run(tensors_of(batch))
         found: Probabilities = probabilities.numpy()
         return found

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from filelock import FileLock
 from torch.export import Dim
@@ -23,7 +24,9 @@ from ham_dist.io.atomic import publish_folder, temporary_folder, write_json
 from ham_dist.io.cache import cache_folder
 from ham_dist.io.hashing import sha256_of, sha256_of_json
 from ham_dist.io.untrusted import read_json
+from ham_dist.serving.runtimes.aot import AotRuntime
 from ham_dist.serving.runtimes.code_key import code_key
+from ham_dist.serving.runtimes.eager import EagerRuntime
 from ham_dist.serving.runtimes.internals import (
     constants_of,
     constants_read,
@@ -37,6 +40,9 @@ log = logging.getLogger(__name__)
 LIBRARY, RECORD = "model.so", "compiled.json"
 _ROWS, _VALUES = 4, 7
 """Sizes of the sample batch; torch.export would take sizes of 0 and 1 for constants."""
+
+_TOLERANCE = 1e-4
+"""Largest difference of a probability that may be rounding; wrong code differs far more."""
 
 
 def cxx_compiler() -> str | None:
@@ -107,7 +113,8 @@ def compile_bundle(bundle: Bundle, folder: Path) -> None:
         FileExistsError: There is such a folder.
         Exception: Any error of torch's compiler or of the C++ compiler.
     """
-    program = exported(plain_model(bundle))
+    model = plain_model(bundle)
+    program = exported(model)
     with temporary_folder(folder) as temporary:
         package = temporary / "model.pt2"
         write_package(program, package)
@@ -119,9 +126,24 @@ def compile_bundle(bundle: Bundle, folder: Path) -> None:
         # Their values would be those of this bundle in every other one.
         if written := constants_read(program) - set(found):
             raise RuntimeError(f"torch has written weights into the code: {', '.join(sorted(written))}")
+        require_equal(model, temporary / LIBRARY)
         record = {"key": code_key(bundle), "sha256": sha256_of(temporary / LIBRARY)}
         write_json(temporary / RECORD, record)
         publish_folder(temporary, folder)
+
+
+def require_equal(model: PlainInputs, library: Path) -> None:
+    """Checks compiled code on random ids, also of one record, which torch.export does not promise to cover.
+
+    Raises:
+        RuntimeError: Its probabilities are not those of the model.
+    """
+    compiled, eager = AotRuntime(model, library, ""), EagerRuntime(model, "")
+    for rows in (1, 2, 50):
+        batch = model.order.random_batch(rows)
+        difference = np.abs(compiled(batch) - eager(batch)).max()
+        if not difference <= _TOLERANCE:
+            raise RuntimeError(f"compiled, the probabilities of {rows} records differ by {difference:g}")
 
 
 def exported(model: PlainInputs) -> torch.export.ExportedProgram:

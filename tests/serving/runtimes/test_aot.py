@@ -17,7 +17,7 @@ from ham_dist.errors import BackendError, ConfigError
 from ham_dist.export.bundle import Bundle, open_bundle
 from ham_dist.io.cache import cache_folder
 from ham_dist.serving import Scorer
-from ham_dist.serving.id_batch import concatenated
+from ham_dist.serving.id_batch import IdBatch, concatenated
 from ham_dist.serving.runtimes import choice, code_key, compiling
 from ham_dist.serving.runtimes.aot import AotRuntime
 from ham_dist.serving.runtimes.compiling import LIBRARY, RECORD, compile_bundle, mismatch
@@ -151,6 +151,19 @@ def test_code_of_another_model_is_refused_without_running_it(folder: Path, tmp_p
     export(live_model("dcnv2"), tmp_path / "bundle")
     with pytest.raises(RuntimeError, match=r"reads model\.first_order.*which the model lacks"):
         AotRuntime(plain_model(open_bundle(tmp_path / "bundle")), folder / "code" / LIBRARY, "")
+
+
+@pytest.mark.parametrize("wrong", [0.5, np.nan])
+def test_code_with_other_probabilities_is_not_kept(
+    folder: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, wrong: float
+) -> None:
+    def other(self: EagerRuntime, batch: IdBatch) -> Any:
+        return np.full(batch.rows, wrong, np.float32)
+
+    compiling.require_equal(plain_model(bundle), folder / "code" / LIBRARY)
+    monkeypatch.setattr(EagerRuntime, "__call__", other)
+    with pytest.raises(RuntimeError, match="the probabilities of 1 records differ by"):
+        compiling.require_equal(plain_model(bundle), folder / "code" / LIBRARY)
 
 
 @pytest.mark.parametrize("name", ["torch", "cpu", "model", "sources", "ham_dist"])

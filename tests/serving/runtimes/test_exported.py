@@ -2,28 +2,15 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from ham_dist.export.bundle import open_bundle
-from ham_dist.serving.id_batch import FieldOrder, IdBatch
 from ham_dist.serving.runtimes.compiling import exported
 from ham_dist.serving.runtimes.plain_inputs import plain_model
 from ham_dist.serving.runtimes.runtime import tensors_of
 from tests.support import live_models
 from tests.support.live_models import export, live_model
-
-
-def some_batch(order: FieldOrder, rows: int, seed: int) -> IdBatch:
-    generator = np.random.default_rng(seed)
-    ids = {}
-    for field in (*order.singles, *order.several):
-        offsets = np.concatenate([[0], generator.integers(0, 4, rows).cumsum()])
-        count = offsets[-1] if field.multi_valued else rows
-        values = generator.integers(0, field.num_embeddings, count)
-        ids[field.name] = (values, offsets) if field.multi_valued else values
-    return order.batch(ids)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +32,6 @@ def test_the_program_takes_any_batch(
     # Compiled code has no guards. torch.export's exclude one record, as embedding_bag compares sizes with 1.
     program = exported(model).module(check_guards=False)
     for rows, seed in [*((1, seed) for seed in range(4)), (2, 0), (17, 0)]:
-        inputs = tensors_of(some_batch(model.order, rows, seed))
+        inputs = tensors_of(model.order.random_batch(rows, seed))
         with torch.no_grad():
             torch.testing.assert_close(program(*inputs), model(*inputs), rtol=0, atol=1e-6)
