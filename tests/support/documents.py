@@ -3,15 +3,20 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.forked import ROOT, run_python
+from tests.support.server_process import process as server
 
 PAGES = {"README": ROOT / "README.md"} | {page.stem: page for page in sorted((ROOT / "docs").glob("*.md"))}
 SECONDS = 600
+SERVED = "127.0.0.1:8000"
+"""Default address of `ham-dist serve`."""
 SHORT = ["pretrain.max_epochs=1", "search.epochs=1", "retrain.max_epochs=1", "data.synthetic.rows=20000"]
 SMALL_BATCH = ["data.batch_size=256"]
 """For runs on prepared data, of which the tests write a few thousand samples."""
@@ -61,20 +66,60 @@ def commands(page: Path) -> list[str]:
 def run_page(page: Path, folder: Path) -> str:
     """Runs the blocks of a page one after the other in `folder`, and returns their output.
 
-    Shell commands run line by line, training with fewer epochs. A TOML block that starts with a comment
-    `# NAME.toml` is written to that file.
+    Shell commands run line by line, training with fewer epochs. `ham-dist serve` runs in the background on a
+    free port until the next one or the end of the page, and must end without an error. A TOML block that
+    starts with a comment `# NAME.toml` is written to that file.
     """
     printed = []
-    for block in blocks(page):
-        if block.not_run is not None:
-            continue
-        if block.language == "toml" and (name := _FILE_NAME.match(block.code)):
-            (folder / name[1]).write_text(block.code, encoding="utf-8")
-        elif block.language == "python":
-            printed.append(run(["python", "-c", block.code], folder))
-        elif block.language == "sh":
-            printed += [run(shortened(line), folder) for line in block.code.splitlines()]
+    with Servers(folder) as servers:
+        for block in blocks(page):
+            if block.not_run is not None:
+                continue
+            if block.language == "toml" and (name := _FILE_NAME.match(block.code)):
+                (folder / name[1]).write_text(block.code, encoding="utf-8")
+            elif block.language == "python":
+                printed.append(run(["python", "-c", servers.addressed(block.code)], folder))
+            elif block.language == "sh":
+                for line in block.code.splitlines():
+                    if line.startswith("ham-dist serve "):
+                        servers.start(shlex.split(line))
+                    elif not line.startswith("curl ") or shutil.which("curl"):
+                        printed.append(run(shortened(servers.addressed(line)), folder))
     return "".join(printed)
+
+
+class Servers:
+    """The server that a page has started last.
+
+    Args:
+        folder: Its working directory.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._running = ExitStack()
+        self._address = SERVED
+
+    def __enter__(self) -> "Servers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._running.close()
+
+    def start(self, words: list[str]) -> None:
+        """Starts `words`, which are `ham-dist serve ...`, in place of the server before."""
+        self._running.close()
+        process, self._address = self._running.enter_context(server(*words[2:], folder=self._folder))
+
+        def stop() -> None:
+            process.terminate()
+            assert process.wait(SECONDS) == 0
+
+        self._running.callback(stop)
+
+    def addressed(self, text: str) -> str:
+        """Returns `text` with the address of the running server."""
+        return text.replace(SERVED, self._address)
 
 
 def run(words: list[str], folder: Path) -> str:

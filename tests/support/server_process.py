@@ -18,10 +18,12 @@ PATIENCE = 120.0
 
 
 @contextmanager
-def process(*arguments: str | Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`ham-dist serve ARGUMENTS` on a free port, and its `HOST:PORT`."""
+def process(
+    *arguments: str | Path, folder: Path | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`ham-dist serve ARGUMENTS` on a free port, and its `HOST:PORT`; it runs in `folder`."""
     command = [sys.executable, "-m", "ham_dist", "serve", *map(str, arguments), "--port", "0"]
-    running = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    running = subprocess.Popen(command, env=ENVIRONMENT, cwd=folder, stdout=subprocess.PIPE, text=True)
     try:
         assert running.stdout is not None
         found = re.search(r"http://(\S+)", running.stdout.readline())
