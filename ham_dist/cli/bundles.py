@@ -1,5 +1,6 @@
 """Commands for bundles: export, verify and apply-delta."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -56,7 +57,7 @@ def export(
         typer.Option(
             metavar="OLD",
             help="Write only the changes to the bundle OLD of the same fields, kept columns and codecs "
-            "(default precision: that of OLD). `ham-dist apply-delta` makes the bundle of both.",
+            "(default: the codecs of OLD). `ham-dist apply-delta` makes the bundle of both.",
         ),
     ] = None,
 ) -> None:
@@ -92,7 +93,7 @@ def export(
         say(f"smallest model within {within:g}: {target}")
         run_dir = run_dir / target
 
-    def export_to(folder: Path, default: str | None) -> None:
+    def export_to(folder: Path, default: str | Mapping[str, str] | None) -> None:
         export_run(
             run_dir,
             folder,
@@ -108,7 +109,7 @@ def export(
         return
     from ham_dist.export.delta import export_delta
 
-    size = export_delta(delta_from, out, export_to, one_codec=table_bytes is None and precision is None)
+    size = export_delta(delta_from, out, export_to)
     say(f"{out}: {size.bytes:,} bytes; the whole bundle has {size.full:,}")
     say(f"rows of tables in it: {size.changed:,}")
 

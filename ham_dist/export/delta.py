@@ -5,7 +5,7 @@ that it was written for, it gives every file of the new bundle bit for bit.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -92,25 +92,23 @@ def write_delta(old: str | Path, new: str | Path, out: Path) -> DeltaSize:
     )
 
 
-def export_delta(old: Path, out: Path, export: Callable[[Path, str], None], *, one_codec: bool) -> DeltaSize:
+def export_delta(old: Path, out: Path, export: Callable[[Path, str | Mapping[str, str]], None]) -> DeltaSize:
     """Export a bundle to a temporary folder, and write its changes to `old` as a delta.
 
     Args:
         old, out: As for `write_delta`.
-        export: Exports the bundle to a folder, with a codec for all tables where none was chosen.
-        one_codec: True if none was chosen.
+        export: Exports the bundle to a folder, with the codecs that are used where the caller chose none:
+            those of `old`, one name or one for each field.
     Raises:
-        BundleError: As `write_delta` or `export`; or none was chosen and `old` has several.
+        BundleError: As `write_delta` or `export`.
     """
     manifest = open_bundle(old).manifest
-    if one_codec and manifest.precision == MIXED:
-        raise BundleError(
-            f"--delta-from {old}: its tables have several codecs ({', '.join(manifest.codecs)}). "
-            "Give --bytes as when it was exported"
-        )
+    codecs: str | Mapping[str, str] = manifest.precision
+    if codecs == MIXED:
+        codecs = {table.field: table.codec for table in (*manifest.tables, *manifest.first_order)}
     # Both folders are in the folder of `out`, so the exported one is on the same storage.
     with open_folder(out) as scratch:
-        export(scratch / "bundle", manifest.precision)
+        export(scratch / "bundle", codecs)
         return write_delta(old, scratch / "bundle", out)
 
 

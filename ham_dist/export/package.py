@@ -45,7 +45,7 @@ def export_state(
     samples: Samples,
     out: Path,
     *,
-    precision: str,
+    precision: str | Mapping[str, str],
     run: Mapping[str, Any],
     table_bytes: int | None = None,
     tolerance: float | None = None,
@@ -55,7 +55,7 @@ def export_state(
     Quantized tables are measured on validation records (`quality.measure_bundle`).
 
     Args:
-        precision: Codec of all tables; not used with `table_bytes`.
+        precision: Codec of all tables, or that of each field; not used with `table_bytes`.
         run: Origin of the bundle, as `origin` returns it.
         table_bytes: Most bytes of all tables, which get a codec for each field; None for one codec.
         tolerance: Largest allowed difference of the validation AUC; None for that of the codecs.
@@ -72,7 +72,7 @@ def export_state(
         for name, values in state.interaction.state_dict().items()
     }
     choose: Choose | None = None
-    if table_bytes is not None or codec_of(precision).tolerance.auc is not None:
+    if table_bytes is not None or is_measured(precision):
         records = validation_records(state, samples)
         verify = _measured(records, tolerance)
         if table_bytes is not None:
@@ -93,7 +93,13 @@ def export_state(
     )
 
 
-def _same_probabilities(state: TrainingState, samples: Samples, precision: str) -> Verify:
+def is_measured(precision: str | Mapping[str, str]) -> bool:
+    """Returns True if a bundle with these codecs is compared by its AUC and log loss."""
+    codecs = [precision] if isinstance(precision, str) else precision.values()
+    return any(codec_of(name).tolerance.auc is not None for name in codecs)
+
+
+def _same_probabilities(state: TrainingState, samples: Samples, precision: str | Mapping[str, str]) -> Verify:
     """Compares probabilities on the first validation records. A collective, while its result is none."""
     logits, _ = predict(state, [samples.part("validation", HELD_ROWS)])
     live = torch.sigmoid(logits)
@@ -153,7 +159,7 @@ def own_precision(settings: RunSettings) -> str:
 def export_run(
     run_dir: Path,
     out: Path,
-    precision: str | None = None,
+    precision: str | Mapping[str, str] | None = None,
     *,
     table_bytes: int | None = None,
     tolerance: float | None = None,
@@ -164,7 +170,8 @@ def export_run(
     Runs on one rank or on each of several.
 
     Args:
-        precision: Codec of all tables; not used with `table_bytes`. None: that of the run's target, or fp32.
+        precision: Codec of all tables, or that of each field; not used with `table_bytes`. None: that of the
+            run's target, or fp32.
         table_bytes, tolerance: As for `export_state`.
         records: Labelled records to measure on, for a run whose data is gone: the model is then that of the
             run's own bundle, as `reencode_bundle` writes it. None: the run's data and checkpoint.
@@ -191,7 +198,7 @@ def export_run(
         raise CheckpointError(f"{run_dir}: has no sliced model yet. {advice}")
     settings = folder.read_settings()
     precision = precision or target_precision(settings)
-    measured = codec_of(precision).tolerance.auc is not None or table_bytes is not None or records is not None
+    measured = is_measured(precision) or table_bytes is not None or records is not None
     if tolerance is not None and not measured:
         raise BundleError(
             f"--tolerance {tolerance:g}: {precision} tables are not measured by their AUC. "

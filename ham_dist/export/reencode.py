@@ -19,7 +19,7 @@ from ham_dist.export.writer import encode_table, open_folder, publish
 def reencode_bundle(
     source: Path,
     out: Path,
-    precision: str,
+    precision: str | Mapping[str, str],
     records: str,
     *,
     table_bytes: int | None = None,
@@ -42,7 +42,7 @@ def reencode_bundle(
     manifest = bundle.manifest
     labelled = labelled_records(bundle, records)
     tables = list(_opened(bundle))
-    codecs: str | Mapping[str, str] = precision
+    codecs = precision
     if table_bytes is not None:
         losses = CodecLosses(tables, bundle.interaction().eval(), labelled)
         codecs = choose_codecs(losses, tables, table_bytes)

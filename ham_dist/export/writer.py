@@ -195,7 +195,12 @@ def encode_tables(
 
 def encode_table(partial: Path, table: OpenTable, precision: str | Mapping[str, str]) -> EncodedTable:
     """Write the final file of one table; arguments and errors as for `encode_tables`."""
-    name = precision if isinstance(precision, str) else precision[table.field.name]
+    name = precision if isinstance(precision, str) else precision.get(table.field.name)
+    if name is None:
+        raise BundleError(
+            f"table {table.field.name!r}: has no codec; there is one for {', '.join(precision)}. "
+            "Give a precision for all tables."
+        )
     path = table_path(table.folder, table.field.name)
     try:
         file = write_table(partial / path, codec_of(name), table.rows)

@@ -15,6 +15,7 @@ from ham_dist.export.packages.check import TOLERANCE, generated_batches, read_fi
 from ham_dist.export.packages.graph import padded
 from ham_dist.export.packages.onnx import MODEL
 from ham_dist.export.packages.write import DESCRIPTION, write_package
+from tests.support.live_models import export, live_model
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +135,10 @@ def test_generated_ids_have_the_ends_of_every_table(bundle: Bundle) -> None:
         assert torch.cat(found).max() == field.num_embeddings - 1
     lengths = torch.cat([batch["genres"][1].diff() for batch in batches])
     assert {0, 1, 3, 5} <= set(lengths.tolist())
+
+
+@pytest.mark.parametrize("name", ["fm", "autoint"])
+def test_other_models(tmp_path: Path, name: str) -> None:
+    export(live_model(name), tmp_path / "bundle", precision="int6")
+    verified = write_package(tmp_path / "bundle", "onnx", tmp_path / "package")["verified"]
+    assert verified["max_difference"]["onnx"] <= TOLERANCE

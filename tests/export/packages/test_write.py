@@ -14,10 +14,12 @@ from ham_dist.cli import app
 from ham_dist.errors import BackendError, BundleError, DataError
 from ham_dist.export.bundle import Bundle
 from ham_dist.export.compact import Ids
+from ham_dist.export.manifest import FieldEntry
 from ham_dist.export.packages.check import Runner
 from ham_dist.export.packages.registry import FORMATS, PackageFormat
 from ham_dist.export.packages.write import write_package
-from tests.support.live_models import export, live_model
+from ham_dist.export.writer import Description, write_bundle
+from tests.support.live_models import chunks, export, live_model
 
 
 def register(monkeypatch: pytest.MonkeyPatch, error: float = 0.0, **options: Any) -> list[int]:
@@ -83,3 +85,13 @@ def test_records_of_a_user_are_compared_too(
     with pytest.raises(DataError, match="no such file"):
         write_package(tmp_path / "bundle", "copy", tmp_path / "no", f"{tmp_path}/none.parquet")
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_model_of_the_users_own_is_refused(tmp_path: Path, name: str) -> None:
+    fields = [FieldEntry(name="user", num_embeddings=3, embedding_dim=2)]
+    tables = chunks({"user": torch.ones(3, 2)})
+    write_bundle(tmp_path / "bundle", Description(fields, None), chunks=tables, dense={"a": torch.ones(1)})
+    with pytest.raises(BundleError, match="kind = 'custom'"):
+        write_package(tmp_path / "bundle", name, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
