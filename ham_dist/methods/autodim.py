@@ -31,8 +31,9 @@ class AutoDimSettings(MethodSettings):
     temperature_decay: Annotated[float, Field(ge=0)] = 5e-5
     """The temperature at step t is max(0.01, 1 - temperature_decay * t)."""
     choice: Literal["budget", "discrete"] = "budget"
-    """`budget`: the candidates with the highest total log probability that fit into the target. `discrete`:
-    the most probable candidate of each field, as published; the target is not used."""
+    """`budget`: the candidates with the highest total log probability among those that use the whole target
+    (of bytes, 99 %), or if none do, as much of it as possible. `discrete`: the most probable candidate of
+    each field, as published; the target is not used."""
 
 
 LOWEST_TEMPERATURE = 0.01
@@ -152,7 +153,8 @@ class AutoDim(Method):
                 self._log_probabilities(self.logits).tolist(), self._options, strict=True
             )
         ]
-        options = best_options(scores, self._costs, self.space.budget.limit)
+        budget = self.space.budget
+        options = best_options(scores, self._costs, budget.limit, budget.full)
         assert options is not None, "the smallest candidates fit, as checked at the start"
         return self._chosen(options)
 

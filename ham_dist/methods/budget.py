@@ -67,6 +67,11 @@ class Budget:
                 f"  Give a number from {least} to {total}."
             )
 
+    @property
+    def full(self) -> int:
+        """Least cost that counts as the whole limit."""
+        return self.limit if self.unit == "columns" else math.ceil(FULL * self.limit)
+
     def used(self, mask: torch.Tensor) -> int:
         """Returns the cost of the open columns of a mask (S,), in `unit`."""
         return int(self.costs[mask.cpu() > 0].sum())
@@ -90,7 +95,7 @@ class Budget:
         """
         scores = scores.detach().cpu().double()
         mask = self.greedy(scores, per_cost=per_cost)
-        if self.unit == "columns" or self.used(mask) >= FULL * self.limit:
+        if self.unit == "columns" or self.used(mask) >= self.full:
             return mask
         return self._filled(scores, mask, per_cost=per_cost)
 
@@ -135,7 +140,7 @@ class Budget:
         while True:
             window = torch.cat([kept[-size:], left[:size]])
             fixed = int(self.costs[kept[:-size]].sum())
-            least = math.ceil(FULL * self.limit) - fixed
+            least = self.full - fixed
             chosen = best_within(values[window], self.costs[window], least, self.limit - fixed)
             if chosen is not None:
                 filled = mask.clone()

@@ -1,6 +1,5 @@
 """i-Razor: a softmax over disjoint bands of columns in each table (Yao et al., i-Razor, 2022)."""
 
-import math
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -9,7 +8,6 @@ from pydantic import Field
 
 from ham_dist.config.base import AscendingInts, PositiveFloat
 from ham_dist.config.schema import MethodSettings
-from ham_dist.methods.budget import FULL
 from ham_dist.methods.fill import best_within
 from ham_dist.methods.method import MaskLoss, SearchSpace
 from ham_dist.methods.soft import SoftMethod
@@ -151,8 +149,7 @@ class IRazor(SoftMethod):
         )
         sized, limit = costs > 0, budget.limit
         values, prices = probabilities.flatten().double()[sized], costs[sized]
-        full = limit if budget.unit == "columns" else math.ceil(FULL * limit)
-        chosen = best_within(values, prices, full, limit)
+        chosen = best_within(values, prices, budget.full, limit)
         if chosen is None:
             chosen = best_within(values, prices, 0, limit)
         kept = torch.zeros(self.alpha.numel(), dtype=torch.bool)

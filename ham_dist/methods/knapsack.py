@@ -8,7 +8,7 @@ STATES = 4096
 
 
 def best_options(
-    scores: Sequence[Sequence[float]], costs: Sequence[Sequence[int]], limit: int
+    scores: Sequence[Sequence[float]], costs: Sequence[Sequence[int]], limit: int, least: int = 0
 ) -> list[int] | None:
     """Returns the number of the option chosen in each group; None if even the cheapest ones do not fit.
 
@@ -19,6 +19,7 @@ def best_options(
         scores: By group and option.
         costs: As `scores`, at least 0.
         limit: Most that the chosen options may cost together.
+        least: Least that they should cost together. If no options that fit do, those with the highest cost.
     """
     if sum(min(group) for group in costs) > limit:
         return None
@@ -36,15 +37,15 @@ def best_options(
                 value = (total + score, (*chosen, option))
                 if cost not in found or value[0] > found[cost][0]:
                     found[cost] = value
-        best = _not_dominated(found)
+        best = found if least else _not_dominated(found)
     fitting = [
-        (total, chosen)
+        (min(cost, least), total, chosen)
         for total, chosen in best.values()
-        if sum(prices[option] for prices, option in zip(costs, chosen, strict=True)) <= limit
+        if (cost := sum(prices[option] for prices, option in zip(costs, chosen, strict=True))) <= limit
     ]
     if not fitting:
         return [min(range(len(prices)), key=prices.__getitem__) for prices in costs]
-    return list(max(fitting, key=lambda one: one[0])[1])
+    return list(max(fitting, key=lambda one: one[:2])[2])
 
 
 def _not_dominated(

@@ -59,14 +59,21 @@ def test_the_temperature_falls_to_its_lowest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("columns", "kept"), [(3, [1, 1, 1]), (5, [1, 1, 3]), (6, [1, 1, 3]), (7, [3, 1, 3])]
+    ("columns", "kept"),
+    [(3, [1, 1, 1]), (5, [1, 1, 3]), (6, [1, 1, 3]), (7, [3, 1, 3]), (8, [3, 1, 3]), (9, [3, 3, 3])],
 )
-def test_the_budget_takes_the_most_probable_candidates_that_fit(columns: int, kept: list[int]) -> None:
+def test_the_budget_takes_the_most_probable_candidates_that_use_it(columns: int, kept: list[int]) -> None:
     chosen = autodim(columns)
     chosen.logits.copy_(torch.tensor([[0.0, 1.0], [0.5, 0.0], [0.0, 2.0]]))
     counts = [len(part) for part in LAYOUT.split(chosen.choice()).values()]
     assert counts == kept
     assert chosen.space.budget.used(chosen.choice()) <= columns
+
+
+def test_the_whole_budget_is_used_although_smaller_candidates_are_more_probable() -> None:
+    chosen = autodim(5)
+    chosen.logits.copy_(torch.tensor([[9.0, 0.0], [0.0, 0.0], [8.0, 0.0]]))
+    assert [len(part) for part in LAYOUT.split(chosen.choice()).values()] == [1, 1, 3]
 
 
 def test_the_discrete_choice_ignores_the_target() -> None:
