@@ -210,7 +210,7 @@ def inspect(
         bool, typer.Option("--json", help="For data: print the same figures as JSON.")
     ] = False,
 ) -> None:
-    """Describe a folder of prepared data, a run or a bundle.
+    """Describe a folder of prepared data, a run, a bundle, a delta or a package.
 
     Prepared data is read completely, for the frequencies of ids and the share of ids that training lacks.
 

@@ -1,4 +1,4 @@
-"""Describes a folder of prepared data, a run or a bundle, as tables to print."""
+"""Describes a folder of prepared data, a run, a bundle, a delta or a package, as tables to print."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,8 +10,11 @@ from ham_dist.data.format.manifest import SPLITS, Manifest
 from ham_dist.data.format.warnings import share_of, warnings_of
 from ham_dist.data.statistics import HEADS, DatasetStatistics, FieldStatistics
 from ham_dist.errors import DataError
+from ham_dist.export.delta_manifest import DELTA, DeltaManifest, read_delta_manifest
 from ham_dist.export.manifest import FORMAT as BUNDLE_FORMAT
 from ham_dist.export.manifest import BundleManifest, read_manifest
+from ham_dist.export.packages.description import DESCRIPTION, PackageDescription, read_description
+from ham_dist.export.patches import Patch
 from ham_dist.io.console import make_table
 from ham_dist.io.untrusted import read_json
 from ham_dist.report.record import read_result
@@ -35,9 +38,13 @@ def describe(path: Path) -> Iterator[RenderableType]:
     """
     if RunFolder(path).is_run:
         yield from _run(RunFolder(path))
+    elif (path / DELTA).exists():
+        yield from _delta(path, read_delta_manifest(path))
+    elif (path / DESCRIPTION).exists():
+        yield from _package(path, read_description(path))
     elif not (path / MANIFEST).exists():
         what = (
-            "holds neither a manifest.json (prepared data, a bundle) "
+            "holds neither a manifest.json (prepared data, a bundle), a delta.json, a package.json "
             "nor a run (run.toml with identity.json, environment.json or checkpoints)"
             if path.exists()
             else "there is no such folder"
@@ -198,6 +205,32 @@ def _bundle(path: Path, manifest: BundleManifest) -> Iterator[RenderableType]:
     yield from _measured(manifest.verified or {})
     if manifest.run:
         yield "from the run " + ", ".join(f"{name} {value}" for name, value in manifest.run.items())
+
+
+def _delta(path: Path, delta: DeltaManifest) -> Iterator[RenderableType]:
+    size = sum(file.size for file in delta.files.values())
+    yield f"{path}: a delta, {size:,} bytes, from the bundle {delta.old[:12]} to {delta.new[:12]}"
+    yield make_table(
+        ("file", "in the delta", "rows", "changed"),
+        (
+            (name, part.kind, f"{part.rows:,}", f"{part.changed:,}")
+            if isinstance(part, Patch)
+            else (name, part.kind, "", "")
+            for name, part in delta.parts.items()
+        ),
+    )
+
+
+def _package(path: Path, package: PackageDescription) -> Iterator[RenderableType]:
+    yield (
+        f"{path}: a package, {package.package}, of the bundle {package.bundle[:12]}, "
+        f"written by ham_dist {package.ham_dist}"
+    )
+    yield make_table(
+        ("model", "largest difference of a probability"),
+        ((name, f"{number:.2g}") for name, number in package.verified.max_difference.items()),
+    )
+    yield f"compared on {package.verified.records:,} records; allowed: {package.verified.tolerance:.2g}"
 
 
 def _measured(verified: Mapping[str, JsonValue]) -> Iterator[str]:

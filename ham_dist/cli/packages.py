@@ -32,9 +32,9 @@ def package(
     """
     from ham_dist.export.packages.write import write_package
 
-    verified = write_package(bundle, format, out, records)["verified"]
+    verified = write_package(bundle, format, out, records).verified
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     say(f"{out}: {size:,} bytes")
-    records_compared = f"{verified['records']:,} records"
-    for name, difference in verified["max_difference"].items():
+    records_compared = f"{verified.records:,} records"
+    for name, difference in verified.max_difference.items():
         say(f"{name}: within {difference:.2g} of the bundle's probabilities on {records_compared}")

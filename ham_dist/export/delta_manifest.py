@@ -61,11 +61,11 @@ def write_delta_manifest(root: Path, manifest: DeltaManifest) -> None:
     (root / DELTA).write_text(text + "\n", encoding="utf-8")
 
 
-def read_delta(root: Path) -> DeltaManifest:
-    """Returns the content of delta.json, after checking it and the size and sha256 of all files.
+def read_delta_manifest(root: Path) -> DeltaManifest:
+    """Returns the content of delta.json; the other files are not read.
 
     Raises:
-        BundleError: The folder is no delta, or is damaged.
+        BundleError: The folder is no delta, or the content is damaged.
     """
     path = root / DELTA
     if not path.is_file():
@@ -86,6 +86,16 @@ def read_delta(root: Path) -> DeltaManifest:
     for name in (part.file for part in named if not isinstance(part, Same)):
         if name not in manifest.files:
             raise BundleError(f"{path}: `files` lacks {name}. {ADVICE}")
+    return manifest
+
+
+def read_delta(root: Path) -> DeltaManifest:
+    """Returns the content of delta.json, after checking it and the size and sha256 of all files.
+
+    Raises:
+        BundleError: The folder is no delta, or is damaged.
+    """
+    manifest = read_delta_manifest(root)
     for name, entry in manifest.files.items():
         _require_file(root, name, entry)
     return manifest

@@ -1,6 +1,7 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -9,6 +10,9 @@ from ham_dist.cli.describe import describe, describe_statistics
 from ham_dist.config.load import load_run
 from ham_dist.data.statistics import DatasetStatistics, FieldStatistics
 from ham_dist.errors import BundleError, DataError, ReportError
+from ham_dist.export.delta_manifest import DeltaManifest, Same, Whole, write_delta_manifest
+from ham_dist.export.manifest import FileEntry
+from ham_dist.export.patches import Column, Patch
 from ham_dist.io.atomic import write_json
 from ham_dist.training.run_folder import RunFolder
 
@@ -108,3 +112,65 @@ def test_statistics_list_rejected_lines_by_reason_and_warn() -> None:
     assert ["city", "50,000", "3.20", "41,234", "77", "25.0%", "50.0%", "75.0%", "100.0%"] in lines
     assert ["city", "1.0%", "2.0%", "3.0%", "20.0%", "4.0%"] in lines
     assert lines[-1] == ["warning:", "field", "city:", "much"]
+
+
+def test_delta(tmp_path: Path) -> None:
+    row = Column(row_bytes=8, old_start=128, old_rows=100)
+    patch = Patch(
+        kind="replace", file="patches/1.bin", head=128, rows=1100, changed=1020, columns=(row,), tail=0
+    )
+    entry = FileEntry(size=1000, sha256="0" * 64)
+    manifest = DeltaManifest(
+        old="a" * 64,
+        new="b" * 64,
+        manifest=Whole(file="files/0"),
+        parts={"tables/a.safetensors": patch, "dense.safetensors": Whole(file="files/2"), "c": Same()},
+        files={"patches/1.bin": entry, "files/0": entry, "files/2": entry},
+    )
+    write_delta_manifest(tmp_path, manifest)
+    first, *table = _described(tmp_path)
+    assert first[1:] == [
+        "a",
+        "delta,",
+        "3,000",
+        "bytes,",
+        "from",
+        "the",
+        "bundle",
+        "aaaaaaaaaaaa",
+        "to",
+        "bbbbbbbbbbbb",
+    ]
+    assert ["tables/a.safetensors", "replace", "1,100", "1,020"] in table
+    assert ["dense.safetensors", "whole"] in table
+    assert ["c", "same"] in table
+    (tmp_path / "delta.json").write_text("{}")
+    with pytest.raises(BundleError, match="damaged"):
+        _described(tmp_path)
+
+
+def test_package(tmp_path: Path) -> None:
+    verified = {"records": 74, "max_difference": {"onnx": 6e-8}, "tolerance": 1e-5}
+    package = {"package": "onnx", "ham_dist": "0.1.0", "bundle": "a" * 64, "verified": verified}
+    write_json(tmp_path / "package.json", package)
+    first, *table, last = _described(tmp_path)
+    assert first[1:] == [
+        "a",
+        "package,",
+        "onnx,",
+        "of",
+        "the",
+        "bundle",
+        "aaaaaaaaaaaa,",
+        "written",
+        "by",
+        "ham_dist",
+        "0.1.0",
+    ]
+    assert ["onnx", "6e-08"] in table
+    assert last == ["compared", "on", "74", "records;", "allowed:", "1e-05"]
+    wrong: list[Any] = [{}, [], package | {"verified": {"records": 0}}, package | {"format": "other"}]
+    for damaged in wrong:
+        write_json(tmp_path / "package.json", damaged)
+        with pytest.raises(BundleError, match=r"package\.json"):
+            _described(tmp_path)

@@ -5,7 +5,7 @@ B records
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 
@@ -13,6 +13,7 @@ from ham_dist.errors import BundleError
 from ham_dist.export.bundle import Bundle
 from ham_dist.export.compact import Ids
 from ham_dist.export.manifest import FieldEntry
+from ham_dist.export.packages.description import Compared
 from ham_dist.export.records import read_records
 
 TOLERANCE = 1e-5
@@ -70,14 +71,14 @@ def _user_batches(bundle: Bundle, fields: Sequence[FieldEntry], records: str) ->
 
 
 @torch.inference_mode()
-def compare(bundle: Bundle, runners: Mapping[str, Runner], records: str | None = None) -> dict[str, Any]:
+def compare(bundle: Bundle, runners: Mapping[str, Runner], records: str | None = None) -> Compared:
     """Compare the models of a package with that of its bundle.
 
     Args:
         runners: The models of the package, by name.
         records: Raw or prepared records to compare on, after the generated ids; None: only these.
     Returns:
-        `records`, `max_difference` of a probability for each name, and `tolerance`.
+        The largest difference of a probability for each name.
     Raises:
         BundleError: A probability differs by more than TOLERANCE, or is NaN.
         DataError: The records cannot be read.
@@ -102,4 +103,4 @@ def compare(bundle: Bundle, runners: Mapping[str, Runner], records: str | None =
                     "ham-dist[package]."
                 )
             differences[name] = max(differences[name], difference)
-    return {"records": count, "max_difference": differences, "tolerance": TOLERANCE}
+    return Compared(records=count, max_difference=differences, tolerance=TOLERANCE)

@@ -1,7 +1,6 @@
 """Writing a package of a bundle for another server."""
 
 from pathlib import Path
-from typing import Any
 
 import ham_dist
 from ham_dist.errors import BundleError
@@ -9,14 +8,12 @@ from ham_dist.export.bundle import verify_files
 from ham_dist.export.files import writing
 from ham_dist.export.manifest import bundle_identity
 from ham_dist.export.packages.check import compare
+from ham_dist.export.packages.description import DESCRIPTION, PackageDescription
 from ham_dist.export.packages.registry import format_of
 from ham_dist.io.atomic import publish_folder, temporary_folder, write_json
 
-DESCRIPTION = "package.json"
-"""File of a package that names its bundle and holds the result of the comparison with it."""
 
-
-def write_package(bundle: str | Path, name: str, out: Path, records: str | None = None) -> dict[str, Any]:
+def write_package(bundle: str | Path, name: str, out: Path, records: str | None = None) -> PackageDescription:
     """Write a package of a bundle, which is compared with the bundle's model before it gets its name.
 
     Args:
@@ -25,7 +22,7 @@ def write_package(bundle: str | Path, name: str, out: Path, records: str | None 
         out: A folder that does not exist yet.
         records: Records to compare on, as for `compare`.
     Returns:
-        The content of DESCRIPTION.
+        The content of package.json.
     Raises:
         BundleError: The bundle is damaged or of kind `custom`, there is no such format, `out` exists or
             cannot be written, or the package differs from the bundle. Nothing is left on the disk.
@@ -39,14 +36,13 @@ def write_package(bundle: str | Path, name: str, out: Path, records: str | None 
         )
     with writing(out), temporary_folder(out) as partial:
         package.write(opened, partial)
-        description = {
-            "format": "ham_dist package",
-            "package": name,
-            "ham_dist": ham_dist.__version__,
-            "bundle": bundle_identity(opened.root),
-            "verified": compare(opened, package.runners(opened, partial), records),
-        }
-        write_json(partial / DESCRIPTION, description)
+        description = PackageDescription(
+            package=name,
+            ham_dist=ham_dist.__version__,
+            bundle=bundle_identity(opened.root),
+            verified=compare(opened, package.runners(opened, partial), records),
+        )
+        write_json(partial / DESCRIPTION, description.model_dump(mode="json"))
         try:
             publish_folder(partial, out)
         except FileExistsError:

@@ -12,9 +12,10 @@ import torch
 
 from ham_dist.export.bundle import Bundle
 from ham_dist.export.packages.check import TOLERANCE, generated_batches, read_fields
+from ham_dist.export.packages.description import DESCRIPTION
 from ham_dist.export.packages.graph import padded
 from ham_dist.export.packages.onnx import MODEL
-from ham_dist.export.packages.write import DESCRIPTION, write_package
+from ham_dist.export.packages.write import write_package
 from tests.support.live_models import export, live_model
 
 
@@ -140,5 +141,5 @@ def test_generated_ids_have_the_ends_of_every_table(bundle: Bundle) -> None:
 @pytest.mark.parametrize("name", ["fm", "autoint"])
 def test_other_models(tmp_path: Path, name: str) -> None:
     export(live_model(name), tmp_path / "bundle", precision="int6")
-    verified = write_package(tmp_path / "bundle", "onnx", tmp_path / "package")["verified"]
-    assert verified["max_difference"]["onnx"] <= TOLERANCE
+    verified = write_package(tmp_path / "bundle", "onnx", tmp_path / "package").verified
+    assert verified.max_difference["onnx"] <= TOLERANCE

@@ -21,7 +21,7 @@ from tests.support.ranks import run_on_ranks
 def package(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("torchrec") / "package"
     report = write_package(bundle.root, "torchrec", out)
-    assert list(report["verified"]["max_difference"]) == ["torchrec"]
+    assert list(report.verified.max_difference) == ["torchrec"]
     return out
 
 
@@ -53,7 +53,7 @@ def test_quantized_by_torchrec(tmp_path: Path) -> None:
         live, tmp_path / "bundle", precision={"user": "fp16", "gone": "fp16", "genres": "fp16", "age": "fp32"}
     )
     report = write_package(tmp_path / "bundle", "torchrec", tmp_path / "package")
-    assert list(report["verified"]["max_difference"]) == ["torchrec", "torchrec, quantized"]
+    assert list(report.verified.max_difference) == ["torchrec", "torchrec, quantized"]
     model: Any = load_quantized(tmp_path / "package")
     types = {config.name: config.data_type.value for config in model.ebc.embedding_bag_configs()}
     assert types == {"table_user": "FP16", "table_genres": "FP16", "table_age": "FP32"}
