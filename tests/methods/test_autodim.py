@@ -59,7 +59,7 @@ def test_the_temperature_falls_to_its_lowest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("columns", "kept"),
+    ("columns", "kept"), [(3, [1, 1, 1]), (5, [1, 1, 3]), (6, [1, 1, 3]), (7, [3, 1, 3]), (8, [3, 1, 3])]
 )
 def test_the_budget_takes_the_most_probable_candidates_that_use_it(columns: int, kept: list[int]) -> None:
     chosen = autodim(columns)
