@@ -90,6 +90,14 @@ def test_ids_of_a_damaged_vocabulary_never_reach_the_model(path: Path) -> None:
         scorer.score(RECORDS)
 
 
+def test_a_changed_batch_never_reaches_the_model(path: Path) -> None:
+    scorer = Scorer(path)
+    batch = scorer.encode(RECORDS)
+    batch.several[0][0][3] = -1
+    with pytest.raises(DataError, match=r"record 1 \(from 0\): genres = -1"):
+        scorer.run(batch)
+
+
 def test_a_recipe_with_other_multi_valued_fields_is_refused(tmp_path: Path) -> None:
     fields = {**RECIPE["fields"], "genres": {"kind": "categorical"}}
     with pytest.raises(BundleError, match="the multi-valued fields are genres, but in its recipe none"):

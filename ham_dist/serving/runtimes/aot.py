@@ -16,6 +16,8 @@ _ROWS = 256
 class AotRuntime:
     """Compiled code. It runs in the calling thread; only products of matrices use torch's threads.
 
+    The ids of a batch must have been checked: the code reads whatever memory they lead to.
+
     Args:
         model: The model, whose tables and weights the code reads where they are.
         library: The compiled library of a model with the same structure.
@@ -43,6 +45,8 @@ class AotRuntime:
 
     def __call__(self, batch: IdBatch) -> Probabilities:
         assert batch.singles.shape[0] == self._singles, "a batch of this model"
+        if 0 < batch.rows <= _ROWS:
+            return self._run(batch)
         parts = [self._run(batch[first : first + _ROWS]) for first in range(0, batch.rows, _ROWS)]
         return np.concatenate(parts) if parts else np.empty(0, np.float32)
 

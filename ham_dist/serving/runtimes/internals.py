@@ -60,12 +60,16 @@ def open_library(path: Path) -> Library:
     return library
 
 
-def write_package(program: torch.export.ExportedProgram, path: Path, *, fold: bool = True) -> None:
+def write_package(
+    program: torch.export.ExportedProgram, path: Path, *, fold: bool = True, check: bool = True
+) -> None:
     """Compiles a program, and writes the package (.pt2) without its weights.
 
     Args:
         fold: Combine weights with each other once, when they are set. The code then has constants of its own,
             which are not to be set.
+        check: Check each id again before each number that is looked up. Without it, the caller must have
+            checked them: the code reads any memory.
     """
     from torch._inductor import aoti_compile_and_package
 
@@ -78,6 +82,7 @@ def write_package(program: torch.export.ExportedProgram, path: Path, *, fold: bo
             inductor_configs={
                 "aot_inductor.package_constants_in_so": False,
                 "aot_inductor.use_runtime_constant_folding": fold,
+                "assert_indirect_indexing": check,
                 # Else small constants, and constants of equal numbers, are written into the code.
                 "always_keep_tensor_constants": True,
                 "joint_graph_constant_folding": False,
