@@ -9,7 +9,6 @@ from ham_dist.export.bundle import open_bundle
 from ham_dist.serving.runtimes.compiling import exported
 from ham_dist.serving.runtimes.plain_inputs import plain_model
 from ham_dist.serving.runtimes.runtime import tensors_of
-from tests.support import live_models
 from tests.support.live_models import export, live_model
 
 
@@ -25,7 +24,7 @@ from tests.support.live_models import export, live_model
 def test_the_program_takes_any_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, first_order: str, several: set[str]
 ) -> None:
-    monkeypatch.setattr(live_models, "MULTI_VALUED", several)
+    monkeypatch.setattr("tests.support.live_models.MULTI_VALUED", several)
     export(live_model(name, first_order), tmp_path / "bundle", precision="int8")
     model = plain_model(open_bundle(tmp_path / "bundle"))
     assert {field.name for field in model.order.several} == several
