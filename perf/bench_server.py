@@ -13,6 +13,7 @@ of an idle server without the model (by its own clock), and an open loop at 70 %
 import argparse
 import os
 import re
+import signal
 import socket
 import statistics
 import subprocess
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -53,11 +54,15 @@ def environment() -> dict[str, str]:
 def started(words: Sequence[str | Path], port: int | None = None) -> Iterator[tuple[str, int]]:
     """A server's address, as soon as it answers; a port of None is read from its output."""
     process = subprocess.Popen(
-        [str(word) for word in words], env=environment(), stdout=subprocess.PIPE, text=True
+        [str(word) for word in words],
+        env=environment(),
+        stdout=subprocess.PIPE if port is None else subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
     )
-    assert process.stdout is not None
     try:
         if port is None:
+            assert process.stdout is not None
             found = re.search(r":(\d+)", process.stdout.readline())
             assert found is not None, "the server has ended"
             port = int(found[1])
@@ -67,10 +72,13 @@ def started(words: Sequence[str | Path], port: int | None = None) -> Iterator[tu
     finally:
         process.terminate()
         try:
-            process.wait(60)
+            process.wait(20)
         except subprocess.TimeoutExpired:
             process.kill()
-        process.stdout.close()
+        with suppress(ProcessLookupError):  # what LitServe leaves behind
+            os.killpg(process.pid, signal.SIGKILL)
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def wait_for(address: tuple[str, int], process: "subprocess.Popen[str]") -> None:
@@ -96,7 +104,7 @@ def serve(bundle: Path, *options: str) -> list[str | Path]:
 
 
 def ask(address: tuple[str, int], asked: Sequence[bytes], clients: int, seconds: float) -> Result:
-    found = uvloop.run(closed_loop(address, asked, clients, seconds))
+    found = uvloop.run(asyncio.wait_for(closed_loop(address, asked, clients, seconds), 10 * seconds + 60))
     wrong = {status: count for status, count in found.statuses.items() if status != "200"}
     assert not wrong, f"{address}: answers other than 200: {wrong}"
     return found
@@ -160,7 +168,7 @@ def main() -> None:
         sides = {"ham-dist": stack.enter_context(started(serve(bundle)))}
         for peer in ("fastapi", "litserve") if PEERS.exists() else ():
             port = free_port()
-            words = [PEERS, HERE / "serving_peers.py", peer, bundle, str(port)]
+            words = [PEERS, HERE / f"serving_{peer}.py", bundle, str(port)]
             sides[peer] = stack.enter_context(started(words, port))
         if len(sides) == 1:
             print("FastAPI and LitServe are left out: `make peers` installs them.", file=sys.stderr)
