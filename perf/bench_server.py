@@ -104,7 +104,8 @@ def serve(bundle: Path, *options: str) -> list[str | Path]:
 
 
 def ask(address: tuple[str, int], asked: Sequence[bytes], clients: int, seconds: float) -> Result:
-    found = uvloop.run(asyncio.wait_for(closed_loop(address, asked, clients, seconds), 10 * seconds + 60))
+    limit = 10 * seconds + 60
+    found = uvloop.run(asyncio.wait_for(closed_loop(address, asked, clients, seconds), limit))
     wrong = {status: count for status, count in found.statuses.items() if status != "200"}
     assert not wrong, f"{address}: answers other than 200: {wrong}"
     return found
