@@ -11,6 +11,7 @@ of an idle server without the model (by its own clock), and an open loop at 70 %
 """
 
 import argparse
+import asyncio
 import os
 import re
 import signal
