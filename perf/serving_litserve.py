@@ -24,7 +24,7 @@ class Api(ls.LitAPI):
     def setup(self, device: Any) -> None:
         self.scorer = Scorer(self.bundle)
 
-    def decode_request(self, request: Any) -> Any:
+    def decode_request(self, request):  # LitServe takes an annotation for the type of the body
         return request["ids"]
 
     def batch(self, inputs: Any) -> Any:

@@ -2,6 +2,9 @@
 
 A request that finds the model idle starts at once, so an idle server adds no delay. Under load, requests
 collect while a batch runs, so batches grow as far as they must.
+
+Small batches run on the event loop: compiled code holds Python's global lock, so a thread would only add two
+switches to another thread. Large ones run on a thread, so that the server answers its probes meanwhile.
 """
 
 import asyncio
@@ -20,6 +23,9 @@ from ham_dist.serving.server.model import ServedModel
 from ham_dist.serving.server.refusal import Refused
 
 log = logging.getLogger(__name__)
+
+LOOP_ROWS = 64
+"""Most records of a batch that runs on the event loop."""
 
 
 class Scored(NamedTuple):
@@ -46,13 +52,14 @@ class _Waiting(NamedTuple):
 
 
 class Batcher:
-    """Runs requests on one thread. All methods are called on the thread of the event loop.
+    """Runs requests, one batch at a time. All methods are called on the thread of the event loop.
 
     Args:
         max_rows: Most records of a batch of several requests.
         queue_rows: Most records that are waiting or running.
         observe: Called on the event loop after each batch with its records and seconds.
-        count: Called on the batcher's thread after each batch with each part of it.
+        count: Called with each request after its batch, on any thread.
+        loop_rows: Most records of a batch that runs on the event loop.
     """
 
     def __init__(
@@ -61,7 +68,13 @@ class Batcher:
         queue_rows: int,
         observe: Callable[[int, float], None],
         count: Callable[[ServedModel, IdBatch], None],
+        loop_rows: int = LOOP_ROWS,
     ) -> None:
+        self._loop_rows = loop_rows
+        self._soon: list[_Waiting] = []
+        """Requests that run when all that have arrived with them are read."""
+        self._on_thread = 0
+        """Requests that the thread has."""
         self._max_rows, self._queue_rows, self._observe, self._count = max_rows, queue_rows, observe, count
         self._queue: SimpleQueue[_Waiting | None] = SimpleQueue()
         self._loop = asyncio.get_running_loop()
@@ -89,8 +102,36 @@ class Batcher:
             )
         answer: asyncio.Future[Scored] = self._loop.create_future()
         self.rows += batch.rows
-        self._queue.put(_Waiting(model, batch, answer, perf_counter()))
+        waiting = _Waiting(model, batch, answer, perf_counter())
+        if self._on_thread or batch.rows > self._loop_rows:
+            self._give([waiting])
+        else:
+            if not self._soon:
+                self._loop.call_soon(self._run_soon)
+            self._soon.append(waiting)
         return answer
+
+    def _give(self, requests: Sequence[_Waiting]) -> None:
+        """Queues requests for the thread."""
+        self._on_thread += len(requests)
+        for waiting in requests:
+            self._queue.put(waiting)
+
+    def _run_soon(self) -> None:
+        taken, self._soon = self._soon, []
+        rows = sum(waiting.batch.rows for waiting in taken)
+        if (
+            self._on_thread
+            or rows > self._loop_rows
+            or any(each.model is not taken[0].model for each in taken)
+        ):
+            self._give(taken)
+            return
+        started = perf_counter()
+        scored = _run(taken)
+        self._deliver(taken, scored, started, perf_counter())
+        for waiting in taken:
+            self._count(waiting.model, waiting.batch)
 
     def _retry_after(self) -> int:
         return max(1, math.ceil(self.rows / self._rows_per_second)) if self._rows_per_second else 1
@@ -107,7 +148,7 @@ class Batcher:
             started = perf_counter()
             scored = _run(taken)
             ended = perf_counter()
-            self._loop.call_soon_threadsafe(self._deliver, taken, scored, started, ended)
+            self._loop.call_soon_threadsafe(self._deliver_from_thread, taken, scored, started, ended)
             for waiting in taken:
                 self._count(waiting.model, waiting.batch)
             if held is _NOTHING:
@@ -127,6 +168,12 @@ class Batcher:
                 return taken, held
             taken.append(held)
             rows += held.batch.rows
+
+    def _deliver_from_thread(
+        self, taken: Sequence[_Waiting], scored: Sequence[Any], started: float, ended: float
+    ) -> None:
+        self._on_thread -= len(taken)
+        self._deliver(taken, scored, started, ended)
 
     def _deliver(
         self, taken: Sequence[_Waiting], scored: Sequence[Any], started: float, ended: float

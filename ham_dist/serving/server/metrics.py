@@ -1,5 +1,6 @@
 """Prometheus metrics of a server, of one process or of all its workers."""
 
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,7 @@ class Metrics:
         )
         self._children: dict[tuple[str, int], Any] = {}
         self._timers: dict[str, Any] = {}
+        self._counting = threading.Lock()
         self._counts: dict[str, tuple[int, int]] = {}
         """Values and unknown values, by field."""
         self._added: dict[str, tuple[int, int]] = {}
@@ -126,14 +128,15 @@ class Metrics:
         self._failures.labels(version).inc()
 
     def count(self, model: ServedModel, batch: IdBatch) -> None:
-        """Counts the values of a batch, on the model's thread.
+        """Counts the values of a batch, on any thread.
 
         Counters of all fields take longer than a small batch, so `tick` adds the counts to them.
         """
-        counts = self._counts
-        for field, values, unknown in zip(model.fields, *batch.counts(), strict=True):
-            before = counts.get(field, (0, 0))
-            counts[field] = before[0] + values, before[1] + unknown
+        found = batch.counts()
+        with self._counting:
+            for field, values, unknown in zip(model.fields, *found, strict=True):
+                before = self._counts.get(field, (0, 0))
+                self._counts[field] = before[0] + values, before[1] + unknown
 
     def tick(self, queue_rows: int) -> None:
         """Updates what is not updated for each request; called each second and before metrics are read."""

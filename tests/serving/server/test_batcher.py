@@ -41,7 +41,7 @@ def run(question: Callable[[Batcher, list[int]], Awaitable[None]], **options: in
         batcher = Batcher(
             observe=lambda rows, _: observed.append(rows),
             count=lambda *_: None,
-            **{"max_rows": 8, "queue_rows": 100} | options,
+            **{"max_rows": 8, "queue_rows": 100, "loop_rows": 0} | options,
         )
         try:
             await question(batcher, observed)
@@ -146,3 +146,31 @@ def test_a_request_that_fails_leaves_the_others_of_its_batch_alone() -> None:
         assert (await batcher.submit(model, batch(3))).probabilities.tolist() == [3.0]
 
     run(question)
+
+
+def test_small_requests_that_arrive_together_run_on_the_event_loop() -> None:
+    async def question(batcher: Batcher, observed: list[int]) -> None:
+        model: Any = Model()
+        model.free.release(9)
+        threads: list[int] = []
+        run_one = model.run
+
+        def run_and_note(batch: IdBatch) -> Any:
+            threads.append(threading.get_ident())
+            return run_one(batch)
+
+        model.run = run_and_note
+        small = [batcher.submit(model, batch(*ids)) for ids in ((1,), (2, 3))]
+        assert lists(await asyncio.gather(*small)) == [[1.0], [2.0, 3.0]]
+        large = batcher.submit(model, batch(*range(5)))
+        behind = batcher.submit(model, batch(6))  # the thread has the model
+        await asyncio.gather(large, behind)
+        several = [batcher.submit(model, batch(*ids)) for ids in ((1, 2, 3), (4, 5))]  # 5 records are many
+        assert lists(await asyncio.gather(*several)) == [[1.0, 2.0, 3.0], [4.0, 5.0]]
+        assert model.ran[0] == [1, 2, 3]
+        here = threading.get_ident()
+        assert threads[0] == here
+        assert here not in threads[1:]
+        assert (sum(observed), batcher.rows) == (14, 0)
+
+    run(question, loop_rows=4)
