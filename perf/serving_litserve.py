@@ -6,7 +6,7 @@ Of its batching, the shortest timeout that forms batches is used.
 """
 
 import sys
-from collections.abc import Iterator
+from itertools import accumulate
 from typing import Any
 
 import litserve as ls
@@ -35,12 +35,10 @@ class Api(ls.LitAPI):
         ids, sizes = batched
         return self.scorer.score_ids(ids).tolist(), sizes
 
-    def unbatch(self, output: Any) -> Iterator[Any]:
+    def unbatch(self, output: Any) -> list[Any]:
         probabilities, sizes = output
-        start = 0
-        for size in sizes:
-            yield probabilities[start : start + size]
-            start += size
+        ends = list(accumulate(sizes))
+        return [probabilities[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
     def encode_response(self, output: Any) -> Any:
         return {"probabilities": output}
