@@ -78,12 +78,18 @@ def export(
     from ham_dist.backend import require_backend
 
     require_backend()
+    from ham_dist.distributed.ranks.process_group import launched
     from ham_dist.export.package import export_run
 
     if precision is not None and table_bytes is not None:
         raise BundleError(
             f"--precision {precision} --bytes {table_bytes}: --bytes chooses a codec for each field. "
             "Give one of the two"
+        )
+    if delta_from is not None and launched():
+        raise BundleError(
+            f"--delta-from {delta_from}: compares two folders in one process, but torchrun started several.\n"
+            "  Export without torchrun, on one rank."
         )
     if within is not None:
         from ham_dist.training.frontier import choose_within

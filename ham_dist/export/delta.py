@@ -38,6 +38,7 @@ from ham_dist.export.patches import (
 )
 from ham_dist.export.writer import open_folder
 from ham_dist.io.atomic import publish_folder
+from ham_dist.io.hashing import sha256_of
 from ham_dist.serving.vocabulary import KEY, Vocabulary
 
 _COPY_BYTES = 1 << 24
@@ -49,7 +50,8 @@ class DeltaSize(NamedTuple):
     Attributes:
         bytes: Bytes of its files.
         full: Bytes of the new bundle's files.
-        changed: Table rows, or groups of rows that share bytes, that it holds.
+        changed: Table rows that it holds; in a table that it does not hold whole, rows that share bytes count
+            as one.
     """
 
     bytes: int
@@ -88,7 +90,7 @@ def write_delta(old: str | Path, new: str | Path, out: Path) -> DeltaSize:
     return DeltaSize(
         sum(file.size for file in files.values()),
         sum(file.size for file in after.manifest.files.values()),
-        sum(part.changed for part in parts.values() if isinstance(part, Patch) and part.kind == "replace"),
+        _changed_rows(after, parts),
     )
 
 
@@ -155,6 +157,15 @@ def _key_rows(path: Path) -> tuple[FileRows, FileRows]:
     return keys, FileRows(keys.end, id_bytes, header.length)
 
 
+def _changed_rows(after: Bundle, parts: Mapping[str, Same | Whole | Patch]) -> int:
+    changed = 0
+    for table in (*after.manifest.tables, *after.manifest.first_order):
+        for piece in table.files:
+            part = parts[piece.file]
+            changed += part.changed if isinstance(part, Patch) else piece.rows * isinstance(part, Whole)
+    return changed
+
+
 def _part(
     before: Bundle,
     after: Bundle,
@@ -170,6 +181,7 @@ def _part(
     if rows is not None and old_rows is not None:
         patch = _patch(before.root / name, after.root / name, old_rows, rows, len(files), partial, files)
         if patch is not None:
+            _require_undamaged(before, name)
             _require_rebuilt(rebuilt(before.root / name, patch, partial / patch.file), after, name)
             return patch
     whole = _whole(after.root / name, partial, files)
@@ -231,6 +243,15 @@ def _whole(source: Path, partial: Path, files: dict[str, FileEntry]) -> Whole:
     return Whole(file=name)
 
 
+def _require_undamaged(before: Bundle, name: str) -> None:
+    """Checks a file that is patched: the delta would fit no other copy of the bundle."""
+    if sha256_of(before.root / name) != before.manifest.files[name].sha256:
+        raise BundleError(
+            f"{before.root / name}: damaged: its sha256 is not that in {MANIFEST}. "
+            "Copy the bundle again from where it was written."
+        )
+
+
 def _require_rebuilt(blocks: Iterable[memoryview], after: Bundle, name: str) -> None:
     digest = hashlib.sha256()
     for block in blocks:
@@ -263,20 +284,21 @@ def apply_delta(old: str | Path, delta: Path, out: Path) -> Bundle:
         (partial / MANIFEST).write_bytes((delta / manifest.manifest.file).read_bytes())
         if bundle_identity(partial) != manifest.new:
             raise BundleError(f"{delta}: has the manifest of another bundle than {DELTA} names. {ADVICE}")
-        if manifest.parts.keys() != read_manifest(partial).files.keys():
+        wanted = read_manifest(partial).files
+        if manifest.parts.keys() != wanted.keys():
             raise BundleError(f"{delta}: its parts are not the files of its bundle. {ADVICE}")
         written: dict[str, FileEntry] = {}
         for name, part in manifest.parts.items():
             with new_bundle_file(partial, name, written) as path, path.open("wb") as file:
                 for block in _content(before, delta, name, part):
                     file.write(block)
-        after = open_bundle(partial)
-        for name, entry in after.manifest.files.items():
+        for name, entry in wanted.items():
             if written[name] != entry:
                 raise BundleError(
                     f"{before.root / name}: damaged, or {delta} is: together they do not give {name} of the "
                     "new bundle.\n  `ham-dist verify` checks the old one."
                 )
+        open_bundle(partial)
     return open_bundle(out)
 
 

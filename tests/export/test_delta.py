@@ -90,7 +90,7 @@ def test_a_grown_bundle(old: Path, grown: Path, tmp_path: Path) -> None:
     assert found["tables/genres.safetensors"].kind == "whole"
     assert found["tables/age.safetensors"].kind == "same"
     assert found["vocabulary/gone.parquet"].kind == "same"
-    assert size.changed == 31 + 30
+    assert size.changed == 31 + 30 + 7, "genres is stored whole, with all its rows"
     assert size.bytes == sum(len(read) for name, read in content(tmp_path / "delta").items() if name != DELTA)
     assert size.full == sum(len(read) for name, read in content(grown).items() if name != "manifest.json")
     assert size.bytes < size.full
@@ -107,6 +107,40 @@ def test_a_patch_has_the_layout_that_its_entry_states(old: Path, grown: Path, tm
     assert places.tolist() == [7, *range(900, 930)]
     rows = b"".join(new[start + 20 * place : start + 20 * (place + 1)] for place in places)
     assert read[patch.head + 31 * 8 :] == rows
+
+
+def write_users(bundle: Path, column: int, values: list[Any], **options: Any) -> None:
+    """Puts a vocabulary of `user` with another column into a bundle."""
+    path = bundle / "vocabulary/user.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(column, table.schema.field(column), pa.array(values)), path, **options)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest.pop("checksum")
+    manifest["files"]["vocabulary/user.parquet"] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
+    (bundle / "manifest.json").write_text(json.dumps(manifest | {"checksum": sha256_of_json(manifest)}))
+
+
+def test_pages_of_a_vocabulary_are_no_rows_of_tables(old: Path, tmp_path: Path) -> None:
+    for name, count in (("first", 1), ("second", 2)):
+        bundle = Path(shutil.copytree(old, tmp_path / name))
+        plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+        write_users(bundle, 2, [count, *[1] * 898], **plain)
+    size = write_delta(tmp_path / "first", tmp_path / "second", tmp_path / "delta")
+    pages = parts(tmp_path / "delta")["vocabulary/user.parquet"]
+    assert (pages.kind, pages.changed) == ("replace", 1)
+    assert size.changed == 0
+    apply_delta(tmp_path / "first", tmp_path / "delta", tmp_path / "new")
+    assert content(tmp_path / "new") == content(tmp_path / "second")
+
+
+def test_a_delta_is_not_made_from_a_damaged_bundle(old: Path, grown: Path, tmp_path: Path) -> None:
+    """It could not be applied to another copy of the bundle."""
+    copy = Path(shutil.copytree(old, tmp_path / "copy"))
+    path = copy / "tables/user.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(BundleError, match=r"copy/tables/user\.safetensors: damaged"):
+        write_delta(copy, grown, tmp_path / "delta")
+    assert not (tmp_path / "delta").exists()
 
 
 def test_bundles_that_are_the_same_have_an_empty_delta(old: Path, tmp_path: Path) -> None:
@@ -195,15 +229,9 @@ def test_ids_with_another_meaning_are_refused(old: Path, tmp_path: Path) -> None
 
 def test_another_value_of_an_old_id_is_refused(old: Path, tmp_path: Path) -> None:
     new = bundle(tmp_path / "folder", live())
-    path = new / "vocabulary/user.parquet"
-    table = pq.read_table(path)
-    values = table["value"].to_pylist()
+    values = pq.read_table(new / "vocabulary/user.parquet")["value"].to_pylist()
     values[4] = "someone"
-    pq.write_table(table.set_column(0, "value", pa.array(values)), path)
-    manifest = json.loads((new / "manifest.json").read_text())
-    manifest.pop("checksum")
-    manifest["files"]["vocabulary/user.parquet"] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
-    (new / "manifest.json").write_text(json.dumps(manifest | {"checksum": sha256_of_json(manifest)}))
+    write_users(new, 0, values)
     with pytest.raises(BundleError, match="user: the vocabulary value of id 5 'u5' became 'someone'"):
         write_delta(old, new, tmp_path / "delta")
 
@@ -301,6 +329,11 @@ def test_export_of_a_run_as_a_delta(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert result.exit_code == 2
     assert "codec of tables int8 became fp16" in " ".join(result.output.split())
     assert not Path("no").exists()
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    result = CliRunner().invoke(app, ["export", "finished", "--out=no", "--delta-from=old"])
+    assert result.exit_code == 2
+    assert "Export without torchrun" in result.output
     assert not list(Path.cwd().glob("*.ham-partial"))
 
 
