@@ -64,12 +64,12 @@ def measure(branch: Path, codec: str) -> dict[str, Any]:
     }
 
 
-def size_of(target: dict[str, int] | str | None) -> str:
+def size_of(target: dict[str, Any] | str | None) -> str:
     """Text of a target; the supernet has none."""
     if isinstance(target, dict):
-        return " ".join(
-            f"{number:,}" + (" bytes" if unit == "bytes" else "") for unit, number in target.items()
-        )
+        if "columns" in target:
+            return f"{target['columns']:,} columns"
+        return f"{target['bytes']:,} bytes" + (f" in {target['precision']}" if "precision" in target else "")
     return target or "all"
 
 
@@ -77,12 +77,9 @@ def table(lines: list[dict[str, Any]]) -> Iterator[str]:
     """Rows of a Markdown table."""
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
     for line in lines:
-        target = (
-            line["target"]["columns"] if "columns" in (line["target"] or {}) else json.dumps(line["target"])
-        )
-        groups[line["codec"], line["model"], line["arm"], str(target)].append(line)
+        groups[line["codec"], line["model"], line["arm"], size_of(line["target"])].append(line)
     yield (
-        "| codec | model | arm | s | branches | of fp32 | of the supernet "
+        "| codec | model | arm | target | branches | of fp32 | of the supernet "
         "| mean dAUC | largest abs. dAUC | log loss, largest | within the bar |"
     )
     yield "|---|---|---|---|---|---|---|---|---|---|---|"
@@ -103,9 +100,9 @@ def table(lines: list[dict[str, Any]]) -> Iterator[str]:
         )
 
 
-def key(line: dict[str, Any], codec: str) -> str:
+def key(line: dict[str, Any]) -> str:
     """Names a measurement."""
-    return json.dumps([line["arm"], line["model"], line["target"], line["seed"], codec])
+    return json.dumps([line[name] for name in ("arm", "model", "target", "seed", "codec")])
 
 
 def main() -> None:
@@ -119,13 +116,11 @@ def main() -> None:
     lines = []
     if options.lines and options.lines.exists():
         lines = [json.loads(text) for text in options.lines.read_text(encoding="utf-8").splitlines()]
-    known = {
-        json.dumps([line[name] for name in ("arm", "model", "target", "seed", "codec")]) for line in lines
-    }
+    known = set(map(key, lines))
     for branch in branches(options.study):
         row = json.loads((branch / "line.json").read_text(encoding="utf-8"))
         for codec in options.codecs:
-            if key(row, codec) in known:
+            if key(row | {"codec": codec}) in known:
                 continue
             try:
                 lines.append(measure(branch, codec))
