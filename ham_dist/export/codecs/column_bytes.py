@@ -1,6 +1,7 @@
 """Bytes of columns in a bundle of some precision, for searches whose target is in these bytes."""
 
 import copy
+from math import gcd
 
 from ham_dist.embedding.mask import ColumnLayout
 from ham_dist.export.codecs.codec import VALUES
@@ -26,5 +27,5 @@ def served_layout(layout: ColumnLayout, precision: str | None) -> ColumnLayout:
     }
     # What is fitted to a column (scale and offset) is padded once per table, so that the rows are aligned.
     fitted = sum(part.bytes for name, part in codec.layout(1, 1).items() if name != VALUES)
-    served.padding_bytes = ALIGNMENT - fitted if fitted else 0
+    served.padding_bytes = ALIGNMENT - gcd(fitted, ALIGNMENT) if fitted else 0
     return served
