@@ -19,7 +19,9 @@ from ham_dist.export.records import read_records
 TOLERANCE = 1e-5
 """Largest allowed difference of a probability: sums are taken in another order, in float32."""
 RECORDS = 4096
-"""Most records of a user that are compared."""
+"""Records of a user that are compared; the block that reaches this number is the last one."""
+_BLOCK = 256
+"""Records of a user that are compared at once."""
 BATCHES = (1, 2, 7, 64)
 """Sizes of the generated batches."""
 
@@ -62,11 +64,12 @@ def _some_ids(field: FieldEntry, count: int, zeros: bool, generator: torch.Gener
 
 
 def _user_batches(bundle: Bundle, fields: Sequence[FieldEntry], records: str) -> Iterator[dict[str, Ids]]:
-    left = RECORDS
-    for block in read_records(bundle, records, fields, "auto", 256, None):
-        yield dict(block.ids)
-        left -= 256
-        if left <= 0:
+    count = 0
+    for block in read_records(bundle, records, fields, "auto", _BLOCK):
+        yield block.ids
+        ids = next(iter(block.ids.values()))
+        count += len(ids) if isinstance(ids, torch.Tensor) else len(ids[1]) - 1
+        if count >= RECORDS:
             return
 
 

@@ -24,7 +24,7 @@ def write(bundle: Bundle, folder: Path) -> None:
     """Write the ONNX model of a bundle.
 
     Raises:
-        BundleError: The bundle is of kind `custom`, or two inputs would have the same name.
+        BundleError: As for `write_onnx`.
     """
     write_onnx(bundle, folder, padded=False)
 
@@ -51,19 +51,30 @@ def graph_of(bundle: Bundle, *, padded: bool) -> ServedGraph:
 
 
 def write_onnx(bundle: Bundle, folder: Path, *, padded: bool) -> None:
-    """Write MODEL and its weights into `folder`; arguments and errors as for `graph_of`."""
+    """Write MODEL and its weights into `folder`.
+
+    Raises:
+        BundleError: As for `graph_of`; or the model has an operation that ONNX lacks.
+    """
     graph = graph_of(bundle, padded=padded)
     *_, example = generated_batches(graph.fields)
     with _quiet():
-        program = torch.onnx.export(
-            graph,
-            tuple(graph.inputs(example).values()),
-            input_names=graph.names,
-            output_names=[OUTPUT],
-            dynamic_shapes=(graph.dynamic_shapes(),),
-            dynamo=True,
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                graph,
+                tuple(graph.inputs(example).values()),
+                input_names=graph.names,
+                output_names=[OUTPUT],
+                dynamic_shapes=(graph.dynamic_shapes(),),
+                dynamo=True,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            reason = error.__cause__ or error
+            raise BundleError(
+                f"{bundle.root}: its model cannot be written as ONNX: {str(reason).strip().splitlines()[0]}\n"
+                "  Use another format: pt2 or torchrec."
+            ) from error
         assert program is not None, "dynamo returns a program"
         program.model.metadata_props["ham_dist.bundle"] = bundle_identity(bundle.root)
         program.save(folder / MODEL, external_data=True)

@@ -6,7 +6,6 @@ The code runs on CPUs with the instructions of the machine that compiled it, wit
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -23,7 +22,7 @@ from ham_dist.export.parts import FIRST_ORDER, TABLES
 from ham_dist.io.atomic import write_json
 from ham_dist.io.untrusted import inside, read_json
 from ham_dist.serving.runtimes.code_key import cpu_of_this_machine
-from ham_dist.serving.runtimes.internals import constants_read, write_package
+from ham_dist.serving.runtimes.internals import constants_read, open_package, write_package
 
 MODEL, CONFIG = "model.pt2", "model.json"
 _ADVICE = "Copy the package again from where it was written, or write it again."
@@ -125,13 +124,18 @@ class Pt2Model:
     def __init__(self, config: Pt2Config, root: Path) -> None:
         self.inputs = config.inputs
         files = {weight.file for weight in config.weights.values()}
-        tensors = {file: map_tensors(inside(root, file)) for file in files}
         try:
+            tensors = {file: map_tensors(inside(root, file)) for file in files}
             # The code reads these without holding them.
             self._weights = {name: tensors[at.file][at.tensor] for name, at in config.weights.items()}
         except KeyError as error:
             raise BundleError(f"{root}: lacks the tensor {error}. {_ADVICE}") from None
-        self._model: Any = torch._inductor.aoti_load_package(str(root / MODEL))
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{root}: its weights cannot be read: {error}. {_ADVICE}") from None
+        try:
+            self._model = open_package(root / MODEL)
+        except (RuntimeError, OSError) as error:
+            raise BundleError(f"{root / MODEL}: cannot be opened: {error}. {_ADVICE}") from None
         if missing := sorted(set(self._model.get_constant_fqns()) - self._weights.keys()):
             raise BundleError(f"{root / MODEL}: reads {', '.join(missing)}, which {CONFIG} lacks. {_ADVICE}")
         self._model.load_constants(self._weights, check_full_update=True, user_managed=True)

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from ham_dist.backend import require_backend
 from ham_dist.errors import BackendError, BundleError
 from ham_dist.export.bundle import Bundle
 from ham_dist.export.packages import onnx, pt2, torchrec, triton
@@ -39,11 +40,13 @@ def format_of(name: str) -> PackageFormat:
 
     Raises:
         BundleError: There is none.
-        BackendError: A library that it needs is not installed.
+        BackendError: A library that it needs is not installed, or of another version than TorchRec needs.
     """
     if name not in FORMATS:
         raise BundleError(f"--format {name}: no such format of packages; expected {', '.join(FORMATS)}")
     found = FORMATS[name]
+    if "torchrec" in found.modules:  # no part of the extra: it is installed without its dependencies
+        require_backend()
     if missing := [module for module in found.modules if find_spec(module) is None]:
         raise BackendError(
             f"--format {name}: {', '.join(missing)} is not installed. "

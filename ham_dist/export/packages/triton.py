@@ -13,6 +13,7 @@ import torch
 
 from ham_dist.export.bundle import Bundle
 from ham_dist.export.compact import Ids
+from ham_dist.export.manifest import MANIFEST
 from ham_dist.export.packages.check import Runner, read_fields
 from ham_dist.export.packages.graph import OUTPUT
 from ham_dist.export.packages.onnx import MODEL, MODULES, onnx_runner, write_onnx
@@ -31,7 +32,7 @@ def write(bundle: Bundle, folder: Path) -> None:
     """Write the model repository of a bundle.
 
     Raises:
-        BundleError: The bundle is of kind `custom`, or two inputs would have the same name.
+        BundleError: As for `write_onnx`.
     """
     # A model of several files is a folder with the name of the file.
     onnx = folder / BY_IDS / "1" / MODEL
@@ -40,7 +41,11 @@ def write(bundle: Bundle, folder: Path) -> None:
     of_ids = [(field.name, "TYPE_INT64", field.multi_valued) for field in read_fields(bundle)]
     _write_config(folder, BY_IDS, "onnxruntime", of_ids, ("dynamic_batching { }",), reshape=True)
 
-    shutil.copytree(bundle.root, folder / BY_RECORDS / "1" / "bundle")
+    # Its own files alone: the package may be written into the folder of the bundle.
+    for name in (MANIFEST, *bundle.manifest.files):
+        copy = folder / BY_RECORDS / "1" / "bundle" / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle.root / name, copy)
     shutil.copyfile(_BACKEND, folder / BY_RECORDS / "1" / "model.py")
     given = of_ids
     if bundle.manifest.vocabulary:

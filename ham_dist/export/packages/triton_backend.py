@@ -14,10 +14,9 @@ import pyarrow as pa
 import triton_python_backend_utils as pb_utils  # Triton has it, and no package index
 
 from ham_dist.errors import DataError, HamError
+from ham_dist.export.packages.graph import OUTPUT, PAD
 from ham_dist.serving import Scorer
 from ham_dist.serving.id_batch import IdBatch, concatenated
-
-PAD = -1
 
 
 class TritonPythonModel:
@@ -38,7 +37,7 @@ class TritonPythonModel:
         for place, request in enumerate(requests):
             try:
                 batches.append(self._batch(request))
-            except (HamError, UnicodeDecodeError) as error:
+            except HamError as error:
                 errors[place] = str(error)
         scores = self.scorer.run(concatenated(batches)) if batches else np.empty(0, np.float32)
         ends = np.cumsum([batch.rows for batch in batches])
@@ -47,7 +46,7 @@ class TritonPythonModel:
             pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(errors[place]))
             if place in errors
             else pb_utils.InferenceResponse(
-                output_tensors=[pb_utils.Tensor("probability", next(parts).reshape(-1, 1))]
+                output_tensors=[pb_utils.Tensor(OUTPUT, next(parts).reshape(-1, 1))]
             )
             for place in range(len(requests))
         ]
@@ -58,7 +57,7 @@ class TritonPythonModel:
             singles = {field.name: _input(request, field.name)[:, 0] for field in self.scorer.order.singles}
             several = {field.name: _lists(_input(request, field.name)) for field in self.scorer.order.several}
             return self.scorer.order.batch(singles | several)
-        columns = {name: [each.decode() for each in _input(request, name)[:, 0]] for name in encoder.kinds}
+        columns = {name: _texts(name, _input(request, name)) for name in encoder.kinds}
         return self.scorer.encode(pa.table({name: pa.array(column) for name, column in columns.items()}))
 
 
@@ -69,6 +68,13 @@ def _input(request: Any, name: str) -> np.ndarray[Any, Any]:
         raise DataError(f"the input {name} is absent")
     values: np.ndarray[Any, Any] = tensor.as_numpy()
     return values
+
+
+def _texts(name: str, values: np.ndarray[Any, Any]) -> list[str]:
+    try:
+        return [each.decode() for each in values[:, 0]]
+    except UnicodeDecodeError as error:
+        raise DataError(f"the input {name} has text that is not UTF-8: {error}") from None
 
 
 def _lists(ids: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

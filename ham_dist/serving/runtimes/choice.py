@@ -31,7 +31,7 @@ def open_runtime(bundle: Bundle, model: PlainInputs, wanted: RuntimeName = "auto
         BackendError: `aot` is wanted, and the model cannot be compiled or its code cannot be loaded.
         ConfigError: There is no such runtime.
     """
-    source = "asked for"
+    source = "chosen by the caller"
     if wanted == "auto" and (named := os.environ.get(VARIABLE)):
         wanted, source = named, f"{VARIABLE} is set"  # type: ignore[assignment]
     if wanted not in get_args(RuntimeName):

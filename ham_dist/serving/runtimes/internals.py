@@ -2,13 +2,13 @@
 
 tests/serving/runtimes/test_internals.py fails if a new version changes one.
 
-The public functions load a package by importing all of torch's compiler, which takes 3 s, and extract it to a
-temporary folder, which a killed process leaves behind. The class below opens a shared library where it is.
+torch opens a package by importing all of its compiler, which takes 3 s, and extracts it to a temporary
+folder, which a killed process leaves behind. So a scorer opens the shared library where it is.
 """
 
 import warnings
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch._C import _aoti
@@ -58,6 +58,17 @@ def open_library(path: Path) -> Library:
     """
     library: Library = _aoti.AOTIModelContainerRunnerCpu(str(path), 1)
     return library
+
+
+def open_package(path: Path) -> Any:
+    """Opens the package (.pt2) of a compiled model, whose constants are to be set before it is called.
+
+    Raises:
+        RuntimeError: It cannot be opened.
+    """
+    from torch._inductor import aoti_load_package
+
+    return aoti_load_package(str(path))
 
 
 def write_package(

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from ham_dist.errors import BundleError
 from ham_dist.export.bundle import Bundle
 from ham_dist.export.packages.check import TOLERANCE, generated_batches, read_fields
-from ham_dist.export.packages.pt2 import CONFIG, load_pt2
+from ham_dist.export.packages.pt2 import CONFIG, MODEL, load_pt2
 from ham_dist.export.packages.registry import FORMATS
 from ham_dist.export.packages.write import write_package
 from ham_dist.serving import Scorer
@@ -105,6 +105,13 @@ def test_other_code_never_runs(
     content = json.loads((copy / CONFIG).read_text())
     (copy / CONFIG).write_text(json.dumps(content | change))
     with pytest.raises(BundleError, match=message):
+        load_pt2(copy)
+    (copy / CONFIG).write_text(json.dumps(content))
+    (copy / MODEL).write_bytes((copy / MODEL).read_bytes()[:100])
+    with pytest.raises(BundleError, match=r"model\.pt2: cannot be opened"):
+        load_pt2(copy)
+    (copy / "tables" / "zip.safetensors").unlink()
+    with pytest.raises(BundleError, match="its weights cannot be read"):
         load_pt2(copy)
     (copy / CONFIG).write_text("{")
     with pytest.raises(BundleError, match="damaged"):

@@ -10,7 +10,9 @@ import onnxruntime
 import pytest
 import torch
 
+from ham_dist.errors import BundleError
 from ham_dist.export.bundle import Bundle
+from ham_dist.export.compact import StoredTable
 from ham_dist.export.packages.check import TOLERANCE, generated_batches, read_fields
 from ham_dist.export.packages.description import DESCRIPTION
 from ham_dist.export.packages.graph import padded
@@ -136,6 +138,19 @@ def test_generated_ids_have_the_ends_of_every_table(bundle: Bundle) -> None:
         assert torch.cat(found).max() == field.num_embeddings - 1
     lengths = torch.cat([batch["genres"][1].diff() for batch in batches])
     assert {0, 1, 3, 5} <= set(lengths.tolist())
+
+
+def test_a_model_that_onnx_lacks_an_operation_for(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rows(self: StoredTable, ids: torch.Tensor) -> torch.Tensor:
+        found = self.codec.decode(self.stored, ids)
+        return torch.linalg.matrix_exp(found @ found.T) @ found
+
+    monkeypatch.setattr(StoredTable, "forward", rows)
+    with pytest.raises(BundleError, match=r"its model cannot be written as ONNX: .*\n.*Use another format"):
+        write_package(bundle.root, "onnx", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["fm", "autoint"])

@@ -105,7 +105,7 @@ def test_the_model_by_raw_records(bundle: Bundle, package: Path, monkeypatch: py
     assert [part.shape for part in found] == [(2, 1), (1, 1)]
     assert np.concatenate(found).dtype == np.float32
     np.testing.assert_allclose(np.concatenate(found)[:, 0], expected, rtol=0, atol=TOLERANCE)
-    assert "can't decode byte 0xff" in second.error.message()
+    assert "the input user has text that is not UTF-8: " in second.error.message()
     assert "user is absent" in third.error.message()
     assert not second.output_tensors
     assert model.execute([absent])[0].error is not None
@@ -115,11 +115,14 @@ def test_a_bundle_without_vocabulary_takes_ids_in_both(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export(live_model("dcnv2"), tmp_path / "bundle")
-    write_package(tmp_path / "bundle", "triton", tmp_path / "models")
-    config = config_of(tmp_path / "models", BY_RECORDS)
+    models = tmp_path / "bundle" / "models"
+    write_package(tmp_path / "bundle", "triton", models)
+    config = config_of(models, BY_RECORDS)
     assert {each.name: list(each.dims) for each in config.input} == {"user": [1], "genres": [-1], "age": [1]}
     assert {each.data_type for each in config.input} == {model_config_pb2.TYPE_INT64}
-    model = load_model(tmp_path / "models" / BY_RECORDS / "1", monkeypatch)
+    copied = models / BY_RECORDS / "1" / "bundle"
+    assert sorted(path.name for path in copied.iterdir()) == ["dense.safetensors", "manifest.json", "tables"]
+    model = load_model(models / BY_RECORDS / "1", monkeypatch)
     genres = Tensor("genres", np.array([[2, 1, -1], [-1, 0, -1], [-1, -1, -1]]))
     singles = [Tensor(name, np.array(IDS[name]).reshape(-1, 1)) for name in ("user", "age")]
     (response,) = model.execute([InferenceRequest([genres, *singles])])

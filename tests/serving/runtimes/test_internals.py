@@ -9,7 +9,13 @@ from torch import nn
 from torch._C import _aoti
 from torch.export import Dim, export
 
-from ham_dist.serving.runtimes.internals import constants_of, constants_read, open_library, write_package
+from ham_dist.serving.runtimes.internals import (
+    constants_of,
+    constants_read,
+    open_library,
+    open_package,
+    write_package,
+)
 from tests.support.compiled import needs_compiler
 
 
@@ -37,6 +43,8 @@ def test_what_is_no_library_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "model.so").write_text("text")
     with pytest.raises(RuntimeError):
         open_library(tmp_path / "model.so")
+    with pytest.raises(RuntimeError):
+        open_package(tmp_path / "model.so")
 
 
 @needs_compiler
