@@ -6,7 +6,8 @@
 The versions have fp16 and int8 tables of one model; every request has the same ids, so that each version has
 one right answer. An open loop asks while versions are activated in turn. Then workers are killed with SIGKILL
 one after the other, each of which may lose the requests that it had in flight. At last SIGTERM under load,
-which may lose none. Memory is the private memory (USS) of all processes after the first and the last swap.
+which may lose none. Memory is the private memory (USS) of all processes, at five times from the first to the
+last swap.
 """
 
 import argparse
@@ -105,10 +106,8 @@ async def check(
         await until_served(address, version, options.workers)
         memory.append(private_bytes([process.pid, *children(process.pid)]))
         await asyncio.sleep(0.2)
-    print(
-        f"{options.swaps} swaps, private memory {memory[0] / 1e6:.0f} -> {memory[-1] / 1e6:.0f} MB",
-        flush=True,
-    )
+    shown = " -> ".join(f"{memory[place * (len(memory) - 1) // 4] / 1e6:.0f}" for place in range(5))
+    print(f"{options.swaps} swaps, private memory {shown} MB", flush=True)
     report("swaps", await load)
 
     for number in range(options.kills):

@@ -5,6 +5,7 @@ workers in a file, replaces workers that have ended, and ends all of them on SIG
 because a process of several threads cannot be forked safely.
 """
 
+import gc
 import json
 import logging
 import multiprocessing
@@ -89,6 +90,11 @@ class Supervisor:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ham-dist-serve-")))
             self._place = Place(folder, os.getpid(), [each.getsockname()[1] for each in bound])
             self._place.metrics.mkdir()
+            # The garbage collector would write to the pages of these objects, and so copy them into each
+            # worker.
+            gc.collect()
+            gc.freeze()
+            stack.callback(gc.unfreeze)
             self._verify_first()
             try:
                 self._start_all()
