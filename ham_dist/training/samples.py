@@ -22,8 +22,12 @@ from ham_dist.training.data_record import digest_of
 
 StageName = Literal["pretrain", "search", "retrain", "quantize"]
 
-ORDER_OF = {"pretrain": 0, "search": 1, "retrain": 2, "method": 3, "quantize": 4}
-"""Numbers that give each stage, and the steps of its method, an order of samples under the run's one seed."""
+ORDER_OF = {"pretrain": 0, "search": 1, "retrain": 2, "method": 3}
+"""Numbers that give each stage, and the steps of its method, an order of samples under the run's one seed.
+Another number of entries would change the orders of all runs."""
+
+_QUANTIZE_EPOCH = 1 << 20
+"""The stage `quantize` continues the orders of `retrain` from this epoch on."""
 
 Source = Literal["validation", "training"]
 """Splits that a size-search method can read."""
@@ -143,6 +147,8 @@ class Samples:
             yield batch.to(self.device, non_blocking=True)
 
     def _order(self, stage: str, epoch: int) -> tuple[int, int]:
+        if stage == "quantize":
+            stage, epoch = "retrain", epoch + _QUANTIZE_EPOCH
         return self._settings.seed, epoch * len(ORDER_OF) + ORDER_OF[stage]
 
 

@@ -2,6 +2,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,9 +11,10 @@ import torch
 
 from ham_dist.config.load import load_run
 from ham_dist.data.format.manifest import Manifest
+from ham_dist.data.reader.split import open_split
 from ham_dist.data.synthetic.write import generate
 from ham_dist.errors import DataError
-from ham_dist.training.samples import Samples, require_samples
+from ham_dist.training.samples import Samples, StageName, require_samples
 
 
 @pytest.fixture(scope="module")
@@ -144,3 +146,27 @@ def test_halves_with_fewer_samples_than_ranks_are_refused(folder: Path) -> None:
         DataError, match="one half of its validation split has 50 samples, fewer than the 51 ranks"
     ):
         require_samples(folder, manifest, settings, ranks=51)
+
+
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_the_orders_of_the_stages_are_those_of_all_versions(folder: Path, epoch: int) -> None:
+    """A run that another version began is resumed to the same bits, and seeds can be compared."""
+    manifest, settings = Manifest.load(folder), load_run(None, ["seed=7", "data.batch_size=100"])
+    samples = Samples(folder, manifest, settings, torch.device("cpu"))
+    split = open_split(folder, manifest, "train", settings.data)
+
+    def ids(number: int) -> list[int]:
+        order = (7, number)
+        batch = next(iter(split.batches(100, rank=0, world_size=1, order=order, keep_last=False)))
+        ids: list[int] = batch.sparse_features.values().tolist()
+        return ids
+
+    def first(stage: StageName) -> list[int]:
+        ids: list[int] = next(samples.training(stage, epoch)).sparse_features.values().tolist()
+        return ids
+
+    found = [first(stage) for stage in get_args(StageName)]
+    assert found == [ids(4 * epoch), ids(4 * epoch + 1), ids(4 * epoch + 2), found[3]]
+    assert found[3] not in found[:3]
+    taken = next(itertools.islice(samples.forever("training", 0), epoch * samples.steps, None))
+    assert taken.sparse_features.values().tolist() == ids(4 * epoch + 3)
