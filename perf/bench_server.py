@@ -170,7 +170,7 @@ def main() -> None:
         sides = {"ham-dist": stack.enter_context(started(serve(bundle)))}
         for peer in ("fastapi", "litserve") if PEERS.exists() else ():
             port = free_port()
-            words = [PEERS, HERE / f"serving_{peer}.py", bundle, str(port)]
+            words = [PEERS, HERE / "peers" / f"serving_{peer}.py", bundle, str(port)]
             sides[peer] = stack.enter_context(started(words, port))
         if len(sides) == 1:
             print("FastAPI and LitServe are left out: `make peers` installs them.", file=sys.stderr)

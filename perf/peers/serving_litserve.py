@@ -1,6 +1,6 @@
 """A side of bench_server.py in .venv-peers (`make peers`): LitServe around ham_dist's `Scorer`, one worker.
 
-    python perf/serving_litserve.py BUNDLE PORT
+    python perf/peers/serving_litserve.py BUNDLE PORT
 
 Of its batching, the shortest timeout that forms batches is used.
 """

@@ -1,6 +1,6 @@
 """A side of bench_server.py in .venv-peers (`make peers`): FastAPI around ham_dist's `Scorer`, one process.
 
-python perf/serving_fastapi.py BUNDLE PORT
+python perf/peers/serving_fastapi.py BUNDLE PORT
 """
 
 import sys
