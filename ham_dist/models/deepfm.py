@@ -7,13 +7,12 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from ham_dist.config.base import LayerWidths
 from ham_dist.models.fm import FM, FMSettings
 from ham_dist.models.interaction import Axis
 from ham_dist.models.logit import Logit
-from ham_dist.models.mlp import hidden_layers
+from ham_dist.models.mlp import HiddenLinear, hidden_layers
 
 
 class DeepFMSettings(FMSettings):
@@ -48,9 +47,11 @@ class DeepFM(FM):
 
     def forward(self, columns: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         first, *others = self.deep
+        assert isinstance(first, HiddenLinear | Logit), "the layers of __init__"
         with torch.autocast(columns.device.type, enabled=False):
-            weight = self.lift.folded_into(first.get_parameter("weight"), mask)
-        hidden = functional_call(first, {"weight": weight}, (columns,))
+            weight = self.lift.folded_into(first.weight, mask)
+        # torch.func.functional_call would set the weight for a moment, which other threads would see.
+        hidden = first.with_weight(columns, weight)
         for layer in others:
             hidden = layer(hidden)
         return super().forward(columns, mask) + hidden.squeeze(1)

@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 
 class Logit(nn.Linear):
@@ -11,5 +12,9 @@ class Logit(nn.Linear):
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return self.with_weight(input, self.weight)
+
+    def with_weight(self, input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Returns the output for another weight, with this bias."""
         with torch.autocast(input.device.type, enabled=False):
-            return super().forward(input.to(self.weight.dtype))
+            return functional.linear(input.to(weight.dtype), weight, self.bias)

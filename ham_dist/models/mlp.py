@@ -7,16 +7,20 @@ from torch import nn
 from torch.nn import functional
 
 
-class _Linear(nn.Linear):
+class HiddenLinear(nn.Linear):
     """nn.Linear whose bias is added in its own precision.
 
     Added in bfloat16, the bias would swallow the products of embeddings that are initialized around 0.01.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return self.with_weight(input, self.weight)
+
+    def with_weight(self, input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Returns the output for another weight, with this bias."""
         if not torch.is_autocast_enabled(input.device.type):
-            return super().forward(input)
-        return functional.linear(input, self.weight).to(self.bias.dtype) + self.bias
+            return functional.linear(input, weight, self.bias)
+        return functional.linear(input, weight).to(self.bias.dtype) + self.bias
 
 
 def hidden_layers(inputs: int, dims: Iterable[int]) -> list[nn.Module]:
@@ -30,7 +34,7 @@ def hidden_layers(inputs: int, dims: Iterable[int]) -> list[nn.Module]:
     """
     layers: list[nn.Module] = []
     for dim in dims:
-        linear = _Linear(inputs, dim)
+        linear = HiddenLinear(inputs, dim)
         # BatchNorm subtracts this bias again, so its true gradient is 0. Adam would turn rounding errors into
         # full steps, and the running mean, which evaluation uses, would lag behind: validation AUC then
         # varies by 0.01 between epochs, and between numbers of ranks.

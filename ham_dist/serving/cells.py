@@ -17,6 +17,9 @@ from ham_dist.data.recipe.fields import Format
 # left to that parser.
 _PLAIN_NUMBER = re.compile(r"-?[0-9]{1,20}(?:[.][0-9]{1,20})?")
 
+_SHOWN_DEPTH = 8
+"""Deepest nesting whose type is named in a message."""
+
 
 class WrongCell(ValueError):
     """Raised for a cell that cannot be read. The message is its end, after the name of the column."""
@@ -150,10 +153,20 @@ def utf8(text: str) -> bytes:
 
 def type_name(cell: Any) -> str:
     """Name of a cell's type, as a column of such cells would have it."""
+    if _is_deeper(cell, _SHOWN_DEPTH):  # Arrow needs seconds for the name of a type that is 1000 deep
+        return f"{type(cell).__name__} that is nested too deeply"
     try:
         return str(pa.array([cell]).type)
     except (pa.ArrowException, OverflowError, UnicodeError, TypeError, ValueError):
         return type(cell).__name__
+
+
+def _is_deeper(cell: Any, depth: int) -> bool:
+    """True if containers in `cell` are nested more than `depth` deep."""
+    if not isinstance(cell, list | tuple | dict):
+        return False
+    inner = cell.values() if isinstance(cell, dict) else cell
+    return depth == 0 or any(_is_deeper(one, depth - 1) for one in inner)
 
 
 def _shown(cell: Any) -> str:

@@ -1,9 +1,10 @@
 """The mask can be multiplied into looked-up vectors or into the weights that read them: the same model."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ham_dist.embedding.mask import ColumnLayout, ColumnMask, MaskedEmbeddingBagCollection, ordered_columns
@@ -51,6 +52,26 @@ def test_both_places_give_the_same_logits(name: Literal["fm", "deepfm", "autoint
     all_open = model(features())
     model.mask.set(None)
     assert torch.equal(model(features()), all_open)
+
+
+@pytest.mark.parametrize("name", INTERACTIONS)
+def test_the_forward_pass_never_replaces_a_weight_so_threads_can_share_a_model(
+    name: Literal["fm", "deepfm", "autoint", "dcnv2"],
+) -> None:
+    model = opened(name)
+    weights = list(map(id, model.parameters()))
+    operations = 0
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal operations
+            operations += 1
+            assert list(map(id, model.parameters())) == weights, function
+            return function(*args, **kwargs or {})
+
+    with Watch():
+        model(features())
+    assert operations > 5
 
 
 @pytest.mark.parametrize("name", INTERACTIONS)

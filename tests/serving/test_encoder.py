@@ -92,6 +92,11 @@ def test_no_records(records: Any, bundle: Bundle) -> None:
     assert ids["genres"][1].tolist() == [0]
 
 
+NESTED: Any = "a1"
+for _ in range(5):
+    NESTED = {"more": [NESTED]}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -101,6 +106,10 @@ def test_no_records(records: Any, bundle: Bundle) -> None:
         ({"age": b"a1"}, "column age is binary; expected text or integers\n  Write it as text."),
         ({"age": ["a1"]}, "column age is list<item: string>; expected text or integers\n  Write it as text."),
         ({"age": {"a": 1}}, "column age is struct<a: int64>; expected text or integers\n  Write it as text."),
+        (
+            {"age": [None, NESTED]},
+            "column age is list that is nested too deeply; expected text or integers\n  Write it as text.",
+        ),
         ({"age": object}, "column age is type; expected text or integers\n  Write it as text."),
         (
             {"age": "\ud800"},

@@ -11,7 +11,7 @@ import orjson
 
 from ham_dist.serving.server.batcher import Scored
 from ham_dist.serving.server.model import ServedModel, Values
-from ham_dist.serving.server.refusal import Refused
+from ham_dist.serving.server.refusal import Refused, shown
 from ham_dist.serving.server.score import parse_json
 from ham_dist.serving.server.tensors import (
     OUTPUT,
@@ -90,7 +90,7 @@ def _tensor(item: Any, rest: memoryview, max_rows: int) -> tuple[Tensor, int]:
         return from_list(name, datatype, count, item.get("data")), 0
     if type(size) is not int or not 0 <= size <= len(rest):
         raise Refused(
-            400, f"{where}: has binary_data_size {str(size)[:40]}; {len(rest):,} bytes of the body are left"
+            400, f"{where}: has binary_data_size {shown(size)}; {len(rest):,} bytes of the body are left"
         )
     if "data" in item:
         raise Refused(400, f"{where}: has both `data` and `binary_data_size`; expected one of them")

@@ -67,9 +67,8 @@ class ServedModel:
                     records = records[0]  # takes half the time
                 return self.scorer.encode(records)
             assert values.ids is not None, "one of both is set"
-            batch = self.scorer.order.batch(values.ids)
-            _require_few(batch.rows, max_rows)
-            return batch
+            _require_few(max((_rows(values.ids.get(name)) for name in self.fields), default=0), max_rows)
+            return self.scorer.order.batch(values.ids)
         except (DataError, BundleError) as error:
             raise Refused(400, str(error)) from None
         except RecursionError:
@@ -106,6 +105,13 @@ class ServedModel:
                 f"{self.root}: gives {probabilities} for {place}; expected probabilities from 0 to 1\n"
                 "  Export the run again."
             )
+
+
+def _rows(ids: Any) -> int:
+    """Records of a field, before its ids are read; 0 for what is no list."""
+    if isinstance(ids, tuple) and len(ids) == 2:  # values and offsets
+        return max(0, _rows(ids[1]) - 1)
+    return len(ids) if isinstance(ids, list | np.ndarray) else 0
 
 
 def _require_few(rows: int, max_rows: int) -> None:

@@ -1,6 +1,7 @@
 """Answers to requests that cannot be served, in HTTP's status codes."""
 
 from collections.abc import Mapping
+from typing import Any
 
 LETTERS = 2000
 """Longest message of an answer: messages quote requests."""
@@ -24,3 +25,11 @@ class Refused(Exception):
         """The message, cut to LETTERS."""
         text = str(self)
         return text if len(text) <= LETTERS else text[:LETTERS] + "..."
+
+
+def shown(value: Any, letters: int = 40) -> str:
+    """Returns the start of a JSON value as text, for messages."""
+    try:
+        return str(value)[:letters]
+    except RecursionError:
+        return "a value that is nested too deeply"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ham_dist.serving.server.model import ServedModel, Values
-from ham_dist.serving.server.refusal import Refused
+from ham_dist.serving.server.refusal import Refused, shown
 
 OUTPUT = "probability"
 """Name of the output tensor, FP32 (n,)."""
@@ -55,13 +55,13 @@ def check_head(name: Any, datatype: Any, shape: Any) -> int:
     where = f"input {name[:80]!r}"
     if datatype not in DATATYPES:
         raise Refused(
-            400, f"{where}: has datatype {str(datatype)[:40]!r}; expected one of {', '.join(DATATYPES)}"
+            400, f"{where}: has datatype {shown(datatype)!r}; expected one of {', '.join(DATATYPES)}"
         )
     sizes: list[Any] = shape if isinstance(shape, list) else [None]
     if not all(isinstance(size, int) and not isinstance(size, bool) and size >= 0 for size in sizes):
-        raise Refused(400, f"{where}: has shape {str(shape)[:40]}; expected [n]")
+        raise Refused(400, f"{where}: has shape {shown(shape)}; expected [n]")
     if len(sizes) != 1 and (len(sizes) != 2 or sizes[1] != 1):
-        raise Refused(400, f"{where}: has shape {str(shape)[:40]}; expected [n], or [n, 1]")
+        raise Refused(400, f"{where}: has shape {shown(shape)}; expected [n], or [n, 1]")
     return int(sizes[0])
 
 
@@ -144,7 +144,7 @@ def values_of(tensors: Sequence[Tensor], model: ServedModel, meaning: Any = "aut
     if len(by_name) < len(tensors):
         raise Refused(400, "inputs: two tensors have the same name; expected each once")
     if meaning not in ("auto", "ids", "raw"):
-        raise Refused(400, f"parameters: values = {str(meaning)[:40]!r}; expected 'ids', 'raw' or 'auto'")
+        raise Refused(400, f"parameters: values = {shown(meaning)!r}; expected 'ids', 'raw' or 'auto'")
     raw = (
         any(tensor.datatype not in _INTEGERS for tensor in tensors) if meaning == "auto" else meaning == "raw"
     )
@@ -214,4 +214,4 @@ def require_output(names: Sequence[Any]) -> None:
         Refused: One of them is not OUTPUT.
     """
     if wrong := [name for name in names if name != OUTPUT]:
-        raise Refused(400, f"outputs: {str(wrong[0])[:80]!r} is no output; expected {OUTPUT!r}")
+        raise Refused(400, f"outputs: {shown(wrong[0], 80)!r} is no output; expected {OUTPUT!r}")

@@ -125,6 +125,14 @@ def test_what_the_protocol_says_about_server_and_model(path: Path) -> None:
 
 BYTES, HEADERS = binary(ids())
 LENGTH = "Inference-Header-Content-Length"
+
+
+def nested(request: dict[str, Any]) -> bytes:
+    """A request with a list in place of NESTED that is 1000 deep, which Python itself cannot print."""
+    return json.dumps(request).replace(f'"{NESTED}"', "[" * 1000 + "]" * 1000).encode()
+
+
+NESTED = "NESTED"
 WRONG: list[tuple[Any, str]] = [
     ({}, "has no list `inputs`"),
     ([], "has no list `inputs`"),
@@ -136,6 +144,17 @@ WRONG: list[tuple[Any, str]] = [
     ({"inputs": ids() * 2}, "two tensors have the same name"),
     ({"inputs": [tensor("user", "BOOL", [True])]}, "has datatype 'BOOL'; expected one of"),
     ({"inputs": [tensor("user", {"a": 1}, [True])]}, "has datatype"),
+    (nested({"inputs": [tensor("user", NESTED, [1])]}), "has datatype 'a value that is nested too deeply'"),
+    (nested({"inputs": [tensor("user", "INT64", [1], shape=NESTED)]}), "has shape a value that is nested"),
+    (
+        nested({"inputs": [tensor("user", "INT64", [1], parameters={"binary_data_size": NESTED})]}),
+        "nested too deeply",
+    ),
+    (
+        nested({"inputs": ids(), "parameters": {"values": NESTED}}),
+        "values = 'a value that is nested too deeply'",
+    ),
+    (nested({"inputs": ids(), "outputs": [{"name": NESTED}]}), "nested too deeply' is no output"),
     ({"inputs": [tensor("user", "INT64", [3, 0], shape=[3])]}, "has 2 values; its shape has 3"),
     ({"inputs": [tensor("user", "INT64", [3, 0], shape=[2, 2])]}, "has shape [2, 2]; expected [n]"),
     ({"inputs": [tensor("user", "INT64", [], shape=[-1])]}, "has shape [-1]; expected [n]"),

@@ -59,7 +59,7 @@ WRONG: list[tuple[Any, int, str]] = [
     (b'{"records": [{"user": NaN}]}', 400, "body: is not JSON"),
     (b'{"ids": {"user": [1e999]}}', 400, "body: is not JSON"),
     (b'{"ids": {"user": [' + b"9" * 400 + b"]}}", 400, "body: is not JSON"),
-    (DEEP, 400, "column user is list<"),
+    (DEEP, 400, "column user is list that is nested too deeply"),
     (b"[]", 400, "body: is a list; expected"),
     (b"3", 400, "body: is a number; expected"),
     (b"null", 400, "body: is null; expected"),
@@ -91,6 +91,7 @@ WRONG: list[tuple[Any, int, str]] = [
     ({"ids": IDS | {"genres": [[2], [99], [0]]}}, 400, "genres = 99"),
     ({"records": RECORDS * 3}, 413, "has 9 records; expected at most 8"),
     ({"ids": {name: ids * 3 for name, ids in IDS.items()}}, 413, "has 9 records; expected at most 8"),
+    ({"ids": IDS | {"genres": [["unread"]] * 9}}, 413, "has 9 records; expected at most 8"),
     (b" " * 200_001, 413, "body: has 200,001 bytes or more; expected at most 200,000"),
     (b" " * 2_000_000, 413, "expected at most 200,000"),
 ]
