@@ -12,20 +12,8 @@ from ham_dist.errors import BundleError, DataError
 from ham_dist.export.bundle import open_bundle
 from ham_dist.serving import Scorer
 from ham_dist.serving.id_batch import concatenated
-from tests.support.live_models import export, live_model, some_ids
-from tests.support.raw_bundle import RECIPE, write_raw_bundle
-
-RECORDS: list[dict[str, Any]] = [
-    {"user": "u3", "genres": "g2|g1", "age": "a1", "gone": "g1"},
-    {"user": None, "genres": ["g4", "nothing"], "age": "", "gone": "x"},
-    {"user": "u9", "genres": None, "age": "a2", "gone": "g1"},
-]
-IDS: dict[str, Any] = {
-    "user": [3, 0, 9],
-    "genres": [[2, 1], [4, 0], [0]],
-    "age": [1, 0, 2],
-    "gone": [1, 0, 1],
-}
+from tests.support.live_models import as_arrays, export, live_model, some_ids
+from tests.support.raw_bundle import IDS, RECIPE, RECORDS, write_raw_bundle
 
 
 @pytest.fixture(scope="module")
@@ -143,10 +131,6 @@ def test_a_bundle_without_vocabulary_takes_ids_alone(tmp_path: Path, name: str) 
     export(live_model(name), tmp_path / "bundle")
     scorer, ids = Scorer(tmp_path / "bundle"), some_ids(5)
     expected = torch.sigmoid(open_bundle(tmp_path / "bundle").model()(ids))
-    given = {
-        field: tuple(part.numpy() for part in found) if isinstance(found, tuple) else found.numpy()
-        for field, found in ids.items()
-    }
-    assert scorer.score_ids(given).tolist() == expected.tolist()
+    assert scorer.score_ids(as_arrays(ids)).tolist() == expected.tolist()
     with pytest.raises(BundleError, match="no vocabulary"):
         scorer.score([{"user": "u1"}])

@@ -5,9 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ham_dist.export.compact import Ids
 from ham_dist.serving.runtimes.compiling import cxx_compiler
-from tests.support.live_models import some_ids
+from tests.support.live_models import as_arrays, some_ids
 
 needs_compiler = pytest.mark.skipif(cxx_compiler() is None, reason="there is no C++ compiler")
 
@@ -17,11 +16,7 @@ MIXED = {"user": "int6", "gone": "fp32", "genres": "int8", "age": "fp16"}
 
 def given_ids(rows: int, seed: int = 1) -> dict[str, Any]:
     """The ids of `some_ids`, as arrays."""
-    return {field: _arrays(ids) for field, ids in some_ids(rows, seed).items()}
-
-
-def _arrays(ids: Ids) -> Any:
-    return tuple(part.numpy() for part in ids) if isinstance(ids, tuple) else ids.numpy()
+    return as_arrays(some_ids(rows, seed))
 
 
 def require_equal(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> None:

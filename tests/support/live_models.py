@@ -102,6 +102,14 @@ def some_ids(rows: int = B, seed: int = 1) -> dict[str, Ids]:
     return ids
 
 
+def as_arrays(ids: Mapping[str, Ids]) -> dict[str, Any]:
+    """Ids by field as `FieldOrder.batch` takes them."""
+    return {
+        field: tuple(part.numpy() for part in found) if isinstance(found, tuple) else found.numpy()
+        for field, found in ids.items()
+    }
+
+
 def chunks(
     tables: Mapping[str, torch.Tensor], rows: int = 1000, rank: int = 0, world_size: int = 1
 ) -> list[TableChunk]:

@@ -23,6 +23,20 @@ RECIPE: dict[str, Any] = {
     },
 }
 
+RECORDS: list[dict[str, Any]] = [
+    {"user": "u3", "genres": "g2|g1", "age": "a1", "gone": "g1"},
+    {"user": None, "genres": ["g4", "nothing"], "age": "", "gone": "x", "more": 1.5},
+    {"user": "u9", "genres": None, "age": "a2", "gone": "g1"},
+]
+"""Raw records; no field is made from `more`."""
+IDS: dict[str, Any] = {
+    "user": [3, 0, 9],
+    "genres": [[2, 1], [4, 0], [0]],
+    "age": [1, 0, 2],
+    "gone": [1, 0, 1],
+}
+"""Their ids."""
+
 
 def write_raw_bundle(
     folder: Path,

@@ -5,9 +5,11 @@ The model is compiled once, for all tests here.
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,10 +17,12 @@ from safetensors.torch import load_file, save_file
 from ham_dist.errors import BundleError
 from ham_dist.export.bundle import Bundle
 from ham_dist.export.packages.check import TOLERANCE, generated_batches, read_fields
-from ham_dist.export.packages.pt2 import CONFIG, MODEL, load_pt2
+from ham_dist.export.packages.pt2 import CONFIG, MODEL, Pt2Model, load_pt2
 from ham_dist.export.packages.registry import FORMATS
 from ham_dist.export.packages.write import write_package
 from ham_dist.serving import Scorer
+from tests.support.live_models import as_arrays
+from tests.support.package_inputs import three_records
 
 
 @pytest.fixture(scope="module")
@@ -29,45 +33,30 @@ def packages(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     return {name: folder / name for name in FORMATS}
 
 
+def run(model: Pt2Model, given: Mapping[str, np.ndarray[Any, Any]]) -> torch.Tensor:
+    return model(*(torch.from_numpy(given[name]) for name in model.inputs))
+
+
 def test_all_formats_agree(bundle: Bundle, packages: dict[str, Path]) -> None:
     *_, ids = generated_batches(read_fields(bundle), seed=5)
-    given = {
-        name: of_field.numpy()
-        if isinstance(of_field, torch.Tensor)
-        else tuple(part.numpy() for part in of_field)
-        for name, of_field in ids.items()
-    }
-    expected = torch.from_numpy(Scorer(bundle).score_ids(given))
+    expected = torch.from_numpy(Scorer(bundle).score_ids(as_arrays(ids)))
     assert expected.shape == (64,)
     found: dict[str, torch.Tensor] = {}
     for name, path in packages.items():
         runners = FORMATS[name].runners(bundle, path)
         report = json.loads((path / "package.json").read_text())
         assert runners.keys() == report["verified"]["max_difference"].keys()
-        found |= {model: run(ids).detach() for model, run in runners.items()}
+        found |= {model: runner(ids).detach() for model, runner in runners.items()}
     assert found.keys() == {"onnx", "pt2", "ctr", "ctr_raw", "torchrec"}
     for model, probabilities in found.items():
         torch.testing.assert_close(probabilities, expected, rtol=0, atol=TOLERANCE, msg=model)
-
-
-def three_records(**changes: Any) -> dict[str, torch.Tensor]:
-    given = {
-        "user": [3, 0, 10],
-        "gone": [5, 0, 1],
-        "age": [2, 1, 0],
-        "zip": [29, 0, 1],
-        "genres.values": [1, 2, 3],
-        "genres.offsets": [0, 2, 2, 3],
-    }
-    return {name: torch.tensor(values) for name, values in (given | changes).items()}
 
 
 def test_compiled_code_checks_the_ids(packages: dict[str, Path]) -> None:
     model = load_pt2(packages["pt2"])
 
     def nan(**changes: Any) -> list[bool]:
-        given = three_records(**changes)
-        return model(*(given[name] for name in model.inputs)).isnan().tolist()
+        return run(model, three_records(**changes)).isnan().tolist()
 
     assert nan() == [False, False, False]
     assert nan(user=[3, -1, 11]) == [False, True, True]
@@ -81,10 +70,7 @@ def test_compiled_code_reads_the_weights_next_to_it(packages: dict[str, Path], t
     table = load_file(copy / "tables" / "zip.safetensors")
     table["values"][29] += 1
     save_file(table, copy / "tables" / "zip.safetensors")
-    given = three_records()
-    before, after = (
-        model(*(given[name] for name in model.inputs)) for model in map(load_pt2, (packages["pt2"], copy))
-    )
+    before, after = (run(load_pt2(path), three_records()) for path in (packages["pt2"], copy))
     assert (before != after).tolist() == [True, False, False]
 
 

@@ -19,6 +19,7 @@ from ham_dist.export.packages.graph import padded
 from ham_dist.export.packages.onnx import MODEL
 from ham_dist.export.packages.write import write_package
 from tests.support.live_models import export, live_model
+from tests.support.package_inputs import three_records
 
 
 @pytest.fixture(scope="module")
@@ -33,28 +34,15 @@ def session(package: Path) -> Any:
     return onnxruntime.InferenceSession(package / MODEL)
 
 
-def inputs(**changes: Any) -> dict[str, np.ndarray[Any, Any]]:
-    """Three records, whose genres are [1, 2], none and [3]."""
-    given = {
-        "user": [3, 0, 10],
-        "gone": [5, 0, 1],
-        "age": [2, 1, 0],
-        "zip": [29, 0, 1],
-        "genres.values": [1, 2, 3],
-        "genres.offsets": [0, 2, 2, 3],
-    }
-    return {name: np.array(values, np.int64) for name, values in (given | changes).items()}
-
-
 def wanted(bundle: Bundle) -> torch.Tensor:
-    given = {name: torch.from_numpy(values) for name, values in inputs().items()}
+    given = {name: torch.from_numpy(values) for name, values in three_records().items()}
     ids = {name: values for name, values in given.items() if "." not in name}
     genres = given["genres.values"], given["genres.offsets"]
     return torch.sigmoid(bundle.model()({**ids, "genres": genres}))
 
 
 def test_probabilities_are_the_bundles(bundle: Bundle, package: Path, session: Any) -> None:
-    (found,) = session.run(["probability"], inputs())
+    (found,) = session.run(["probability"], three_records())
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, wanted(bundle), rtol=0, atol=TOLERANCE)
     description = json.loads((package / DESCRIPTION).read_text())
@@ -78,7 +66,7 @@ def test_probabilities_are_the_bundles(bundle: Bundle, package: Path, session: A
 def test_an_id_outside_its_table_gives_nan_for_its_record_alone(
     bundle: Bundle, session: Any, field: str, record: int, wrong: int
 ) -> None:
-    given = inputs()
+    given = three_records()
     given[field][record] = wrong
     (found,) = session.run(None, given)
     expected = wanted(bundle)
@@ -88,14 +76,14 @@ def test_an_id_outside_its_table_gives_nan_for_its_record_alone(
 
 def test_a_value_outside_the_table_of_a_multi_valued_field(bundle: Bundle, session: Any) -> None:
     for wrong in (-1, 7):
-        (found,) = session.run(None, inputs(**{"genres.values": [1, wrong, 3]}))
+        (found,) = session.run(None, three_records(**{"genres.values": [1, wrong, 3]}))
         assert np.isnan(found).tolist() == [True, False, False]
         np.testing.assert_allclose(found[1:], wanted(bundle)[1:], rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("offsets", [[0, 2, 1, 3], [1, 2, 2, 3], [0, 2, 2, 2], [0, 2, 2, 9], [0, -5, 2, 3]])
 def test_wrong_offsets_give_nan_for_all(session: Any, offsets: list[int]) -> None:
-    (found,) = session.run(None, inputs(**{"genres.offsets": offsets}))
+    (found,) = session.run(None, three_records(**{"genres.offsets": offsets}))
     assert np.isnan(found).all()
     assert len(found) == 3
 

@@ -9,19 +9,7 @@ import pytest
 from ham_dist.serving import Scorer
 from tests.support.asgi import Client, ask
 from tests.support.live_models import export, live_model
-from tests.support.raw_bundle import RECIPE, write_raw_bundle
-
-RECORDS: list[dict[str, Any]] = [
-    {"user": "u3", "genres": "g2|g1", "age": "a1", "gone": "g1"},
-    {"user": None, "genres": ["g4", "nothing"], "age": "", "gone": "x", "more": 1.5},
-    {"user": "u9", "genres": None, "age": "a2", "gone": "g1"},
-]
-IDS: dict[str, Any] = {
-    "user": [3, 0, 9],
-    "genres": [[2, 1], [4, 0], [0]],
-    "age": [1, 0, 2],
-    "gone": [1, 0, 1],
-}
+from tests.support.raw_bundle import IDS, RECIPE, RECORDS, write_raw_bundle
 
 
 @pytest.fixture(scope="module")
