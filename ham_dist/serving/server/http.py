@@ -1,6 +1,7 @@
 """uvicorn with two changes: limits on the head of a request, and a stop that loses no request."""
 
 import asyncio
+import re
 import socket
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,8 @@ KEEP_ALIVE_SECONDS = 75
 LINGER_SECONDS = 0.5
 """After SIGTERM, open connections are served this long: a client may have sent a request that has not
 arrived."""
+
+_UPGRADE = re.compile(rb"\r\nupgrade(?=[ \t]*:)", re.IGNORECASE)
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -41,7 +44,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """Counts the bytes of a head."""
         if self.cycle is not None and self.cycle.response_complete and self._head is None:
             self._head = self.loop.call_later(self.head_seconds, self._too_slow)
-        super().data_received(data)
+        super().data_received(data if self._head is None else _without_upgrade(data))
         if self._head is None:
             return
         self._head_bytes += len(data)
@@ -74,6 +77,20 @@ class LimitedProtocol(HttpToolsProtocol):
                 f"connection: close\r\n\r\n{body}".encode()
             )
             self.transport.close()
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """Bytes that start in a head, with another name in place of the header Upgrade.
+
+    Some clients, such as Java's HttpClient, offer HTTP/2 in it. One that is ignored stays with HTTP/1.1, but
+    the parser takes the body for bytes of the other protocol.
+    """
+    end = data.find(b"\r\n\r\n")
+    if end < 0:
+        end = len(data)
+    if _UPGRADE.search(data, 0, end) is None:
+        return data
+    return _UPGRADE.sub(b"\r\nx-upgrade", data[:end]) + data[end:]
 
 
 class HttpServer(uvicorn.Server):

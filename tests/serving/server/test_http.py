@@ -75,6 +75,16 @@ def test_slow_and_huge_requests_are_refused_and_others_served(path: Path) -> Non
         connection.close()
 
 
+def test_an_offer_of_http_2_is_ignored_and_the_body_read(path: Path) -> None:
+    offer = (
+        b"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\nConnection: Upgrade, HTTP2-Settings, close\r\n"
+    )
+    head, _, body = REQUEST.replace(b"host", offer + b"host").partition(b"\r\n\r\n")
+    with served(path) as address:
+        for parts in ([head + b"\r\n\r\n" + body], [head + b"\r\n\r\n", body]):
+            assert talk(address, *parts).startswith(b"HTTP/1.1 200 ")
+
+
 def test_sigterm_under_load_answers_every_accepted_request(path: Path) -> None:
     """A connection that is refused was not accepted; one that breaks would have lost its request."""
     answered: list[int] = []
