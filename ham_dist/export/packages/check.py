@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import torch
 
-from ham_dist.errors import BundleError
+from ham_dist.errors import BundleError, DataError
 from ham_dist.export.bundle import Bundle
 from ham_dist.export.compact import Ids
 from ham_dist.export.manifest import FieldEntry
@@ -66,11 +66,15 @@ def _some_ids(field: FieldEntry, count: int, zeros: bool, generator: torch.Gener
 def _user_batches(bundle: Bundle, fields: Sequence[FieldEntry], records: str) -> Iterator[dict[str, Ids]]:
     count = 0
     for block in read_records(bundle, records, fields, "auto", _BLOCK):
-        yield block.ids
         ids = next(iter(block.ids.values()))
-        count += len(ids) if isinstance(ids, torch.Tensor) else len(ids[1]) - 1
+        rows = len(ids) if isinstance(ids, torch.Tensor) else len(ids[1]) - 1
+        if rows:
+            yield block.ids
+        count += rows
         if count >= RECORDS:
             return
+    if not count:
+        raise DataError(f"{records}: has no records; expected some to compare the package on. Omit --records")
 
 
 @torch.inference_mode()

@@ -52,6 +52,16 @@ def test_another_model_is_refused_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_without_records_is_an_error(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(monkeypatch)
+    (tmp_path / "none.csv").touch()
+    with pytest.raises(DataError, match=r"none\.csv: has no records; expected some"):
+        write_package(bundle.root, "copy", tmp_path / "out", str(tmp_path / "none.csv"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_package_that_cannot_be_written_leaves_nothing(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
