@@ -24,7 +24,7 @@ ONE_TARGET = ["search.targets=[{columns=28}]"]
 """For runs of such a file on several ranks: a run on one rank has trained all targets."""
 
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_NOT_RUN = re.compile(r"\*Not run by the tests: (.+)\*\s*\Z")
+_NOT_RUN = re.compile(r"\*Not run by the tests: ((?:.|\n(?!\n))+)\*\s*\Z")
 _FILE_NAME = re.compile(r"# ([\w-]+\.toml)\n")
 
 
@@ -35,7 +35,7 @@ class Block:
     Attributes:
         language: The word after the fence; `sh` and `python` are run.
         code: Its lines.
-        not_run: The reason in a line `*Not run by the tests: REASON*` above it, or None.
+        not_run: The reason in a paragraph `*Not run by the tests: REASON*` above it, or None.
     """
 
     language: str
