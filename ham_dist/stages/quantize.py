@@ -2,7 +2,7 @@
 
 It follows retraining, with scales and offsets that are fitted once, to the retrained tables. Trained under
 quantization from the searched weights instead, with all learning rates of retraining, DCN-V2 lost more AUC by
-int4 than by quantizing its tables afterwards (docs/evidence.md).
+int4 than by quantizing its tables afterwards (perf/results/codec_losses_cpu_2026-11.md).
 """
 
 import torch
