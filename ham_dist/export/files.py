@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ham_dist.errors import BundleError
-from ham_dist.export.manifest import FileEntry
+from ham_dist.export.manifest import FORMAT, MANIFEST, FileEntry
 from ham_dist.io.hashing import sha256_of
-from ham_dist.io.untrusted import relative_name
+from ham_dist.io.untrusted import read_json, relative_name
 
 
 @contextmanager
@@ -47,3 +47,23 @@ def writing(path: Path) -> Iterator[None]:
         else:
             advice = "Give another path"
         raise BundleError(f"{path}: cannot be written: {reason}. {advice}.") from error
+
+
+def require_outside_bundles(out: Path) -> None:
+    """Check that a new folder is not inside a bundle, whose files are mapped and counted.
+
+    Raises:
+        BundleError: It would be.
+    """
+    for folder in out.resolve().parents:
+        if _is_bundle(folder):
+            raise BundleError(f"{out}: is inside the bundle {folder}. Give a folder outside of it.")
+
+
+def _is_bundle(folder: Path) -> bool:
+    """Returns True if manifest.json of a folder is that of a bundle, also of a damaged or newer one."""
+    try:
+        content = read_json(folder / MANIFEST)
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("format") == FORMAT

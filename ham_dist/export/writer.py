@@ -28,7 +28,7 @@ from ham_dist.errors import BundleError
 from ham_dist.export.aligned import write_table
 from ham_dist.export.bundle import open_bundle
 from ham_dist.export.codecs.registry import codec_of
-from ham_dist.export.files import new_bundle_file, writing
+from ham_dist.export.files import new_bundle_file, require_outside_bundles, writing
 from ham_dist.export.manifest import (
     DENSE,
     BundleManifest,
@@ -156,12 +156,13 @@ def open_folder(out: Path) -> Iterator[Path]:
     """Yields the temporary folder of the bundle `out`; see `temporary_folder`.
 
     Raises:
-        BundleError: `out` exists, or the folder cannot be created.
+        BundleError: `out` exists or is inside a bundle, or the folder cannot be created.
     """
     if out.exists() or out.is_symlink():
         raise BundleError(
             f"{out}: already exists; bundles are never overwritten. Delete it, or give another folder."
         )
+    require_outside_bundles(out)
     with ExitStack() as opened:
         with writing(out):
             partial = opened.enter_context(temporary_folder(out))

@@ -5,7 +5,7 @@ from pathlib import Path
 import ham_dist
 from ham_dist.errors import BundleError
 from ham_dist.export.bundle import verify_files
-from ham_dist.export.files import writing
+from ham_dist.export.files import require_outside_bundles, writing
 from ham_dist.export.manifest import bundle_identity
 from ham_dist.export.packages.check import compare
 from ham_dist.export.packages.description import DESCRIPTION, PackageDescription
@@ -34,6 +34,7 @@ def write_package(bundle: str | Path, name: str, out: Path, records: str | None 
         raise BundleError(
             f"{out}: already exists; packages are never overwritten. Delete it, or give another folder."
         )
+    require_outside_bundles(out)
     with writing(out), temporary_folder(out) as partial:
         package.write(opened, partial)
         description = PackageDescription(
