@@ -1,8 +1,8 @@
-"""Reads single cells of records as text, lists of text or numbers, as `data.encode.columns` reads columns."""
+"""Reads records and their cells: text, lists of text, and numbers, as `data.encode.columns` reads columns."""
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from ham_dist.data.encode.columns import EXPECTED, NOT_FINITE, Kind
 from ham_dist.data.encode.rules import UNIT
 from ham_dist.data.raw.parse import numbers_of
 from ham_dist.data.recipe.fields import Format
+from ham_dist.errors import DataError
 
 # Text that Python and the parser of text files read as the same number. Other text, such as 1e5 or " 1", is
 # left to that parser.
@@ -172,3 +173,16 @@ def _is_deeper(cell: Any, depth: int) -> bool:
 def _shown(cell: Any) -> str:
     # Of all integers, only those beyond 10^308 are not finite numbers.
     return "a large integer" if isinstance(cell, int | np.integer) else str(cell)
+
+
+def listed(records: Any) -> list[Any]:
+    """Returns the records of an iterable.
+
+    Raises:
+        DataError: It is none, or a text.
+    """
+    if isinstance(records, str | bytes) or not isinstance(records, Iterable):
+        raise DataError(
+            f"records: {type(records).__name__}; expected a dict, a list of dicts or an Arrow table"
+        )
+    return list(records)

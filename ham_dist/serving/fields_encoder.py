@@ -17,7 +17,7 @@ from ham_dist.data.encode.record_files import lacking_columns
 from ham_dist.data.recipe.fields import AnyField, Categorical, Format, Numeric
 from ham_dist.data.recipe.load import Recipe
 from ham_dist.errors import BundleError, DataError
-from ham_dist.serving.cells import WrongCell, type_name
+from ham_dist.serving.cells import WrongCell, listed, type_name
 from ham_dist.serving.fields import FieldReader, field_reader
 from ham_dist.serving.id_batch import IdBatch
 from ham_dist.serving.vocabulary import NO_KEY, Ids, Vocabulary
@@ -138,7 +138,7 @@ class FieldsEncoder:
             return self._batch_of_one(records)
         if isinstance(records, pa.Table | pa.RecordBatch):
             return self._batch_of_table(records)
-        return self._batch_of_dicts(records if isinstance(records, list | tuple) else list(records))
+        return self._batch_of_dicts(records if isinstance(records, list | tuple) else listed(records))
 
     def _batch_of_table(self, table: pa.Table | pa.RecordBatch) -> IdBatch:
         return self.as_batch(self.encode_columns(self.columns_of(self.kinds, table)), table.num_rows)

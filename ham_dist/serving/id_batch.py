@@ -167,6 +167,10 @@ def _integers(name: str, numbers: Any) -> Ids:
         array = np.asarray(numbers)
     except (ValueError, OverflowError):  # lists of different lengths
         raise DataError(f"ids: {name} is not a list of numbers; {_EXPECTED}, one for each record") from None
+    if np.ma.is_masked(numbers):
+        raise DataError(
+            f"ids: {name} has masked values; {_EXPECTED}\n  Give 0, the id of an unknown value, for them."
+        )
     if array.ndim != 1:
         raise DataError(f"ids: {name} has {array.ndim} dimensions; {_EXPECTED} in 1")
     if not array.size:

@@ -106,6 +106,10 @@ def test_a_recipe_with_other_multi_valued_fields_is_refused(tmp_path: Path) -> N
         ({"user": [[3], [0, 1], [1]]}, "user is not a list of numbers"),
         ({"user": (np.array([3]), np.array([0, 1]))}, "user has values and offsets"),
         ({"user": 3}, "user has 0 dimensions"),
+        (
+            {"user": np.ma.array([3, 0, 9], mask=[False, True, False])},
+            "user has masked values",
+        ),
         ({"user": [3, 0]}, "age has 3 records and user has 2"),
         ({"genres": [[2], [9999], [0]]}, r"record 1 \(from 0\): genres = 9999"),
         ({"genres": [2, 1, 0]}, "genres is multi-valued; expected a list of integers for each record"),
@@ -134,3 +138,9 @@ def test_a_bundle_without_vocabulary_takes_ids_alone(tmp_path: Path, name: str) 
     assert scorer.score_ids(as_arrays(ids)).tolist() == expected.tolist()
     with pytest.raises(BundleError, match="no vocabulary"):
         scorer.score([{"user": "u1"}])
+
+
+@pytest.mark.parametrize("records", [None, 3, "u1", b"u1"])
+def test_records_of_another_kind_are_an_error(path: Path, records: Any) -> None:
+    with pytest.raises(DataError, match=f"{type(records).__name__}; expected a dict, a list of dicts"):
+        Scorer(path).score(records)
