@@ -92,6 +92,9 @@ def test_pyproject_takes_the_torch_of_each_supported_trio_and_no_other() -> None
 
 
 def test_the_makefile_installs_the_newest_supported_trio() -> None:
-    pinned = dict(re.findall(r"^(\w+) \?= (\d+\.\d+)\.\d+$", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    names = "TORCH|TORCHREC|FBGEMM_VERSION"
+    pinned = dict(
+        re.findall(rf"^({names}) \?= (\d+\.\d+)\.\d+$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    )
     newest = backend.SUPPORTED[0]
     assert pinned == {"TORCH": newest.torch, "TORCHREC": newest.torchrec, "FBGEMM_VERSION": newest.fbgemm}

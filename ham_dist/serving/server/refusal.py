@@ -29,7 +29,10 @@ class Refused(Exception):
 
 def shown(value: Any, letters: int = 40) -> str:
     """Returns the start of a JSON value as text, for messages."""
-    try:
-        return str(value)[:letters]
-    except RecursionError:
-        return "a value that is nested too deeply"
+    if isinstance(value, list):
+        value = value[:letters]
+        if any(isinstance(one, list | dict) for one in value):
+            return "a nested list"  # printing it could take long, or exceed the limit of recursion
+    elif isinstance(value, dict):
+        return "an object"
+    return str(value)[:letters]

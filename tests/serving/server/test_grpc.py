@@ -103,7 +103,7 @@ def test_contents_in_fields_of_the_message_and_wrong_requests(path: Path) -> Non
             ({"inputs": good, "raw_input_contents": raw[1:]}, "raw_input_contents: has 3 tensors"),
             ({"inputs": good, "raw_input_contents": [raw[0][:-1], *raw[1:]]}, "has 23 bytes; expected 24"),
             ({"inputs": good, "model_version": "2"}, "version '2' of films: is not served"),
-            ({"inputs": [tensor("user", [3] * 5), *good[1:]]}, "expected as many"),
+            ({"inputs": [tensor("user", [3] * 4), *good[1:]]}, "expected as many"),
             ({"inputs": many}, "has 6 records; expected at most 4"),
         ):
             with pytest.raises(grpc.RpcError, match=re.escape(message)):
