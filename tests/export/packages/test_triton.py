@@ -115,7 +115,8 @@ def test_a_bundle_without_vocabulary_takes_ids_in_both(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export(live_model("dcnv2"), tmp_path / "bundle")
-    models = tmp_path / "bundle" / "models"
+    models = tmp_path / "models"
+    (tmp_path / "bundle" / "notes.txt").touch()  # no file of the bundle, so it is not copied
     write_package(tmp_path / "bundle", "triton", models)
     config = config_of(models, BY_RECORDS)
     assert {each.name: list(each.dims) for each in config.input} == {"user": [1], "genres": [-1], "age": [1]}
