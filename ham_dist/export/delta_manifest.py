@@ -45,7 +45,7 @@ class DeltaManifest(_Entry):
     old: Sha256
     """`checksum` in the manifest.json of the bundle that the delta is applied to."""
     new: Sha256
-    """The same of the bundle that this gives."""
+    """`checksum` in the manifest.json of the bundle that results."""
     manifest: Whole
     """The new bundle's manifest.json."""
     parts: dict[RelativeName, Part]

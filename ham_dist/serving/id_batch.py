@@ -108,17 +108,11 @@ class FieldOrder:
             )
         singles = [_single(field.name, ids[field.name]) for field in self.singles]
         several = [_several(field.name, ids[field.name]) for field in self.several]
-        counts = {
-            **{field.name: len(column) for field, column in zip(self.singles, singles, strict=True)},
-            **{
-                field.name: len(offsets) - 1
-                for field, (_, offsets) in zip(self.several, several, strict=True)
-            },
-        }
-        rows = next(iter(counts.values()), 0)
-        for name, count in counts.items():
+        counts = [*map(len, singles), *(len(offsets) - 1 for _, offsets in several)]
+        rows = counts[0] if counts else 0
+        for name, count in zip(self.names, counts, strict=True):
             if count != rows:
-                first = next(iter(counts))
+                first = self.names[0]
                 raise DataError(f"ids: {name} has {count} records and {first} has {rows}; expected as many")
         stacked = np.stack(singles) if singles else np.empty((0, rows), np.int64)
         batch = IdBatch(stacked, tuple(several), rows)

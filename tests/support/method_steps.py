@@ -140,7 +140,7 @@ def searched(names: list[str]) -> dict[str, Searched]:
 
 
 def resumed(names: list[str], folder: Path) -> dict[str, Searched]:
-    """The same searches, saved after half of the steps, and loaded into another model and method.
+    """Whole searches that are saved after half of the steps and loaded into another model and method.
 
     The numbers of these differ from the saved ones before they are loaded.
     """

@@ -1,4 +1,6 @@
-"""What compiled code is made of: it runs only where all of it is the same.
+"""The key of compiled code: the versions, processor and shapes that it was compiled for.
+
+Code with another key is compiled again, and never loaded.
 
 The values of tables and weights are not part of it: compiled code reads them from the bundle, so the next
 version of a model with tables of the same sizes needs no compilation.

@@ -74,12 +74,8 @@ async def serve(
     """Serves until `should_exit` of the HTTP server is true.
 
     Args:
-        options: Settings of the server.
-        swapper: Holds the serving version.
-        metrics: Metrics of this process.
-        bound: Socket of HTTP and, if there is one, of gRPC.
-        started: Called as soon as the server answers.
-        records: Record requests, if the options ask for it.
+        options, swapper, metrics, bound, records: As for `serve_until_stopped`.
+        started: Called with the HTTP server as soon as it answers.
     """
     service = Service(options, swapper, metrics, records=records)
     server = HttpServer(service)

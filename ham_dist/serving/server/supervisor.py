@@ -69,7 +69,7 @@ class Supervisor:
         self._slots = [_Slot(number) for number in range(options.workers)]
         self._verifying: tuple[BaseProcess, Active] | None = None
         self._seen: Active | str | None = None
-        """What the pointer file had at the last look: a version, or the message of an error."""
+        """The version in the pointer file when it was last read, or the message of the error."""
         self._approved: Active | None = None
         self._looked = 0.0
 
